@@ -1,0 +1,79 @@
+"""Shapes of a T5 and how it is executed; presets of both published families."""
+
+import dataclasses
+from typing import Literal
+
+from cotmi_jax.errors import UserError
+
+Remat = Literal["none", "dots", "full"]
+FAMILIES = ("v1.0", "v1.1")
+PRESETS = ("tiny", "mini", "small", "base", "large", "xl", "xxl")
+
+# d_model, d_kv, d_ff, layers of each stack, heads. small…xxl are the published sizes (Raffel et al. 2020, table 14;
+# v1.1 release notes), where v1.0 calls its xl and xxl "3b" and "11b". tiny and mini are this project's own, for CPUs.
+_SHAPES: dict[str, dict[str, tuple[int, int, int, int, int]]] = {
+    "v1.0": {
+        "tiny": (128, 32, 512, 2, 4),
+        "mini": (256, 64, 1024, 4, 4),
+        "small": (512, 64, 2048, 6, 8),
+        "base": (768, 64, 3072, 12, 12),
+        "large": (1024, 64, 4096, 24, 16),
+        "xl": (1024, 128, 16384, 24, 32),
+        "xxl": (1024, 128, 65536, 24, 128),
+    },
+    "v1.1": {
+        "tiny": (128, 32, 320, 2, 4),
+        "mini": (256, 64, 640, 4, 4),
+        "small": (512, 64, 1024, 8, 6),
+        "base": (768, 64, 2048, 12, 12),
+        "large": (1024, 64, 2816, 24, 16),
+        "xl": (2048, 64, 5120, 24, 32),
+        "xxl": (4096, 64, 10240, 24, 64),
+    },
+}
+T5_VOCAB_SIZE = 32128  # 32,000 pieces and 100 sentinels, padded to a multiple of 128 by the published checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """A T5 student. The first block fixes the function it computes, the second only how it is executed."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    norm_epsilon: float = 1e-6
+    gated: bool = True  # gated tanh-gelu (v1.1, Flan) or relu (v1.0)
+    tied: bool = False  # output embedding = input embedding, logits scaled by d_model^-1/2 (v1.0)
+    pad_id: int = 0  # also the decoder's start token
+    eos_id: int = 1
+
+    dropout: float = 0.1  # probability, used only when a dropout key is given
+    dtype: str = "float32"  # of activations and matmuls; parameters, norms, softmax and logits stay float32
+    scan_layers: bool = True  # one compiled layer in a loop; False unrolls: slower to compile, often faster to run
+    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmul outputs, or everything
+
+
+def preset(name: str, family: str = "v1.1", *, vocab_size: int = T5_VOCAB_SIZE) -> T5Config:
+    """Configuration of a named size in family "v1.0" or "v1.1". Raises UserError for unknown names."""
+    if family not in FAMILIES:
+        raise UserError(f"unknown T5 family {family!r}: choose one of {', '.join(FAMILIES)}")
+    if name not in PRESETS:
+        raise UserError(f"unknown T5 preset {name!r}: choose one of {', '.join(PRESETS)}")
+    d_model, d_kv, d_ff, layers, heads = _SHAPES[family][name]
+    return T5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=d_kv,
+        d_ff=d_ff,
+        num_encoder_layers=layers,
+        num_decoder_layers=layers,
+        num_heads=heads,
+        gated=family == "v1.1",
+        tied=family == "v1.0",
+    )

@@ -1,0 +1,228 @@
+"""The student: an encoder-decoder T5 of either family (Raffel et al. 2020; v1.1: Shazeer 2020, Flan: Chung et al. 2022).
+
+Tensor names carry their shape behind an underscore:
+B batch (examples), S source tokens, T target tokens, D model, H heads, K head dim, F mlp, V vocabulary, L layers.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.layers import MASKED, MLP, Attention, RelativeBias, RMSNorm, declare, dropout
+from cotmi_jax.sharding import constrain_batch
+
+Cache = dict[str, Array]
+
+
+def padding_bias(valid_BxS: Array) -> Array:
+    """Score bias [B, 1, 1, S] that hides the keys where valid is False."""
+    return jnp.where(valid_BxS, 0.0, MASKED)[:, None, None, :]
+
+
+def shift_right(targets_BxT: Array, start_id: int) -> Array:
+    """Decoder inputs: the start token, then every target but the last."""
+    return jnp.pad(targets_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
+
+
+def _split_key(key: Array | None, num: int) -> list[Array | None]:
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention and mlp, each pre-normalized and residual."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        num = config.num_encoder_layers
+        self.attention_norm = RMSNorm(config, num, rngs=rngs)
+        self.attention = Attention(config, num, rngs=rngs)
+        self.mlp_norm = RMSNorm(config, num, rngs=rngs)
+        self.mlp = MLP(config, num, rngs=rngs)
+        self.rate = config.dropout
+
+    def __call__(self, x_BxSxD: Array, bias_BxHxSxS: Array, key: Array | None) -> Array:
+        keys = _split_key(key, 4)
+        normed = self.attention_norm(x_BxSxD)
+        attended = self.attention(normed, *self.attention.keys_values(normed), bias_BxHxSxS, keys[0])
+        x_BxSxD = x_BxSxD + dropout(attended, self.rate, keys[1])
+        x_BxSxD = x_BxSxD + dropout(self.mlp(self.mlp_norm(x_BxSxD), keys[2]), self.rate, keys[3])
+        return constrain_batch(x_BxSxD)
+
+
+class DecoderBlock(nnx.Module):
+    """Causal self-attention, cross-attention and mlp, each pre-normalized and residual."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        num = config.num_decoder_layers
+        self.attention_norm = RMSNorm(config, num, rngs=rngs)
+        self.attention = Attention(config, num, rngs=rngs)
+        self.cross_norm = RMSNorm(config, num, rngs=rngs)
+        self.cross_attention = Attention(config, num, rngs=rngs)
+        self.mlp_norm = RMSNorm(config, num, rngs=rngs)
+        self.mlp = MLP(config, num, rngs=rngs)
+        self.rate = config.dropout
+
+    def __call__(
+        self, x_BxTxD: Array, encoded_BxSxD: Array, bias_BxHxTxT: Array, cross_bias_Bx1x1xS: Array, key: Array | None
+    ) -> Array:
+        keys = _split_key(key, 6)
+        normed = self.attention_norm(x_BxTxD)
+        attended = self.attention(normed, *self.attention.keys_values(normed), bias_BxHxTxT, keys[0])
+        x_BxTxD = x_BxTxD + dropout(attended, self.rate, keys[1])
+        keys_values = self.cross_attention.keys_values(encoded_BxSxD)
+        attended = self.cross_attention(self.cross_norm(x_BxTxD), *keys_values, cross_bias_Bx1x1xS, keys[2])
+        x_BxTxD = x_BxTxD + dropout(attended, self.rate, keys[3])
+        x_BxTxD = x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD), keys[4]), self.rate, keys[5])
+        return constrain_batch(x_BxTxD)
+
+    def step(
+        self, x_Bx1xD: Array, cache: Cache, position: Array, bias_1xHx1xT: Array, cross_bias_Bx1x1xS: Array
+    ) -> tuple[Array, Cache]:
+        """One position with this layer's cache; returns its output and the keys and values it adds [B, 1, H, K]."""
+        normed = self.attention_norm(x_Bx1xD)
+        new_key, new_value = self.attention.keys_values(normed)
+        keys = jax.lax.dynamic_update_slice_in_dim(cache["key"], new_key, position, axis=1)
+        values = jax.lax.dynamic_update_slice_in_dim(cache["value"], new_value, position, axis=1)
+        x_Bx1xD = x_Bx1xD + self.attention(normed, keys, values, bias_1xHx1xT, None)
+        cross = self.cross_attention(
+            self.cross_norm(x_Bx1xD), cache["cross_key"], cache["cross_value"], cross_bias_Bx1x1xS, None
+        )
+        x_Bx1xD = x_Bx1xD + cross
+        x_Bx1xD = x_Bx1xD + self.mlp(self.mlp_norm(x_Bx1xD), None)
+        return x_Bx1xD, {"key": new_key, "value": new_value}
+
+
+class Encoder(nnx.Module):
+    """The stack that reads the input."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.position = RelativeBias(config, bidirectional=True, rngs=rngs)
+        self.blocks = EncoderBlock(config, rngs=rngs)
+        self.final_norm = RMSNorm(config, None, rngs=rngs)
+
+
+class Decoder(nnx.Module):
+    """The stack that writes the target."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.position = RelativeBias(config, bidirectional=False, rngs=rngs)
+        self.blocks = DecoderBlock(config, rngs=rngs)
+        self.final_norm = RMSNorm(config, None, rngs=rngs)
+
+
+class T5(nnx.Module):
+    """The whole student. Parameters are float32; a dropout key at call time turns dropout on."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = declare(rngs, (config.vocab_size, config.d_model), ("vocab", "embed"), 1.0)
+        self.encoder = Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+        shape, axes = (config.d_model, config.vocab_size), ("embed", "vocab")
+        self.head = None if config.tied else declare(rngs, shape, axes, config.d_model**-0.5)
+
+    def _embed(self, ids_BxT: Array, key: Array | None) -> Array:
+        x_BxTxD = self.embedding[ids_BxT].astype(self.config.dtype)
+        return dropout(constrain_batch(x_BxTxD), self.config.dropout, key)
+
+    def _run(self, block: nnx.Module, apply: Callable, carry: Array | None, inputs: object, num: int) -> tuple:
+        """Run a stack of layers as one scan: apply(layer, carry, layer's slice of inputs) → (carry, output)."""
+        graph, params = nnx.split(block)
+
+        def body(carry: Array | None, layer: tuple[object, object]) -> tuple[Array | None, object]:
+            return apply(nnx.merge(graph, layer[0]), carry, layer[1])
+
+        if self.config.remat != "none":
+            save_matmuls = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            body = jax.checkpoint(body, policy=save_matmuls if self.config.remat == "dots" else None)
+        # Unrolling inside scan, not indexing the stack in a Python loop: the gradient of an index is a full-size add.
+        return jax.lax.scan(body, carry, (params, inputs), unroll=1 if self.config.scan_layers else num)
+
+    def encode(self, inputs_BxS: Array, key: Array | None = None) -> Array:
+        """Encoder states [B, S, D] of padded token ids."""
+        num = self.config.num_encoder_layers
+        embed_key, final_key, *keys = _split_key(key, 2 + num)
+        positions_S = jnp.arange(inputs_BxS.shape[1])
+        bias = self.encoder.position(positions_S, positions_S) + padding_bias(inputs_BxS != self.config.pad_id)
+        layer_keys = None if key is None else jnp.stack(keys)
+        x_BxSxD, _ = self._run(
+            self.encoder.blocks,
+            lambda block, x, layer_key: (block(x, bias, layer_key), None),
+            self._embed(inputs_BxS, embed_key),
+            layer_keys,
+            num,
+        )
+        return dropout(self.encoder.final_norm(x_BxSxD), self.config.dropout, final_key)
+
+    def decode(
+        self, encoded_BxSxD: Array, inputs_BxS: Array, targets_BxT: Array, key: Array | None = None
+    ) -> Array:
+        """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t]."""
+        num = self.config.num_decoder_layers
+        embed_key, final_key, *keys = _split_key(key, 2 + num)
+        positions_T = jnp.arange(targets_BxT.shape[1])
+        causal_TxT = positions_T[None, :] <= positions_T[:, None]
+        bias = self.decoder.position(positions_T, positions_T) + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
+        cross_bias = padding_bias(inputs_BxS != self.config.pad_id)
+        layer_keys = None if key is None else jnp.stack(keys)
+        x_BxTxD, _ = self._run(
+            self.decoder.blocks,
+            lambda block, x, layer_key: (block(x, encoded_BxSxD, bias, cross_bias, layer_key), None),
+            self._embed(shift_right(targets_BxT, self.config.pad_id), embed_key),
+            layer_keys,
+            num,
+        )
+        return dropout(self.decoder.final_norm(x_BxTxD), self.config.dropout, final_key)
+
+    def logits(self, states_BxTxD: Array) -> Array:
+        """Vocabulary logits [B, T, V] in float32."""
+        if self.head is None:
+            head = self.embedding.T
+            states_BxTxD = states_BxTxD * self.config.d_model**-0.5
+        else:
+            head = self.head[...]
+        return jnp.matmul(states_BxTxD, head.astype(self.config.dtype), preferred_element_type=jnp.float32)
+
+    def __call__(self, inputs_BxS: Array, targets_BxT: Array, key: Array | None = None) -> Array:
+        """Logits [B, T, V] of the targets given the inputs, both padded with pad_id."""
+        encoder_key, decoder_key = _split_key(key, 2)
+        return self.logits(self.decode(self.encode(inputs_BxS, encoder_key), inputs_BxS, targets_BxT, decoder_key))
+
+    def init_cache(self, encoded_BxSxD: Array, length: int) -> Cache:
+        """Key-value cache of generation: self-attention [L, B, length, H, K] empty, cross-attention [L, B, S, H, K]."""
+        config = self.config
+        shape = (config.num_decoder_layers, encoded_BxSxD.shape[0], length, config.num_heads, config.d_kv)
+        _, (cross_key, cross_value) = self._run(
+            self.decoder.blocks,
+            lambda block, carry, _: (carry, block.cross_attention.keys_values(encoded_BxSxD)),
+            None,
+            None,
+            config.num_decoder_layers,
+        )
+        empty = jnp.zeros(shape, config.dtype)
+        return {"key": empty, "value": empty, "cross_key": cross_key, "cross_value": cross_value}
+
+    def decode_step(
+        self, token_B: Array, position: Array, cache: Cache, source_valid_BxS: Array
+    ) -> tuple[Array, Cache]:
+        """Logits [B, V] of the token after token_B at a scalar position, and the cache with that position filled."""
+        key_positions_T = jnp.arange(cache["key"].shape[2])
+        bias = self.decoder.position(position[None], key_positions_T)
+        bias = bias + jnp.where(key_positions_T <= position, 0.0, MASKED)[None, None, None, :]
+        cross_bias = padding_bias(source_valid_BxS)
+        x_Bx1xD, new = self._run(
+            self.decoder.blocks,
+            lambda block, x, layer_cache: block.step(x, layer_cache, position, bias, cross_bias),
+            self._embed(token_B[:, None], None),
+            cache,
+            self.config.num_decoder_layers,
+        )
+        # Only the new position is written back: returning whole caches from the scan would copy them every token.
+        cache = cache | {
+            name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], position, axis=2)
+            for name in ("key", "value")
+        }
+        return self.logits(self.decoder.final_norm(x_Bx1xD))[:, 0], cache

@@ -1,0 +1,93 @@
+"""Mesh, logical-axis table and strict resolution of shardings.
+
+Parameters name their dimensions logically (`embed`, `mlp`, …); this file alone says which mesh axis each name uses. A
+name that the table lacks, or a dimension that its mesh axes do not divide, is an error: nothing is replicated silently.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cotmi_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # a batch is split over both; fsdp also splits the parameters
+
+RULES: dict[str, str | None] = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv": None,
+    "norm": None,
+    "buckets": None,
+    "layers": None,  # the scanned dimension
+}
+
+PyTree = Any
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Mesh of all devices with axes (data, fsdp, tensor); one size may be -1, the rest of the devices.
+
+    Axes are Auto: since JAX 0.9 make_mesh's default is Explicit, under which a vocabulary-sharded look-up raises.
+    """
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    devices = jax.device_count()
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"mesh {sizes}: sizes are positive and at most one is -1")
+    if free and devices % fixed == 0:
+        sizes[free[0]] = devices // fixed
+    if math.prod(sizes.values()) != devices:
+        raise UserError(f"mesh {sizes} does not cover {devices} devices: change config.mesh")
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def resolve(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> NamedSharding:
+    """Sharding of one parameter from its logical axes. Raises UserError for an unknown axis or an uneven split."""
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        if axis not in RULES:
+            raise UserError(f"parameter {name}: logical axis {axis!r} is not in the sharding table")
+        mesh_axis = RULES[axis]
+        if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+            raise UserError(
+                f"parameter {name}: axis {axis!r} of size {size} does not divide over "
+                f"{mesh.shape[mesh_axis]} devices of mesh axis {mesh_axis!r}: change config.mesh"
+            )
+        spec.append(mesh_axis)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of a value every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def put_batch(batch: Mapping[str, PyTree], mesh: Mesh) -> PyTree:
+    """Host arrays → device arrays split over the mesh along their first axis (this process gives its own rows)."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def constrain_batch(x: Array) -> Array:
+    """Pin an activation's first axis to the batch axes of the current mesh; the identity without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))

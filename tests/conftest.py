@@ -1,0 +1,22 @@
+"""Settings of the whole suite: eight fake CPU devices, strict ranks, real data where it is at hand."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_root() -> pathlib.Path:
+    """Root of the real data sets (`dss/`, `t5/`); skips where they are not installed."""
+    root = pathlib.Path(os.environ.get("COTMI_DATA_ROOT", REPOSITORY.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root}: set COTMI_DATA_ROOT")
+    return root
