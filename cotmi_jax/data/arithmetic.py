@@ -1,15 +1,18 @@
 """Embedded synthetic data: arithmetic word problems, worked solutions, and a teacher that errs at a known rate.
 
 Everything follows from the seed. A problem is a story told by one of a few templates, whose order of sentences is fixed
-while the wording of each sentence varies; now and then a sentence with a number of no use to the solution is told along.
-Every number in a problem and every result of a step, right or wrong, is a whole number in 2..99.
+while their wording varies; now and then a sentence with a number of no use to the solution is told along. Every number
+in a problem and every result of a step, right or wrong, is a whole number in 2..99.
 """
 
 import dataclasses
 import pathlib
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
+from cotmi_jax.data.arithmetic_templates import CONTAINERS, NAMES, OTHER_THINGS, TEMPLATES, Step, Template
 from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.errors import UserError
 
@@ -17,271 +20,159 @@ VOCABULARY_PATH = pathlib.Path(__file__).with_name("arithmetic.spiece.model")
 
 _SMALLEST, _LARGEST = 2, 99
 _DISTRACTOR_RATE = 0.35
+_CHOICE = re.compile(r"\[([^]]*)\]")
 _OPERATIONS = "+-*/"
-_NAMES = (
-    ("Tom", "he"),
-    ("Mia", "she"),
-    ("Ben", "he"),
-    ("Ana", "she"),
-    ("Leo", "he"),
-    ("Eva", "she"),
-    ("Omar", "he"),
-    ("Lily", "she"),
-)
-_SMALL = ("marbles", "stickers", "cards", "shells", "stamps", "beads")
-_FRUIT = ("apples", "plums", "pears", "lemons")
-_BAKED = ("cookies", "muffins", "rolls", "cakes")
-_GOODS = ("books", "lamps", "games", "shirts")
-_CONTAINERS = (("box", "boxes"), ("bag", "bags"), ("jar", "jars"), ("basket", "baskets"))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One operation: operands are numbers of the story ("a") or results of earlier steps ("#0")."""
-
-    left: str
-    operation: str
-    right: str
-    wordings: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Template:
-    """A kind of story: ranges of its numbers, wordings of each sentence (question last), steps to the answer.
-
-    The sentence whose wordings hold {x} is the distractor, which may be left out. In a step's wordings {left}, {right}
-    and {step} stand for the operands as used and for "left operation right = result".
-    """
-
-    things: tuple[str, ...]
-    ranges: dict[str, tuple[int, int]]
-    sentences: tuple[tuple[str, ...], ...]
-    steps: tuple[_Step, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    """A told story: its text, the numbers in it, its steps, and one chosen wording per step with the names filled in."""
+    """A told story: its text, the numbers in it, and its steps with all words filled in but no operands yet."""
 
     text: str
     numbers: dict[str, int]
-    steps: tuple[_Step, ...]
-    wordings: tuple[str, ...]
+    steps: tuple[Step, ...]
 
 
-_TEMPLATES = (
-    _Template(
-        things=_SMALL,
-        ranges={"a": (4, 99), "b": (2, 97)},
-        sentences=(
-            ("{name} has {a} {things}.", "{name} owns {a} {things}."),
-            ("{name} also has {x} {other}.", "{friend} has {x} {other}."),
-            ("{name} gives {b} {things} to {friend}.", "{friend} gets {b} {things} from {name}."),
-            ("How many {things} does {name} have left?", "How many {things} does {name} still have?"),
-        ),
-        steps=(
-            _Step("a", "-", "b", ("{name} has {left} {things} and gives away {right}, so {step} {things} are left.",)),
-        ),
-    ),
-    _Template(
-        things=_SMALL,
-        ranges={"a": (4, 99), "b": (2, 12)},
-        sentences=(
-            ("{name} has {a} {things}.", "{name} buys {a} {things}."),
-            ("{He} shares them equally among {b} friends.", "{He} splits them evenly among {b} friends."),
-            ("{name} also has {x} {other}.", "{He} keeps {x} {other}."),
-            ("How many {things} does each friend get?", "How many {things} will each friend have?"),
-        ),
-        steps=(
-            _Step("a", "/", "b", ("The {left} {things} go to {right} friends, so each friend gets {step} {things}.",)),
-        ),
-    ),
-    _Template(
-        things=_SMALL,
-        ranges={"a": (2, 95), "b": (2, 60), "c": (2, 95)},
-        sentences=(
-            ("{name} has {a} {things} in a {box}.", "{name} keeps {a} {things} in a {box}."),
-            ("{name} finds {b} more {things}.", "{He} gets {b} more {things} from {friend}."),
-            ("{name} is {x} inches taller than {friend}.", "{friend} lives {x} miles away."),
-            ("Then {name} loses {c} {things}.", "Later {name} sells {c} {things}."),
-            ("How many {things} does {name} have now?", "How many {things} does {name} have left?"),
-        ),
-        steps=(
-            _Step("a", "+", "b", ("{name} has {left} {things} and gets {right} more, which makes {step} {things}.",)),
-            _Step("#0", "-", "c", ("Then {right} {things} are gone, so {step} {things} are left.",)),
-        ),
-    ),
-    _Template(
-        things=_SMALL,
-        ranges={"a": (2, 48), "b": (2, 60)},
-        sentences=(
-            ("{name} has {a} {things}.", "{name} owns {a} {things}."),
-            ("{friend} has {b} more {things} than {name}.", "{friend} has {b} {things} more than {name}."),
-            ("{friend} also has {x} {other}.", "{name} also has {x} {other}."),
-            ("How many {things} do they have together?", "How many {things} do both have together?"),
-        ),
-        steps=(
-            _Step("a", "+", "b", ("{friend} has {right} more than the {left} of {name}, that is {step} {things}.",)),
-            _Step("a", "+", "#0", ("Together they have {step} {things}.",)),
-        ),
-    ),
-    _Template(
-        things=_SMALL,
-        ranges={"a": (2, 12), "b": (2, 24), "c": (2, 60)},
-        sentences=(
-            ("{name} buys {a} {boxes} of {things}.", "{name} gets {a} {boxes} of {things}."),
-            ("Each {box} holds {b} {things}.", "There are {b} {things} in each {box}."),
-            ("Each {box} costs {x} dollars.", "The price of a {box} is {x} dollars."),
-            ("{He} already had {c} {things} at home.", "At home {he} already had {c} {things}."),
-            ("How many {things} does {name} have now?", "How many {things} does {name} have in all?"),
-        ),
-        steps=(
-            _Step("a", "*", "b", ("The {left} {boxes} hold {right} {things} each, which makes {step} {things}.",)),
-            _Step("#0", "+", "c", ("With the {right} {things} at home {name} has {step} {things}.",)),
-        ),
-    ),
-    _Template(
-        things=_GOODS,
-        ranges={"a": (8, 99), "b": (2, 12), "c": (2, 24)},
-        sentences=(
-            ("{name} has {a} dollars.", "{name} takes {a} dollars to the shop."),
-            ("The shop is {x} miles away.", "The shop also sells {x} {other}."),
-            ("{He} buys {b} {things} for {c} dollars each.", "{He} buys {b} {things} that cost {c} dollars each."),
-            ("How many dollars does {name} have left?", "How many dollars does {he} still have?"),
-        ),
-        steps=(
-            _Step("b", "*", "c", ("The {left} {things} cost {right} dollars each, which is {step} dollars.",)),
-            _Step("a", "-", "#0", ("{name} had {left} dollars, so {step} dollars are left.",)),
-        ),
-    ),
-    _Template(
-        things=_BAKED,
-        ranges={"a": (8, 99), "b": (2, 90), "c": (2, 12)},
-        sentences=(
-            ("{name} bakes {a} {things}.", "{name} makes {a} {things}."),
-            ("{He} sells {b} of them.", "{name} sells {b} {things}."),
-            ("This takes {x} minutes.", "{friend} buys {x} {other}."),
-            ("{name} puts the rest equally into {c} {boxes}.", "{name} splits the rest evenly among {c} {boxes}."),
-            ("How many {things} are in each {box}?", "How many {things} does each {box} hold?"),
-        ),
-        steps=(
-            _Step("a", "-", "b", ("{name} makes {left} {things} and sells {right}, so {step} {things} are left.",)),
-            _Step("#0", "/", "c", ("They go into {right} {boxes}, so each {box} holds {step} {things}.",)),
-        ),
-    ),
-    _Template(
-        things=("pages", "poems", "stories", "letters"),
-        ranges={"a": (2, 40), "b": (2, 40), "c": (2, 12)},
-        sentences=(
-            (
-                "{name} reads {a} {things} every morning and {b} {things} every evening.",
-                "Every day {name} reads {a} {things} in the morning and {b} {things} in the evening.",
-            ),
-            ("{friend} owns {x} books.", "{name} also has {x} games."),
-            ("How many {things} does {name} read in {c} days?", "How many {things} will {he} read in {c} days?"),
-        ),
-        steps=(
-            _Step("a", "+", "b", ("{name} reads {left} and {right} {things} a day, which is {step} {things}.",)),
-            _Step("#0", "*", "c", ("In {right} days that makes {step} {things}.",)),
-        ),
-    ),
-    _Template(
-        things=_GOODS,
-        ranges={"a": (4, 99), "b": (2, 12), "c": (2, 24)},
-        sentences=(
-            ("{name} buys {b} {things} for {a} dollars.", "{name} pays {a} dollars for {b} {things}."),
-            ("The shop also sells {x} {other}.", "The shop is {x} miles away."),
-            ("All {things} cost the same.", "All {things} have the same price."),
-            ("How many dollars do {c} {things} cost?", "What is the price of {c} {things}?"),
-        ),
-        steps=(
-            _Step("a", "/", "b", ("Since {right} {things} cost {left} dollars, each costs {step} dollars.",)),
-            _Step("#0", "*", "c", ("So {right} {things} cost {step} dollars.",)),
-        ),
-    ),
-    _Template(
-        things=("show", "game", "movie", "match"),
-        ranges={"a": (4, 60), "b": (2, 50), "c": (2, 12)},
-        sentences=(
-            ("A ticket for the {things} costs {a} dollars.", "Adults pay {a} dollars for the {things}."),
-            ("A child pays {b} dollars less.", "Each child pays {b} dollars less."),
-            ("The {things} lasts {x} minutes.", "There are {x} seats."),
-            ("How many dollars do {c} children pay together?", "How many dollars do {c} children pay in all?"),
-        ),
-        steps=(
-            _Step("a", "-", "b", ("The price is {left} dollars and {right} less for a child, that is {step} dollars.",)),
-            _Step("#0", "*", "c", ("Together {right} children pay {step} dollars.",)),
-        ),
-    ),
-    _Template(
-        things=_FRUIT,
-        ranges={"a": (2, 90), "b": (2, 90), "c": (2, 60), "d": (2, 12)},
-        sentences=(
-            ("{name} picks {a} {things} and {friend} picks {b}.", "{name} finds {a} {things} and {friend} finds {b}."),
-            ("This takes {x} minutes.", "They also find {x} {other}."),
-            ("They throw away {c} bad {things}.", "They eat {c} {things}."),
-            ("They put the rest equally into {d} {boxes}.", "They split the rest evenly among {d} {boxes}."),
-            ("How many {things} are in each {box}?", "How many {things} does each {box} hold?"),
-        ),
-        steps=(
-            _Step("a", "+", "b", ("Together they have {step} {things}.",)),
-            _Step("#0", "-", "c", ("Then {right} are gone, so {step} are left.",)),
-            _Step("#1", "/", "d", ("Each of the {right} {boxes} holds {step} {things}.",)),
-        ),
-    ),
-    _Template(
-        things=_SMALL,
-        ranges={"a": (2, 12), "b": (2, 24), "c": (2, 12), "d": (2, 24)},
-        sentences=(
-            ("{name} buys {a} red {boxes} and {c} blue {boxes}.", "{name} has {a} red {boxes} and {c} blue {boxes}."),
-            (
-                "A red {box} holds {b} {things} and a blue {box} holds {d}.",
-                "There are {b} {things} in each red {box} and {d} in each blue {box}.",
-            ),
-            ("There are also {x} {other}.", "{friend} has {x} {other}."),
-            ("How many {things} does {name} have?", "How many {things} does {name} have in all?"),
-        ),
-        steps=(
-            _Step("a", "*", "b", ("The red {boxes} hold {step} {things}.",)),
-            _Step("c", "*", "d", ("The blue {boxes} hold {step} {things}.",)),
-            _Step("#0", "+", "#1", ("Together that makes {step} {things}.",)),
-        ),
-    ),
-    _Template(
-        things=("coat", "book", "lamp", "shirt"),
-        ranges={"a": (2, 24), "b": (2, 24), "c": (2, 90), "d": (2, 12)},
-        sentences=(
-            ("{name} works {a} hours for {b} dollars an hour.", "{name} works {a} hours and gets {b} dollars an hour."),
-            ("The way to work takes {x} minutes.", "{name} works {x} miles away from home."),
-            ("{He} spends {c} dollars on a {things}.", "{He} buys a {things} for {c} dollars."),
-            ("{He} shares the rest equally among {d} friends.", "{He} splits the rest evenly among {d} friends."),
-            ("How many dollars does each friend get?", "How many dollars will each friend have?"),
-        ),
-        steps=(
-            _Step("a", "*", "b", ("The work pays {step} dollars.",)),
-            _Step("#0", "-", "c", ("The {things} costs {right} dollars, so {step} dollars are left.",)),
-            _Step("#1", "/", "d", ("Each of the {right} friends gets {step} dollars.",)),
-        ),
-    ),
-    _Template(
-        things=("bus", "train", "boat", "ship"),
-        ranges={"a": (4, 99), "b": (2, 90), "c": (2, 90), "d": (2, 90)},
-        sentences=(
-            ("There are {a} people on a {things}.", "A {things} leaves with {a} people on it."),
-            ("At the first stop {b} get off and {c} get on.", "First {b} people get off and {c} people get on."),
-            ("The next stop is {x} miles away.", "The {things} has {x} windows."),
-            ("At the next stop {d} people get off.", "Then {d} people get off."),
-            ("How many people are on the {things} now?", "How many people does the {things} carry now?"),
-        ),
-        steps=(
-            _Step("a", "-", "b", ("When {right} people get off, {step} are left.",)),
-            _Step("#0", "+", "c", ("When {right} get on, there are {step}.",)),
-            _Step("#1", "-", "d", ("Then {right} get off, so there are {step} people.",)),
-        ),
-    ),
-)
-_OTHER_THINGS = ("pencils", "coins", "buttons", "flowers")
+def make_arithmetic(
+    seed: int, num_train: int, num_valid: int = 500, num_test: int = 500, teacher_error_rate: float = 0.2
+) -> Corpus:
+    """Makes the data set: the same arguments give the same examples on every machine.
+
+    Inputs are unique over all splits. A shorter split is the start of a longer one, apart from where the teacher errs,
+    and valid and test don't depend on num_train. The teacher errs on exactly round(teacher_error_rate * n) of the n
+    examples of each split: one step of its solution takes a wrong operation or a wrong number of the story, the rest
+    follows from there, and the value of teacher_label differs from the gold label's.
+
+    Raises:
+      UserError: a negative seed or size, or a rate outside [0, 1].
+    """
+    sizes = {"train": num_train, "valid": num_valid, "test": num_test}
+    for key, value in {"seed": seed, **{f"num_{split}": size for split, size in sizes.items()}}.items():
+        if value < 0:
+            raise UserError(f"{key} = {value}: give a number of at least 0")
+    if not 0 <= teacher_error_rate <= 1:
+        raise UserError(f"teacher_error_rate = {teacher_error_rate}: give a share between 0 and 1")
+    seen: set[str] = set()
+    splits: dict[str, tuple[Example, ...]] = {}
+    for split in ("test", "valid", "train"):  # The largest comes last so that its size cannot change the others.
+        stream = SPLITS.index(split)
+        problems = _tell_problems(np.random.default_rng([seed, stream, 0]), sizes[split], seen)
+        splits[split] = _annotate(np.random.default_rng([seed, stream, 1]), problems, split, teacher_error_rate)
+    return Corpus(name="arithmetic", label_kind="equation", splits={split: splits[split] for split in SPLITS})
 
 
-def _pick[T](rng: np.random.Generator, options: tuple[T, ...]) -> T:
-    return options[int(rng.integers(len(options)))]
+def _tell_problems(rng: np.random.Generator, count: int, seen: set[str]) -> list[_Problem]:
+    """Tells `count` problems with texts that are not in `seen`, and adds them to it."""
+    problems: list[_Problem] = []
+    while len(problems) < count:
+        problem = _tell(rng, TEMPLATES[int(rng.integers(len(TEMPLATES)))])
+        if problem.text not in seen:
+            seen.add(problem.text)
+            problems.append(problem)
+    return problems
+
+
+def _annotate(
+    rng: np.random.Generator, problems: list[_Problem], split: str, teacher_error_rate: float
+) -> tuple[Example, ...]:
+    order = rng.permutation(len(problems))
+    wrong = set(order[: round(teacher_error_rate * len(problems))].tolist())
+    examples = []
+    for row, problem in enumerate(problems):
+        steps = problem.steps
+        if row in wrong:
+            slips = _slips(problem.numbers, steps)
+            steps = slips[int(rng.integers(len(slips)))]
+        examples.append(
+            Example(
+                id=f"arithmetic/{split}/{row}",
+                input=problem.text,
+                label=_expression(problem.numbers, problem.steps),
+                rationale=_rationale(problem.numbers, steps),
+                teacher_label=_expression(problem.numbers, steps),
+            )
+        )
+    return tuple(examples)
+
+
+def _tell(rng: np.random.Generator, template: Template) -> _Problem:
+    def pick(options: Sequence[str]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    (name, he), (friend, _) = (NAMES[int(i)] for i in rng.permutation(len(NAMES))[:2])
+    box, boxes = CONTAINERS[int(rng.integers(len(CONTAINERS)))]
+    words = {"name": name, "He": he.capitalize(), "friend": friend, "box": box, "boxes": boxes}
+    words |= {"thing": pick(template.things), "other": pick(OTHER_THINGS)}
+    distracted = bool(rng.random() < _DISTRACTOR_RATE)
+    ranges = template.ranges | ({"x": (_SMALLEST, _LARGEST)} if distracted else {})
+    numbers = _draw_numbers(rng, ranges, template.steps)
+    told = " ".join(sentence for sentence in template.sentences if distracted or "{x}" not in sentence)
+    text = _CHOICE.sub(lambda choice: pick(choice[1].split("|")), told).format(**words, **numbers)
+    operands = {"left": "{left}", "right": "{right}", "step": "{step}"}  # Stay open until the operands are known.
+    steps = tuple(dataclasses.replace(s, wording=s.wording.format(**words, **operands)) for s in template.steps)
+    return _Problem(text, numbers, steps)
+
+
+def _draw_numbers(
+    rng: np.random.Generator, ranges: dict[str, tuple[int, int]], steps: tuple[Step, ...]
+) -> dict[str, int]:
+    """Draws distinct numbers under which every step has a result and at least one slip is possible."""
+    while True:
+        numbers = {key: int(rng.integers(low, high + 1)) for key, (low, high) in ranges.items()}
+        if len(set(numbers.values())) == len(numbers) and _results(numbers, steps) and _slips(numbers, steps):
+            return numbers
+
+
+def _slips(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    """All ways to get exactly one step wrong that can be carried through and change the answer."""
+    gold = _results(numbers, steps)
+    slips = []
+    for i, step in enumerate(steps):
+        changes = [{"operation": operation} for operation in _OPERATIONS if operation != step.operation]
+        for side, operand in (("left", step.left), ("right", step.right)):
+            changes += [{side: key} for key in numbers if key != operand and operand in numbers]
+        for change in changes:
+            slipped = (*steps[:i], dataclasses.replace(step, **change), *steps[i + 1 :])
+            results = _results(numbers, slipped)
+            if results and results[-1] != gold[-1]:
+                slips.append(slipped)
+    return slips
+
+
+def _results(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[int]:
+    """Result of each step; empty where one is not a whole number in range."""
+    results: list[int] = []
+    for step in steps:
+        left, right = _operands(numbers, step, results)
+        if step.operation == "/":
+            result, remainder = divmod(left, right)
+        else:
+            result, remainder = {"+": left + right, "-": left - right, "*": left * right}[step.operation], 0
+        if remainder or not _SMALLEST <= result <= _LARGEST:
+            return []
+        results.append(result)
+    return results
+
+
+def _operands(numbers: dict[str, int], step: Step, results: list[int]) -> tuple[int, int]:
+    left, right = (results[int(key[1:])] if key[0] == "#" else numbers[key] for key in (step.left, step.right))
+    return left, right
+
+
+def _expression(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
+    """The last step written out down to the numbers of the story: ( ( 12 + 5 ) * 3 )."""
+    written: list[str] = []
+    for step in steps:
+        left, right = (written[int(key[1:])] if key[0] == "#" else str(numbers[key]) for key in (step.left, step.right))
+        written.append(f"( {left} {step.operation} {right} )")
+    return written[-1]
+
+
+def _rationale(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
+    results = _results(numbers, steps)
+    sentences = []
+    for step, result in zip(steps, results, strict=True):
+        left, right = _operands(numbers, step, results)
+        equation = f"{left} {step.operation} {right} = {result}"
+        sentences.append(step.wording.format(left=left, right=right, step=equation))
+    return " ".join(sentences)

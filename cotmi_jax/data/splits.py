@@ -1,0 +1,53 @@
+"""Choices among examples: the valid split made from train, and subsets of train for learning curves.
+
+Both are those of the Distilling Step-by-Step release (arXiv 2305.02301), so that results compare example by example.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from cotmi_jax.data.example import SPLITS, Example
+from cotmi_jax.errors import UserError
+
+
+def with_valid_split(examples_by_split: Mapping[str, tuple[Example, ...]]) -> dict[str, tuple[Example, ...]]:
+    """Makes a tenth of train (rounded up) the valid split, unless there is one; splits come in the order of SPLITS.
+
+    With p = numpy.random.default_rng(0).permutation(n), valid is p[:ceil(n/10)] and train the rest in that order.
+
+    Raises:
+      UserError: train holds fewer than 2 examples, so that nothing would be left of it.
+    """
+    splits = dict(examples_by_split)
+    if "valid" not in splits:
+        train = splits["train"]
+        if len(train) < 2:
+            raise UserError(f"train holds {len(train)} example(s), too few to make a valid split of: use at least 2")
+        order = np.random.default_rng(0).permutation(len(train))
+        cut = math.ceil(len(train) / 10)
+        splits["valid"] = tuple(train[i] for i in order[:cut])
+        splits["train"] = tuple(train[i] for i in order[cut:])
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def subsample(examples: tuple[Example, ...], fraction: float, seed: int) -> tuple[Example, ...]:
+    """Keeps a random fraction of the examples; all of them, in their order, at 1.
+
+    With p = numpy.random.default_rng(seed).permutation(n), p[ceil((1 − fraction)·n):] is kept, in that order.
+
+    Raises:
+      UserError: fraction is outside (0, 1], it keeps no example, or the seed is negative.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"subsample = {fraction}: give a fraction above 0 and at most 1")
+    if seed < 0:
+        raise UserError(f"seed = {seed}: give a number of at least 0")
+    if fraction == 1:
+        return examples
+    # In floats, as the release: (1 - 0.7) * 10 is a little over 3, so it drops 4.
+    dropped = math.ceil((1 - fraction) * len(examples))
+    if dropped == len(examples):
+        raise UserError(f"subsample = {fraction} of {len(examples)} examples keeps none: give a larger fraction")
+    return tuple(examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[dropped:])

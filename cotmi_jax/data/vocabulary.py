@@ -1,0 +1,64 @@
+"""SentencePiece vocabularies in T5's convention: pad 0, eos 1, and `</s>` in a text stands for eos."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from cotmi_jax.errors import UserError
+
+PAD_ID = 0
+EOS_ID = 1
+EOS_TEXT = "</s>"
+
+
+class Vocabulary:
+    """Text ↔ token ids through a SentencePiece model file (Kudo and Richardson 2018).
+
+    `path` is kept so that a run can carry its vocabulary with it; `size` is the number of pieces, at most the model's
+    vocab_size, which published checkpoints pad beyond it.
+    """
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise UserError(f"no vocabulary at {path}: set config.data.vocabulary to a SentencePiece model file")
+        self.path = path
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{path} is not a SentencePiece model") from error
+        ids = (self._processor.pad_id(), self._processor.eos_id())
+        if ids != (PAD_ID, EOS_ID):
+            raise UserError(f"{path}: a T5 vocabulary has pad 0 and eos 1, this one has pad {ids[0]} and eos {ids[1]}")
+        self.size: int = self._processor.get_piece_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without a final eos. `</s>` splits a text and becomes the eos id."""
+        parts = [part for text in texts for part in text.split(EOS_TEXT)]
+        encoded = iter(self._processor.encode(parts))
+        result = []
+        for text in texts:
+            ids = list(next(encoded))
+            for _ in range(text.count(EOS_TEXT)):
+                ids += [EOS_ID, *next(encoded)]
+            result.append(ids)
+        return result
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids before the first eos; padding, and ids beyond the vocabulary, give no text."""
+        kept = []
+        for token in ids:
+            if token == EOS_ID:
+                break
+            if PAD_ID != token < self.size:
+                kept.append(int(token))
+        return self._processor.decode(kept)
+
+
+def check_fits(vocabulary: Vocabulary, vocab_size: int) -> None:
+    """Raises UserError where the model has fewer embeddings than the vocabulary has pieces."""
+    if vocabulary.size > vocab_size:
+        raise UserError(
+            f"vocabulary {vocabulary.path} has {vocabulary.size} pieces but the model has {vocab_size} embeddings: "
+            "give the vocabulary the model was trained with, or raise config.model.vocab_size"
+        )

@@ -1,0 +1,55 @@
+"""Optimizers and learning-rate schedules from a config."""
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from cotmi_jax.errors import UserError
+
+OPTIMIZERS = ("adamw", "adafactor")
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+    """Learning rate of each step: linear warm-up from 0, then the named decay, to 0 at `steps`.
+
+    The papers' is "linear" without warm-up (MI paper, section 4).
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if warmup >= steps:
+        raise UserError(f"optimizer.warmup_steps {warmup} leaves nothing of {steps} steps: lower it")
+    if config.schedule == "linear":
+        decay = optax.linear_schedule(peak, 0.0, steps - warmup)
+    elif config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, steps - warmup)
+    elif config.schedule == "constant":
+        decay = optax.constant_schedule(peak)
+    else:
+        raise UserError(f"unknown optimizer.schedule {config.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    if not warmup:
+        return decay
+    # Step 0 already moves: a rate of 0 would waste a batch.
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm (clip_norm 0: none), then AdamW (Loshchilov and Hutter 2019) or Adafactor (Shazeer and
+    Stern 2018) without momentum, with the parameters' scale left out of its step so that learning_rate means the same.
+
+    A scanned stack of layers is one parameter to Adafactor: its update clipping sees the stack's root mean square.
+    """
+    schedule = make_schedule(config, steps)
+    if config.name == "adamw":
+        core = optax.adamw(
+            schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mu_dtype=jnp.float32
+        )
+    elif config.name == "adafactor":
+        core = optax.adafactor(
+            schedule, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None
+        )
+    else:
+        raise UserError(f"unknown optimizer.name {config.name!r}: choose one of {', '.join(OPTIMIZERS)}")
+    if config.clip_norm < 0:
+        raise UserError(f"optimizer.clip_norm is {config.clip_norm}: a norm, or 0 for no clipping")
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), core) if config.clip_norm else core

@@ -1,0 +1,19 @@
+"""One seed, named streams, a key for each step. Nothing random is kept in checkpoints."""
+
+import zlib
+from typing import Literal
+
+import jax
+from jax import Array
+
+Stream = Literal["init", "dropout", "mi"]
+
+
+def stream_key(seed: int, stream: Stream) -> Array:
+    """The key of a named stream. CRC-32 of the name, since Python's hash of a string differs from run to run."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
+
+
+def step_key(stream: Array, step: Array | int) -> Array:
+    """The stream's key at a step."""
+    return jax.random.fold_in(stream, step)

@@ -1,0 +1,110 @@
+"""The train state, born sharded: its shapes and shardings are known before anything is allocated."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey, GetAttrKey, KeyPath
+
+from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.sharding import PyTree, replicated, resolve
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes. params is {"student": …}, so that further networks train beside it."""
+
+    step: Array  # int32 scalar: optimizer steps taken
+    params: Params
+    opt_state: PyTree
+
+
+def _names(path: KeyPath) -> tuple[str, ...]:
+    """The dict keys of a path."""
+    return tuple(entry.key for entry in path if isinstance(entry, DictKey))
+
+
+def param_shardings(shapes: Params, axes: Params, mesh: Mesh) -> Params:
+    """The sharding of every parameter by its logical axes. Raises UserError as sharding.resolve does."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, names: resolve("/".join(_names(path)), leaf.shape, names, mesh), shapes, axes
+    )
+
+
+def _drop(sharding: NamedSharding, dimension: int) -> NamedSharding:
+    spec = list(sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec[:dimension], *spec[dimension + 1 :]))
+
+
+def _moment_sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct, by_name: dict, mesh: Mesh) -> NamedSharding:
+    """A moment lies as its parameter does. Adafactor's row and column moments lack one of the two largest dimensions."""
+    if _names(path) not in by_name:
+        return replicated(mesh)  # step counts
+    shape, sharding = by_name[_names(path)]
+    if leaf.shape == shape:
+        return sharding
+    if leaf.shape == (1,):
+        return replicated(mesh)  # Adafactor's placeholder for a moment it does not keep
+    second, largest = np.argsort(shape)[-2:]
+    is_row = GetAttrKey("v_row") in path
+    return _drop(sharding, int(largest if is_row else second))
+
+
+def optimizer_shardings(opt_state: PyTree, shapes: Params, shardings: Params, mesh: Mesh) -> PyTree:
+    """The sharding of every leaf of an abstract optimizer state.
+
+    Spelled out because jit(tx.init) by itself would put every moment whole on one device.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    placed = jax.tree.leaves(shardings)
+    by_name = {_names(path): (leaf.shape, where) for (path, leaf), where in zip(leaves, placed, strict=True)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _moment_sharding(path, leaf, by_name, mesh), opt_state
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDef:
+    """Shapes, shardings and construction of a TrainState on a mesh."""
+
+    student: StudentDef
+    optimizer: optax.GradientTransformation
+    shapes: TrainState
+    shardings: TrainState
+
+    @classmethod
+    def of(cls, student: StudentDef, optimizer: optax.GradientTransformation, mesh: Mesh) -> "StateDef":
+        """Work out where everything lies; nothing is allocated."""
+        params, axes = {"student": student.shapes}, {"student": student.axes}
+        opt_state = jax.eval_shape(optimizer.init, params)
+        where = param_shardings(params, axes, mesh)
+        shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+        shardings = TrainState(replicated(mesh), where, optimizer_shardings(opt_state, params, where, mesh))
+        return cls(student, optimizer, shapes, shardings)
+
+    @property
+    def abstract(self) -> TrainState:
+        """Shapes that carry their shardings: what a checkpoint is restored into."""
+        return jax.tree.map(
+            lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+            self.shapes,
+            self.shardings,
+        )
+
+    def _complete(self, params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+    def init(self, key: Array) -> TrainState:
+        """A fresh state with random parameters, made in place on the mesh."""
+        make = jax.jit(lambda key: self._complete({"student": self.student.init(key)}), out_shardings=self.shardings)
+        return make(key)
+
+    def from_student(self, params: Params) -> TrainState:
+        """A fresh state around given student parameters (host arrays)."""
+        placed = jax.tree.map(jax.device_put, {"student": params}, self.shardings.params)
+        return jax.jit(self._complete, out_shardings=self.shardings)(placed)
