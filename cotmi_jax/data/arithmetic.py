@@ -8,7 +8,8 @@ in a problem and every result of a step, right or wrong, is a whole number in 2.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ _SMALLEST, _LARGEST = 2, 99
 _DISTRACTOR_RATE = 0.35
 _CHOICE = re.compile(r"\[([^]]*)\]")
 _OPERATIONS = "+-*/"
+_Term = TypeVar("_Term", int, str)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _results(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[int]:
     """Result of each step; empty where one is not a whole number in range."""
     results: list[int] = []
     for step in steps:
-        left, right = _operands(numbers, step, results)
+        left, right = _operands(step, numbers, results)
         if step.operation == "/":
             result, remainder = divmod(left, right)
         else:
@@ -154,16 +156,17 @@ def _results(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[int]:
     return results
 
 
-def _operands(numbers: dict[str, int], step: Step, results: list[int]) -> tuple[int, int]:
-    left, right = (results[int(key[1:])] if key[0] == "#" else numbers[key] for key in (step.left, step.right))
+def _operands(step: Step, numbers: Mapping[str, _Term], earlier: Sequence[_Term]) -> tuple[_Term, _Term]:
+    left, right = (earlier[int(key[1:])] if key[0] == "#" else numbers[key] for key in (step.left, step.right))
     return left, right
 
 
 def _expression(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
     """The last step written out down to the numbers of the story: ( ( 12 + 5 ) * 3 )."""
+    terms = {key: str(number) for key, number in numbers.items()}
     written: list[str] = []
     for step in steps:
-        left, right = (written[int(key[1:])] if key[0] == "#" else str(numbers[key]) for key in (step.left, step.right))
+        left, right = _operands(step, terms, written)
         written.append(f"( {left} {step.operation} {right} )")
     return written[-1]
 
@@ -172,7 +175,7 @@ def _rationale(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
     results = _results(numbers, steps)
     sentences = []
     for step, result in zip(steps, results, strict=True):
-        left, right = _operands(numbers, step, results)
+        left, right = _operands(step, numbers, results)
         equation = f"{left} {step.operation} {right} = {result}"
         sentences.append(step.wording.format(left=left, right=right, step=equation))
     return " ".join(sentences)

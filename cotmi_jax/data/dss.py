@@ -121,13 +121,13 @@ def _asdiv_gold(row: Row, place: str) -> tuple[str, str]:
     if "Body" not in row:
         return _svamp_gold(row, place)
     text = f"{_text(row, 'Body', place)}\n{_text(row, 'Question', place)}"
-    return text, _text(row, "Answer", place).split(" ")[0]
+    return text, _text(row, "Answer", place).strip().split(" ")[0]
 
 
 def _cqa_gold(row: Row, place: str) -> tuple[str, str]:
     choices = row.get("choices")
     if not isinstance(choices, list) or len(choices) != NUM_CHOICES or not all(isinstance(c, str) for c in choices):
-        raise UserError(f"{place}: choices = {choices!r}; give a list of {NUM_CHOICES} texts")
+        raise UserError(f"{place}: choices = {choices!r:.80}; give a list of {NUM_CHOICES} texts")
     listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", choices, strict=True))
     return f"{_text(row, 'question', place)}\nAnswer Choices:\n{listed}", _text(row, "answer", place)
 

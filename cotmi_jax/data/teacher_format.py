@@ -11,9 +11,9 @@ import re
 
 
 def parse_cqa(completion: str) -> tuple[str, str | None]:
-    """CommonsenseQA: "… So the answer is (d) math problem." → text between "(d)" and the next "(x)", final "." dropped.
+    """CommonsenseQA: "… So the answer is (d) a cork." → text between "(d)" and the next "(x)", final "." dropped.
 
-    A teacher that names two choices thus leaves half of its answer ("lake or"), which equals no choice.
+    A teacher that names two choices thus leaves half of its answer ("a cork or"), which equals no choice.
     """
     rationale, answer = _split_at(completion.split("Q:")[0], "So the answer is")
     _, *named = re.split(r"\(.\)", answer)
@@ -21,7 +21,7 @@ def parse_cqa(completion: str) -> tuple[str, str | None]:
 
 
 def parse_equation(completion: str) -> tuple[str, str | None]:
-    """SVAMP and ASDiv: "… The answer is (16 * 17) * 4." → the widest "(…)" on one line, here "(16 * 17)"."""
+    """SVAMP and ASDiv: "… The answer is (6 * 7) * 2." → the widest "(…)" on one line, here "(6 * 7)"."""
     rationale, answer = _split_at(completion.split("Q:")[0], "The answer is")
     widest = re.search(r"\(.*\)", answer)
     return rationale, widest[0] if widest else None

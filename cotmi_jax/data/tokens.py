@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,6 +64,14 @@ class TokenizedSplit:
 
     tasks: dict[str, TokenizedTask]
     size: int
+
+    def fingerprint(self) -> str:
+        """CRC-32 of all tokens, by which a resumed run notices that its data changed."""
+        crc = 0
+        for _, tokens in sorted(self.tasks.items()):
+            for ragged in (tokens.inputs, tokens.targets):
+                crc = zlib.crc32(ragged.offsets.tobytes(), zlib.crc32(ragged.flat.tobytes(), crc))
+        return f"{crc:08x}"
 
 
 def _tokenize(vocabulary: Vocabulary, texts: Sequence[str], limit: int) -> tuple[Ragged, int]:

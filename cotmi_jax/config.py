@@ -1,0 +1,168 @@
+"""The configuration of a run: every key with its unit, the checks across keys, and the CPU-size `smoke` variant."""
+
+from ml_collections import ConfigDict
+
+from cotmi_jax.errors import UserError
+
+
+def base() -> ConfigDict:
+    """The papers' common set-up (MI paper, section 4; T5 v1.1 base). Recipes in configs/ start from it and say what differs.
+
+    Each call gives a fresh ConfigDict; it is locked, so that a misspelt key is an error.
+    """
+    config = ConfigDict()
+    config.seed = 0  # of parameters, dropout, order of the data and subsampling
+    config.steps = 10_000  # optimizer steps
+    config.batch_size = 64  # examples a step, over all devices
+    config.micro_batches = 1  # parts a batch is run in, one after another, to save memory; the loss stays the same
+
+    config.data = ConfigDict()
+    config.data.dataset = "cqa"  # arithmetic, svamp, cqa, esnli or anli1
+    config.data.root = ""  # folder of the release; "": $COTMI_DATA_ROOT, else ../shared/data
+    config.data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
+    config.data.align = "strict"  # rows and completions must be as many; prefix: use those that both have
+    config.data.augment_asdiv = False  # add ASDiv to SVAMP's train split
+    config.data.subsample = 1.0  # share of the train split kept, drawn with the seed
+    config.data.empty_rationale = "error"  # or drop: leave such train examples out and count them
+    config.data.size = 16_000  # train examples of the generated set (arithmetic only)
+    config.data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
+    config.data.vocabulary = ""  # SentencePiece file; "": the set's own, the initial model's, else {root}/t5/spiece.model
+    config.data.max_input_tokens = 1024  # longer inputs are cut, counted and reported
+    config.data.max_target_tokens = 256  # longer targets likewise
+
+    config.model = ConfigDict()
+    config.model.preset = "base"  # tiny mini small base large xl xxl; not used where init names a checkpoint
+    config.model.family = "v1.1"  # v1.0 or v1.1; likewise
+    config.model.vocab_size = 0  # embeddings; 0: 32128, or the vocabulary's own size where that is smaller than 32000
+    config.model.init = "random"  # or a Hugging Face directory or hub name, e.g. google/t5-v1_1-base
+    config.model.dropout = 0.1  # probability
+    config.model.dtype = "float32"  # of activations: float32 or bfloat16
+    config.model.scan_layers = True  # compile one layer and loop; False compiles each, often faster on CPU
+    config.model.remat = "none"  # recompute in the backward pass: none, dots (all but matmuls) or full
+
+    config.objective = ConfigDict()
+    config.objective.name = "cotmi"  # standard, single_task, dss or cotmi
+    config.objective.alpha = 0.5  # weight of the label task; the rationale task gets 1 − alpha
+    config.objective.beta = 0.1  # weight of the mutual-information term
+    config.mi = ConfigDict()
+    config.mi.estimator = "barber_agakov"  # or released: the loss of the paper's code, with its defects
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # or adafactor
+    config.optimizer.learning_rate = 5e-5  # at its peak
+    config.optimizer.schedule = "linear"  # decay to 0 at the last step: linear or cosine; or constant
+    config.optimizer.warmup_steps = 0  # steps of linear rise before it
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    config.optimizer.beta1 = 0.9  # adamw
+    config.optimizer.beta2 = 0.999  # adamw
+
+    config.eval = ConfigDict()
+    config.eval.every = 250  # steps between evaluations on the valid split; 0: never
+    config.eval.examples = 0  # examples of it that are used; 0: all
+    config.eval.batch_size = 64  # examples, over all devices
+    config.eval.max_decode_tokens = 64  # tokens generated greedily at most
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 250  # steps between checkpoints; the last step is always saved
+    config.checkpoint.keep = 2  # latest checkpoints kept, beside the best by accuracy on the valid split
+
+    config.log = ConfigDict()
+    config.log.every = 50  # steps between lines of training metrics
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that split the batch only; -1: all that are left
+    config.mesh.fsdp = 1  # devices that split batch and parameters
+    config.mesh.tensor = 1  # devices that split heads, mlp and vocabulary
+    return config.lock()
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The same recipe at a size that a CPU runs in a minute: tiny random student, a few steps, one evaluation."""
+    config.steps = 4
+    config.batch_size = 8
+    config.data.size = 64
+    config.model.preset = "tiny"
+    config.model.init = "random"
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 1)
+    config.eval.every = 4
+    config.eval.examples = 16
+    config.eval.batch_size = 8
+    config.eval.max_decode_tokens = 8
+    config.checkpoint.every = 2
+    config.log.every = 1
+    return config
+
+
+def variant(config: ConfigDict, arg: str) -> ConfigDict:
+    """Apply what stands behind the colon of --config=recipe.py:arg. Raises UserError for anything but smoke."""
+    if arg not in ("", "smoke"):
+        raise UserError(f"unknown config variant {arg!r}: recipes take :smoke, or nothing")
+    return smoke(config) if arg else config
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks that need no data and no device. Raises UserError naming the keys and their values."""
+    positive = ("steps", "batch_size", "micro_batches", "eval.batch_size", "eval.max_decode_tokens")
+    positive += ("checkpoint.every", "checkpoint.keep", "log.every", "data.size")
+    positive += ("data.max_input_tokens", "data.max_target_tokens")
+    flat = flatten(config)
+    for key in positive:
+        if flat[key] < 1:
+            raise UserError(f"config.{key} is {flat[key]}: it must be at least 1")
+    for key in ("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps"):
+        if flat[key] < 0:
+            raise UserError(f"config.{key} is {flat[key]}: it must not be negative")
+    if config.batch_size % config.micro_batches:
+        raise UserError(
+            f"config.batch_size {config.batch_size} does not divide into config.micro_batches {config.micro_batches}"
+        )
+    if config.optimizer.warmup_steps >= config.steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps {config.optimizer.warmup_steps} must be below config.steps {config.steps}"
+        )
+    if not 0.0 <= config.model.dropout < 1.0:
+        raise UserError(f"config.model.dropout is {config.model.dropout}: a probability below 1")
+    choices = {"model.dtype": ("float32", "bfloat16"), "model.remat": ("none", "dots", "full")}
+    for key, allowed in choices.items():
+        if flat[key] not in allowed:
+            raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")
+    if config.data.augment_asdiv and config.data.dataset != "svamp":
+        raise UserError(f"config.data.augment_asdiv needs config.data.dataset svamp, not {config.data.dataset!r}")
+
+
+def check_batches(config: ConfigDict, shards: int) -> None:
+    """Raises UserError where a batch does not split evenly over the mesh."""
+    for key, size in (
+        ("batch_size / micro_batches", config.batch_size // config.micro_batches),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        if size % shards:
+            raise UserError(
+                f"config.{key} is {size}, which does not divide over the {shards} devices of mesh data × fsdp"
+            )
+
+
+def flatten(config: ConfigDict) -> dict[str, int | float | bool | str]:
+    """Dotted key → value, in order."""
+    flat: dict[str, int | float | bool | str] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+# Where files lie, how often things are written and over which devices a run is spread changes no result.
+_MAY_DIFFER = ("data.root", "data.vocabulary", "checkpoint.", "log.", "mesh.")
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Keys, as "key: old → new", by which a resumed run would not be the same run."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_MAY_DIFFER)
+    ]

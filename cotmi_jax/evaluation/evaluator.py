@@ -1,0 +1,108 @@
+"""Losses and generations of a student on a whole split, each example exactly once. Imports no tensorflow."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from cotmi_jax.data.example import Example, LabelKind
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
+from cotmi_jax.data.tokens import Batch, TokenizedSplit, eval_rows, gather, host_share
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.evaluation.accuracy import is_correct, summarize
+from cotmi_jax.models.decoding import Decoding, generate
+from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.objectives.terms import Terms
+from cotmi_jax.sharding import put_batch, replicated
+
+Prediction = dict[str, str | bool | None]
+
+
+class Evaluator:
+    """The jitted evaluation functions of one student and objective on a mesh; compiled once per padded shape."""
+
+    def __init__(
+        self, student: StudentDef, objective: Objective, vocabulary: Vocabulary, mesh: Mesh, *, batch_size: int
+    ):
+        self._objective, self._vocabulary, self._mesh, self._batch_size = objective, vocabulary, mesh, batch_size
+        # Replicated results can be read on every host.
+        self._terms = jax.jit(
+            lambda params, batch: objective.terms(student.bind(params), batch, None), out_shardings=replicated(mesh)
+        )
+        self._generate = jax.jit(
+            lambda params, inputs, decoding: generate(student.bind(params), inputs, decoding).tokens,
+            static_argnames="decoding",
+            out_shardings=replicated(mesh),
+        )
+
+    def _batches(self, split: TokenizedSplit, limit: int) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Device batches with their global rows; −1 fills up the last one."""
+        for rows in eval_rows(min(split.size, limit or split.size), self._batch_size):
+            share = host_share(rows, jax.process_index(), jax.process_count())
+            yield put_batch(gather(split, share), self._mesh), rows
+
+    def losses(self, params: Params, split: TokenizedSplit, *, limit: int = 0) -> dict[str, float]:
+        """Mean of every term of the objective over the split's first `limit` examples (0: all), without dropout."""
+        sums: dict[str, np.ndarray] = {}
+        for batch, _ in self._batches(split, limit):
+            terms: Terms = jax.device_get(self._terms(params, batch))
+            for name, term in terms.items():
+                # Batches add up in float64: a large split has more tokens than float32 counts exactly.
+                sums[name] = sums.get(name, 0.0) + np.asarray([term.sum, term.weight], np.float64)
+        return {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
+
+    def texts(self, params: Params, split: TokenizedSplit, task: str, decoding: Decoding, *, limit: int = 0) -> list[str]:
+        """What the student writes for a task, by row."""
+        texts: list[str] = []
+        for batch, rows in self._batches(split, limit):
+            tokens_BxT: Array = self._generate(params, batch[task]["inputs"], decoding=decoding)
+            texts += [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[rows >= 0]]
+        return texts
+
+    def accuracy(
+        self,
+        params: Params,
+        split: TokenizedSplit,
+        examples: Sequence[Example],
+        kind: LabelKind,
+        decoding: Decoding,
+        *,
+        limit: int = 0,
+    ) -> dict[str, float]:
+        """Label accuracy against gold with its 95% Wilson interval and the number of examples."""
+        outputs = self.texts(params, split, PREDICT, decoding, limit=limit)
+        labels = [read_label(output, self._objective.name) for output in outputs]
+        return summarize(
+            [is_correct(label, example.label, kind) for label, example in zip(labels, examples, strict=False)]
+        )
+
+    def predictions(
+        self, params: Params, split: TokenizedSplit, examples: Sequence[Example], kind: LabelKind, decoding: Decoding
+    ) -> list[Prediction]:
+        """Every example of the split with the student's own label and, where the objective teaches it, rationale."""
+        name = self._objective.name
+        outputs = self.texts(params, split, PREDICT, decoding)
+        rationales: Sequence[str | None]
+        if EXPLAIN in self._objective.tasks:
+            rationales = self.texts(params, split, EXPLAIN, decoding)
+        else:
+            rationales = [read_rationale(output, name) if name == "single_task" else None for output in outputs]
+        predictions: list[Prediction] = []
+        for example, output, rationale in zip(examples, outputs, rationales, strict=True):
+            label = read_label(output, name)
+            predictions.append(
+                {
+                    "id": example.id,
+                    "input": example.input,
+                    "label": example.label,
+                    "predicted_label": label,
+                    "correct": is_correct(label, example.label, kind),
+                    "teacher_label": example.teacher_label,
+                    "teacher_rationale": example.rationale,
+                    "predicted_rationale": rationale,
+                }
+            )
+        return predictions

@@ -1,0 +1,177 @@
+"""Students out of and into Hugging Face checkpoints."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import sentencepiece
+from flax import traverse_util
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.hf_config import config_from_hf, config_to_hf, head_is_embedding
+from cotmi_jax.models.hf_names import EMBEDDING, EMBEDDING_COPIES, HEAD, OBSOLETE, Leaf, leaves
+from cotmi_jax.models.hf_source import VOCABULARY, resolve_source
+from cotmi_jax.models.hf_weights import SAFETENSORS, SAFETENSORS_INDEX, open_weights, read_json
+from cotmi_jax.models.torch_bin import StoredTensor
+
+Params = dict[str, object]  # nested; leaves are arrays
+_SENTINELS = 100  # <extra_id_0> … of T5's pretraining, numbered after the vocabulary's pieces
+
+
+def load_hf(source: str | Path, cache_dir: Path | None = None) -> tuple[T5Config, Params]:
+    """Configuration and parameters (numpy, float32) of a checkpoint in a directory, in the cache or on the hub.
+
+    `nnx.merge` takes the parameters with the graph of `T5(config)`. Raises UserError where the checkpoint is not found,
+    is damaged, or is not exactly the network that this package's T5 computes.
+    """
+    directory = resolve_source(source, cache_dir)
+    file = directory / "config.json"
+    fields = read_json(file)
+    config = config_from_hf(fields, str(file))
+    with open_weights(directory) as tensors:
+        if HEAD not in tensors and EMBEDDING in tensors and head_is_embedding(fields):
+            tensors[HEAD] = tensors[EMBEDDING]
+        return config, _to_params(tensors, leaves(config), config, directory)
+
+
+def save_hf(
+    params: Mapping[str, object],
+    config: T5Config,
+    directory: Path,
+    *,
+    vocabulary_file: Path | None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a checkpoint that transformers 4 and 5 load as T5ForConditionalGeneration, and T5Tokenizer if wanted.
+
+    Weights are float32 safetensors, in shards if they pass max_shard_bytes. The directory appears complete or not at
+    all. Raises UserError if it exists and is not empty, or if the vocabulary is not one a T5 of this config can have.
+    """
+    files: dict[str, dict[str, object]] = {
+        "config.json": config_to_hf(config),
+        "generation_config.json": {
+            "decoder_start_token_id": config.pad_id,
+            "eos_token_id": config.eos_id,
+            "pad_token_id": config.pad_id,
+        },
+    }
+    if vocabulary_file is not None:
+        files["tokenizer_config.json"] = _tokenizer_fields(vocabulary_file, config)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} exists and is not empty: give a new directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
+        staged = Path(scratch) / directory.name  # Not scratch itself, which nobody else may enter.
+        staged.mkdir()
+        for name, fields in files.items():
+            _write_json(staged / name, fields)
+        if vocabulary_file is not None:
+            shutil.copyfile(vocabulary_file, staged / VOCABULARY)
+        _write_weights(params, leaves(config), staged, max_shard_bytes)
+        staged.rename(directory)
+
+
+def _to_params(tensors: dict[str, StoredTensor], expected: list[Leaf], config: T5Config, directory: Path) -> Params:
+    _check_names(tensors, {name: leaf.stored_shape for leaf in expected for name in leaf.names}, directory)
+    flat: dict[tuple[str, ...], np.ndarray] = {}
+    for leaf in expected:
+        parameter = np.empty(leaf.shape, np.float32)
+        for layer, name in enumerate(leaf.names):
+            parameter[layer if leaf.stacked else ...] = leaf.from_stored(tensors[name].read())
+        flat[leaf.path] = parameter
+    for name in (*EMBEDDING_COPIES, HEAD) if config.tied else EMBEDDING_COPIES:
+        if name in tensors and not np.array_equal(tensors[name].read(), flat[("embedding",)]):
+            why = "config.json ties and scales the output" if name == HEAD else "T5 has one embedding"
+            raise UserError(f"{directory}: {name} differs from {EMBEDDING}, but {why}: a network not supported here")
+    return traverse_util.unflatten_dict(flat)
+
+
+def _check_names(tensors: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
+    """Compares names and shapes with those expected, before anything large is read."""
+    for complaint, names in (
+        ("lacks", shapes.keys() - tensors.keys()),
+        ("has unknown", tensors.keys() - shapes.keys() - {*EMBEDDING_COPIES, HEAD, OBSOLETE}),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise UserError(
+                f"{directory}: the checkpoint {complaint} {shown}: not the T5 that its config.json describes"
+            )
+    for name in (tensors.keys() & {*EMBEDDING_COPIES, HEAD}) - shapes.keys():
+        shapes = shapes | {name: shapes[EMBEDDING]}
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise UserError(f"{directory}: {name} is {tensors[name].shape}, by config.json it is {shape}")
+
+
+def _write_json(path: Path, fields: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory: Path, max_shard_bytes: int) -> None:
+    """One shard is in memory at a time. Raises ValueError for parameters of another network."""
+    flat = traverse_util.flatten_dict(params)
+    found = {path: np.shape(leaf) for path, leaf in flat.items()}
+    if found != {leaf.path: leaf.shape for leaf in expected}:
+        raise ValueError(f"parameters {found} are not those of the configuration")
+    sizes = {name: 4 * int(np.prod(leaf.stored_shape)) for leaf in expected for name in leaf.names}
+    shards = _plan_shards(sizes, max_shard_bytes)
+    stored = _stored(flat, expected)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {name: next(stored) for name in names}
+        safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        _write_json(directory / SAFETENSORS_INDEX, index)
+
+
+def _plan_shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
+    """Names by shard, in order; a tensor above the limit has a shard to itself."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _stored(flat: dict[tuple[str, ...], object], expected: list[Leaf]) -> Iterator[np.ndarray]:
+    """The checkpoint's tensors, leaf by leaf and layer by layer."""
+    for leaf in expected:
+        parameter = np.asarray(flat[leaf.path], np.float32)
+        for layer in range(len(leaf.names)):
+            yield leaf.to_stored(parameter[layer] if leaf.stacked else parameter)
+
+
+def _tokenizer_fields(vocabulary_file: Path, config: T5Config) -> dict[str, object]:
+    """`tokenizer_config.json` for a T5Tokenizer that reads spiece.model."""
+    try:
+        vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary_file))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{vocabulary_file}: not a SentencePiece model") from error
+    special, size = [vocabulary.id_to_piece(token) for token in range(3)], vocabulary.get_piece_size()
+    if special != ["<pad>", "</s>", "<unk>"] or (config.pad_id, config.eos_id) != (0, 1):
+        raise UserError(
+            f"{vocabulary_file}: pieces 0, 1, 2 are {' '.join(special)}, the model's pad is {config.pad_id} and eos "
+            f"{config.eos_id}: transformers' T5Tokenizer needs <pad> </s> <unk>, 0 and 1"
+        )
+    if size > config.vocab_size:
+        raise UserError(f"{vocabulary_file}: {size} pieces, but the model has vocab_size {config.vocab_size}")
+    return {
+        "tokenizer_class": "T5Tokenizer",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_ids": _SENTINELS if size + _SENTINELS <= config.vocab_size else 0,
+    }

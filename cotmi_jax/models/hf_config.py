@@ -1,0 +1,191 @@
+"""T5Config ↔ the `config.json` of Hugging Face transformers (T5 v1.0, v1.1, Flan, ByT5, mT5).
+
+What the file says is honoured or refused, never passed over: each field is read, has a fixed value, is in the list of
+those without influence on the function computed, or is an error.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.config import T5Config
+
+Fields = Mapping[str, object]
+
+_READ = frozenset(
+    "model_type vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads relative_attention_num_buckets"
+    " relative_attention_max_distance layer_norm_epsilon dropout_rate feed_forward_proj dense_act_fn is_gated_act"
+    " tie_word_embeddings scale_decoder_outputs pad_token_id eos_token_id decoder_start_token_id"
+    " transformers_version".split()
+)
+_FIXED: dict[str, tuple[object, ...]] = {
+    "is_encoder_decoder": (True,),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
+# Training-time initialization, storage, bookkeeping, other heads, and what decoding does unless told otherwise.
+# Fields that start with an underscore are bookkeeping too.
+_WITHOUT_INFLUENCE = frozenset(
+    "architectures bos_token_id chunk_size_feed_forward classifier_dropout cross_attention_hidden_size dtype"
+    " finetuning_task gradient_checkpointing id2label initializer_factor initializer_range label2id n_positions"
+    " name_or_path num_labels output_attentions output_hidden_states output_past prefix problem_type return_dict"
+    " sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript use_bfloat16 use_cache"
+    " bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size"
+    " exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens"
+    " min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores"
+    " remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p"
+    " typical_p".split()
+)
+_ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}  # name → dense_act_fn, is_gated_act
+_DEFAULT_ACTIVATION = {"t5": "relu", "mt5": "gated-gelu"}
+
+
+class _Reader:
+    """Typed access to the fields that words every complaint alike."""
+
+    def __init__(self, fields: Fields, file: str):
+        self.fields, self.file = fields, file
+
+    def refuse(self, name: str, why: str) -> UserError:
+        value = repr(self.fields[name]) if name in self.fields else "missing"
+        return UserError(f"{self.file}: {name} = {value}: {why}")
+
+    def whole(self, name: str, default: int | None = None, least: int = 1) -> int:
+        value = self.fields.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.refuse(name, f"a whole number of at least {least} is needed")
+        return value
+
+    def number(self, name: str, default: float, below: float) -> float:
+        value = self.fields.get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < below:
+            raise self.refuse(name, f"a number in [0, {below:g}) is needed")
+        return float(value)
+
+    def choice(self, name: str, default: str | None, choices: Iterable[str]) -> str:
+        value = self.fields.get(name, default)
+        if not isinstance(value, str) or value not in choices:
+            raise self.refuse(name, f"only {' and '.join(choices)} are the network computed here")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.fields.get(name, default)
+        if not isinstance(value, bool):
+            raise self.refuse(name, "true or false is needed")
+        return value
+
+
+def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
+    """Configuration of the network that `fields`, the contents of `file`, describe; execution settings are T5Config's.
+
+    Fields left out have the defaults of transformers' T5Config or MT5Config, except those that give the size.
+    Raises UserError that names file, field and value where this package's T5 does not compute the same function.
+    """
+    read = _Reader(fields, file)
+    _check_names(read)
+    num_layers = read.whole("num_layers")
+    decoder_layers = "num_layers" if fields.get("num_decoder_layers") is None else "num_decoder_layers"
+    buckets, max_distance = _relative_attention(read)
+    pad_id = read.whole("pad_token_id", 0, least=0)
+    if fields.get("decoder_start_token_id") not in (None, pad_id):
+        raise read.refuse("decoder_start_token_id", f"decoding starts from pad_token_id ({pad_id}) here")
+    epsilon = read.number("layer_norm_epsilon", 1e-6, below=1)
+    return T5Config(
+        vocab_size=read.whole("vocab_size"),
+        d_model=read.whole("d_model"),
+        d_kv=read.whole("d_kv"),
+        d_ff=read.whole("d_ff"),
+        num_encoder_layers=num_layers,
+        num_decoder_layers=read.whole(decoder_layers),
+        num_heads=read.whole("num_heads"),
+        relative_buckets=buckets,
+        relative_max_distance=max_distance,
+        norm_epsilon=epsilon,
+        gated=_gated(read),
+        tied=_scaled(read),
+        pad_id=pad_id,
+        eos_id=read.whole("eos_token_id", 1, least=0),
+        dropout=read.number("dropout_rate", 0.1, below=1),
+    )
+
+
+def head_is_embedding(fields: Fields) -> bool:
+    """Whether a checkpoint without an output matrix takes the input embedding's, unscaled (not `T5Config.tied`).
+
+    transformers 5 so saves a network of family v1.1 that it initialized itself; fields have passed config_from_hf.
+    """
+    return fields.get("tie_word_embeddings") is True and not _scaled(_Reader(fields, "config.json"))
+
+
+def config_to_hf(config: T5Config) -> dict[str, object]:
+    """The `config.json` from which transformers 4 and 5 build a T5ForConditionalGeneration that computes the same."""
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "d_ff": config.d_ff,
+        "d_kv": config.d_kv,
+        "d_model": config.d_model,
+        "decoder_start_token_id": config.pad_id,
+        "dropout_rate": config.dropout,
+        "eos_token_id": config.eos_id,
+        "feed_forward_proj": "gated-gelu" if config.gated else "relu",
+        "is_encoder_decoder": True,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "model_type": "t5",
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_encoder_layers,
+        "pad_token_id": config.pad_id,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "relative_attention_num_buckets": config.relative_buckets,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": "float32",
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _check_names(read: _Reader) -> None:
+    read.choice("model_type", None, _DEFAULT_ACTIVATION)
+    for name, value in read.fields.items():
+        if name in _FIXED and value not in _FIXED[name]:
+            raise read.refuse(name, f"only {_FIXED[name][0]!r} is supported")
+        if name not in _READ | _FIXED.keys() | _WITHOUT_INFLUENCE and not name.startswith("_"):
+            raise read.refuse(name, "unknown field: remove it if the network's output does not depend on it")
+
+
+def _relative_attention(read: _Reader) -> tuple[int, int]:
+    buckets = read.whole("relative_attention_num_buckets", 32, least=4)
+    max_distance = read.whole("relative_attention_max_distance", 128)
+    if max_distance <= buckets // 2:  # The decoder's exact buckets would leave none for the logarithmic ones.
+        raise read.refuse(
+            "relative_attention_max_distance", f"more than half of relative_attention_num_buckets ({buckets}) is needed"
+        )
+    return buckets, max_distance
+
+
+def _gated(read: _Reader) -> bool:
+    default = _DEFAULT_ACTIVATION[read.choice("model_type", None, _DEFAULT_ACTIVATION)]
+    name = read.choice("feed_forward_proj", default, _ACTIVATIONS)
+    function, gated = _ACTIVATIONS[name]
+    # transformers lets these two override feed_forward_proj where a file has them.
+    if read.fields.get("dense_act_fn", function) != function:
+        raise read.refuse("dense_act_fn", f"feed_forward_proj {name!r} has {function!r} here")
+    if read.flag("is_gated_act", gated) != gated:
+        raise read.refuse("is_gated_act", f"contradicts feed_forward_proj {name!r}")
+    return gated
+
+
+def _scaled(read: _Reader) -> bool:
+    """Whether decoder states are scaled by d_model^-1/2 before the output matrix, which goes with a tied one.
+
+    Up to transformers 4 that is tie_word_embeddings itself. From 5 on every file says that weights are tied, and T5
+    has the scale in a field of its own, mT5 has none.
+    """
+    if read.fields["model_type"] == "t5":
+        return read.flag("scale_decoder_outputs", read.flag("tie_word_embeddings", True))
+    if read.flag("tie_word_embeddings", False):
+        release = str(read.fields.get("transformers_version", "")).partition(".")[0]
+        if not release.isdecimal() or int(release) < 5:
+            raise read.refuse("tie_word_embeddings", "releases of transformers disagree on scaling a tied mt5's output")
+    return False

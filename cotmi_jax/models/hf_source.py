@@ -1,0 +1,62 @@
+"""Where a checkpoint is: a directory, the Hugging Face cache, or the hub."""
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.hf_weights import has_weights
+
+VOCABULARY = "spiece.model"
+_TOKENIZER = [VOCABULARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+_FILES = ["config.json", "generation_config.json", *_TOKENIZER]
+_SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TIMEOUT = 10.0  # seconds; the hub's own client has none
+# The root of the HTTP library's exceptions: which library that is depends on huggingface_hub's release.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+
+
+def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
+    """Directory of a checkpoint that is given as a directory or as a name on the hub, such as "google/flan-t5-small".
+
+    A name is looked up in the cache first (cache_dir, or where HF_HOME has it), so that a student does not change
+    while it is in use; what the cache lacks is downloaded. Raises UserError that says what to do if neither has it.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    name = str(source)
+    if not _HUB_NAME.fullmatch(name):
+        raise UserError(f"{name}: no such directory, nor the form of a name on the Hugging Face hub (owner/name)")
+    cached = _cached(name, cache_dir)
+    if cached is not None and (cached / VOCABULARY).is_file():
+        return cached
+    try:
+        return _download(name, cache_dir)
+    except (OSError, ValueError, _HTTP_ERROR) as error:
+        if cached is not None:  # Complete but for a vocabulary, which not every checkpoint has.
+            return cached
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name}: neither a directory nor in the cache, and the hub cannot be used ({reason}): on a machine that "
+            f"reaches it run `hf download {name} --local-dir DIR` and give DIR, or set HF_HOME to a cache that has it"
+        ) from error
+
+
+def _cached(name: str, cache_dir: Path | None) -> Path | None:
+    """Snapshot of the main branch in the cache, if it has a configuration and all weights."""
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json", cache_dir=cache_dir)
+    if not isinstance(found, str):  # None, or a mark that the hub has no such file
+        return None
+    return Path(found).parent if has_weights(Path(found).parent) else None
+
+
+def _download(name: str, cache_dir: Path | None) -> Path:
+    huggingface_hub.HfApi().model_info(name, timeout=_TIMEOUT)  # Fails soon where the download would hang.
+    directory = Path(huggingface_hub.snapshot_download(name, cache_dir=cache_dir, allow_patterns=_FILES + _SAFETENSORS))
+    if has_weights(directory):
+        return directory
+    return Path(huggingface_hub.snapshot_download(name, cache_dir=cache_dir, allow_patterns=_FILES + _PICKLES))

@@ -1,0 +1,107 @@
+"""Weight files of a Hugging Face checkpoint: safetensors or torch pickles, in one file or in shards with an index."""
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.torch_bin import StoredTensor, open_torch_bin
+
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+_PREFERENCE = (SAFETENSORS, SAFETENSORS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The JSON object in a file. Raises UserError that names the file, and the line where it is not JSON."""
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file: give the directory of a Hugging Face checkpoint") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error.reason})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: holds a {type(fields).__name__} where an object is needed")
+    return fields
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether every file of one of the known forms of weights is in the directory."""
+    files = _files(directory)
+    return bool(files) and all((directory / file).is_file() for file in files)
+
+
+@contextlib.contextmanager
+def open_weights(directory: Path) -> Iterator[dict[str, StoredTensor]]:
+    """Tensors of a checkpoint by name, readable within the context.
+
+    Raises UserError that names the file where one is missing, corrupt or against its index.
+    """
+    files = _files(directory)
+    if not files:
+        raise UserError(f"{directory}: no weights: one of {', '.join(_PREFERENCE)} is needed")
+    with contextlib.ExitStack() as stack:
+        tensors: dict[str, StoredTensor] = {}
+        for file, promised in files.items():
+            path = directory / file
+            if not path.is_file():
+                raise UserError(f"{path}: missing, but the index of the weights lists it: fetch it again")
+            opener = _open_safetensors if path.suffix == ".safetensors" else open_torch_bin
+            found = stack.enter_context(opener(path))
+            if promised is not None and found.keys() != promised:
+                name = min(found.keys() ^ promised)
+                where = "in the file but not in the index" if name in found else "in the index but not in the file"
+                raise UserError(f"{path}: tensor {name} is {where}: the files belong to different checkpoints")
+            tensors |= found
+        yield tensors
+
+
+def _files(directory: Path) -> dict[str, set[str] | None]:
+    """Files of the preferred form of weights, each with the tensors its index promises; empty without weights."""
+    for name in _PREFERENCE:
+        path = directory / name
+        if path.is_file():
+            return {**_shards(path)} if path.suffix == ".json" else {name: None}
+    return {}
+
+
+def _shards(index: Path) -> dict[str, set[str]]:
+    """Names of tensors by the file that holds them."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: weight_map = {weight_map!r}: an object from tensor to file is needed")
+    shards: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        # A plain name: an index must not reach outside its directory.
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith((".safetensors", ".bin")):
+            raise UserError(f"{index}: weight_map[{name!r}] = {file!r}: the name of a file beside it is needed")
+        shards.setdefault(file, set()).add(name)
+    return shards
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="numpy"))
+        except SafetensorError as error:
+            raise UserError(f"{path}: corrupt or truncated: fetch it again ({error})") from error
+
+        def read(name: str) -> np.ndarray:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _FLOATS:
+                raise UserError(f"{path}: tensor {name} is {dtype}: one of {', '.join(_FLOATS)} is needed")
+            return file.get_tensor(name).astype(np.float32)
+
+        yield {
+            name: StoredTensor(tuple(file.get_slice(name).get_shape()), functools.partial(read, name))
+            for name in file.keys()
+        }

@@ -1,0 +1,21 @@
+"""Train a student: python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart."""
+
+from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
+
+from absl import flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the run is written, and gone on from.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Train from the flags."""
+    from cotmi_jax.training.loop import train  # after the flags: a mistyped one is answered at once
+
+    train(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

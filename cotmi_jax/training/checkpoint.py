@@ -1,0 +1,134 @@
+"""Checkpoints of a workdir through orbax: {state, data position, config} of the latest steps, and the best student.
+
+    {workdir}/checkpoints/{step}/{params,optimizer,data,config}     the latest few, to go on from
+    {workdir}/best/{step}/{params,config,metrics}                   the best on the valid split, to evaluate
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.student import Params
+from cotmi_jax.sharding import PyTree
+from cotmi_jax.training.state import TrainState
+
+Json = dict[str, Any]
+LATEST, BEST = "checkpoints", "best"
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """One checkpoint on disk."""
+
+    directory: Path
+    step: int
+
+    def __str__(self) -> str:
+        return str(self.directory / str(self.step))
+
+
+def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
+    try:
+        return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+    except OSError as error:
+        raise UserError(f"cannot write checkpoints to {directory}: {error.strerror or error}") from error
+
+
+class Checkpoints:
+    """Writes a run's checkpoints, asynchronously: save returns once the arrays are copied off the devices."""
+
+    def __init__(self, workdir: Path, *, keep: int):
+        self.workdir = workdir
+        self._latest = _manager(workdir / LATEST, keep)
+        self._best = _manager(workdir / BEST, 1)
+
+    def save(self, state: TrainState, step: int, data: Json, config: Json) -> None:
+        """Save everything needed to go on after `step`; does nothing if that step is saved already."""
+        if self._latest.latest_step() == step:
+            return
+        self._latest.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(state.opt_state),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(config),
+            ),
+        )
+
+    def save_best(self, params: Params, step: int, metrics: Json, config: Json) -> None:
+        """Replace the best student. A run that replays steps after a restart finds its own result again and keeps it."""
+        if self._best.latest_step() == step:
+            return
+        self._best.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                metrics=ocp.args.JsonSave(metrics),
+                config=ocp.args.JsonSave(config),
+            ),
+        )
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        for manager in (self._latest, self._best):
+            manager.wait_until_finished()
+            manager.close()
+
+
+def saved(workdir: Path, which: Literal["latest", "best"] | int) -> Saved | None:
+    """The latest or best checkpoint of a workdir, or that of a step; None where there is none."""
+    directory = workdir / (BEST if which == "best" else LATEST)
+    # Orbax renames a directory to its bare number when it is complete.
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    if not steps or (isinstance(which, int) and which not in steps):
+        return None
+    return Saved(directory, which if isinstance(which, int) else steps[-1])
+
+
+def find(workdir: Path, which: Literal["latest", "best"] | int) -> Saved:
+    """Like saved; raises UserError where there is none."""
+    found = saved(workdir, which)
+    if found is None:
+        raise UserError(f"no {which} checkpoint in {workdir}: is it the --workdir of a training run that saved one?")
+    return found
+
+
+def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    try:
+        with ocp.CheckpointManager(checkpoint.directory, options=options) as manager:
+            return manager.restore(checkpoint.step, args=args)
+    except (ValueError, KeyError, OSError) as error:
+        # What tensorstore and orbax raise for missing, truncated or foreign files.
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged ({reason}): move that directory away to use an earlier one"
+        ) from error
+
+
+def restore_json(checkpoint: Saved, item: Literal["config", "data", "metrics"]) -> Json:
+    """One JSON item of a checkpoint."""
+    return _restore(checkpoint, ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
+
+
+def restore_params(checkpoint: Saved, abstract: PyTree) -> Params:
+    """The parameters alone, placed as the abstract tree says: on any mesh."""
+    return _restore(checkpoint, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
+
+
+def restore_state(checkpoint: Saved, abstract: TrainState) -> TrainState:
+    """Everything a step changes, placed as the abstract state says: on any mesh."""
+    items = _restore(
+        checkpoint,
+        ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params), optimizer=ocp.args.StandardRestore(abstract.opt_state)
+        ),
+    )
+    step = jax.device_put(jnp.asarray(checkpoint.step, jnp.int32), abstract.step.sharding)
+    return TrainState(step, items["params"], items["optimizer"])

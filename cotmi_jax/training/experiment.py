@@ -1,0 +1,147 @@
+"""From a config to the parts of a run: vocabulary, student, data, objective."""
+
+import dataclasses
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cotmi_jax.data.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.example import Example
+from cotmi_jax.data.sources import LoadedCorpus, find_data_root, load_corpus
+from cotmi_jax.data.tokens import TokenizedSplit, tokenize_split
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
+from cotmi_jax.models.decoding import Decoding
+from cotmi_jax.models.hf import load_hf, resolve_source
+from cotmi_jax.models.student import Params
+from cotmi_jax.objectives.objective import Objective
+
+_OFFICIAL_PIECES = 32_000
+_VOCAB_MULTIPLE = 128  # so that the vocabulary splits over a tensor axis
+
+
+def find_vocabulary(config: ConfigDict) -> Path:
+    """The SentencePiece file of a run, by the rule beside config.data.vocabulary."""
+    if config.data.vocabulary:
+        return Path(config.data.vocabulary).expanduser()
+    if config.data.dataset == "arithmetic" and config.model.init == "random":
+        return VOCABULARY_PATH
+    if config.model.init != "random":
+        return resolve_source(config.model.init) / "spiece.model"
+    return find_data_root(config.data.root or None) / "t5" / "spiece.model"
+
+
+def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[T5Config, Params | None]:
+    """The student's shape, and its initial parameters where model.init names a checkpoint (None: random)."""
+    model = config.model
+    params = None
+    if model.init == "random":
+        padded = -(-vocabulary.size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+        size = model.vocab_size or (T5_VOCAB_SIZE if vocabulary.size == _OFFICIAL_PIECES else padded)
+        student = preset(model.preset, model.family, vocab_size=size)
+    else:
+        student, params = load_hf(model.init)
+        if model.vocab_size not in (0, student.vocab_size):
+            raise UserError(
+                f"config.model.vocab_size {model.vocab_size} but {model.init} has {student.vocab_size} embeddings: "
+                "leave it 0"
+            )
+    check_fits(vocabulary, student.vocab_size)
+    execution = {"dropout": model.dropout, "dtype": model.dtype, "scan_layers": model.scan_layers, "remat": model.remat}
+    return dataclasses.replace(student, **execution), params
+
+
+def make_objective(config: ConfigDict) -> Objective:
+    """The objective with its coefficients."""
+    return Objective(
+        config.objective.name, config.objective.alpha, config.objective.beta, estimator=config.mi.estimator
+    )
+
+
+def load_data(config: ConfigDict) -> LoadedCorpus:
+    """The corpus of config.data."""
+    data = config.data
+    return load_corpus(
+        data.dataset,
+        data_root=data.root or None,
+        teacher=data.teacher,
+        align=data.align,
+        augment_asdiv=data.augment_asdiv,
+        subsample=data.subsample,
+        seed=config.seed,
+        empty_rationale=data.empty_rationale,
+        size=data.size,
+    )
+
+
+def tokenize(config: ConfigDict, vocabulary: Vocabulary, examples: tuple[Example, ...], *, train: bool) -> TokenizedSplit:
+    """Tokens of a split. Only training uses config.data.label_type: losses on held-out splits are against gold."""
+    return tokenize_split(
+        examples,
+        vocabulary,
+        objective=config.objective.name,
+        label_type=config.data.label_type if train else "gt",
+        max_input_tokens=config.data.max_input_tokens,
+        max_target_tokens=config.data.max_target_tokens,
+    )
+
+
+def eval_decoding(config: ConfigDict) -> Decoding:
+    """How labels and rationales are generated for scoring."""
+    return Decoding("greedy", max_tokens=config.eval.max_decode_tokens)
+
+
+def truncation_notes(name: str, split: TokenizedSplit) -> list[str]:
+    """One line for each kind of sequence that was cut to the limits."""
+    return [
+        f"{name}: {count} of {split.size} {task} {kind} were longer than the limit and were cut"
+        for task, tokens in split.tasks.items()
+        for kind, count in (("inputs", tokens.truncated_inputs), ("targets", tokens.truncated_targets))
+        if count
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a training run needs before any device is touched."""
+
+    config: ConfigDict
+    vocabulary: Vocabulary
+    student: T5Config
+    initial_params: Params | None
+    objective: Objective
+    data: LoadedCorpus
+    train: TokenizedSplit
+    valid: TokenizedSplit
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Experiment":
+        """Read, check and tokenize everything the config names."""
+        objective = make_objective(config)
+        vocabulary = Vocabulary(find_vocabulary(config))
+        data = load_data(config)
+        student, params = make_student(config, vocabulary)
+        train = tokenize(config, vocabulary, data.corpus.splits["train"], train=True)
+        valid = tokenize(config, vocabulary, data.corpus.splits["valid"], train=False)
+        return cls(config, vocabulary, student, params, objective, data, train, valid)
+
+    def notes(self) -> list[str]:
+        """What a user should know before a long run: sizes, lengths, what was cut or dropped."""
+        lengths = ", ".join(
+            f"{task} {tokens.input_length}→{tokens.target_length}" for task, tokens in self.train.tasks.items()
+        )
+        notes = [
+            f"data {self.config.data.dataset}: {self.train.size} train, {self.valid.size} valid; "
+            f"padded tokens (input→target) {lengths}"
+        ]
+        notes += [
+            f"{split}: {count} examples without a rationale dropped" for split, count in self.data.dropped.items() if count
+        ]
+        if self.config.data.label_type == "llm":
+            notes.append(f"train: {self.data.unparsed['train']} teacher labels unreadable, trained as empty")
+        return notes + truncation_notes("train", self.train) + truncation_notes("valid", self.valid)
+
+    def data_position(self, step: int) -> dict[str, int | str]:
+        """Where in the data a run stands after `step` steps."""
+        return {"step": step, "examples": step * self.config.batch_size, "fingerprint": self.train.fingerprint()}

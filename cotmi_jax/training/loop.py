@@ -1,0 +1,259 @@
+"""The training loop: feeds the step, reads its metrics one step late, evaluates, saves, and goes on where it was."""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cotmi_jax.config import check_batches, validate
+from cotmi_jax.data.pipeline import train_batches
+from cotmi_jax.data.tokens import TrainOrder
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.models.student import StudentDef, count_parameters
+from cotmi_jax.sharding import batch_shards, make_mesh, put_batch
+from cotmi_jax.training.checkpoint import Checkpoints, restore_json, restore_state, saved
+from cotmi_jax.training.experiment import Experiment, eval_decoding
+from cotmi_jax.training.optimizer import make_optimizer, make_schedule
+from cotmi_jax.training.rng import stream_key
+from cotmi_jax.training.state import StateDef, TrainState
+from cotmi_jax.training.step import make_train_step
+from cotmi_jax.training.workdir import check_same_config, record_start, run_directory, run_record
+from cotmi_jax.training.writers import MetricWriter, Progress
+
+
+class Interrupt:
+    """Turns SIGTERM and SIGINT into a flag that the loop reads between steps, so that it can save before it ends."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def restore(self) -> None:
+        """Give the signals back to their former handlers."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class Throughput:
+    """Examples a second of training alone: evaluation and saving stop the clock."""
+
+    def __init__(self) -> None:
+        self._steps, self._spent, self._since = 0, 0.0, time.perf_counter()
+
+    def step(self) -> None:
+        """One more step is done."""
+        self._steps += 1
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        self._spent += time.perf_counter() - self._since
+
+    def start(self) -> None:
+        """Let the clock run again."""
+        self._since = time.perf_counter()
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """Seconds a step and examples a second since the last reading."""
+        self.stop()
+        seconds = self._spent / max(self._steps, 1)
+        self._steps, self._spent = 0, 0.0
+        self.start()
+        return {"seconds_per_step": seconds, "examples_per_second": batch_size / seconds}
+
+
+@dataclasses.dataclass
+class Run:
+    """A training run between two steps. Lives inside jax.set_mesh."""
+
+    config: ConfigDict
+    experiment: Experiment
+    mesh: Mesh
+    state_def: StateDef
+    state: TrainState
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    progress: Progress
+    record: dict
+    best: tuple[float, float]  # accuracy, then minus the label loss: what a better student has more of
+
+    def check(self, step: int, metrics: Mapping[str, Array]) -> dict[str, float]:
+        """Read a step's metrics. Raises UserError where the loss is not finite."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        if bad:
+            last = saved(self.checkpoints.workdir, "latest")
+            raise UserError(
+                f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; "
+                f"the last checkpoint, {last or 'none yet'}, is from before: lower optimizer.learning_rate"
+            )
+        return values
+
+    def save(self, step: int) -> None:
+        """Checkpoint the state after `step`."""
+        self.checkpoints.save(self.state, step, self.experiment.data_position(step), self.record)
+
+    def evaluate(self, step: int) -> None:
+        """Score the valid split; keep the student if it is the best so far."""
+        config, experiment = self.config.eval, self.experiment
+        params, limit = self.state.params["student"], config.examples
+        losses = self.evaluator.losses(params, experiment.valid, limit=limit)
+        corpus = experiment.data.corpus
+        scores = self.evaluator.accuracy(
+            params,
+            experiment.valid,
+            corpus.splits["valid"],
+            corpus.label_kind,
+            eval_decoding(self.config),
+            limit=limit,
+        )
+        metrics = {f"valid/{name}": value for name, value in losses.items()} | {"valid/accuracy": scores["accuracy"]}
+        self.writer.write(step, metrics)
+        low, high = scores["interval"]
+        self.progress.say(
+            f"step {step}: valid accuracy {scores['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {scores['n']}, "
+            + ", ".join(f"{name} {losses[name]:.3f}" for name in experiment.objective.coefficients)
+        )
+        quality = (scores["accuracy"], -losses["predict"])
+        if quality > self.best:
+            self.best = quality
+            self.checkpoints.save_best({"student": params}, step, metrics, self.record)
+
+    def steps(self, start: int, interrupt: Interrupt) -> int:
+        """Train from step `start` to the end or to an interrupt; returns the step reached, which is saved."""
+        config = self.config
+        step_function = make_train_step(
+            self.state_def,
+            self.experiment.objective,
+            make_schedule(config.optimizer, config.steps),
+            micro_batches=config.micro_batches,
+        )
+        dropout = stream_key(config.seed, "dropout")
+        order = TrainOrder(self.experiment.train.size, config.batch_size, config.seed)
+        batches = train_batches(
+            self.experiment.train,
+            order,
+            start,
+            config.steps,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+        throughput, pending = Throughput(), None
+        step = start
+        for step, batch in enumerate(batches, start + 1):
+            self.state, metrics = step_function(self.state, put_batch(batch, self.mesh), dropout)
+            # Reading the step before while this one runs keeps the device busy.
+            if pending is not None:
+                self._finish(*pending, throughput)
+            pending = (step, metrics)
+            evaluates = config.eval.every and (step % config.eval.every == 0 or step == config.steps)
+            saves = step % config.checkpoint.every == 0 or step == config.steps or interrupt.signal is not None
+            if evaluates or saves:
+                self._finish(*pending, throughput)  # never save or score what is not finite
+                pending = None
+                throughput.stop()
+            if evaluates:
+                self.evaluate(step)
+            if saves:
+                self.save(step)
+            if evaluates or saves:
+                throughput.start()
+            if interrupt.signal is not None:
+                break
+        return step
+
+    def _finish(self, step: int, metrics: Mapping[str, Array], throughput: Throughput) -> None:
+        values = self.check(step, metrics)
+        throughput.step()
+        self.progress.step()
+        if step % self.config.log.every == 0 or step == self.config.steps:
+            speed = throughput.read(self.config.batch_size)
+            self.writer.write(step, {f"train/{name}": value for name, value in (values | speed).items()})
+            shown = ("loss", *self.experiment.objective.coefficients)
+            self.progress.report(step, {name: values[name] for name in shown} | speed)
+
+
+def _start(workdir: Path, experiment: Experiment) -> int:
+    """The step to go on from, 0 without a checkpoint. Raises UserError where the data is not the run's."""
+    latest = saved(workdir, "latest")
+    if latest is None:
+        return 0
+    position, expected = restore_json(latest, "data"), experiment.data_position(latest.step)
+    if position != expected:
+        raise UserError(
+            f"the training data is not what {latest} was trained on ({position['fingerprint']}, now "
+            f"{expected['fingerprint']}): restore the data, or take another --workdir"
+        )
+    return latest.step
+
+
+def _best_so_far(workdir: Path) -> tuple[float, float]:
+    best = saved(workdir, "best")
+    if best is None:
+        return (-1.0, 0.0)
+    metrics = restore_json(best, "metrics")
+    return (metrics["valid/accuracy"], -metrics["valid/predict"])
+
+
+def train(config: ConfigDict, workdir_path: str) -> int:
+    """Train, or go on training, in a workdir; returns the step reached. Raises UserError for whatever the user can mend."""
+    validate(config)
+    workdir = run_directory(workdir_path)
+    check_same_config(workdir, config)
+    experiment = Experiment.of(config)
+    mesh = make_mesh(**config.mesh.to_dict())
+    check_batches(config, batch_shards(mesh))
+    start = _start(workdir, experiment)
+    if start >= config.steps:
+        print(f"{workdir} is complete: {start} of {config.steps} steps")
+        return start
+    with jax.set_mesh(mesh):
+        student = StudentDef.of(experiment.student)
+        state_def = StateDef.of(student, make_optimizer(config.optimizer, config.steps), mesh)
+        if start:
+            state = restore_state(saved(workdir, "latest"), state_def.abstract)
+        elif experiment.initial_params is not None:
+            state = state_def.from_student(experiment.initial_params)
+        else:
+            state = state_def.init(stream_key(config.seed, "init"))
+        record = run_record(config, experiment.student)
+        record_start(workdir, record, experiment.vocabulary.path, start)
+        progress = Progress(start=start, stop=config.steps)
+        for note in experiment.notes():
+            progress.say(note)
+        progress.say(
+            f"student: {count_parameters(student.shapes):,} parameters; mesh {dict(mesh.shape)}; "
+            + (f"going on after step {start}" if start else "starting")
+        )
+        evaluator = Evaluator(
+            student, experiment.objective, experiment.vocabulary, mesh, batch_size=config.eval.batch_size
+        )
+        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+        writer = MetricWriter(workdir, start=start)
+        run = Run(
+            config, experiment, mesh, state_def, state, evaluator, checkpoints, writer, progress, record,
+            _best_so_far(workdir),
+        )  # fmt: skip
+        interrupt = Interrupt()
+        try:
+            reached = run.steps(start, interrupt)
+        finally:
+            interrupt.restore()
+            progress.close()
+            checkpoints.close()
+            writer.close()
+    if reached < config.steps:
+        print(f"interrupted after step {reached} of {config.steps}: the same command goes on from there")
+    return reached

@@ -1,0 +1,102 @@
+"""What a workdir says about its run: config, student, vocabulary, and a line for every start.
+
+    {workdir}/run.json        config and student shape, the same in every checkpoint
+    {workdir}/starts.jsonl    per start: time, command, git revision, package versions, step
+    {workdir}/spiece.model    the vocabulary
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cotmi_jax.config import differences
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.config import T5Config
+
+Record = dict[str, Any]
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "ml-collections")
+RUN_FILE, STARTS_FILE, VOCABULARY_FILE = "run.json", "starts.jsonl", "spiece.model"
+
+
+def run_directory(path: str) -> Path:
+    """The workdir, made and proved writable. Raises UserError."""
+    workdir = Path(path).expanduser().absolute()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
+    return workdir
+
+
+def run_record(config: ConfigDict, student: T5Config) -> Record:
+    """What fixes a run, as JSON."""
+    return {"config": config.to_dict(), "student": dataclasses.asdict(student)}
+
+
+def check_same_config(workdir: Path, config: ConfigDict) -> None:
+    """Raises UserError where the workdir already holds a run of another config, naming the keys that differ."""
+    if not (workdir / RUN_FILE).exists():
+        return
+    changed = differences(ConfigDict(_read_record(workdir)["config"]), config)
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(changed)}): "
+            "take another --workdir, or take the change back"
+        )
+
+
+def _revision() -> str | None:
+    """The git revision of the package's source, with + where it was changed; None outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> None:
+    """Write the run's files where they are not there yet, and a line for this start."""
+    if not (workdir / VOCABULARY_FILE).exists():
+        shutil.copyfile(vocabulary, workdir / VOCABULARY_FILE)
+    temporary = workdir / f"{RUN_FILE}.tmp"
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, workdir / RUN_FILE)
+    start = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "command": [sys.executable, *sys.argv],
+        "revision": _revision(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+    }
+    with (workdir / STARTS_FILE).open("a") as lines:
+        lines.write(json.dumps(start) + "\n")
+
+
+def _read_record(workdir: Path) -> Record:
+    path = workdir / RUN_FILE
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"no {RUN_FILE} in {workdir}: give the --workdir of a training run") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON (line {error.lineno}): restore it from a checkpoint's config") from error
+
+
+def read_run(workdir: Path) -> tuple[ConfigDict, T5Config, Vocabulary]:
+    """Config, student shape and vocabulary of a run. Raises UserError where the workdir holds none."""
+    record = _read_record(workdir)
+    return ConfigDict(record["config"]), T5Config(**record["student"]), Vocabulary(workdir / VOCABULARY_FILE)
