@@ -13,9 +13,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced at start-up oth
 from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 
+from ml_collections import ConfigDict  # noqa: E402
+
 from cotmi_jax.errors import UserError  # noqa: E402
 
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error, and the notices of libraries.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 
 
 def _fail(message: str) -> NoReturn:
@@ -28,19 +30,32 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(list(arguments))
     except flags.Error as error:
         _fail(str(error).replace("\n", " "))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as error:
-        # What config_flags lets through from a recipe: an unknown key, a value of another type, a missing file.
-        _fail(f"--config: {error.args[0] if len(error.args) == 1 else error}".replace("\n", " "))
+    except (AttributeError, KeyError) as error:
+        # ml_collections gives the repr of a message of two lines.
+        unknown = " ".join(str(error.args[0]).encode().decode("unicode_escape").replace("'", "").split())
+        _fail(f"--config has no key {unknown} (all keys: cotmi_jax/config.py)")
+    except (TypeError, ValueError, UserError) as error:
+        _fail(f"--config: {error}".replace("\n", " "))
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: every option starts with --, see --help")
     return rest
+
+
+def loaded_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
+    """The value of a --config flag; config_flags reports a recipe that cannot be loaded only when it is first read."""
+    config = flag.value
+    try:
+        config.keys()
+    except OSError as error:
+        raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
+    return config
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Parse the flags and run main; a UserError becomes one line on standard error and exit code 2."""
 
     def guarded(_: list[str]) -> int | None:
-        if not _TRACEBACK.value:
+        if not flags.FLAGS["verbosity"].present:  # the libraries' notices are asked for with --verbosity=0
             absl_logging.set_verbosity(absl_logging.ERROR)
             logging.getLogger().setLevel(logging.ERROR)
         try:

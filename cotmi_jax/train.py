@@ -14,7 +14,7 @@ def main() -> None:
     """Train from the flags."""
     from cotmi_jax.training.loop import train  # after the flags: a mistyped one is answered at once
 
-    train(_CONFIG.value, _WORKDIR.value)
+    train(cli.loaded_config(_CONFIG), _WORKDIR.value)
 
 
 if __name__ == "__main__":

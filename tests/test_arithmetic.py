@@ -57,14 +57,11 @@ def test_same_arguments_give_the_same_text_on_every_machine(corpus: Corpus) -> N
     assert make_arithmetic(1, 10).splits["train"] != make_arithmetic(0, 10).splits["train"]
 
 
-def test_inputs_are_unique_within_and_across_splits() -> None:
-    corpus = make_arithmetic(7, 8000)
+def test_inputs_are_unique_and_the_size_of_train_changes_only_its_end() -> None:
+    corpus = make_arithmetic(3, 5000)  # Left unchecked this seed repeats itself within train, and train in test.
     inputs = [example.input for example in _all_examples(corpus)]
-    assert len(set(inputs)) == len(inputs) == 9000
-
-
-def test_size_of_train_changes_neither_its_start_nor_the_other_splits(corpus: Corpus) -> None:
-    smaller = make_arithmetic(0, 100).splits
+    assert len(set(inputs)) == len(inputs) == 6000
+    smaller = make_arithmetic(3, 100).splits
     assert smaller["valid"] == corpus.splits["valid"]
     assert smaller["test"] == corpus.splits["test"]
     assert [e.input for e in smaller["train"]] == [e.input for e in corpus.splits["train"][:100]]
@@ -102,10 +99,10 @@ def test_problems_take_one_to_three_operations_and_some_hold_a_number_too_many(c
     assert distracted == pytest.approx(0.35, abs=0.05)
 
 
-@pytest.mark.parametrize(("rate", "size", "errors"), [(0.2, 500, 100), (0.25, 10, 2), (0.0, 50, 0), (1.0, 50, 50)])
+@pytest.mark.parametrize(("rate", "size", "errors"), [(0.2, 500, 100), (0.25, 10, 2), (0.0, 50, 0), (1.0, 800, 800)])
 def test_teacher_errs_on_exactly_the_stated_share(rate: float, size: int, errors: int) -> None:
-    corpus = make_arithmetic(3, size, num_valid=size, num_test=size, teacher_error_rate=rate)
-    right = make_arithmetic(3, size, num_valid=size, num_test=size, teacher_error_rate=0.0)
+    corpus = make_arithmetic(5, size, num_valid=size, num_test=size, teacher_error_rate=rate)
+    right = make_arithmetic(5, size, num_valid=size, num_test=size, teacher_error_rate=0.0)
     for split, examples in corpus.splits.items():
         wrong = [
             not equal_values(evaluate_expression(e.label), evaluate_expression(e.teacher_label or "")) for e in examples

@@ -1,0 +1,44 @@
+"""Show a data set before training: python -m cotmi_jax.describe --dataset=cqa --data_root=DIR."""
+
+from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
+
+from absl import flags
+
+_DATASET = flags.DEFINE_string("dataset", None, "arithmetic, svamp, cqa, esnli or anli1.")
+_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT or ../shared/data.")
+_TEACHER = flags.DEFINE_string("teacher", "palm", "palm or gpt-neox.")
+_ALIGN = flags.DEFINE_string("align", "strict", "strict, or prefix: use the rows that data and completions share.")
+_ASDIV = flags.DEFINE_bool("augment_asdiv", False, "Add ASDiv to SVAMP's train split.")
+_VOCABULARY = flags.DEFINE_string("vocabulary", None, "SentencePiece file; default: the set's own, else {root}/t5/spiece.model.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON.")
+flags.mark_flag_as_required("dataset")
+
+
+def main() -> None:
+    """Describe from the flags."""
+    import json
+
+    from cotmi_jax.config import base
+    from cotmi_jax.data.statistics import describe, format_description
+    from cotmi_jax.data.tasks import PREDICT, PREFIX
+    from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
+    from cotmi_jax.evaluation.accuracy import is_correct
+    from cotmi_jax.training.experiment import find_vocabulary, load_data
+
+    config = base()
+    config.data.dataset, config.data.root = _DATASET.value, _DATA_ROOT.value or ""
+    config.data.teacher, config.data.align, config.data.augment_asdiv = _TEACHER.value, _ALIGN.value, _ASDIV.value
+    config.data.vocabulary, config.data.empty_rationale = _VOCABULARY.value or "", "drop"
+    loaded = load_data(config)
+    vocabulary = Vocabulary(find_vocabulary(config))
+    description = describe(
+        loaded,
+        lambda texts: [[*ids, EOS_ID] for ids in vocabulary.encode(texts)],
+        equal_values=lambda a, b: is_correct(a, b, "equation"),
+        input_prefix=PREFIX[PREDICT],
+    )
+    print(json.dumps(description, indent=1) if _JSON.value else format_description(description))
+
+
+if __name__ == "__main__":
+    cli.run(main)

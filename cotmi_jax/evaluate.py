@@ -1,0 +1,31 @@
+"""Score a trained student on a split: python -m cotmi_jax.evaluate --workdir=W --split=test."""
+
+from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
+
+from absl import flags
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run; nothing else is needed.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "The split to score.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (on the valid split), latest, or a step.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; default: {workdir}/evaluation/{split}.")
+_DATA_ROOT = flags.DEFINE_string("data_root", None, "Where the data lies now, if not where training found it.")
+_EXAMPLES = flags.DEFINE_integer("examples", 0, "Examples to print, with the student's own label and rationale.", lower_bound=0)
+flags.mark_flag_as_required("workdir")
+
+
+def main() -> None:
+    """Evaluate from the flags."""
+    from cotmi_jax.evaluation.report import format_examples, format_scores
+    from cotmi_jax.training.scoring import score
+
+    result = score(
+        _WORKDIR.value, _SPLIT.value, checkpoint=_CHECKPOINT.value, output=_OUTPUT.value, data_root=_DATA_ROOT.value
+    )
+    print(format_scores(result.metrics))
+    if _EXAMPLES.value:
+        print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
+    print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl")
+
+
+if __name__ == "__main__":
+    cli.run(main)

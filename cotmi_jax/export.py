@@ -1,0 +1,30 @@
+"""Write a student as a Hugging Face directory: python -m cotmi_jax.export --model=W --output=DIR."""
+
+from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
+
+from absl import flags
+
+_MODEL = flags.DEFINE_string("model", None, "Workdir of a training run, or a Hugging Face directory or hub name.")
+_OUTPUT = flags.DEFINE_string("output", None, "New folder, which transformers.T5ForConditionalGeneration then loads.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a workdir: best (on the valid split), latest, or a step.")
+flags.mark_flags_as_required(["model", "output"])
+
+
+def main() -> None:
+    """Export from the flags."""
+    from pathlib import Path
+
+    import jax
+
+    from cotmi_jax.models.hf import save_hf
+    from cotmi_jax.sharding import make_mesh
+    from cotmi_jax.training.restore import load_trained, parse_which
+
+    trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value), make_mesh())
+    output = Path(_OUTPUT.value).expanduser().absolute()
+    save_hf(jax.device_get(trained.params), trained.student.config, output, vocabulary_file=trained.vocabulary.path)
+    print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

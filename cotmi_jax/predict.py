@@ -1,0 +1,65 @@
+"""Answer lines from standard input as JSON lines: python -m cotmi_jax.predict --model=W --task=both < problems.txt."""
+
+from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
+
+from absl import flags
+
+_MODEL = flags.DEFINE_string("model", None, "Workdir of a training run, or a Hugging Face directory or hub name.")
+_TASK = flags.DEFINE_enum(
+    "task", "both", ["predict", "explain", "both", "raw"], "Label, rationale, both; or raw: the line as it is."
+)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a workdir: best (on the valid split), latest, or a step.")
+_METHOD = flags.DEFINE_enum("method", "greedy", ["greedy", "sample", "beam"], "How tokens are chosen.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "Tokens generated at most.")
+_BEAMS = flags.DEFINE_integer("num_beams", 4, "Beams of --method=beam.")
+_LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Exponent of the length that divides a beam's score.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of --method=sample.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of --method=sample.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Lines answered together (one by one on a terminal).", lower_bound=1)
+flags.mark_flag_as_required("model")
+
+
+def main() -> None:
+    """Answer from the flags."""
+    import json
+    import sys
+
+    import jax
+
+    from cotmi_jax.evaluation.answering import Answerer
+    from cotmi_jax.models.decoding import Decoding
+    from cotmi_jax.sharding import make_mesh
+    from cotmi_jax.training.restore import load_trained, parse_which
+
+    decoding = Decoding(
+        _METHOD.value,
+        max_tokens=_MAX_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+        num_beams=_BEAMS.value,
+        length_penalty=_LENGTH_PENALTY.value,
+    )
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value), mesh)
+        answerer = Answerer(
+            trained.student,
+            trained.params,
+            trained.vocabulary,
+            trained.objective,
+            mesh,
+            task=_TASK.value,
+            decoding=decoding,
+            seed=_SEED.value,
+        )
+        for answers in answerer.answers(sys.stdin, 1 if sys.stdin.isatty() else _BATCH_SIZE.value):
+            for answer in answers:
+                print(json.dumps(answer, ensure_ascii=False))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    cli.run(main)

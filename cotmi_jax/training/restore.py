@@ -1,0 +1,71 @@
+"""A trained student from wherever it lies: a workdir, or a Hugging Face directory or hub name."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+from jax.sharding import Mesh
+
+from cotmi_jax.data.tasks import Objective
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.hf import load_hf, resolve_source
+from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.training import checkpoint
+from cotmi_jax.training.state import param_shardings
+from cotmi_jax.training.workdir import RUN_FILE, VOCABULARY_FILE, read_run
+
+Which = Literal["best", "latest"] | int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A student with its parameters on the mesh, its vocabulary, and what it was trained on (None: not known)."""
+
+    student: StudentDef
+    params: Params
+    vocabulary: Vocabulary
+    objective: Objective | None
+    step: int | None
+
+
+def parse_which(text: str) -> Which:
+    """The value of a --checkpoint flag: best, latest, or a step."""
+    if text in ("best", "latest"):
+        return text
+    if text.isdigit():
+        return int(text)
+    raise UserError(f"--checkpoint {text!r}: give best, latest or a step")
+
+
+def is_workdir(source: str) -> bool:
+    """Whether source is the workdir of a training run."""
+    return (Path(source).expanduser() / RUN_FILE).exists()
+
+
+def load_workdir(workdir: Path, which: Which, mesh: Mesh) -> Trained:
+    """The student of a run at its best or latest checkpoint or at a step. Only its parameters are read."""
+    config, student_config, vocabulary = read_run(workdir)
+    found = checkpoint.find(workdir, which)
+    student = StudentDef.of(student_config)
+    abstract = jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+        student.shapes,
+        param_shardings(student.shapes, student.axes, mesh),
+    )
+    params = checkpoint.restore_params(found, {"student": abstract})["student"]
+    return Trained(student, params, vocabulary, config.objective.name, found.step)
+
+
+def load_trained(source: str, which: Which, mesh: Mesh) -> Trained:
+    """The student at `source`, a workdir or whatever load_hf reads. `which` is for workdirs only."""
+    if is_workdir(source):
+        return load_workdir(Path(source).expanduser().absolute(), which, mesh)
+    directory = resolve_source(source)
+    config, host_params = load_hf(directory)
+    vocabulary = Vocabulary(directory / VOCABULARY_FILE)
+    check_fits(vocabulary, config.vocab_size)
+    student = StudentDef.of(config)
+    params = jax.tree.map(jax.device_put, host_params, param_shardings(student.shapes, student.axes, mesh))
+    return Trained(student, params, vocabulary, None, None)

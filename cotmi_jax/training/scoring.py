@@ -1,0 +1,88 @@
+"""Evaluation as a job of its own over a workdir: restores the parameters only, scores a split, writes the results."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
+from cotmi_jax.evaluation.accuracy import summarize
+from cotmi_jax.sharding import batch_shards, make_mesh
+from cotmi_jax.training.experiment import eval_decoding, load_data, make_objective, tokenize
+from cotmi_jax.training.restore import load_workdir, parse_which
+from cotmi_jax.training.workdir import read_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Metrics, every prediction, and the folder both were written to."""
+
+    metrics: dict[str, Any]
+    predictions: list[Prediction]
+    output: Path
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    """Replace a file in one move, so that an interrupted evaluation leaves the former one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(line + "\n" for line in lines))
+    os.replace(temporary, path)
+
+
+def score(
+    workdir_path: str, split_name: str, *, checkpoint: str = "best", output: str | None = None, data_root: str | None = None
+) -> Scored:
+    """Score a split and write metrics.json and predictions.jsonl. Raises UserError for whatever the user can mend.
+
+    Metrics: accuracy against gold with its 95% Wilson interval and n; `loss`: the mean of every term of the objective
+    against gold labels, in nats (accuracies of tokens as shares); counts of truncated inputs and targets.
+    """
+    workdir = Path(workdir_path).expanduser().absolute()
+    config, _, vocabulary = read_run(workdir)
+    if data_root is not None:
+        config.data.root = str(Path(data_root).expanduser().absolute())
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        trained = load_workdir(workdir, parse_which(checkpoint), mesh)
+        corpus = load_data(config).corpus
+        if split_name not in corpus.splits:
+            raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
+        examples = corpus.splits[split_name]
+        split = tokenize(config, vocabulary, examples, train=False)
+        shards = batch_shards(mesh)
+        evaluator = Evaluator(
+            trained.student,
+            make_objective(config),
+            vocabulary,
+            mesh,
+            batch_size=-(-config.eval.batch_size // shards) * shards,
+        )
+        losses = evaluator.losses(trained.params, split)
+        predictions = evaluator.predictions(
+            trained.params, split, examples, corpus.label_kind, eval_decoding(config)
+        )
+    metrics: dict[str, Any] = {
+        "dataset": corpus.name,
+        "split": split_name,
+        "checkpoint": {"which": checkpoint, "step": trained.step},
+        **summarize([bool(prediction["correct"]) for prediction in predictions]),
+        "loss": losses,
+        "truncated": {
+            task: {"inputs": tokens.truncated_inputs, "targets": tokens.truncated_targets}
+            for task, tokens in split.tasks.items()
+        },
+    }
+    folder = Path(output).expanduser().absolute() if output else workdir / "evaluation" / split_name
+    if jax.process_index() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / "metrics.json", [json.dumps(metrics, indent=1)])
+            _write(folder / "predictions.jsonl", (json.dumps(prediction) for prediction in predictions))
+        except OSError as error:
+            raise UserError(f"cannot write results to {folder}: {error.strerror}") from error
+    return Scored(metrics, predictions, folder)
