@@ -1,4 +1,11 @@
-"""A student that reads word problems and writes the equation and the worked solution, from nothing, on a laptop."""
+"""A small T5 learns from nothing to solve word problems and to explain the solution; the tour of the whole method.
+
+Claim: at least 80% label accuracy on 500 unseen problems of the generated arithmetic set, whose teacher errs in 20% of
+its rationales. Cost: minutes on two CPU cores.
+
+    python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m cotmi_jax.evaluate --workdir=runs/quickstart --split=test --examples=3
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +13,7 @@ from cotmi_jax.config import base, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe."""
+    """The recipe; arg "smoke" shrinks it."""
     config = base()
     config.steps = 600
     config.data.dataset = "arithmetic"

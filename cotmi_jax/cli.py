@@ -12,7 +12,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced at start-up oth
 
 from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
-
 from ml_collections import ConfigDict  # noqa: E402
 
 from cotmi_jax.errors import UserError  # noqa: E402

@@ -6,7 +6,7 @@ from cotmi_jax.errors import UserError
 
 
 def base() -> ConfigDict:
-    """The papers' common set-up (MI paper, section 4; T5 v1.1 base). Recipes in configs/ start from it and say what differs.
+    """The papers' common set-up (MI paper, section 4; T5 v1.1 base), from which recipes in configs/ start.
 
     Each call gives a fresh ConfigDict; it is locked, so that a misspelt key is an error.
     """
@@ -26,7 +26,9 @@ def base() -> ConfigDict:
     config.data.empty_rationale = "error"  # or drop: leave such train examples out and count them
     config.data.size = 16_000  # train examples of the generated set (arithmetic only)
     config.data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
-    config.data.vocabulary = ""  # SentencePiece file; "": the set's own, the initial model's, else {root}/t5/spiece.model
+    config.data.vocabulary = (
+        ""  # SentencePiece file; "": the set's own, the initial model's, else {root}/t5/spiece.model
+    )
     config.data.max_input_tokens = 1024  # longer inputs are cut, counted and reported
     config.data.max_target_tokens = 256  # longer targets likewise
 

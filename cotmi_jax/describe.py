@@ -5,11 +5,15 @@ from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imp
 from absl import flags
 
 _DATASET = flags.DEFINE_string("dataset", None, "arithmetic, svamp, cqa, esnli or anli1.")
-_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT or ../shared/data.")
+_DATA_ROOT = flags.DEFINE_string(
+    "data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT or ../shared/data."
+)
 _TEACHER = flags.DEFINE_string("teacher", "palm", "palm or gpt-neox.")
 _ALIGN = flags.DEFINE_string("align", "strict", "strict, or prefix: use the rows that data and completions share.")
 _ASDIV = flags.DEFINE_bool("augment_asdiv", False, "Add ASDiv to SVAMP's train split.")
-_VOCABULARY = flags.DEFINE_string("vocabulary", None, "SentencePiece file; default: the set's own, else {root}/t5/spiece.model.")
+_VOCABULARY = flags.DEFINE_string(
+    "vocabulary", None, "SentencePiece file; default: the set's own, else {root}/t5/spiece.model."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 flags.mark_flag_as_required("dataset")
 

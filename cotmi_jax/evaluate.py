@@ -9,7 +9,9 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "The spl
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (on the valid split), latest, or a step.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; default: {workdir}/evaluation/{split}.")
 _DATA_ROOT = flags.DEFINE_string("data_root", None, "Where the data lies now, if not where training found it.")
-_EXAMPLES = flags.DEFINE_integer("examples", 0, "Examples to print, with the student's own label and rationale.", lower_bound=0)
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", 0, "Examples to print, with the student's own label and rationale.", lower_bound=0
+)
 flags.mark_flag_as_required("workdir")
 
 

@@ -17,7 +17,9 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of --method=sample.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of --method=sample.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Lines answered together (one by one on a terminal).", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 32, "Lines answered together (one by one on a terminal).", lower_bound=1
+)
 flags.mark_flag_as_required("model")
 
 

@@ -13,7 +13,7 @@ LABEL_TYPES = ("gt", "llm")
 
 PREDICT, EXPLAIN = "predict", "explain"
 PREFIX = {PREDICT: "predict: ", EXPLAIN: "explain: "}
-# Before the label in single_task's one target: the words of the teachers' own prompts, so that most rationales lead to it.
+# Before the label in single_task's one target: the teachers' own words, so that most rationales lead to it.
 ANSWER_MARK = "So the answer is"
 
 

@@ -1,4 +1,4 @@
-"""Tokenized splits, and batches of them as a pure function of the step. Plain numpy: accelerators need no tensorflow."""
+"""Tokenized splits, and batches of them as a pure function of the step, in plain numpy."""
 
 import dataclasses
 import functools
@@ -94,7 +94,7 @@ def tokenize_split(
     max_input_tokens: int,
     max_target_tokens: int,
 ) -> TokenizedSplit:
-    """Tokens of every task of `objective`. Both tasks get one common input length, so that one encoder call serves both.
+    """Tokens of every task of `objective`, whose inputs get one common length: one encoder call serves both.
 
     Padded lengths are the split's own longest sequences, rounded up to MULTIPLE, never above the limits' round-up.
     """
@@ -117,7 +117,7 @@ def tokenize_split(
 
 
 def gather(split: TokenizedSplit, rows: IntArray) -> Batch:
-    """The batch of these rows: {task: {inputs [B, S], targets [B, T]}, valid [B]}; a row of −1 is padding, not valid."""
+    """The batch of these rows: {task: {inputs [B, S], targets [B, T]}, valid [B]}; a row of −1 is not valid."""
     batch: Batch = {
         task: {
             "inputs": tokens.inputs.padded(rows, tokens.input_length),
@@ -137,8 +137,8 @@ def _permutation(size: int, seed: int, epoch: int) -> IntArray:
 class TrainOrder:
     """Which rows make up each training batch: a function of (seed, epoch) alone.
 
-    The epochs' permutations follow one another without a gap, so a batch may end one epoch and begin the next, and every
-    example is seen exactly once an epoch. Asking for step 10⁶ costs what step 10 does: one permutation.
+    The epochs' permutations follow one another without a gap, so a batch may end one epoch and begin the next, and
+    every example is seen exactly once an epoch. Asking for step 10⁶ costs what step 10 does: one permutation.
     """
 
     size: int

@@ -92,7 +92,7 @@ class Answerer:
         return answers
 
     def answers(self, lines: Iterable[str], batch_size: int) -> Iterator[list[Answer]]:
-        """Answers in the order of the lines, a batch at a time. An empty line raises UserError, after those before it."""
+        """Answers in the order of the lines, batch by batch. An empty line raises UserError, after those before it."""
         batch: list[str] = []
         for number, line in enumerate(lines, 1):
             text = line.strip()

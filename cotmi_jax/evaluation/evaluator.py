@@ -54,7 +54,9 @@ class Evaluator:
                 sums[name] = sums.get(name, 0.0) + np.asarray([term.sum, term.weight], np.float64)
         return {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
 
-    def texts(self, params: Params, split: TokenizedSplit, task: str, decoding: Decoding, *, limit: int = 0) -> list[str]:
+    def texts(
+        self, params: Params, split: TokenizedSplit, task: str, decoding: Decoding, *, limit: int = 0
+    ) -> list[str]:
         """What the student writes for a task, by row."""
         texts: list[str] = []
         for batch, rows in self._batches(split, limit):

@@ -19,7 +19,10 @@ def format_scores(metrics: Mapping[str, Any]) -> str:
     """A small table of what scoring found."""
     low, high = metrics["interval"]
     rows = [
-        (f"{metrics['dataset']} {metrics['split']}", f"{metrics['n']} examples, checkpoint of step {metrics['checkpoint']['step']}"),
+        (
+            f"{metrics['dataset']} {metrics['split']}",
+            f"{metrics['n']} examples, checkpoint of step {metrics['checkpoint']['step']}",
+        ),
         ("label accuracy", f"{metrics['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})"),
     ]
     for name, text in _ROWS.items():

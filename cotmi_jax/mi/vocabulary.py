@@ -30,7 +30,7 @@ def barber_agakov_loss(z_BxV: Array, v_BxV: Array) -> Array:
     """Cross-entropy −Σ_k z_k log v_k of z under v, both renormalized over the vocabulary, in nats [B]. z is detached.
 
     H(Z) minus its mean is the lower bound on I(Z;V) of Barber and Agakov (2003, eq. 3), with v as the decoder q(z|v);
-    H(Z) is constant where Z is detached, so that minimizing this raises the bound. An example that is all padding gives 0.
+    H(Z) is constant where Z is detached, so minimizing this raises the bound. An example that is all padding gives 0.
     """
     z_BxV = jax.lax.stop_gradient(z_BxV)
     total_Bx1 = z_BxV.sum(axis=-1, keepdims=True)

@@ -58,7 +58,7 @@ def generate(student: T5, inputs_BxS: Array, decoding: Decoding, key: Array | No
 
 
 def filter_logits(logits_BxV: Array, decoding: Decoding) -> Array:
-    """Logits at the temperature, with what top-k (Fan et al. 2018) and then top-p (Holtzman et al. 2020) exclude masked.
+    """Logits at the temperature; what top-k (Fan et al. 2018) and then top-p (Holtzman et al. 2020) exclude is masked.
 
     top-p keeps the smallest set of most probable tokens whose probability reaches p, and always the most probable one.
     """

@@ -1,10 +1,10 @@
 """Where a checkpoint is: a directory, the Hugging Face cache, or the hub."""
 
-import re
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.hf_weights import has_weights
@@ -14,7 +14,6 @@ _TOKENIZER = [VOCABULARY, "tokenizer.json", "tokenizer_config.json", "special_to
 _FILES = ["config.json", "generation_config.json", *_TOKENIZER]
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TIMEOUT = 10.0  # seconds; the hub's own client has none
 # The root of the HTTP library's exceptions: which library that is depends on huggingface_hub's release.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -29,14 +28,16 @@ def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     name = str(source)
-    if not _HUB_NAME.fullmatch(name):
-        raise UserError(f"{name}: no such directory, nor the form of a name on the Hugging Face hub (owner/name)")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name}: no such directory, nor a name that the hub could have (owner/name)") from error
     cached = _cached(name, cache_dir)
     if cached is not None and (cached / VOCABULARY).is_file():
         return cached
     try:
         return _download(name, cache_dir)
-    except (OSError, ValueError, _HTTP_ERROR) as error:
+    except (OSError, _HTTP_ERROR) as error:
         if cached is not None:  # Complete but for a vocabulary, which not every checkpoint has.
             return cached
         reason = (str(error) or type(error).__name__).splitlines()[0]

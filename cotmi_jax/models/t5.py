@@ -1,4 +1,4 @@
-"""The student: an encoder-decoder T5 of either family (Raffel et al. 2020; v1.1: Shazeer 2020, Flan: Chung et al. 2022).
+"""The student: a T5 of either family (Raffel et al. 2020; v1.1: Shazeer 2020; Flan: Chung et al. 2022).
 
 Tensor names carry their shape behind an underscore:
 B batch (examples), S source tokens, T target tokens, D model, H heads, K head dim, F mlp, V vocabulary, L layers.
@@ -157,9 +157,7 @@ class T5(nnx.Module):
         )
         return dropout(self.encoder.final_norm(x_BxSxD), self.config.dropout, final_key)
 
-    def decode(
-        self, encoded_BxSxD: Array, inputs_BxS: Array, targets_BxT: Array, key: Array | None = None
-    ) -> Array:
+    def decode(self, encoded_BxSxD: Array, inputs_BxS: Array, targets_BxT: Array, key: Array | None = None) -> Array:
         """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t]."""
         num = self.config.num_decoder_layers
         embed_key, final_key, *keys = _split_key(key, 2 + num)

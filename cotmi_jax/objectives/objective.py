@@ -80,7 +80,7 @@ class Objective:
         return both | {"mi": self.beta} if self.name == "cotmi" else both
 
     def weights(self, batch: Mapping, pad_id: int) -> dict[str, Array]:
-        """The weight of each loss term. It depends on the batch alone, so micro-batches can divide by the whole one's."""
+        """The weight of each loss term, a function of the batch alone: micro-batches divide by the whole one's."""
         weights = {
             task: token_mask(batch[task]["targets"], batch["valid"], pad_id).sum(dtype=jnp.float32)
             for task in self.tasks

@@ -1,7 +1,7 @@
 """Checkpoints of a workdir through orbax: {state, data position, config} of the latest steps, and the best student.
 
-    {workdir}/checkpoints/{step}/{params,optimizer,data,config}     the latest few, to go on from
-    {workdir}/best/{step}/{params,config,metrics}                   the best on the valid split, to evaluate
+{workdir}/checkpoints/{step}/{params,optimizer,data,config}     the latest few, to go on from
+{workdir}/best/{step}/{params,config,metrics}                   the best on the valid split, to evaluate
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class Checkpoints:
         )
 
     def save_best(self, params: Params, step: int, metrics: Json, config: Json) -> None:
-        """Replace the best student. A run that replays steps after a restart finds its own result again and keeps it."""
+        """Replace the best student. A run that replays steps after a restart keeps the result it finds again."""
         if self._best.latest_step() == step:
             return
         self._best.save(

@@ -75,7 +75,9 @@ def load_data(config: ConfigDict) -> LoadedCorpus:
     )
 
 
-def tokenize(config: ConfigDict, vocabulary: Vocabulary, examples: tuple[Example, ...], *, train: bool) -> TokenizedSplit:
+def tokenize(
+    config: ConfigDict, vocabulary: Vocabulary, examples: tuple[Example, ...], *, train: bool
+) -> TokenizedSplit:
     """Tokens of a split. Only training uses config.data.label_type: losses on held-out splits are against gold."""
     return tokenize_split(
         examples,
@@ -136,7 +138,9 @@ class Experiment:
             f"padded tokens (input→target) {lengths}"
         ]
         notes += [
-            f"{split}: {count} examples without a rationale dropped" for split, count in self.data.dropped.items() if count
+            f"{split}: {count} examples without a rationale dropped"
+            for split, count in self.data.dropped.items()
+            if count
         ]
         if self.config.data.label_type == "llm":
             notes.append(f"train: {self.data.unparsed['train']} teacher labels unreadable, trained as empty")

@@ -208,7 +208,7 @@ def _best_so_far(workdir: Path) -> tuple[float, float]:
 
 
 def train(config: ConfigDict, workdir_path: str) -> int:
-    """Train, or go on training, in a workdir; returns the step reached. Raises UserError for whatever the user can mend."""
+    """Train, or go on training, in a workdir; returns the step reached. Raises UserError."""
     validate(config)
     workdir = run_directory(workdir_path)
     check_same_config(workdir, config)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.accuracy import summarize
+from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.sharding import batch_shards, make_mesh
 from cotmi_jax.training.experiment import eval_decoding, load_data, make_objective, tokenize
 from cotmi_jax.training.restore import load_workdir, parse_which
@@ -35,7 +35,12 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 
 def score(
-    workdir_path: str, split_name: str, *, checkpoint: str = "best", output: str | None = None, data_root: str | None = None
+    workdir_path: str,
+    split_name: str,
+    *,
+    checkpoint: str = "best",
+    output: str | None = None,
+    data_root: str | None = None,
 ) -> Scored:
     """Score a split and write metrics.json and predictions.jsonl. Raises UserError for whatever the user can mend.
 
@@ -63,9 +68,7 @@ def score(
             batch_size=-(-config.eval.batch_size // shards) * shards,
         )
         losses = evaluator.losses(trained.params, split)
-        predictions = evaluator.predictions(
-            trained.params, split, examples, corpus.label_kind, eval_decoding(config)
-        )
+        predictions = evaluator.predictions(trained.params, split, examples, corpus.label_kind, eval_decoding(config))
     metrics: dict[str, Any] = {
         "dataset": corpus.name,
         "split": split_name,

@@ -42,7 +42,7 @@ def _drop(sharding: NamedSharding, dimension: int) -> NamedSharding:
 
 
 def _moment_sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct, by_name: dict, mesh: Mesh) -> NamedSharding:
-    """A moment lies as its parameter does. Adafactor's row and column moments lack one of the two largest dimensions."""
+    """A moment lies as its parameter does; Adafactor's row and column moments lack one of its two largest dims."""
     if _names(path) not in by_name:
         return replicated(mesh)  # step counts
     shape, sharding = by_name[_names(path)]
@@ -63,9 +63,7 @@ def optimizer_shardings(opt_state: PyTree, shapes: Params, shardings: Params, me
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     placed = jax.tree.leaves(shardings)
     by_name = {_names(path): (leaf.shape, where) for (path, leaf), where in zip(leaves, placed, strict=True)}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _moment_sharding(path, leaf, by_name, mesh), opt_state
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _moment_sharding(path, leaf, by_name, mesh), opt_state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a workdir says about its run: config, student, vocabulary, and a line for every start.
 
-    {workdir}/run.json        config and student shape, the same in every checkpoint
-    {workdir}/starts.jsonl    per start: time, command, git revision, package versions, step
-    {workdir}/spiece.model    the vocabulary
+{workdir}/run.json        config and student shape, the same in every checkpoint
+{workdir}/starts.jsonl    per start: time, command, git revision, package versions, step
+{workdir}/spiece.model    the vocabulary
 """
 
 import dataclasses
