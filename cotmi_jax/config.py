@@ -1,5 +1,7 @@
 """The configuration of a run: every key with its unit, the checks across keys, and the CPU-size `smoke` variant."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from cotmi_jax.errors import UserError
@@ -103,18 +105,22 @@ def variant(config: ConfigDict, arg: str) -> ConfigDict:
     return smoke(config) if arg else config
 
 
+_LOWEST = {
+    1: (
+        *("steps", "batch_size", "micro_batches", "checkpoint.every", "checkpoint.keep", "log.every", "data.size"),
+        *("eval.batch_size", "eval.max_decode_tokens", "data.max_input_tokens", "data.max_target_tokens"),
+    ),
+    0: ("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps"),
+}
+
+
 def validate(config: ConfigDict) -> None:
     """Checks that need no data and no device. Raises UserError naming the keys and their values."""
-    positive = ("steps", "batch_size", "micro_batches", "eval.batch_size", "eval.max_decode_tokens")
-    positive += ("checkpoint.every", "checkpoint.keep", "log.every", "data.size")
-    positive += ("data.max_input_tokens", "data.max_target_tokens")
     flat = flatten(config)
-    for key in positive:
-        if flat[key] < 1:
-            raise UserError(f"config.{key} is {flat[key]}: it must be at least 1")
-    for key in ("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps"):
-        if flat[key] < 0:
-            raise UserError(f"config.{key} is {flat[key]}: it must not be negative")
+    for lowest, keys in _LOWEST.items():
+        for key in keys:
+            if flat[key] < lowest:
+                raise UserError(f"config.{key} is {flat[key]}: it must be at least {lowest}")
     if config.batch_size % config.micro_batches:
         raise UserError(
             f"config.batch_size {config.batch_size} does not divide into config.micro_batches {config.micro_batches}"
@@ -145,9 +151,9 @@ def check_batches(config: ConfigDict, shards: int) -> None:
             )
 
 
-def flatten(config: ConfigDict) -> dict[str, int | float | bool | str]:
-    """Dotted key → value, in order."""
-    flat: dict[str, int | float | bool | str] = {}
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key → value (a number, a bool or a string), in order."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}

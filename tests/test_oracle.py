@@ -262,6 +262,6 @@ def test_buckets_of_all_distances(bidirectional: bool, num_buckets: int, max_dis
 
     distance = np.arange(-3000, 3001)
     expected = T5Attention._relative_position_bucket(torch.tensor(distance), bidirectional, num_buckets, max_distance)
-    static = dict(bidirectional=bidirectional, num_buckets=num_buckets, max_distance=max_distance)
-    got = jax.jit(lambda d: relative_buckets(d, **static))(jnp.asarray(distance))
+    options = {"num_buckets": num_buckets, "max_distance": max_distance}
+    got = jax.jit(lambda d: relative_buckets(d, bidirectional=bidirectional, **options))(jnp.asarray(distance))
     np.testing.assert_array_equal(got, expected.numpy())

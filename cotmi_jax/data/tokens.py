@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from cotmi_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary
 from cotmi_jax.errors import UserError
 
 IntArray = np.ndarray
-Batch = dict[str, dict[str, IntArray] | IntArray]
+Batch = dict[str, Any]  # {task: {"inputs": …, "targets": …}, "valid": …}, see gather
 MULTIPLE = 8  # padded lengths are rounded up to it: vector lanes, and fewer distinct shapes
 
 

@@ -11,7 +11,7 @@ from cotmi_jax.data.example import Example, LabelKind
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, eval_rows, gather, host_share
 from cotmi_jax.data.vocabulary import Vocabulary
-from cotmi_jax.evaluation.accuracy import is_correct, summarize
+from cotmi_jax.evaluation.accuracy import Summary, is_correct, summarize
 from cotmi_jax.models.decoding import Decoding, generate
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
@@ -73,7 +73,7 @@ class Evaluator:
         decoding: Decoding,
         *,
         limit: int = 0,
-    ) -> dict[str, float]:
+    ) -> Summary:
         """Label accuracy against gold with its 95% Wilson interval and the number of examples."""
         outputs = self.texts(params, split, PREDICT, decoding, limit=limit)
         labels = [read_label(output, self._objective.name) for output in outputs]

@@ -48,12 +48,13 @@ def open_weights(directory: Path) -> Iterator[dict[str, StoredTensor]]:
     files = _files(directory)
     if not files:
         raise UserError(f"{directory}: no weights: one of {', '.join(_PREFERENCE)} is needed")
+    for file in files:
+        if not (directory / file).is_file():
+            raise UserError(f"{directory / file}: missing, but the index of the weights lists it: fetch it again")
     with contextlib.ExitStack() as stack:
         tensors: dict[str, StoredTensor] = {}
         for file, promised in files.items():
             path = directory / file
-            if not path.is_file():
-                raise UserError(f"{path}: missing, but the index of the weights lists it: fetch it again")
             opener = _open_safetensors if path.suffix == ".safetensors" else open_torch_bin
             found = stack.enter_context(opener(path))
             if promised is not None and found.keys() != promised:

@@ -144,15 +144,14 @@ class T5(nnx.Module):
     def encode(self, inputs_BxS: Array, key: Array | None = None) -> Array:
         """Encoder states [B, S, D] of padded token ids."""
         num = self.config.num_encoder_layers
-        embed_key, final_key, *keys = _split_key(key, 2 + num)
+        embed_key, final_key, layers_key = _split_key(key, 3)
         positions_S = jnp.arange(inputs_BxS.shape[1])
         bias = self.encoder.position(positions_S, positions_S) + padding_bias(inputs_BxS != self.config.pad_id)
-        layer_keys = None if key is None else jnp.stack(keys)
         x_BxSxD, _ = self._run(
             self.encoder.blocks,
             lambda block, x, layer_key: (block(x, bias, layer_key), None),
             self._embed(inputs_BxS, embed_key),
-            layer_keys,
+            None if layers_key is None else jax.random.split(layers_key, num),
             num,
         )
         return dropout(self.encoder.final_norm(x_BxSxD), self.config.dropout, final_key)
@@ -160,17 +159,16 @@ class T5(nnx.Module):
     def decode(self, encoded_BxSxD: Array, inputs_BxS: Array, targets_BxT: Array, key: Array | None = None) -> Array:
         """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t]."""
         num = self.config.num_decoder_layers
-        embed_key, final_key, *keys = _split_key(key, 2 + num)
+        embed_key, final_key, layers_key = _split_key(key, 3)
         positions_T = jnp.arange(targets_BxT.shape[1])
         causal_TxT = positions_T[None, :] <= positions_T[:, None]
         bias = self.decoder.position(positions_T, positions_T) + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
         cross_bias = padding_bias(inputs_BxS != self.config.pad_id)
-        layer_keys = None if key is None else jnp.stack(keys)
         x_BxTxD, _ = self._run(
             self.decoder.blocks,
             lambda block, x, layer_key: (block(x, encoded_BxSxD, bias, cross_bias, layer_key), None),
             self._embed(shift_right(targets_BxT, self.config.pad_id), embed_key),
-            layer_keys,
+            None if layers_key is None else jax.random.split(layers_key, num),
             num,
         )
         return dropout(self.decoder.final_norm(x_BxTxD), self.config.dropout, final_key)

@@ -59,6 +59,14 @@ def make_objective(config: ConfigDict) -> Objective:
     )
 
 
+def with_data_root(config: ConfigDict) -> ConfigDict:
+    """A copy that names the data root it found absolutely, so that the run can be evaluated from anywhere."""
+    config = config.copy_and_resolve_references()
+    if config.data.dataset != "arithmetic":
+        config.data.root = str(find_data_root(config.data.root or None).absolute())
+    return config
+
+
 def load_data(config: ConfigDict) -> LoadedCorpus:
     """The corpus of config.data."""
     data = config.data
@@ -118,12 +126,15 @@ class Experiment:
     valid: TokenizedSplit
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "Experiment":
-        """Read, check and tokenize everything the config names."""
+    def of(cls, config: ConfigDict, begun: tuple[T5Config, Vocabulary] | None) -> "Experiment":
+        """Read, check and tokenize everything the config names.
+
+        `begun` is what a run that goes on was started with: the initial checkpoint need not be at hand any more.
+        """
         objective = make_objective(config)
-        vocabulary = Vocabulary(find_vocabulary(config))
+        vocabulary = begun[1] if begun else Vocabulary(find_vocabulary(config))
         data = load_data(config)
-        student, params = make_student(config, vocabulary)
+        student, params = (begun[0], None) if begun else make_student(config, vocabulary)
         train = tokenize(config, vocabulary, data.corpus.splits["train"], train=True)
         valid = tokenize(config, vocabulary, data.corpus.splits["valid"], train=False)
         return cls(config, vocabulary, student, params, objective, data, train, valid)

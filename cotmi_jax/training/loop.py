@@ -20,13 +20,13 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import batch_shards, make_mesh, put_batch
-from cotmi_jax.training.checkpoint import Checkpoints, restore_json, restore_state, saved
-from cotmi_jax.training.experiment import Experiment, eval_decoding
+from cotmi_jax.training.checkpoint import Checkpoints, find, restore_json, restore_state, saved
+from cotmi_jax.training.experiment import Experiment, eval_decoding, with_data_root
 from cotmi_jax.training.optimizer import make_optimizer, make_schedule
 from cotmi_jax.training.rng import stream_key
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
-from cotmi_jax.training.workdir import check_same_config, record_start, run_directory, run_record
+from cotmi_jax.training.workdir import check_same_config, read_run, record_start, run_directory, run_record
 from cotmi_jax.training.writers import MetricWriter, Progress
 
 
@@ -210,9 +210,10 @@ def _best_so_far(workdir: Path) -> tuple[float, float]:
 def train(config: ConfigDict, workdir_path: str) -> int:
     """Train, or go on training, in a workdir; returns the step reached. Raises UserError."""
     validate(config)
+    config = with_data_root(config)
     workdir = run_directory(workdir_path)
     check_same_config(workdir, config)
-    experiment = Experiment.of(config)
+    experiment = Experiment.of(config, read_run(workdir)[1:] if saved(workdir, "latest") else None)
     mesh = make_mesh(**config.mesh.to_dict())
     check_batches(config, batch_shards(mesh))
     start = _start(workdir, experiment)
@@ -223,7 +224,7 @@ def train(config: ConfigDict, workdir_path: str) -> int:
         student = StudentDef.of(experiment.student)
         state_def = StateDef.of(student, make_optimizer(config.optimizer, config.steps), mesh)
         if start:
-            state = restore_state(saved(workdir, "latest"), state_def.abstract)
+            state = restore_state(find(workdir, "latest"), state_def.abstract)
         elif experiment.initial_params is not None:
             state = state_def.from_student(experiment.initial_params)
         else:

@@ -32,10 +32,11 @@ class Trained:
 
 def parse_which(text: str) -> Which:
     """The value of a --checkpoint flag: best, latest, or a step."""
-    if text in ("best", "latest"):
-        return text
-    if text.isdigit():
-        return int(text)
+    match text:
+        case "best" | "latest":
+            return text
+        case _ if text.isdigit():
+            return int(text)
     raise UserError(f"--checkpoint {text!r}: give best, latest or a step")
 
 

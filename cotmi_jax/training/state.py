@@ -1,6 +1,7 @@
 """The train state, born sharded: its shapes and shardings are known before anything is allocated."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,12 @@ from cotmi_jax.sharding import PyTree, replicated, resolve
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes. params is {"student": …}, so that further networks train beside it."""
+    """What a step changes. params is {"student": …}, so that further networks train beside it.
 
-    step: Array  # int32 scalar: optimizer steps taken
+    The same tree with shapes or shardings as its leaves describes a state.
+    """
+
+    step: Any  # int32 scalar: optimizer steps taken
     params: Params
     opt_state: PyTree
 
@@ -81,7 +85,8 @@ class StateDef:
         params, axes = {"student": student.shapes}, {"student": student.axes}
         opt_state = jax.eval_shape(optimizer.init, params)
         where = param_shardings(params, axes, mesh)
-        shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        shapes = TrainState(step, params, opt_state)
         shardings = TrainState(replicated(mesh), where, optimizer_shardings(opt_state, params, where, mesh))
         return cls(student, optimizer, shapes, shardings)
 
