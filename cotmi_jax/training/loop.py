@@ -1,6 +1,7 @@
 """The training loop: feeds the step, reads its metrics one step late, evaluates, saves, and goes on where it was."""
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Mapping
@@ -47,14 +48,17 @@ class Interrupt:
 
 
 class Throughput:
-    """Examples a second of training alone: evaluation and saving stop the clock."""
+    """Examples a second of training alone: the first step, which compiles, evaluation and saving are not counted."""
 
     def __init__(self) -> None:
-        self._steps, self._spent, self._since = 0, 0.0, time.perf_counter()
+        self._steps, self._spent, self._since = 0, 0.0, math.nan
 
     def step(self) -> None:
-        """One more step is done."""
-        self._steps += 1
+        """One more step is done; the first starts the clock."""
+        if math.isnan(self._since):
+            self.start()
+        else:
+            self._steps += 1
 
     def stop(self) -> None:
         """Stop the clock."""
@@ -65,9 +69,11 @@ class Throughput:
         self._since = time.perf_counter()
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """Seconds a step and examples a second since the last reading."""
+        """Seconds a step and examples a second since the last reading; nothing where no step was counted."""
+        if not self._steps:
+            return {}
         self.stop()
-        seconds = self._spent / max(self._steps, 1)
+        seconds = self._spent / self._steps
         self._steps, self._spent = 0, 0.0
         self.start()
         return {"seconds_per_step": seconds, "examples_per_second": batch_size / seconds}
@@ -159,7 +165,8 @@ class Run:
                 self._finish(*pending, throughput)
             pending = (step, metrics)
             evaluates = config.eval.every and (step % config.eval.every == 0 or step == config.steps)
-            saves = step % config.checkpoint.every == 0 or step == config.steps or interrupt.signal is not None
+            stops = interrupt.signal is not None  # read once: a signal that comes while saving ends the next step
+            saves = step % config.checkpoint.every == 0 or step == config.steps or stops
             if evaluates or saves:
                 self._finish(*pending, throughput)  # never save or score what is not finite
                 pending = None
@@ -170,7 +177,7 @@ class Run:
                 self.save(step)
             if evaluates or saves:
                 throughput.start()
-            if interrupt.signal is not None:
+            if stops:
                 break
         return step
 
