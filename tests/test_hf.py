@@ -1,17 +1,12 @@
-"""Hugging Face checkpoints without torch: configurations, files, the cache, and what is refused."""
+"""Hugging Face checkpoints without torch: weights, vocabularies, and what is refused."""
 
 import dataclasses
-import fnmatch
 import io
 import json
 import os
-import shutil
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -20,10 +15,8 @@ import sentencepiece
 from flax import nnx, traverse_util
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.models import hf_source
 from cotmi_jax.models.config import T5Config
-from cotmi_jax.models.hf import load_hf, resolve_source, save_hf
-from cotmi_jax.models.hf_config import config_from_hf, config_to_hf
+from cotmi_jax.models.hf import load_hf, save_hf
 from cotmi_jax.models.t5 import T5
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -40,8 +33,6 @@ UNTIED = T5Config(
     dropout=0.0,
 )
 TIED = dataclasses.replace(UNTIED, gated=False, tied=True)
-V10 = {"model_type": "t5", "vocab_size": 13, "d_model": 6, "d_kv": 2, "d_ff": 5, "num_layers": 2, "num_heads": 3}
-V11 = V10 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 1}
 
 
 def make_params(config: T5Config) -> dict[str, Any]:
@@ -75,68 +66,6 @@ def edit_weights(directory: Path, changes: dict[str, np.ndarray | None]) -> None
 def edit_config(directory: Path, **fields: object) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-# Configurations
-
-
-def test_published_families_are_read() -> None:
-    old = config_from_hf(V10 | {"n_positions": 512, "output_past": True, "task_specific_params": {"a": 1}})
-    assert (old.gated, old.tied, old.num_decoder_layers) == (False, True, 2)  # as the first releases' files say it
-    assert (old.relative_buckets, old.relative_max_distance, old.norm_epsilon, old.dropout) == (32, 128, 1e-6, 0.1)
-    new = config_from_hf(V11 | {"dense_act_fn": "gelu_new", "is_gated_act": True, "_name_or_path": "x"})
-    assert (new.gated, new.tied, new.num_encoder_layers, new.num_decoder_layers) == (True, False, 2, 1)
-    v5 = config_from_hf(V11 | {"tie_word_embeddings": True, "scale_decoder_outputs": False})
-    assert v5 == new
-    multilingual = V10 | {"model_type": "mt5"}
-    assert config_from_hf(multilingual | {"tie_word_embeddings": True, "transformers_version": "5.23.0"}).gated
-    assert not config_from_hf(multilingual | {"tie_word_embeddings": True, "transformers_version": "5.0"}).tied
-
-
-@pytest.mark.parametrize("config", [TIED, UNTIED])
-def test_configuration_goes_there_and_back(config: T5Config) -> None:
-    assert config_from_hf(json.loads(json.dumps(config_to_hf(config)))) == config
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"model_type": "umt5"}, "model_type = 'umt5'"),
-        ({"model_type": "longt5"}, "model_type = 'longt5'"),
-        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj = 'gated-silu'"),
-        ({"feed_forward_proj": "gelu"}, "feed_forward_proj = 'gelu'"),
-        ({"dense_act_fn": "gelu"}, "dense_act_fn = 'gelu'"),
-        ({"is_gated_act": False}, "is_gated_act = False"),
-        ({"decoder_start_token_id": 2}, "decoder_start_token_id = 2"),
-        ({"pad_token_id": None}, "pad_token_id = None"),
-        ({"eos_token_id": [1, 2]}, r"eos_token_id = \[1, 2\]"),
-        ({"is_decoder": True}, "is_decoder = True"),
-        ({"is_encoder_decoder": False}, "is_encoder_decoder = False"),
-        ({"tie_encoder_decoder": True}, "tie_encoder_decoder = True"),
-        ({"pruned_heads": {"0": [1]}}, "pruned_heads = "),
-        ({"quantization_config": {"bits": 8}}, "quantization_config = "),
-        ({"rope_theta": 1e4}, "rope_theta = 10000.0"),
-        ({"d_model": None}, "d_model = None"),
-        ({"d_model": "6"}, "d_model = '6'"),
-        ({"num_heads": True}, "num_heads = True"),
-        ({"num_layers": 0}, "num_layers = 0"),
-        ({"dropout_rate": 1.0}, "dropout_rate = 1.0"),
-        ({"relative_attention_num_buckets": 2}, "relative_attention_num_buckets = 2"),
-        ({"relative_attention_max_distance": 16}, "relative_attention_max_distance = 16"),
-        ({"tie_word_embeddings": "no"}, "tie_word_embeddings = 'no'"),
-        ({"model_type": "mt5", "tie_word_embeddings": True}, "tie_word_embeddings = True"),
-    ],
-)
-def test_what_cannot_be_honoured_is_named(changes: dict[str, object], named: str) -> None:
-    with pytest.raises(UserError, match=f"^some/config.json: {named}") as raised:
-        config_from_hf(V11 | changes, "some/config.json")
-    assert "\n" not in str(raised.value)
-
-
-def test_size_has_no_default() -> None:
-    for name in ("model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
-        with pytest.raises(UserError, match=f"{name} = missing"):
-            config_from_hf({key: value for key, value in V11.items() if key != name})
 
 
 # Weights
@@ -375,94 +304,3 @@ def test_vocabularies_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c.model").write_text("no vocabulary")
     assert "c.model: not a SentencePiece model" in refused(tmp_path / "c.model", 80)
     assert "d.model: not a SentencePiece model" in refused(tmp_path / "d.model", 80)
-
-
-# Where checkpoints are found
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no way to the hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "cache"
-
-
-def fill_cache(cache: Path, name: str, files: dict[str, bytes]) -> Path:
-    """Lays files out as the hub's client does: blobs by hash, a snapshot of links, a reference to the commit."""
-    root, commit = cache / f"models--{name.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
-    for folder in ("blobs", "refs", f"snapshots/{commit}"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / "refs" / "main").write_text(commit)
-    for number, (file, contents) in enumerate(files.items()):
-        (root / "blobs" / f"{number:040x}").write_bytes(contents)
-        (root / "snapshots" / commit / file).symlink_to(f"../../blobs/{number:040x}")
-    return root / "snapshots" / commit
-
-
-def contents_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def test_directory_is_itself(checkpoint: Path) -> None:
-    assert resolve_source(str(checkpoint)) == resolve_source(checkpoint) == checkpoint
-
-
-@pytest.mark.parametrize("vocabulary", [{}, {"spiece.model": b"pieces"}])
-def test_cached_name_needs_no_network(vocabulary: dict[str, bytes], checkpoint: Path, cache: Path) -> None:
-    snapshot = fill_cache(cache, "owner/student", contents_of(checkpoint) | vocabulary)
-    assert resolve_source("owner/student", cache) == snapshot
-    assert_same(load_hf("owner/student", cache)[1], make_params(UNTIED))
-
-
-def test_name_out_of_reach_says_what_to_do(checkpoint: Path, cache: Path) -> None:
-    def refused(name: str) -> str:
-        with pytest.raises(UserError) as raised:
-            resolve_source(name, cache)
-        assert "\n" not in str(raised.value)
-        return str(raised.value)
-
-    for _ in range(2):  # Neither an empty cache nor one with half a download will do.
-        message = refused("owner/student")
-        assert "hf download owner/student --local-dir DIR" in message and "HF_HOME" in message
-        shutil.rmtree(cache, ignore_errors=True)
-        fill_cache(cache, "owner/student", {"config.json": (checkpoint / "config.json").read_bytes()})
-    for name in ("runs/my/student", "/no/such/place", "-x", "a..b"):
-        assert "no such directory" in refused(name)
-
-
-def test_silent_network_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that accepts connections and never answers, as behind some firewalls."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr(hf_source, "_TIMEOUT", 0.5)
-        for name in ("no_proxy", "NO_PROXY"):
-            monkeypatch.setenv(name, "127.0.0.1")
-        start = time.monotonic()
-        with pytest.raises(UserError, match="the hub cannot be used"):
-            resolve_source("owner/student", tmp_path)
-        assert time.monotonic() - start < 5
-
-
-@pytest.mark.parametrize("pickled_only", [False, True])
-def test_download_takes_pickles_only_without_safetensors(
-    pickled_only: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub, cache = tmp_path / "hub", tmp_path / "cache"
-    shutil.copytree(checkpoint, hub)
-    for name in ("spiece.model", "pytorch_model.bin", "tf_model.h5", "README.md", "model.fp16.safetensors", "run.py"):
-        (hub / name).write_bytes(b"")
-    if pickled_only:
-        (hub / "model.safetensors").unlink()
-
-    def download(name: str, *, cache_dir: Path, allow_patterns: list[str]) -> str:
-        wanted = {n: c for n, c in contents_of(hub).items() if any(fnmatch.fnmatch(n, p) for p in allow_patterns)}
-        shutil.rmtree(cache_dir, ignore_errors=True)
-        return str(fill_cache(cache_dir, name, wanted))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: None)
-    found = {path.name for path in resolve_source("owner/student", cache).iterdir()}
-    weights = "pytorch_model.bin" if pickled_only else "model.safetensors"
-    assert found == {"config.json", "generation_config.json", "spiece.model", weights}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # From now on the cache alone answers.
-    assert resolve_source("owner/student", cache).is_dir()

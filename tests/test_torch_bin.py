@@ -122,6 +122,12 @@ def test_pickle_cannot_change_what_the_reader_answers(target: bytes, tmp_path: P
             read_all(tmp_path / "evil.bin")
 
 
+def test_attributes_of_a_state_dict_are_dropped(tmp_path: Path) -> None:
+    pickled = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsctorch\nFloatStorage\nsb."
+    write_archive(tmp_path / "odd.bin", pickled, {})
+    assert read_all(tmp_path / "odd.bin") == {}
+
+
 @pytest.mark.parametrize(
     ("offset", "shape", "strides"),
     [

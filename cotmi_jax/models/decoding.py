@@ -42,7 +42,7 @@ class Decoding:
 
 class Generated(NamedTuple):
     """tokens int32 [B, T]; score [B] in nats: the sequence's log-probability under the model (temperature 1, nothing
-    filtered), for beam search divided by length^length_penalty."""
+    filtered), for beam search divided by length^length_penalty. A row of padding gives no token and score 0."""
 
     tokens: Array
     score: Array
@@ -150,7 +150,9 @@ def _beam_search(student: T5, inputs_BxS: Array, decoding: Decoding) -> Generate
     """
     config, beams, length = student.config, decoding.num_beams, decoding.max_tokens
     batch, vocab = inputs_BxS.shape[0], config.vocab_size
-    valid_BKxS = jnp.repeat(inputs_BxS != config.pad_id, beams, axis=0)
+    valid_BxS = inputs_BxS != config.pad_id
+    valid_BKxS = jnp.repeat(valid_BxS, beams, axis=0)
+    open_B = valid_BxS.any(axis=1)  # a row that only fills up the batch is closed from the start
     if 2 * beams > vocab:
         raise UserError(f"decoding.num_beams {beams} needs a vocabulary of at least {2 * beams}, the model has {vocab}")
 
@@ -194,8 +196,8 @@ def _beam_search(student: T5, inputs_BxS: Array, decoding: Decoding) -> Generate
         # All beams begin alike: only the first may be continued at first.
         jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, MASKED), (batch, beams)),
         empty,
-        jnp.full((batch, beams), MASKED),
-        (inputs_BxS != config.pad_id).any(axis=1),  # a row that only fills up the batch is closed from the start
+        jnp.broadcast_to(jnp.where(open_B, MASKED, 0.0)[:, None], (batch, beams)),
+        open_B,
         student.init_cache(encoded_BKxSxD, length),
     )
     end = jax.lax.while_loop(lambda state: (state.position < length) & state.open_B.any(), body, start)

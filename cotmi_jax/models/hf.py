@@ -1,6 +1,7 @@
 """Students out of and into Hugging Face checkpoints."""
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -102,8 +103,8 @@ def _check_names(tensors: dict[str, StoredTensor], shapes: dict[str, tuple[int, 
             raise UserError(
                 f"{directory}: the checkpoint {complaint} {shown}: not the T5 that its config.json describes"
             )
-    for name in (tensors.keys() & {*EMBEDDING_COPIES, HEAD}) - shapes.keys():
-        shapes = shapes | {name: shapes[EMBEDDING]}
+    copies = (tensors.keys() & {*EMBEDDING_COPIES, HEAD}) - shapes.keys()
+    shapes = shapes | dict.fromkeys(copies, shapes[EMBEDDING])
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise UserError(f"{directory}: {name} is {tensors[name].shape}, by config.json it is {shape}")
@@ -119,7 +120,7 @@ def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory
     found = {path: np.shape(leaf) for path, leaf in flat.items()}
     if found != {leaf.path: leaf.shape for leaf in expected}:
         raise ValueError(f"parameters {found} are not those of the configuration")
-    sizes = {name: 4 * int(np.prod(leaf.stored_shape)) for leaf in expected for name in leaf.names}
+    sizes = {name: 4 * math.prod(leaf.stored_shape) for leaf in expected for name in leaf.names}
     shards = _plan_shards(sizes, max_shard_bytes)
     stored = _stored(flat, expected)
     weight_map: dict[str, str] = {}
@@ -155,7 +156,11 @@ def _stored(flat: dict[tuple[str, ...], object], expected: list[Leaf]) -> Iterat
 
 
 def _tokenizer_fields(vocabulary_file: Path, config: T5Config) -> dict[str, object]:
-    """`tokenizer_config.json` for a T5Tokenizer that reads spiece.model."""
+    """`tokenizer_config.json` for a T5Tokenizer that reads spiece.model.
+
+    T5Tokenizer splits at every whitespace first: a vocabulary that is not normalized as T5's is (nmt_nfkc) gives the
+    same ids only where single spaces are all there is.
+    """
     try:
         vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary_file))
     except (RuntimeError, OSError) as error:

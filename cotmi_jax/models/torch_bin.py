@@ -61,7 +61,7 @@ class _View(NamedTuple):
 
 
 class _StateDict(dict[str, object]):
-    """Stands for OrderedDict. A state dict carries version numbers as attributes: they are dropped."""
+    """Stands for OrderedDict without its attributes: a state dict's are versions, but any could hide a method."""
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -85,8 +85,8 @@ class _Unpickler(pickle.Unpickler):
             case "torch._utils._rebuild_parameter":
                 return self._parameter
         raise UserError(
-            f"{self._path}: refused, its pickle asks for {module}.{name}, which no state dict of float tensors needs: "
-            "if you trust it, load it with torch and save it as safetensors"
+            f"{self._path}: refused, its pickle asks for {f'{module}.{name}'!r}, which no state dict of float tensors "
+            "needs: if you trust it, load it with torch and save it as safetensors"
         )
 
     def persistent_load(self, pid: object) -> _Storage:
@@ -139,10 +139,7 @@ def _tensors(archive: zipfile.ZipFile, prefix: str, views: object, path: Path) -
 
     @functools.lru_cache(maxsize=1)  # Neighbours often share a storage, and one may be most of the file.
     def storage(source: _Storage) -> np.ndarray:
-        data, dtype = _entry(archive, f"{prefix}data/{source.key}"), _DTYPES[source.dtype]
-        if len(data) < source.length * dtype.itemsize:
-            raise EOFError(f"storage {source.key} ends early")
-        return np.frombuffer(data, dtype, source.length)
+        return np.frombuffer(_entry(archive, f"{prefix}data/{source.key}"), _DTYPES[source.dtype], source.length)
 
     def read(view: _View) -> np.ndarray:
         if 0 in view.shape:

@@ -1,0 +1,184 @@
+"""Tiny runs that several test files share, and the commands as users start them.
+
+Compiling is nearly all that a tiny run costs. So XLA is asked for quick rather than for quick-running code, and what it
+makes is kept in a folder that runs in this process and commands have in common.
+"""
+
+import atexit
+import functools
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from cotmi_jax.config import base, flatten, smoke
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.sharding import make_mesh
+from cotmi_jax.training.checkpoint import find, restore_state
+from cotmi_jax.training.loop import train
+from cotmi_jax.training.optimizer import make_optimizer
+from cotmi_jax.training.state import StateDef, TrainState
+from cotmi_jax.training.workdir import read_run
+from cotmi_jax.training.writers import MetricWriter
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECIPE = REPOSITORY / "configs" / "quickstart.py"
+SEED_RECIPE = {
+    "steps": 6,
+    "data.dataset": "arithmetic",
+    "data.size": 20,  # so that epochs end within batches
+    "model.scan_layers": False,
+    "optimizer.learning_rate": 1e-2,
+    "eval.every": 3,
+    "eval.examples": 12,  # so that the last batch is padded
+    "checkpoint.every": 2,
+}
+TIMINGS = ("train/seconds_per_step", "train/examples_per_second")
+COMMAND_SECONDS = 300.0  # on a busy machine
+
+
+def tiny_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A run of seconds on the generated set, with dropout, evaluations and checkpoints; changes by dotted key."""
+    config = smoke(base())
+    config.update_from_flattened_dict(SEED_RECIPE | dict(changes or {}))
+    return config
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for what tests share; it goes when the process does."""
+    folder = Path(tempfile.mkdtemp(prefix="cotmi_jax_tests_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def trained() -> Path:
+    """The workdir of a complete run of tiny_config(). Tests that write into it copy it first."""
+    workdir = scratch() / "trained"
+    assert train(tiny_config(), str(workdir)) == 6
+    return workdir
+
+
+def _compile_quickly(folder: Path | None) -> None:
+    jax.config.update("jax_disable_most_optimizations", folder is not None)
+    jax.config.update("jax_compilation_cache_dir", folder and str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if folder else 1.0)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """For the test files that import it."""
+    _compile_quickly(scratch() / "executables")
+    yield
+    _compile_quickly(None)
+
+
+def read_metrics(workdir: Path, *, timings: bool = False) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, by default without what the clock says."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if timings or name not in TIMINGS} for line in lines]
+
+
+def read_state(workdir: Path, which: str | int = "latest", **mesh_sizes: int) -> TrainState:
+    """A checkpoint of a run, restored onto a mesh and read back: leaves are numpy arrays."""
+    config, student, _ = read_run(workdir)
+    mesh = make_mesh(**mesh_sizes)
+    definition = StateDef.of(StudentDef.of(student), make_optimizer(config.optimizer, config.steps), mesh)
+    return jax.device_get(restore_state(find(workdir, which), definition.abstract))
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Bit-equal, leaf by leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(actual)
+    others = jax.tree_util.tree_leaves_with_path(expected)
+    assert [path for path, _ in leaves] == [path for path, _ in others]
+    for (path, leaf), (_, other) in zip(leaves, others, strict=True):
+        np.testing.assert_array_equal(leaf, other, err_msg=jax.tree_util.keystr(path))
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def config_flags(config: ConfigDict) -> list[str]:
+    """The flags that make `config` of a recipe."""
+    return [f"--config={RECIPE}", *(f"--config.{key}={value}" for key, value in flatten(config).items())]
+
+
+def signal_after(step: int, number: int) -> None:
+    """Have this process send itself a signal once the metrics of a step are written."""
+    write = MetricWriter.write
+
+    def write_and_signal(writer: MetricWriter, at: int, metrics: Mapping[str, float]) -> None:
+        write(writer, at, metrics)
+        if at == step:
+            os.kill(os.getpid(), number)
+
+    MetricWriter.write = write_and_signal  # type: ignore[method-assign]
+
+
+def _child(module: str, arguments: list[str], folder: Path, devices: int, before: Callable[[], None] | None) -> None:
+    for descriptor, name in enumerate(("in", "out", "err")):
+        os.dup2(os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
+    sys.stdin = open(0)  # multiprocessing has put another in its place
+    os.chdir(folder)
+    sys.argv = [module, *arguments]
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    _compile_quickly(folder.parent / "executables")
+    if before is not None:
+        before()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+@functools.cache
+def _server() -> multiprocessing.context.ForkServerContext:
+    """Commands are forked off a process that has imported, but not used, the libraries: that takes seconds each time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cotmi_jax.cli", "runs", "cotmi_jax.training.scoring"])
+    return context
+
+
+def command(
+    name: str, *arguments: str, stdin: str = "", devices: int = 1, before: Callable[[], None] | None = None
+) -> Result:
+    """Run `python -m cotmi_jax.{name} {arguments}` in a folder of its own, after `before` if given.
+
+    A signal that ends it gives its negative number as code, as in subprocess.
+    """
+    folder = Path(tempfile.mkdtemp(dir=scratch()))
+    (folder / "in").write_text(stdin)
+    process = _server().Process(target=_child, args=(f"cotmi_jax.{name}", [*arguments], folder, devices, before))
+    process.start()
+    process.join(COMMAND_SECONDS)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"{name} {arguments}: {(folder / 'err').read_text()}")
+    return Result(process.exitcode, (folder / "out").read_text(), (folder / "err").read_text())
+
+
+def assert_refused(result: Result, *parts: str) -> None:
+    """One line on standard error that holds the parts, nothing like a traceback, and a failure's exit code."""
+    assert result.code == 2, result
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
+    for part in parts:
+        assert part in result.err, result.err

@@ -1,0 +1,118 @@
+"""Finding checkpoints: directories, the cache, the hub, and a way out where there is none."""
+
+import fnmatch
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import huggingface_hub
+import huggingface_hub.constants
+import pytest
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.models import hf_source
+from cotmi_jax.models.hf import load_hf, resolve_source
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A directory with the files of a checkpoint, which need nothing in them to be found."""
+    directory = tmp_path / "student"
+    directory.mkdir()
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (directory / name).write_text("{}")
+    return directory
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no way to the hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
+def fill_cache(cache: Path, name: str, files: dict[str, bytes]) -> Path:
+    """Lays files out as the hub's client does: blobs by hash, a snapshot of links, a reference to the commit."""
+    root, commit = cache / f"models--{name.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
+    for folder in ("blobs", "refs", f"snapshots/{commit}"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "refs" / "main").write_text(commit)
+    for number, (file, contents) in enumerate(files.items()):
+        (root / "blobs" / f"{number:040x}").write_bytes(contents)
+        (root / "snapshots" / commit / file).symlink_to(f"../../blobs/{number:040x}")
+    return root / "snapshots" / commit
+
+
+def contents_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_directory_is_itself(checkpoint: Path) -> None:
+    assert resolve_source(str(checkpoint)) == resolve_source(checkpoint) == checkpoint
+
+
+@pytest.mark.parametrize("vocabulary", [{}, {"spiece.model": b"pieces"}])
+def test_cached_name_needs_no_network(vocabulary: dict[str, bytes], checkpoint: Path, cache: Path) -> None:
+    snapshot = fill_cache(cache, "owner/student", contents_of(checkpoint) | vocabulary)
+    assert resolve_source("owner/student", cache) == snapshot
+    with pytest.raises(UserError, match=f"^{snapshot}/config.json: model_type = missing"):
+        load_hf("owner/student", cache)
+
+
+def test_name_out_of_reach_says_what_to_do(checkpoint: Path, cache: Path) -> None:
+    def refused(name: str) -> str:
+        with pytest.raises(UserError) as raised:
+            resolve_source(name, cache)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    for _ in range(2):  # Neither an empty cache nor one with half a download will do.
+        message = refused("owner/student")
+        assert "hf download owner/student --local-dir DIR" in message and "HF_HOME" in message
+        shutil.rmtree(cache, ignore_errors=True)
+        fill_cache(cache, "owner/student", {"config.json": (checkpoint / "config.json").read_bytes()})
+    for name in ("runs/my/student", "/no/such/place", "-x", "a..b"):
+        assert "no such directory" in refused(name)
+
+
+def test_silent_network_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that accepts connections and never answers, as behind some firewalls."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(hf_source, "_TIMEOUT", 0.5)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "127.0.0.1")
+        hang_up = threading.Timer(8, server.close)  # So that without a limit the test fails and does not hang.
+        hang_up.daemon = True
+        hang_up.start()
+        start = time.monotonic()
+        with pytest.raises(UserError, match="the hub cannot be used"):
+            resolve_source("owner/student", tmp_path)
+        assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("pickled_only", [False, True])
+def test_download_takes_pickles_only_without_safetensors(
+    pickled_only: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    shutil.copytree(checkpoint, hub)
+    for name in ("spiece.model", "pytorch_model.bin", "tf_model.h5", "README.md", "model.fp16.safetensors", "run.py"):
+        (hub / name).write_bytes(b"")
+    if pickled_only:
+        (hub / "model.safetensors").unlink()
+
+    def download(name: str, *, cache_dir: Path, allow_patterns: list[str]) -> str:
+        wanted = {n: c for n, c in contents_of(hub).items() if any(fnmatch.fnmatch(n, p) for p in allow_patterns)}
+        shutil.rmtree(cache_dir, ignore_errors=True)
+        return str(fill_cache(cache_dir, name, wanted))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: None)
+    found = {path.name for path in resolve_source("owner/student", cache).iterdir()}
+    weights = "pytorch_model.bin" if pickled_only else "model.safetensors"
+    assert found == {"config.json", "generation_config.json", "spiece.model", weights}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # From now on the cache alone answers.
+    assert resolve_source("owner/student", cache).is_dir()
