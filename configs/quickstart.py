@@ -1,6 +1,6 @@
 """A small T5 learns from nothing to solve word problems and to explain the solution; the tour of the whole method.
 
-Claim: at least 80% label accuracy on 500 unseen problems of the generated arithmetic set, whose teacher errs in 20% of
+Claim: at least 95% label accuracy on 500 unseen problems of the generated arithmetic set, whose teacher errs in 20% of
 its rationales. Cost: minutes on two CPU cores.
 
     python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
@@ -15,14 +15,14 @@ from cotmi_jax.config import base, variant
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; arg "smoke" shrinks it."""
     config = base()
-    config.steps = 600
+    config.steps = 300
     config.data.dataset = "arithmetic"
     config.model.preset = "tiny"
     config.model.dropout = 0.0
     config.model.scan_layers = False
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup_steps = 30
     config.optimizer.beta2 = 0.98
-    config.eval.every = 200
+    config.eval.every = 100
     return variant(config, arg)

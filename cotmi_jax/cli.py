@@ -33,7 +33,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         # ml_collections gives the repr of a message of two lines.
         unknown = " ".join(str(error.args[0]).encode().decode("unicode_escape").replace("'", "").split())
         _fail(f"--config has no key {unknown} (all keys: cotmi_jax/config.py)")
-    except (TypeError, ValueError, UserError) as error:
+    except (TypeError, ValueError, SyntaxError, UserError) as error:
         _fail(f"--config: {error}".replace("\n", " "))
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: every option starts with --, see --help")

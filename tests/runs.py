@@ -15,12 +15,15 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+import tensorflow as tf
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
@@ -30,6 +33,7 @@ from cotmi_jax.sharding import make_mesh
 from cotmi_jax.training.checkpoint import find, restore_state
 from cotmi_jax.training.loop import train
 from cotmi_jax.training.optimizer import make_optimizer
+from cotmi_jax.training.restore import load_workdir
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.workdir import read_run
 from cotmi_jax.training.writers import MetricWriter
@@ -82,7 +86,7 @@ def _compile_quickly(folder: Path | None) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation() -> Iterator[None]:
-    """For the test files that import it."""
+    """For the test files that take it over: quick_compilation = runs.quick_compilation."""
     _compile_quickly(scratch() / "executables")
     yield
     _compile_quickly(None)
@@ -92,6 +96,61 @@ def read_metrics(workdir: Path, *, timings: bool = False) -> list[dict[str, floa
     """The lines of metrics.jsonl, by default without what the clock says."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if timings or name not in TIMINGS} for line in lines]
+
+
+def read_tensorboard(workdir: Path) -> dict[str, list[tuple[int, np.float32]]]:
+    """What TensorBoard shows of a run: name → (step, value), in order of the steps.
+
+    A start that says from which step on it writes takes the place of what was written from there on before.
+    """
+    shown: dict[str, dict[int, list[np.float32]]] = {}
+    for file in sorted((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            if event.session_log.status == event.session_log.START:
+                shown = {
+                    name: {step: values for step, values in steps.items() if step < event.step}
+                    for name, steps in shown.items()
+                }
+            for value in event.summary.value:
+                shown.setdefault(value.tag, {}).setdefault(event.step, []).append(np.float32(value.simple_value))
+    return {
+        name: [(step, value) for step, values in sorted(steps.items()) for value in values]
+        for name, steps in shown.items()
+    }
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The checkpoints that a folder holds."""
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def truncate(path: Path) -> None:
+    """Cut a file to its first half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def largest(folder: Path) -> Path:
+    """The largest file under a folder."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def write_svamp(root: Path, name: str = "svamp") -> Path:
+    """A made-up set in the release's layout: 20 problems to train on and 5 to test with."""
+    folder = root / name
+    (folder / "llm").mkdir(parents=True)
+    for split, numbers in (("train", range(10, 30)), ("test", range(40, 45))):
+        rows = [
+            {"input": f"Ida has {n} pens.\nHow many pens are left after 3?", "label": f"( {n}.0 - 3.0 )"} for n in numbers
+        ]
+        said = [f"She had {n} and lost 3. The answer is ({n} - 3).\n\nQ: Next?" for n in numbers]
+        (folder / f"{name}_{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "llm" / f"{split}_CoT_0.json").write_text(json.dumps(said))
+    return root
+
+
+def read_params(workdir: Path, which: str | int = "best") -> Any:
+    """The parameters of a checkpoint alone, as evaluation reads them."""
+    return {"student": jax.device_get(load_workdir(workdir, which, make_mesh()).params)}
 
 
 def read_state(workdir: Path, which: str | int = "latest", **mesh_sizes: int) -> TrainState:
@@ -124,8 +183,8 @@ def config_flags(config: ConfigDict) -> list[str]:
     return [f"--config={RECIPE}", *(f"--config.{key}={value}" for key, value in flatten(config).items())]
 
 
-def signal_after(step: int, number: int) -> None:
-    """Have this process send itself a signal once the metrics of a step are written."""
+def signalling_write(step: int, number: int) -> Callable[[MetricWriter, int, Mapping[str, float]], None]:
+    """MetricWriter.write that has this process send itself a signal once the metrics of a step are written."""
     write = MetricWriter.write
 
     def write_and_signal(writer: MetricWriter, at: int, metrics: Mapping[str, float]) -> None:
@@ -133,7 +192,12 @@ def signal_after(step: int, number: int) -> None:
         if at == step:
             os.kill(os.getpid(), number)
 
-    MetricWriter.write = write_and_signal  # type: ignore[method-assign]
+    return write_and_signal
+
+
+def signal_after(step: int, number: int) -> None:
+    """Have a command's process send itself a signal once the metrics of a step are written."""
+    MetricWriter.write = signalling_write(step, number)  # type: ignore[method-assign]
 
 
 def _child(module: str, arguments: list[str], folder: Path, devices: int, before: Callable[[], None] | None) -> None:
@@ -141,6 +205,7 @@ def _child(module: str, arguments: list[str], folder: Path, devices: int, before
         os.dup2(os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
     sys.stdin = open(0)  # multiprocessing has put another in its place
     os.chdir(folder)
+    os.environ.pop("COTMI_DATA_ROOT", None)
     sys.argv = [module, *arguments]
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
@@ -154,7 +219,10 @@ def _child(module: str, arguments: list[str], folder: Path, devices: int, before
 def _server() -> multiprocessing.context.ForkServerContext:
     """Commands are forked off a process that has imported, but not used, the libraries: that takes seconds each time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cotmi_jax.cli", "runs", "cotmi_jax.training.scoring"])
+    context.set_forkserver_preload(["cotmi_jax.cli", "runs", "cotmi_jax.evaluation.answering", "transformers"])
+    paths = os.pathsep.join(str(folder) for folder in (REPOSITORY, REPOSITORY / "tests"))
+    with mock.patch.dict(os.environ, {"PYTHONPATH": paths}):  # before Python 3.13 it has no other way to learn of them
+        forkserver.ensure_running()
     return context
 
 

@@ -1,7 +1,9 @@
-"""The objectives' terms, on a student whose parameters are its logits. Oracles: the release's formula in torch, numpy."""
+"""The objectives on a student whose parameters are its logits. Oracles: the release's formula in torch, and numpy."""
 
+import functools
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,14 @@ V = 11
 WIDTHS = {"predict": 5, "explain": 8}
 # Of the targets of four examples. No row fills its columns: padding beyond the longest is there as well.
 LENGTHS = {"predict": (3, 1, 2, 4), "explain": (6, 2, 7, 3)}
+PEAK_V = 20.0 * np.eye(V)[4]  # a token sure enough to show in any maximum
 ESTIMATORS = ("released", "barber_agakov")
 
 Logits = dict[str, Any]
 
 
 class LogitsAreParameters:
-    """Stands in for a student definition: bound to {task: logits [B, T, V]}, it answers a task's target width with them."""
+    """Stands in for a student definition: bound to {task: logits [B, T, V]}, which it tells apart by their width T."""
 
     config = SimpleNamespace(pad_id=0)
 
@@ -57,27 +60,47 @@ def make_logits(scale: float = 3.0) -> Logits:
     return {task: scale * draw.normal(size=(4, width, V)).astype(np.float32) for task, width in WIDTHS.items()}
 
 
+class Result(NamedTuple):
+    terms: Terms
+    term_grads: dict[str, Logits]  # of the mean of each term that has a coefficient
+    loss: jax.Array
+    loss_grads: Logits
+
+
+@functools.cache
+def compiled(objective: Objective) -> Callable[[Logits, dict[str, Any]], Result]:
+    def run(logits: Logits, batch: dict[str, Any]) -> Result:
+        def means(logits: Logits) -> tuple[dict[str, jax.Array], Terms]:
+            terms = objective.terms(STUDENT.bind(logits), batch, None)
+            return {name: terms[name].mean for name in objective.coefficients}, terms
+
+        term_grads, terms = jax.jacrev(means, has_aux=True)(logits)
+        loss, _, grads = loss_and_grads(STUDENT, objective, {"student": logits}, batch, None, 1)
+        return Result(terms, term_grads, loss, grads["student"])
+
+    return jax.jit(run)
+
+
 def terms_of(objective: Objective, logits: Logits, batch: dict[str, Any]) -> Terms:
-    return jax.jit(lambda logits, batch: objective.terms(STUDENT.bind(logits), batch, None))(logits, batch)
+    return compiled(objective)(logits, batch).terms
 
 
-def mean_and_grad(objective: Objective, term: str, logits: Logits, batch: dict[str, Any]) -> tuple[float, Logits]:
+def mean_and_grad(objective: Objective, term: str, logits: Logits, batch: dict[str, Any]) -> tuple[jax.Array, Logits]:
     """The mean of one term and its gradient with respect to the logits."""
-    return jax.jit(jax.value_and_grad(lambda l, b: objective.terms(STUDENT.bind(l), b, None)[term].mean))(logits, batch)
+    result = compiled(objective)(logits, batch)
+    return result.terms[term].mean, result.term_grads[term]
 
 
-def full_loss(objective: Objective, logits: Logits, batch: dict[str, Any]) -> tuple[float, Logits]:
-    run = jax.jit(lambda l, b: loss_and_grads(STUDENT, objective, {"student": l}, b, None, 1))
-    loss, _, grads = run(logits, batch)
-    return loss, grads["student"]
+def full_loss(objective: Objective, logits: Logits, batch: dict[str, Any]) -> tuple[jax.Array, Logits]:
+    result = compiled(objective)(logits, batch)
+    return result.loss, result.loss_grads
 
 
-def pad(batch: dict[str, Any], logits: Logits, extra: int, fill: np.ndarray | float) -> tuple[dict[str, Any], Logits]:
+def pad(batch: dict[str, Any], logits: Logits, extra: int, fill: np.ndarray) -> tuple[dict[str, Any], Logits]:
     """The same with more columns of padding in every target, where the student's logits are `fill`."""
-    wider = {
-        task: batch[task] | {"targets": np.pad(batch[task]["targets"], ((0, 0), (0, extra)))} for task in WIDTHS
-    }
-    more = {task: np.concatenate([leaf, np.full((4, extra, V), fill, np.float32)], 1) for task, leaf in logits.items()}
+    wider = {task: batch[task] | {"targets": np.pad(batch[task]["targets"], ((0, 0), (0, extra)))} for task in WIDTHS}
+    columns = np.broadcast_to(fill.astype(np.float32), (4, extra, V))
+    more = {task: np.concatenate([leaf, columns], axis=1) for task, leaf in logits.items()}
     return batch | wider, more
 
 
@@ -120,14 +143,14 @@ def test_released_is_the_loss_of_the_paper_s_code() -> None:
 def test_padding_enters_released_up_to_the_longest_example_only() -> None:
     objective, batch, logits = Objective("cotmi", estimator="released"), make_batch(), make_logits()
     value, grads = mean_and_grad(objective, "mi", logits, batch)
-    wider_value, wider_grads = mean_and_grad(objective, "mi", *reversed(pad(batch, logits, 3, 50.0)))
+    wider_value, wider_grads = mean_and_grad(objective, "mi", *reversed(pad(batch, logits, 3, PEAK_V)))
     np.testing.assert_allclose(wider_value, value, rtol=1e-6)
     assert_trees_close({task: wider_grads[task][:, : WIDTHS[task]] for task in WIDTHS}, grads)
     for task, column in (("predict", 3), ("explain", 6)):  # the longest row's last column, padding in the others
         changed = {name: leaf.copy() for name, leaf in logits.items()}
-        changed[task][1, column] = 20.0 * np.eye(V)[4]
+        changed[task][1, column] = PEAK_V
         assert abs(mean_and_grad(objective, "mi", changed, batch)[0] - value) > 1e-3
-        changed[task][1, column], changed[task][1, column + 1] = logits[task][1, column], 20.0 * np.eye(V)[4]
+        changed[task][1, column], changed[task][1, column + 1] = logits[task][1, column], PEAK_V
         assert mean_and_grad(objective, "mi", changed, batch)[0] == value
 
 
@@ -140,7 +163,9 @@ def test_barber_agakov_value_and_gradient() -> None:
     for _ in range(5):
         direction = {task: draw.normal(size=leaf.shape) for task, leaf in logits.items()}
         ends = [
-            numpy_barber_agakov({task: leaf + h * direction[task] for task, leaf in logits.items()}, batch, z_from=logits)
+            numpy_barber_agakov(
+                {task: leaf + h * direction[task] for task, leaf in logits.items()}, batch, z_from=logits
+            )
             for h in (-1e-5, 1e-5)
         ]
         slope = sum((direction[task] * grads[task]).sum() for task in WIDTHS)
@@ -148,7 +173,7 @@ def test_barber_agakov_value_and_gradient() -> None:
 
 
 def test_barber_agakov_is_cross_entropy_of_distributions() -> None:
-    """It is least, and H(Z), where v is z; and both lie in between where each example repeats its tokens."""
+    """Least where v is z, and there the entropy of z; it sees proportions only."""
     z, v = (np.random.default_rng(seed).dirichlet(np.ones(V), 3).astype(np.float32) for seed in (0, 1))
     entropy = -(z * np.log(z)).sum(axis=-1)
     np.testing.assert_allclose(vocabulary.barber_agakov_loss(z, z), entropy, rtol=1e-5)
@@ -164,7 +189,7 @@ def test_neither_more_padding_nor_what_lies_there_changes_a_loss(name: str) -> N
     batch, logits = make_batch(), make_logits()
     value, grads = mean_and_grad(objective, term, logits, batch)
     draw = np.random.default_rng(3)
-    wider_batch, wider_logits = pad(batch, logits, 4, 0.0)
+    wider_batch, wider_logits = pad(batch, logits, 4, PEAK_V)
     for task, leaf in wider_logits.items():
         leaf[wider_batch[task]["targets"] == 0] = 30.0 * draw.normal(size=V)
     wider_value, wider_grads = mean_and_grad(objective, term, wider_logits, wider_batch)
@@ -197,7 +222,9 @@ def test_cross_entropy_is_the_mean_over_all_real_tokens() -> None:
             for row in range(4)
             for t in range(LENGTHS[task][row])
         ]
-        hits = [np.argmax(logits[task][row, t]) == targets[row, t] for row in range(4) for t in range(LENGTHS[task][row])]
+        hits = [
+            np.argmax(logits[task][row, t]) == targets[row, t] for row in range(4) for t in range(LENGTHS[task][row])
+        ]
         np.testing.assert_allclose(terms[task].mean, np.mean(losses), rtol=1e-5)
         assert terms[task].weight == terms[f"{task}_token_accuracy"].weight == len(losses)
         np.testing.assert_allclose(terms[f"{task}_token_accuracy"].mean, np.mean(hits), rtol=1e-6)

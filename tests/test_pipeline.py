@@ -54,4 +54,4 @@ def test_processes_feed_one_batch_together(split: TokenizedSplit) -> None:
 
 def test_an_uneven_share_is_refused_as_bad_input(split: TokenizedSplit) -> None:
     with pytest.raises(UserError, match="does not divide over 3 processes"):
-        next(train_batches(split, ORDER, 0, 2, process=0, processes=3))
+        train_batches(split, ORDER, 0, 2, process=0, processes=3)

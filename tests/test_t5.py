@@ -1,6 +1,5 @@
-"""The student by itself: what may depend on what, forms of execution, dropout, sizes. Parity with torch: test_oracle.py."""
+"""The student: what may depend on what, forms of execution, dropout, sizes. Parity with torch is in test_oracle.py."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -127,9 +126,7 @@ def test_dropout_needs_a_key_and_obeys_it() -> None:
     student, params = make_student(dropout=0.3)
     unrolled, _ = make_student(dropout=0.3, scan_layers=False)
     ids = make_ids()
-    read, read_unrolled = (
-        jax.jit(lambda p, ids, key, s=s: loss_of(s, p, ids, key)[1]) for s in (student, unrolled)
-    )
+    read, read_unrolled = (jax.jit(lambda p, ids, key, s=s: loss_of(s, p, ids, key)[1]) for s in (student, unrolled))
     first, second = jax.random.split(jax.random.key(0))
     with_first, without = read(params, ids, first), read(params, ids, None)
     np.testing.assert_allclose(read_unrolled(params, ids, first), with_first, rtol=1e-4, atol=1e-4)
@@ -140,7 +137,9 @@ def test_dropout_needs_a_key_and_obeys_it() -> None:
 def test_nothing_is_drawn_at_rate_0_or_without_a_key() -> None:
     def draws(rate: float, key: jax.Array | None) -> int:
         student, params = make_student(dropout=rate)
-        return str(jax.make_jaxpr(lambda p, key: loss_of(student, p, make_ids(), key))(params, key)).count("random_bits")
+        return str(jax.make_jaxpr(lambda p, key: loss_of(student, p, make_ids(), key))(params, key)).count(
+            "random_bits"
+        )
 
     key = jax.random.key(0)
     assert draws(0.1, key) == 14  # 4 in the encoder's layer, 6 in the decoder's; embeddings and final states twice
@@ -156,7 +155,11 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate: float) -> None:
     np.testing.assert_allclose(out[~dropped], 2.0 / (1.0 - rate), rtol=1e-6)
     deviation = (rate * (1.0 - rate) / x.size) ** 0.5
     assert abs(dropped.mean() - rate) < 5 * deviation
-    for neighbours in (dropped[..., :-1] & dropped[..., 1:], dropped[:, :-1] & dropped[:, 1:], dropped[:-1] & dropped[1:]):
+    for neighbours in (
+        dropped[..., :-1] & dropped[..., 1:],
+        dropped[:, :-1] & dropped[:, 1:],
+        dropped[:-1] & dropped[1:],
+    ):
         assert abs(neighbours.mean() - rate**2) < 5 * deviation
     assert dropout(x, rate, None) is x
 

@@ -281,7 +281,7 @@ def test_decoding_stops_at_eos_and_passes_over_padding_and_unknown_ids(vocabular
 def test_a_vocabulary_of_another_convention_is_refused(tmp_path: Path) -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["tom has pens", "ida has kites"]), model_writer=model, vocab_size=20, minloglevel=2
+        sentence_iterator=iter(["tom has pens"]), model_writer=model, model_type="char", vocab_size=12, minloglevel=2
     )
     path = tmp_path / "other.model"
     path.write_bytes(model.getvalue())
@@ -298,10 +298,13 @@ def test_what_is_no_vocabulary_is_refused(tmp_path: Path, content: bytes | None)
         Vocabulary(path)
 
 
-def test_a_model_smaller_than_its_vocabulary_is_refused(vocabulary: Vocabulary) -> None:
-    check_fits(vocabulary, vocabulary.size)
+def test_a_model_that_does_not_fit_its_vocabulary_is_refused(vocabulary: Vocabulary) -> None:
+    check_fits(vocabulary, vocab_size=vocabulary.size, pad_id=0, eos_id=1)
     with pytest.raises(UserError, match=f"has {vocabulary.size} pieces but the model has {vocabulary.size - 1}"):
-        check_fits(vocabulary, vocabulary.size - 1)
+        check_fits(vocabulary, vocab_size=vocabulary.size - 1, pad_id=0, eos_id=1)
+    for pad_id, eos_id in ((1, 1), (0, 2)):
+        with pytest.raises(UserError, match=f"the model has pad {pad_id} and eos {eos_id}, vocabulary .* has 0 and 1"):
+            check_fits(vocabulary, vocab_size=vocabulary.size, pad_id=pad_id, eos_id=eos_id)
 
 
 @pytest.mark.parametrize("name", ["svamp", "cqa", "esnli"])

@@ -14,6 +14,7 @@ def train_batches(
     split: TokenizedSplit, order: TrainOrder, start: int, stop: int, *, process: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
     """This process's share of the batches of steps start…stop−1. Starting late costs nothing: a step names its rows."""
+    host_share(order.rows(start), process, processes)  # here, since what tf.data's threads raise is no UserError
     example = gather(split, np.zeros(1, np.int64))
     dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]
 

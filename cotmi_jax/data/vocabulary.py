@@ -55,8 +55,13 @@ class Vocabulary:
         return self._processor.decode(kept)
 
 
-def check_fits(vocabulary: Vocabulary, vocab_size: int) -> None:
-    """Raises UserError where the model has fewer embeddings than the vocabulary has pieces."""
+def check_fits(vocabulary: Vocabulary, *, vocab_size: int, pad_id: int, eos_id: int) -> None:
+    """Raises UserError where a model has fewer embeddings than the vocabulary has pieces, or other special ids."""
+    if (pad_id, eos_id) != (PAD_ID, EOS_ID):
+        raise UserError(
+            f"the model has pad {pad_id} and eos {eos_id}, vocabulary {vocabulary.path} has {PAD_ID} and {EOS_ID}: "
+            "take the model that belongs to the vocabulary"
+        )
     if vocabulary.size > vocab_size:
         raise UserError(
             f"vocabulary {vocabulary.path} has {vocabulary.size} pieces but the model has {vocab_size} embeddings: "

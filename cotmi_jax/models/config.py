@@ -9,11 +9,11 @@ Remat = Literal["none", "dots", "full"]
 FAMILIES = ("v1.0", "v1.1")
 PRESETS = ("tiny", "mini", "small", "base", "large", "xl", "xxl")
 
-# d_model, d_kv, d_ff, layers of each stack, heads. small…xxl are the published sizes (Raffel et al. 2020, table 14;
+# d_model, d_kv, d_ff, layers of each stack, heads. small…xxl are the published sizes (Raffel et al. 2020, section 3.7;
 # v1.1 release notes), where v1.0 calls its xl and xxl "3b" and "11b". tiny and mini are this project's own, for CPUs.
 _SHAPES: dict[str, dict[str, tuple[int, int, int, int, int]]] = {
     "v1.0": {
-        "tiny": (128, 32, 512, 2, 4),
+        "tiny": (128, 16, 512, 2, 8),
         "mini": (256, 64, 1024, 4, 4),
         "small": (512, 64, 2048, 6, 8),
         "base": (768, 64, 3072, 12, 12),
@@ -22,7 +22,7 @@ _SHAPES: dict[str, dict[str, tuple[int, int, int, int, int]]] = {
         "xxl": (1024, 128, 65536, 24, 128),
     },
     "v1.1": {
-        "tiny": (128, 32, 320, 2, 4),
+        "tiny": (128, 16, 256, 2, 8),
         "mini": (256, 64, 640, 4, 4),
         "small": (512, 64, 1024, 8, 6),
         "base": (768, 64, 2048, 12, 12),
@@ -56,7 +56,7 @@ class T5Config:
     dropout: float = 0.1  # probability, used only when a dropout key is given
     dtype: str = "float32"  # of activations and matmuls; parameters, norms, softmax and logits stay float32
     scan_layers: bool = True  # one compiled layer in a loop; False unrolls: slower to compile, often faster to run
-    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmul outputs, or everything
+    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls with parameters, all
 
 
 def preset(name: str, family: str = "v1.1", *, vocab_size: int = T5_VOCAB_SIZE) -> T5Config:

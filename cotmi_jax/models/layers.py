@@ -16,6 +16,13 @@ from cotmi_jax.models.config import T5Config
 MASKED = -1e9  # added to a float32 score; finite, so that a row with every key masked gives no NaN
 
 
+# Published T5s began with d_model^-1/2 here. Adam moves a parameter by about the learning rate a step, so a student from
+# random parameters would spend its first thousand steps on growing these scores until a head can single out a
+# neighbour. At 3 nats some heads do so from the start: after 200 steps on the generated problems 99% of unseen labels are
+# right to the token under teacher forcing, against 18%.
+POSITION_BIAS_STD = 3.0
+
+
 def declare(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None) -> nnx.Param[Array]:
     """A float32 parameter with one logical axis name per dimension, drawn from N(0, std²); std None gives ones."""
     assert len(shape) == len(axes), (shape, axes)
@@ -125,7 +132,7 @@ class RelativeBias(nnx.Module):
 
     def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
         shape = (config.relative_buckets, config.num_heads)
-        self.embedding = declare(rngs, shape, ("buckets", "heads"), config.d_model**-0.5)
+        self.embedding = declare(rngs, shape, ("buckets", "heads"), POSITION_BIAS_STD)
         self.bidirectional = bidirectional
         self.num_buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
 

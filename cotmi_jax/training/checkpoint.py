@@ -74,10 +74,15 @@ class Checkpoints:
             ),
         )
 
-    def close(self) -> None:
-        """Wait until everything is on disk."""
+    def wait(self) -> None:
+        """Return once everything is on disk."""
         for manager in (self._latest, self._best):
             manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then end."""
+        self.wait()
+        for manager in (self._latest, self._best):
             manager.close()
 
 
@@ -95,7 +100,9 @@ def find(workdir: Path, which: Literal["latest", "best"] | int) -> Saved:
     """Like saved; raises UserError where there is none."""
     found = saved(workdir, which)
     if found is None:
-        raise UserError(f"no {which} checkpoint in {workdir}: is it the --workdir of a training run that saved one?")
+        what = f"checkpoint of step {which}" if isinstance(which, int) else f"{which} checkpoint"
+        hint = ", or one that never scored its valid split, which --checkpoint=latest is for" if which == "best" else ""
+        raise UserError(f"no {what} in {workdir}: is it the --workdir of a run that saved one{hint}?")
     return found
 
 
@@ -104,9 +111,11 @@ def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
     try:
         with ocp.CheckpointManager(checkpoint.directory, options=options) as manager:
             return manager.restore(checkpoint.step, args=args)
-    except (ValueError, KeyError, OSError) as error:
-        # What tensorstore and orbax raise for missing, truncated or foreign files.
-        reason = str(error).strip().splitlines()[0][:200]
+    except Exception as error:
+        # What tensorstore and orbax raise for missing, truncated or foreign files; for an array it is Exception itself.
+        if not isinstance(error, ValueError | KeyError | OSError) and type(error) is not Exception:
+            raise
+        reason = str(error).strip().splitlines()[0].partition(". See full")[0][:200]
         raise UserError(
             f"checkpoint {checkpoint} is damaged ({reason}): move that directory away to use an earlier one"
         ) from error

@@ -6,8 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.dss import check_choice
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.sources import LoadedCorpus, find_data_root, load_corpus
+from cotmi_jax.data.sources import DATASETS, LoadedCorpus, find_data_root, load_corpus
 from cotmi_jax.data.tokens import TokenizedSplit, tokenize_split
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
@@ -47,7 +48,7 @@ def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[T5Config, 
                 f"config.model.vocab_size {model.vocab_size} but {model.init} has {student.vocab_size} embeddings: "
                 "leave it 0"
             )
-    check_fits(vocabulary, student.vocab_size)
+    check_fits(vocabulary, vocab_size=student.vocab_size, pad_id=student.pad_id, eos_id=student.eos_id)
     execution = {"dropout": model.dropout, "dtype": model.dtype, "scan_layers": model.scan_layers, "remat": model.remat}
     return dataclasses.replace(student, **execution), params
 
@@ -61,6 +62,7 @@ def make_objective(config: ConfigDict) -> Objective:
 
 def with_data_root(config: ConfigDict) -> ConfigDict:
     """A copy that names the data root it found absolutely, so that the run can be evaluated from anywhere."""
+    check_choice("dataset", config.data.dataset, DATASETS)
     config = config.copy_and_resolve_references()
     if config.data.dataset != "arithmetic":
         config.data.root = str(find_data_root(config.data.root or None).absolute())
@@ -158,5 +160,6 @@ class Experiment:
         return notes + truncation_notes("train", self.train) + truncation_notes("valid", self.valid)
 
     def data_position(self, step: int) -> dict[str, int | str]:
-        """Where in the data a run stands after `step` steps."""
-        return {"step": step, "examples": step * self.config.batch_size, "fingerprint": self.train.fingerprint()}
+        """Where in the data a run stands after `step` steps, and which data: valid too, since it chooses the best."""
+        fingerprint = f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
+        return {"step": step, "examples": step * self.config.batch_size, "fingerprint": fingerprint}

@@ -100,10 +100,12 @@ class Run:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if bad:
+            self.checkpoints.wait()  # the last one may still be on its way to disk
             last = saved(self.checkpoints.workdir, "latest")
             raise UserError(
                 f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; "
-                f"the last checkpoint, {last or 'none yet'}, is from before: lower optimizer.learning_rate"
+                f"the last checkpoint, {last or 'none yet'}, is from before: lower optimizer.learning_rate in another "
+                "--workdir"
             )
         return values
 
@@ -200,7 +202,7 @@ def _start(workdir: Path, experiment: Experiment) -> int:
     position, expected = restore_json(latest, "data"), experiment.data_position(latest.step)
     if position != expected:
         raise UserError(
-            f"the training data is not what {latest} was trained on ({position['fingerprint']}, now "
+            f"the data is not what {latest} was trained on ({position['fingerprint']}, now "
             f"{expected['fingerprint']}): restore the data, or take another --workdir"
         )
     return latest.step
@@ -236,6 +238,7 @@ def train(config: ConfigDict, workdir_path: str) -> int:
             state = state_def.from_student(experiment.initial_params)
         else:
             state = state_def.init(stream_key(config.seed, "init"))
+        best = _best_so_far(workdir)
         record = run_record(config, experiment.student)
         record_start(workdir, record, experiment.vocabulary.path, start)
         progress = Progress(start=start, stop=config.steps)
@@ -251,8 +254,7 @@ def train(config: ConfigDict, workdir_path: str) -> int:
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         writer = MetricWriter(workdir, start=start)
         run = Run(
-            config, experiment, mesh, state_def, state, evaluator, checkpoints, writer, progress, record,
-            _best_so_far(workdir),
+            config, experiment, mesh, state_def, state, evaluator, checkpoints, writer, progress, record, best
         )  # fmt: skip
         interrupt = Interrupt()
         try:

@@ -11,7 +11,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 
 def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate of each step: linear warm-up from 0, then the named decay, to 0 at `steps`.
+    """Learning rate of each step: linear warm-up from its peak / warmup_steps, then the named decay, to 0 at `steps`.
 
     The papers' is "linear" without warm-up (MI paper, section 4).
     """
@@ -45,8 +45,11 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
             schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mu_dtype=jnp.float32
         )
     elif config.name == "adafactor":
-        core = optax.adafactor(
-            schedule, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None
+        # Decay is added here, before the learning rate, as AdamW does: optax.adafactor's own is not scaled by the rate.
+        core = optax.chain(
+            optax.adafactor(None, multiply_by_parameter_scale=False),
+            optax.add_decayed_weights(-config.weight_decay),
+            optax.scale_by_learning_rate(schedule, flip_sign=False),
         )
     else:
         raise UserError(f"unknown optimizer.name {config.name!r}: choose one of {', '.join(OPTIMIZERS)}")

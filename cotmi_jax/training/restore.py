@@ -66,7 +66,7 @@ def load_trained(source: str, which: Which, mesh: Mesh) -> Trained:
     directory = resolve_source(source)
     config, host_params = load_hf(directory)
     vocabulary = Vocabulary(directory / VOCABULARY_FILE)
-    check_fits(vocabulary, config.vocab_size)
+    check_fits(vocabulary, vocab_size=config.vocab_size, pad_id=config.pad_id, eos_id=config.eos_id)
     student = StudentDef.of(config)
     params = jax.tree.map(jax.device_put, host_params, param_shardings(student.shapes, student.axes, mesh))
     return Trained(student, params, vocabulary, None, None)

@@ -28,8 +28,9 @@ def loss_and_grads(
 ) -> tuple[Array, Terms, Params]:
     """The loss of a batch, its terms and its gradient, exact under any number of micro-batches.
 
-    Every micro-batch divides its sums by the weights of the whole batch, so that gradients simply add up; only the
-    dropout masks depend on the number of micro-batches.
+    Every micro-batch divides its sums by the weights of the whole batch, so that gradients simply add up. Only dropout
+    masks depend on the number of micro-batches, and the estimator `released`: the padding that enters its maximum ends
+    with the longest example of the micro-batch, as it would in the release.
     """
     weights = objective.weights(batch, student.config.pad_id)
     coefficients = objective.coefficients

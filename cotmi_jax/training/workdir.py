@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -68,13 +67,17 @@ def _revision() -> str | None:
         return None
 
 
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
 def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> None:
-    """Write the run's files where they are not there yet, and a line for this start."""
-    if not (workdir / VOCABULARY_FILE).exists():
-        shutil.copyfile(vocabulary, workdir / VOCABULARY_FILE)
-    temporary = workdir / f"{RUN_FILE}.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, workdir / RUN_FILE)
+    """Write the run's files, and a line for this start. Only a start from step 0 may bring another vocabulary."""
+    if step == 0:
+        _replace(workdir / VOCABULARY_FILE, vocabulary.read_bytes())
+    _replace(workdir / RUN_FILE, (json.dumps(record, indent=1) + "\n").encode())
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,

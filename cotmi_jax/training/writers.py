@@ -33,13 +33,14 @@ class MetricWriter:
         path = workdir / "metrics.jsonl"
         _truncate(path, start)
         self._lines = path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step."""
         self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()  # else a kill takes up to two minutes of it, which a resumed run does not write again
 
     def close(self) -> None:
         """Flush both."""

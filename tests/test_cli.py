@@ -1,0 +1,333 @@
+"""The commands as users start them: what they print and write, and one line for whatever is wrong with their input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import runs
+
+from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
+from cotmi_jax.models.hf import load_hf
+from cotmi_jax.training.workdir import read_run
+
+quick_compilation = runs.quick_compilation
+
+SMOKE = f"--config={runs.RECIPE}:smoke"
+PROBLEMS = [example.input for example in make_arithmetic(seed=3, num_train=3, num_valid=0, num_test=0).splits["train"]]
+
+
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Training.
+
+
+def test_the_smoke_recipe_trains_and_says_no_more_than_it_should(tmp_path: Path) -> None:
+    """In a process of its own, as nothing else here: imports must not print anything either."""
+    quicker = ["--config.objective.name=standard", "--config.eval.every=0"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cotmi_jax.train", SMOKE, f"--workdir={tmp_path / 'run'}", *quicker],
+        cwd=runs.REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    first, second, *steps = done.stderr.splitlines()
+    assert first.startswith("data arithmetic: 64 train, 500 valid; padded tokens (input→target) predict ")
+    assert second.startswith("student: ") and second.endswith("; starting")
+    assert [line.split()[:2] for line in steps] == [["step", f"{step}/4"] for step in (1, 2, 3, 4)]
+    assert read_run(tmp_path / "run")[0].model.preset == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--config=nowhere.py"], ["nowhere.py"]),
+        ([f"--config={VOCABULARY_PATH}"], ["--config"]),
+        ([f"--config={runs.REPOSITORY / 'pyproject.toml'}"], ["--config", "pyproject.toml"]),
+        ([f"--config={runs.RECIPE}:quick"], ["unknown config variant 'quick'"]),
+        ([SMOKE, "--config.modle.preset=tiny"], ["--config has no key", "modle"]),
+        ([SMOKE, "--config.model.pre=tiny"], ["--config has no key", "pre"]),
+        ([SMOKE, "--config.steps=many"], ["--config.steps", "many"]),
+        ([SMOKE, "--config.steps=1.5"], ["--config.steps", "1.5"]),
+        ([SMOKE, "--config.model.scan_layers=perhaps"], ["--config.model.scan_layers", "perhaps"]),
+        ([SMOKE, "--config.steps=0"], ["config.steps is 0"]),
+        ([SMOKE, "--steps=3"], ["steps"]),
+        ([SMOKE, "again"], ["unexpected argument 'again'"]),
+        ([SMOKE, "--config.data.dataset=mathqa"], ["dataset = 'mathqa'", "choose one of"]),
+        ([SMOKE, "--config.objective.name=dds"], ["unknown objective 'dds'", "choose one of"]),
+        ([SMOKE, "--config.mi.estimator=nce"], ["unknown mi.estimator 'nce'", "choose one of"]),
+        ([SMOKE, "--config.objective.alpha=2"], ["objective.alpha is 2.0"]),
+        ([SMOKE, "--config.data.label_type=gold"], ["unknown label type 'gold'"]),
+        ([SMOKE, "--config.data.subsample=0"], ["subsample = 0.0"]),
+        ([SMOKE, "--config.seed=-1"], ["seed = -1"]),
+        ([SMOKE, "--config.model.preset=huge"], ["unknown T5 preset 'huge'"]),
+        ([SMOKE, "--config.model.vocab_size=64"], ["430 pieces but the model has 64 embeddings"]),
+        ([SMOKE, "--config.data.vocabulary=nowhere.model"], ["no vocabulary at nowhere.model"]),
+        ([SMOKE, f"--config.data.vocabulary={__file__}"], ["test_cli.py is not a SentencePiece model"]),
+        ([SMOKE, "--config.optimizer.name=sgd"], ["unknown optimizer.name 'sgd'"]),
+        ([SMOKE, "--config.optimizer.schedule=step"], ["unknown optimizer.schedule 'step'"]),
+        ([SMOKE, "--config.mesh.fsdp=2"], ["does not cover 1 devices"]),
+        ([SMOKE, "--config.model.init=./nowhere"], ["./nowhere"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
+)
+def test_training_refuses(flags: list[str], parts: list[str]) -> None:
+    runs.assert_refused(runs.command("train", *flags, "--workdir=run"), *parts)
+
+
+@pytest.mark.parametrize("key", ["batch_size", "eval.batch_size"])
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(key: str) -> None:
+    result = runs.command("train", SMOKE, f"--config.{key}=12", "--workdir=run", devices=8)
+    runs.assert_refused(result, f"config.{key}", "12", "8 devices")
+
+
+def test_flags_that_are_needed_are_asked_for() -> None:
+    runs.assert_refused(runs.command("train", "--workdir=run"), "--config must have a value")
+    runs.assert_refused(runs.command("train", SMOKE), "--workdir must have a value")
+    runs.assert_refused(runs.command("evaluate"), "--workdir must have a value")
+    runs.assert_refused(runs.command("predict"), "--model must have a value")
+    runs.assert_refused(runs.command("export", "--model=run"), "--output must have a value")
+    runs.assert_refused(runs.command("describe"), "--dataset must have a value")
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file")
+    for workdir in (occupied, occupied / "run"):
+        runs.assert_refused(runs.command("train", SMOKE, f"--workdir={workdir}"), f"--workdir {workdir}: ")
+    assert occupied.read_text() == "a file"
+
+
+def test_a_traceback_is_shown_where_asked_for() -> None:
+    result = runs.command("train", SMOKE, "--workdir=run", "--config.steps=0", "--traceback")
+    assert result.code != 0 and "Traceback" in result.err and "config.steps is 0" in result.err
+
+
+# Data files.
+
+
+def break_line(root: Path) -> None:
+    path = root / "svamp" / "svamp_train.json"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], lines[2][:-4], *lines[3:]]))
+
+
+def empty_rationale(root: Path) -> None:
+    path = root / "svamp" / "llm" / "train_CoT_0.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps([*said[:4], "The answer is (3).", *said[5:]]))
+
+
+def wrong_label(root: Path) -> None:
+    folder = root / "esnli"
+    (folder / "llm").mkdir(parents=True)
+    rows = [{"premise": "A boy hums.", "hypothesis": "A boy sings.", "label": label} for label in (0, 7, 2)]
+    (folder / "esnli_train.json").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "llm" / "train_CoT_0.json").write_text(json.dumps(["He hums. Answer: neutral"] * 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "parts"),
+    [
+        ("svamp", lambda root: (root / "svamp" / "svamp_train.json").unlink(), ["svamp/svamp_train.json: No such file"]),
+        ("svamp", lambda root: (root / "svamp/llm/train_CoT_0.json").unlink(), ["llm/train_CoT_0.json: No such file"]),
+        ("svamp", lambda root: shutil.rmtree(root / "svamp"), ["holds neither svamp/ nor dss/svamp/"]),
+        ("svamp", break_line, ["svamp/svamp_train.json:3: broken JSON"]),
+        ("svamp", empty_rationale, ["svamp/svamp_train.json: ", "no rationale for example svamp/train/4"]),
+        ("esnli", wrong_label, ["esnli/esnli_train.json:2: label = 7", "entailment"]),
+    ],
+    ids=["no rows", "no completions", "no set", "broken line", "empty rationale", "wrong label"],
+)
+def test_training_refuses_data(tmp_path: Path, name: str, damage: Callable[[Path], None], parts: list[str]) -> None:
+    root = runs.write_svamp(tmp_path)
+    damage(root)
+    flags = [SMOKE, f"--config.data.dataset={name}", f"--config.data.root={root}", "--workdir=run"]
+    runs.assert_refused(runs.command("train", *flags, f"--config.data.vocabulary={VOCABULARY_PATH}"), *parts)
+
+
+def test_training_needs_a_data_root_for_sets_that_are_files() -> None:
+    result = runs.command("train", SMOKE, "--config.data.dataset=svamp", "--workdir=run")
+    runs.assert_refused(result, "no data root", "COTMI_DATA_ROOT")
+
+
+# Describing.
+
+
+def test_describe_gives_json() -> None:
+    result = runs.command("describe", "--dataset=arithmetic", "--json")
+    assert (result.code, result.err) == (0, "")
+    described = json.loads(result.out)
+    assert {split: counts["examples"] for split, counts in described["splits"].items()} == {
+        "train": 16_000,
+        "valid": 500,
+        "test": 500,
+    }
+    assert described["splits"]["test"]["teacher_value"] == 0.8
+
+
+def test_describe_reads_the_release(tmp_path: Path) -> None:
+    root = runs.write_svamp(tmp_path)
+    result = runs.command("describe", "--dataset=svamp", f"--data_root={root}", f"--vocabulary={VOCABULARY_PATH}")
+    assert (result.code, result.err) == (0, "")
+    assert "svamp/train/" in result.out and "Ida has" in result.out
+    counts = {line.split()[0]: line.split()[1] for line in result.out.splitlines() if line[:5] in ("train", "valid", "test ")}
+    assert counts == {"train": "18", "valid": "2", "test": "5"}
+    runs.assert_refused(runs.command("describe", "--dataset=mathqa", f"--data_root={root}"), "dataset = 'mathqa'")
+    runs.assert_refused(runs.command("describe", "--dataset=cqa", f"--data_root={root}"), "holds neither cqa/")
+
+
+# Evaluating.
+
+
+def test_evaluation_needs_the_workdir_alone_and_scores_every_example_once(tmp_path: Path) -> None:
+    workdir = tmp_path / "moved"
+    shutil.copytree(runs.trained(), workdir)
+    result = runs.command("evaluate", f"--workdir={workdir}", "--examples=2", devices=8)
+    assert (result.code, result.err) == (0, "")
+    folder = workdir / "evaluation" / "test"
+    metrics, predictions = json.loads((folder / "metrics.json").read_text()), folder / "predictions.jsonl"
+    rows = json_lines(predictions.read_text())
+    assert [row["id"] for row in rows] == [f"arithmetic/test/{n}" for n in range(500)]
+    assert metrics["n"] == 500 and metrics["split"] == "test"
+    (best,) = runs.steps_in(workdir / "best")
+    assert metrics["checkpoint"] == {"which": "best", "step": best}
+    assert metrics["accuracy"] == sum(row["correct"] for row in rows) / 500
+    assert metrics["loss"].keys() >= {"predict", "explain", "mi"}
+    assert f"500 examples, checkpoint of step {best}" in result.out and result.out.count("problem") == 2
+    assert result.out.endswith(f"written: {folder}/metrics.json, predictions.jsonl\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
+
+
+def test_another_split_checkpoint_and_folder_may_be_chosen(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(runs.trained(), workdir)
+    record = json.loads((workdir / "run.json").read_text())
+    record["config"]["eval"]["batch_size"] = 7  # as of a run on fewer devices: here it is rounded up
+    (workdir / "run.json").write_text(json.dumps(record))
+    flags = [f"--workdir={workdir}", "--split=train", "--checkpoint=4", f"--output={tmp_path / 'scores'}"]
+    result = runs.command("evaluate", *flags, devices=8)
+    assert (result.code, result.err) == (0, "")
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert (metrics["split"], metrics["n"], metrics["checkpoint"]) == ("train", 20, {"which": "4", "step": 4})
+    assert not (workdir / "evaluation").exists()
+
+
+def test_evaluation_refuses(tmp_path: Path) -> None:
+    workdir = f"--workdir={runs.trained()}"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("a file")
+    for flags, part in (
+        ([f"--workdir={tmp_path / 'empty'}"], f"no run.json in {tmp_path / 'empty'}"),
+        ([f"--workdir={tmp_path / 'nowhere'}"], f"no run.json in {tmp_path / 'nowhere'}"),
+        ([workdir, "--checkpoint=3"], f"no checkpoint of step 3 in {runs.trained()}"),
+        ([workdir, "--checkpoint=newest"], "--checkpoint 'newest': give best, latest or a step"),
+        ([workdir, "--split=dev"], "--split"),
+        ([workdir, "--examples=-1"], "--examples"),
+    ):
+        runs.assert_refused(runs.command("evaluate", *flags), part)
+
+
+def test_evaluation_refuses_a_workdir_without_checkpoints(tmp_path: Path) -> None:
+    for name in ("run.json", "spiece.model"):
+        shutil.copyfile(runs.trained() / name, tmp_path / name)
+    for which in ("best", "latest"):
+        result = runs.command("evaluate", f"--workdir={tmp_path}", f"--checkpoint={which}")
+        runs.assert_refused(result, f"no {which} checkpoint in {tmp_path}", *["--checkpoint=latest"] * (which == "best"))
+
+
+def test_a_damaged_checkpoint_is_one_line_too(tmp_path: Path) -> None:
+    shutil.copytree(runs.trained(), tmp_path / "run")
+    for checkpoint in (*(tmp_path / "run" / "best").iterdir(), tmp_path / "run" / "checkpoints" / "4"):
+        runs.truncate(runs.largest(checkpoint / "params"))
+    (best,) = runs.steps_in(tmp_path / "run" / "best")
+    for name, flag in (("evaluate", "workdir"), ("predict", "model")):
+        result = runs.command(name, f"--{flag}={tmp_path / 'run'}")
+        runs.assert_refused(result, f"checkpoint {tmp_path / 'run' / 'best' / str(best)} is damaged")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={tmp_path / 'run'}"]
+    result = runs.command("train", *flags, devices=8)
+    runs.assert_refused(result, f"checkpoint {tmp_path / 'run' / 'checkpoints' / '4'} is damaged")
+
+
+# Predicting and exporting.
+
+
+@pytest.fixture(scope="module")
+def exported() -> Path:
+    output = runs.scratch() / "exported" / "student"
+    result = runs.command("export", f"--model={runs.trained()}", f"--output={output}")
+    assert result == (0, f"written: {output}\n", "")
+    return output
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [("predict", ["label"]), ("explain", ["rationale"]), ("both", ["label", "rationale"]), ("raw", ["output"])],
+)
+def test_a_workdir_and_its_export_answer_alike(exported: Path, task: str, fields: list[str]) -> None:
+    asked = "".join(f"{problem}\n" for problem in PROBLEMS)
+    answers = []
+    for model in (runs.trained(), exported):
+        result = runs.command("predict", f"--model={model}", f"--task={task}", "--max_tokens=8", stdin=asked)
+        assert (result.code, result.err) == (0, "")
+        answers.append(json_lines(result.out))
+    assert answers[0] == answers[1]
+    assert [answer["input"] for answer in answers[0]] == PROBLEMS
+    assert all(list(answer) == ["input", *fields] for answer in answers[0])
+
+
+def test_an_export_is_the_best_student_with_its_vocabulary(exported: Path) -> None:
+    assert (exported / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
+    transformers = pytest.importorskip("transformers")
+    assert transformers.T5Config.from_pretrained(exported).d_model == read_run(runs.trained())[1].d_model
+    runs.assert_same(load_hf(exported)[1], runs.read_params(runs.trained(), "best")["student"])
+
+
+def test_exporting_refuses(exported: Path, tmp_path: Path) -> None:
+    model = f"--model={runs.trained()}"
+    (tmp_path / "file").write_text("a file")
+    before = sorted(exported.iterdir())
+    for flags, part in (
+        ([model, f"--output={exported}"], f"{exported} exists and is not empty"),
+        ([model, f"--output={tmp_path / 'file'}"], f"{tmp_path / 'file'} exists"),
+        ([model, f"--output={tmp_path / 'file' / 'student'}"], f"cannot write --output {tmp_path / 'file' / 'student'}"),
+        ([f"--model={tmp_path}", f"--output={tmp_path / 'student'}"], f"{tmp_path}"),
+    ):
+        runs.assert_refused(runs.command("export", *flags), part)
+    assert sorted(exported.iterdir()) == before and not (tmp_path / "student").exists()
+
+
+def test_an_empty_line_is_refused_after_the_answers_before_it() -> None:
+    flags = [f"--model={runs.trained()}", "--task=predict", "--max_tokens=8"]
+    result = runs.command("predict", *flags, stdin=f"{PROBLEMS[0]}\n\n{PROBLEMS[1]}\n")
+    runs.assert_refused(result, "line 2 of the input is empty")
+    assert [answer["input"] for answer in json_lines(result.out)] == PROBLEMS[:1]
+
+
+def test_predicting_refuses(tmp_path: Path) -> None:
+    model = f"--model={runs.trained()}"
+    for flags, part in (
+        ([f"--model={tmp_path}"], f"{tmp_path}"),
+        ([f"--model={tmp_path / 'nowhere'}"], "nowhere"),
+        ([model, "--task=solve"], "--task"),
+        ([model, "--method=best"], "--method"),
+        ([model, "--max_tokens=0"], "max_tokens 0"),
+        ([model, "--method=sample", "--temperature=0"], "temperature 0.0"),
+        ([model, "--batch_size=0"], "--batch_size"),
+        ([model, "--checkpoint=5"], "no checkpoint of step 5"),
+    ):
+        runs.assert_refused(runs.command("predict", *flags, stdin="3 pens\n"), part)
+
+
+def test_no_input_gives_no_output() -> None:
+    result = runs.command("predict", f"--model={runs.trained()}", "--task=predict")
+    assert result == (0, "", "")

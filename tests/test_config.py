@@ -1,0 +1,138 @@
+"""Configurations: recipes load, shrink and are checked before anything is read; what may change between starts."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from cotmi_jax.config import base, check_batches, differences, flatten, smoke, validate
+from cotmi_jax.errors import UserError
+
+RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
+# What a recipe may lose at smoke size: how large and how long, never what is learnt from what.
+SMOKE_KEYS = {
+    *("steps", "batch_size", "data.size", "model.preset", "model.init", "optimizer.warmup_steps"),
+    *("eval.every", "eval.examples", "eval.batch_size", "eval.max_decode_tokens", "checkpoint.every", "log.every"),
+}
+
+
+def get_config(recipe: Path, *arg: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(recipe.stem, recipe)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*arg)
+
+
+def changed(changes: dict[str, Any]) -> ConfigDict:
+    config = base()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_there_are_recipes() -> None:
+    assert {"quickstart", "svamp", "cqa", "esnli", "anli1"} <= {recipe.stem for recipe in RECIPES}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_recipes_load_valid_and_locked(recipe: Path) -> None:
+    config = get_config(recipe)
+    validate(config)
+    assert flatten(config).keys() == flatten(base()).keys()
+    for section in (config, config.optimizer):
+        with pytest.raises(AttributeError, match="learning_rte"):
+            section.learning_rte = 1.0
+    assert get_config(recipe).to_dict() == config.to_dict()
+    config.steps += 1
+    assert get_config(recipe).steps == config.steps - 1  # no two share anything
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_smoke_changes_sizes_only(recipe: Path) -> None:
+    whole, small = flatten(get_config(recipe)), flatten(get_config(recipe, "smoke"))
+    assert {key for key in whole if whole[key] != small[key]} <= SMOKE_KEYS
+    validate(get_config(recipe, "smoke"))
+    assert (small["model.preset"], small["model.init"]) == ("tiny", "random")
+    assert small["steps"] <= 4 and small["batch_size"] <= 8 and small["eval.every"] == small["steps"]
+
+
+def test_smoke_never_lengthens_the_warm_up() -> None:
+    assert smoke(base()).optimizer.warmup_steps == 0
+    assert smoke(changed({"optimizer.warmup_steps": 50})).optimizer.warmup_steps == 1
+
+
+@pytest.mark.parametrize("arg", ["quick", "smoke,steps=3"])
+def test_an_unknown_variant_is_refused(arg: str) -> None:
+    with pytest.raises(UserError, match=f"unknown config variant '{arg}': recipes take :smoke"):
+        get_config(RECIPES[0], arg)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(
+            ({key: 0}, f"config.{key} is 0: it must be at least 1")
+            for key in ("steps", "batch_size", "micro_batches", "eval.batch_size", "eval.max_decode_tokens")
+            + ("checkpoint.every", "checkpoint.keep", "log.every", "data.size")
+            + ("data.max_input_tokens", "data.max_target_tokens")
+        ),
+        *(
+            ({key: -1}, f"config.{key} is -1: it must be at least 0")
+            for key in ("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps")
+        ),
+        ({"batch_size": 12, "micro_batches": 5}, "config.batch_size 12 does not divide into config.micro_batches 5"),
+        ({"steps": 5, "optimizer.warmup_steps": 5}, "config.optimizer.warmup_steps 5 must be below config.steps 5"),
+        ({"model.dropout": 1.0}, "config.model.dropout is 1.0"),
+        ({"model.dropout": -0.1}, "config.model.dropout is -0.1"),
+        ({"model.dtype": "float16"}, "config.model.dtype is 'float16': choose one of float32, bfloat16"),
+        ({"model.remat": "all"}, "config.model.remat is 'all': choose one of none, dots, full"),
+        ({"data.augment_asdiv": True}, "config.data.augment_asdiv needs config.data.dataset svamp, not 'cqa'"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_bad_values_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate(changed(changes))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_limits_themselves_are_allowed() -> None:
+    validate(changed({"steps": 1, "batch_size": 1, "eval.every": 0, "optimizer.warmup_steps": 0, "model.dropout": 0.0}))
+    validate(changed({"steps": 5, "optimizer.warmup_steps": 4, "batch_size": 12, "micro_batches": 4}))
+    validate(changed({"data.augment_asdiv": True, "data.dataset": "svamp"}))
+
+
+def test_batches_have_to_split_evenly() -> None:
+    check_batches(changed({"batch_size": 16, "micro_batches": 2, "eval.batch_size": 24}), 8)
+    with pytest.raises(UserError, match=r"config\.batch_size / micro_batches is 4.*over the 8 devices"):
+        check_batches(changed({"batch_size": 16, "micro_batches": 4}), 8)
+    with pytest.raises(UserError, match=r"config\.eval\.batch_size is 12.*over the 8 devices"):
+        check_batches(changed({"eval.batch_size": 12}), 8)
+
+
+def test_flat_keys_reach_every_value() -> None:
+    flat = flatten(base())
+    assert (flat["steps"], flat["data.dataset"], flat["mesh.data"]) == (10_000, "cqa", -1)
+    assert {type(value) for value in flat.values()} <= {int, float, bool, str}
+    copy = base()
+    copy.update_from_flattened_dict(flat)
+    assert copy.to_dict() == base().to_dict()
+
+
+@pytest.mark.parametrize("key", sorted(flatten(base())))
+def test_a_run_may_go_on_with_other_places_rhythms_and_devices_but_no_other_recipe(key: str) -> None:
+    value = flatten(base())[key]
+    other = {bool: lambda: not value, str: lambda: f"{value}x"}.get(type(value), lambda: value + 1)()
+    found = differences(base(), changed({key: other}))
+    may = key in ("data.root", "data.vocabulary") or key.split(".")[0] in ("checkpoint", "log", "mesh")
+    assert found == ([] if may else [f"{key}: {value} → {other}"])
+
+
+def test_keys_of_another_version_differ() -> None:
+    old = base()
+    with old.unlocked():
+        old.model.novelty = 3
+        del old.seed
+    assert differences(old, base()) == ["model.novelty: 3 → absent", "seed: absent → 0"]

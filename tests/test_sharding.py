@@ -1,0 +1,177 @@
+"""Where every parameter lies on every mesh, compared with a file; meshes; and what does not fit, in words.
+
+`python tests/test_sharding.py` writes golden/sharding.json anew. Read its diff: each line is a parameter that moves.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import random_batch
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.config import FAMILIES, PRESETS, preset
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.sharding import (
+    MESH_AXES,
+    RULES,
+    batch_sharding,
+    batch_shards,
+    constrain_batch,
+    make_mesh,
+    put_batch,
+    replicated,
+    resolve,
+)
+from cotmi_jax.training.state import param_shardings
+
+GOLDEN = Path(__file__).parent / "golden" / "sharding.json"
+MESHES = {"1x4x2": (1, 4, 2), "1x16x16": (1, 16, 16)}  # (data, fsdp, tensor); few presets have 16 heads to split
+
+
+def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
+    """A mesh without devices, so that any size can be laid out."""
+    return AbstractMesh(sizes, MESH_AXES)
+
+
+def shardings_of(student: StudentDef, mesh: AbstractMesh) -> dict[str, tuple[tuple[int, ...], NamedSharding]]:
+    """Parameter → (shape, sharding)."""
+    where = param_shardings(student.shapes, student.axes, mesh)  # type: ignore[arg-type]
+    shapes = jax.tree_util.tree_leaves_with_path(student.shapes)
+    names = ["/".join(entry.key for entry in path) for path, _ in shapes]
+    placed = jax.tree.leaves(where)
+    return {name: (leaf.shape, spot) for name, (_, leaf), spot in zip(names, shapes, placed, strict=True)}
+
+
+def describe(shape: tuple[int, ...], where: NamedSharding) -> str:
+    """Shape of the whole, the mesh axis of each dimension, shape on each device."""
+    spec = ", ".join(axis or "-" for axis in where.spec)
+    return f"{list(shape)} ({spec}) {list(where.shard_shape(shape))}"
+
+
+def make_golden() -> dict[str, dict[str, dict[str, str] | str]]:
+    """Family and preset → mesh → parameter → description, or what is wrong with the mesh."""
+    golden: dict[str, dict[str, dict[str, str] | str]] = {}
+    for family in FAMILIES:
+        for name in PRESETS:
+            student = StudentDef.of(preset(name, family))
+            meshes = golden.setdefault(f"{family} {name}", {})
+            for title, sizes in MESHES.items():
+                try:
+                    found = shardings_of(student, abstract_mesh(sizes))
+                    meshes[title] = {path: describe(*placed) for path, placed in found.items()}
+                except UserError as error:
+                    meshes[title] = str(error)
+    return golden
+
+
+def test_every_parameter_of_every_preset_lies_where_it_lay() -> None:
+    golden, found = json.loads(GOLDEN.read_text()), make_golden()
+    assert found.keys() == golden.keys()
+    for name in golden:
+        assert found[name] == golden[name], name
+
+
+def test_a_split_parameter_is_one_that_the_table_splits() -> None:
+    """By hand, for one shape of each kind; nothing that could be split is held whole."""
+    found = shardings_of(StudentDef.of(preset("base")), abstract_mesh((1, 4, 2)))
+    expected = {
+        "embedding": ("tensor", "fsdp"),
+        "head": ("fsdp", "tensor"),
+        "encoder/blocks/attention/query": (None, "fsdp", "tensor", None),
+        "decoder/blocks/cross_attention/out": (None, "tensor", None, "fsdp"),
+        "decoder/blocks/mlp/gate": (None, "fsdp", "tensor"),
+        "decoder/blocks/mlp/down": (None, "tensor", "fsdp"),
+        "decoder/position/embedding": (None, "tensor"),
+        "encoder/blocks/mlp_norm/scale": (None, None),
+        "encoder/final_norm/scale": (None,),
+    }
+    assert {name: tuple(found[name][1].spec) for name in expected} == expected
+    for name, (shape, where) in found.items():
+        if "norm" not in name:
+            parts = 2 if "position" in name else 8
+            assert np.prod(where.shard_shape(shape)) * parts == np.prod(shape), name
+
+
+def test_a_dimension_that_does_not_divide_is_refused() -> None:
+    """v1.1 small has 6 heads."""
+    student = StudentDef.of(preset("small"))
+    with pytest.raises(UserError) as caught:
+        param_shardings({"student": student.shapes}, {"student": student.axes}, abstract_mesh((1, 2, 4)))  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "student/decoder/blocks/attention/key" in message and "\n" not in message
+    assert "'heads' of size 6" in message and "4 devices of mesh axis 'tensor'" in message
+
+
+def test_an_axis_that_the_table_lacks_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="parameter critic/weight: logical axis 'critic_dim' is not in the sharding table"
+    ):
+        resolve("critic/weight", (8, 8), ("embed", "critic_dim"), abstract_mesh((1, 4, 2)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        resolve("critic/weight", (8, 8), ("embed",), abstract_mesh((1, 4, 2)))  # type: ignore[arg-type]
+
+
+def test_the_table_uses_mesh_axes_only() -> None:
+    assert set(RULES.values()) <= {*MESH_AXES, None}
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [
+        ((), (8, 1, 1)),
+        ((-1, 2, 2), (2, 2, 2)),
+        ((1, -1, 4), (1, 2, 4)),
+        ((2, 1, -1), (2, 1, 4)),
+        ((8, 1, 1), (8, 1, 1)),
+    ],
+)
+def test_meshes(asked: tuple[int, ...], sizes: tuple[int, int, int]) -> None:
+    mesh = make_mesh(*asked)
+    assert tuple(mesh.shape.items()) == tuple(zip(MESH_AXES, sizes, strict=True))
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert batch_shards(mesh) == sizes[0] * sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ((3, 1, 1), "'data': 3.* does not cover 8 devices"),
+        ((-1, 3, 1), "'fsdp': 3.* does not cover 8 devices"),
+        ((-1, 16, 1), "'fsdp': 16.* does not cover 8 devices"),
+        ((2, 2, 1), "does not cover 8 devices"),
+        ((-1, -1, 1), "at most one is -1"),
+        ((8, 0, 1), "'fsdp': 0.* sizes are positive"),
+        ((-2, 1, 1), "'data': -2.* sizes are positive"),
+    ],
+)
+def test_impossible_meshes_are_refused(asked: tuple[int, int, int], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        make_mesh(*asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_is_split_by_rows_over_data_and_fsdp() -> None:
+    mesh, batch = make_mesh(2, 2, 2), random_batch(0, 8)
+    placed = put_batch(batch, mesh)
+    for leaf, host in zip(jax.tree.leaves(placed), jax.tree.leaves(batch), strict=True):
+        assert leaf.sharding.is_equivalent_to(batch_sharding(mesh), leaf.ndim)
+        np.testing.assert_array_equal(leaf, host)
+        assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
+
+
+def test_activations_are_pinned_where_there_is_a_mesh() -> None:
+    x = np.arange(32.0).reshape(8, 4)
+    assert constrain_batch(x) is x
+    mesh = make_mesh(4, 2, 1)
+    with jax.set_mesh(mesh):
+        pinned = jax.jit(constrain_batch)(jax.device_put(x, replicated(mesh)))
+    assert pinned.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), 2)
+    np.testing.assert_array_equal(pinned, x)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(make_golden(), indent=1, sort_keys=True) + "\n")
