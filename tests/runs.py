@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import runpy
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -140,7 +139,8 @@ def write_svamp(root: Path, name: str = "svamp") -> Path:
     (folder / "llm").mkdir(parents=True)
     for split, numbers in (("train", range(10, 30)), ("test", range(40, 45))):
         rows = [
-            {"input": f"Ida has {n} pens.\nHow many pens are left after 3?", "label": f"( {n}.0 - 3.0 )"} for n in numbers
+            {"input": f"Ida has {n} pens.\nHow many pens are left after 3?", "label": f"( {n}.0 - 3.0 )"}
+            for n in numbers
         ]
         said = [f"She had {n} and lost 3. The answer is ({n} - 3).\n\nQ: Next?" for n in numbers]
         (folder / f"{name}_{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))

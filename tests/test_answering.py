@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import helpers

@@ -138,7 +138,11 @@ def wrong_label(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "parts"),
     [
-        ("svamp", lambda root: (root / "svamp" / "svamp_train.json").unlink(), ["svamp/svamp_train.json: No such file"]),
+        (
+            "svamp",
+            lambda root: (root / "svamp" / "svamp_train.json").unlink(),
+            ["svamp/svamp_train.json: No such file"],
+        ),
         ("svamp", lambda root: (root / "svamp/llm/train_CoT_0.json").unlink(), ["llm/train_CoT_0.json: No such file"]),
         ("svamp", lambda root: shutil.rmtree(root / "svamp"), ["holds neither svamp/ nor dss/svamp/"]),
         ("svamp", break_line, ["svamp/svamp_train.json:3: broken JSON"]),
@@ -179,7 +183,9 @@ def test_describe_reads_the_release(tmp_path: Path) -> None:
     result = runs.command("describe", "--dataset=svamp", f"--data_root={root}", f"--vocabulary={VOCABULARY_PATH}")
     assert (result.code, result.err) == (0, "")
     assert "svamp/train/" in result.out and "Ida has" in result.out
-    counts = {line.split()[0]: line.split()[1] for line in result.out.splitlines() if line[:5] in ("train", "valid", "test ")}
+    counts = {
+        line.split()[0]: line.split()[1] for line in result.out.splitlines() if line[:5] in ("train", "valid", "test ")
+    }
     assert counts == {"train": "18", "valid": "2", "test": "5"}
     runs.assert_refused(runs.command("describe", "--dataset=mathqa", f"--data_root={root}"), "dataset = 'mathqa'")
     runs.assert_refused(runs.command("describe", "--dataset=cqa", f"--data_root={root}"), "holds neither cqa/")
@@ -241,7 +247,9 @@ def test_evaluation_refuses_a_workdir_without_checkpoints(tmp_path: Path) -> Non
         shutil.copyfile(runs.trained() / name, tmp_path / name)
     for which in ("best", "latest"):
         result = runs.command("evaluate", f"--workdir={tmp_path}", f"--checkpoint={which}")
-        runs.assert_refused(result, f"no {which} checkpoint in {tmp_path}", *["--checkpoint=latest"] * (which == "best"))
+        runs.assert_refused(
+            result, f"no {which} checkpoint in {tmp_path}", *["--checkpoint=latest"] * (which == "best")
+        )
 
 
 def test_a_damaged_checkpoint_is_one_line_too(tmp_path: Path) -> None:
@@ -299,7 +307,10 @@ def test_exporting_refuses(exported: Path, tmp_path: Path) -> None:
     for flags, part in (
         ([model, f"--output={exported}"], f"{exported} exists and is not empty"),
         ([model, f"--output={tmp_path / 'file'}"], f"{tmp_path / 'file'} exists"),
-        ([model, f"--output={tmp_path / 'file' / 'student'}"], f"cannot write --output {tmp_path / 'file' / 'student'}"),
+        (
+            [model, f"--output={tmp_path / 'file' / 'student'}"],
+            f"cannot write --output {tmp_path / 'file' / 'student'}",
+        ),
         ([f"--model={tmp_path}", f"--output={tmp_path / 'student'}"], f"{tmp_path}"),
     ):
         runs.assert_refused(runs.command("export", *flags), part)

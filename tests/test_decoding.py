@@ -1,8 +1,9 @@
 """Generation: cache, greedy, sampling, beam search. Oracles: teacher forcing, numpy, and transformers' generate."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +19,41 @@ from cotmi_jax.models.student import Params, StudentDef
 LENGTHS = (9, 3, 1, 6, 4, 9, 2, 7)  # of the sources, padded to 9
 MAX_TOKENS = 8
 EOS = 1
+DEEP = dict(num_encoder_layers=2, num_decoder_layers=2)
+GREEDY = Decoding("greedy", max_tokens=MAX_TOKENS)
+BEAM = Decoding("beam", max_tokens=MAX_TOKENS, num_beams=4)
 
 
-class Writer(NamedTuple):
+class Writer:
     """A student and sources on which its answers have many lengths, some cut at MAX_TOKENS."""
 
-    student: StudentDef
-    params: Params
-    inputs: np.ndarray
+    def __init__(self) -> None:
+        self.student = StudentDef.of(small_config(**DEEP))
+        self.params = numpy_params(self.student, seed=35)
+        head = 3.0 * self.params["head"]  # sure of itself, and of when to end
+        self.params["head"] = head.at[:, EOS].multiply(2.0)
+        self.inputs = random_ids(np.random.default_rng(5), LENGTHS, 9)
+        self.forced = jax.jit(lambda params, inputs, tokens: self.student.bind(params)(inputs, tokens))
+        self._written: dict[Decoding, Generated] = {}
 
-    def write(self, decoding: Decoding, inputs: np.ndarray | None = None) -> Generated:
+    def write(self, decoding: Decoding) -> Generated:
+        """From the inputs; computed once."""
+        if decoding not in self._written:
+            self._written[decoding] = self.write_for(self.inputs, decoding)
+        return self._written[decoding]
+
+    def write_for(self, inputs: np.ndarray, decoding: Decoding) -> Generated:
         run = jax.jit(lambda params, inputs: generate(self.student.bind(params), inputs, decoding))
-        return jax.tree.map(np.asarray, run(self.params, self.inputs if inputs is None else inputs))
+        return jax.tree.map(np.asarray, run(self.params, inputs))
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Under teacher forcing."""
+        return np.asarray(self.forced(self.params, self.inputs, tokens))
 
     def log_probability(self, tokens: np.ndarray) -> np.ndarray:
         """Of each row up to and with its eos, under teacher forcing, in nats [B]."""
-        logits = jax.jit(lambda params: self.student.bind(params)(self.inputs, tokens))(self.params)
-        chosen = np.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+        log_probability = jax.nn.log_softmax(self.logits(tokens))
+        chosen = np.take_along_axis(np.asarray(log_probability), tokens[..., None], axis=-1)[..., 0]
         return np.where(np.arange(tokens.shape[1]) < lengths_of(tokens)[:, None], chosen, 0.0).sum(axis=1)
 
 
@@ -51,15 +70,12 @@ def assert_pad_after_eos(tokens: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def writer() -> Writer:
-    student = StudentDef.of(small_config())
-    params = numpy_params(student, seed=35)
-    params["head"] = (3.0 * params["head"]).at[:, EOS].multiply(2.0)  # sure of itself, and of when to end
-    return Writer(student, params, random_ids(np.random.default_rng(5), LENGTHS, 9))
+    return Writer()
 
 
 @pytest.fixture(scope="module")
 def greedy(writer: Writer) -> Generated:
-    return writer.write(Decoding("greedy", max_tokens=MAX_TOKENS))
+    return writer.write(GREEDY)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +99,7 @@ def torch_writer(writer: Writer, tmp_path_factory: pytest.TempPathFactory) -> An
 
 @pytest.mark.parametrize("changes", [{}, dict(gated=False, tied=True, scan_layers=False)], ids=["scan", "unrolled"])
 def test_cached_logits_are_those_of_teacher_forcing(changes: dict[str, Any]) -> None:
-    student = StudentDef.of(small_config(**changes))
+    student = StudentDef.of(small_config(**(DEEP | changes)))
     draw = np.random.default_rng(0)
     inputs, targets = random_ids(draw, LENGTHS, 9), draw.integers(2, 32, (len(LENGTHS), 7))
     decoder_inputs = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
@@ -105,9 +121,8 @@ def test_cached_logits_are_those_of_teacher_forcing(changes: dict[str, Any]) -> 
 
 
 def test_greedy_follows_the_highest_logit_and_scores_it(writer: Writer, greedy: Generated) -> None:
-    logits = jax.jit(lambda params: writer.student.bind(params)(writer.inputs, greedy.tokens))(writer.params)
     inside = np.arange(MAX_TOKENS) < lengths_of(greedy.tokens)[:, None]
-    np.testing.assert_array_equal(np.argmax(logits, axis=-1)[inside], greedy.tokens[inside])
+    np.testing.assert_array_equal(writer.logits(greedy.tokens).argmax(axis=-1)[inside], greedy.tokens[inside])
     np.testing.assert_allclose(greedy.score, writer.log_probability(greedy.tokens), rtol=1e-4, atol=1e-4)
     assert_pad_after_eos(greedy.tokens)
     assert len(set(lengths_of(greedy.tokens))) >= 4 and (lengths_of(greedy.tokens) == MAX_TOKENS).any()
@@ -127,7 +142,7 @@ def test_one_beam_is_greedy(writer: Writer, greedy: Generated) -> None:
 def test_beams_are_those_of_transformers(
     length_penalty: float, writer: Writer, greedy: Generated, torch_writer: Any
 ) -> None:
-    beam = writer.write(Decoding("beam", max_tokens=MAX_TOKENS, num_beams=4, length_penalty=length_penalty))
+    beam = writer.write(dataclasses.replace(BEAM, length_penalty=length_penalty))
     lengths = lengths_of(beam.tokens)
     assert len(set(lengths)) >= 3 and (lengths == MAX_TOKENS).any() and (beam.tokens != greedy.tokens).any()
     expected = writer.log_probability(beam.tokens) / lengths**length_penalty
@@ -138,11 +153,10 @@ def test_beams_are_those_of_transformers(
     np.testing.assert_allclose(beam.score, scores, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_rows_of_padding_change_no_other_row(method: str, writer: Writer) -> None:
-    decoding = Decoding(method, max_tokens=MAX_TOKENS, num_beams=2)
+@pytest.mark.parametrize("decoding", [GREEDY, BEAM], ids=["greedy", "beam"])
+def test_rows_of_padding_change_no_other_row(decoding: Decoding, writer: Writer) -> None:
     plain = writer.write(decoding)
-    filled = writer.write(decoding, np.insert(writer.inputs, (0, 4, 8), 0, axis=0))
+    filled = writer.write_for(np.insert(writer.inputs, (0, 4, 8), 0, axis=0), decoding)
     real = np.ones(11, bool)
     real[[0, 5, 10]] = False
     np.testing.assert_array_equal(filled.tokens[real], plain.tokens)

@@ -1,6 +1,7 @@
 """The training step: exact under micro-batches and meshes, compiled once, state kept sharded; rng; optimizers."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from cotmi_jax.training.rng import step_key, stream_key
 from cotmi_jax.training.state import StateDef, TrainState, param_shardings
 from cotmi_jax.training.step import Step, loss_and_grads, make_train_step
 
-STUDENT = StudentDef.of(small_config(num_encoder_layers=1, num_decoder_layers=1))
+STUDENT = StudentDef.of(small_config())
 OBJECTIVE = Objective("cotmi", alpha=0.4, beta=0.5)
 ROWS = 16
 
@@ -47,17 +48,23 @@ def make_batch() -> dict[str, Any]:
     return batch
 
 
-def compute(micro_batches: int = 1, mesh: Mesh | None = None) -> dict[str, Any]:
-    """Loss, terms and gradient of the batch at the same parameters; over a mesh if given, else on one device."""
-    params, batch = {"student": numpy_params(STUDENT)}, make_batch()
+def compute(micro_batches: int = 1) -> dict[str, Any]:
+    """Loss, terms and gradient of the batch on one device."""
     run = jax.jit(lambda params, batch: loss_and_grads(STUDENT, OBJECTIVE, params, batch, None, micro_batches))
-    if mesh is None:
-        loss, terms, grads = run(params, batch)
-    else:
-        with jax.set_mesh(mesh):
-            where = param_shardings(params, {"student": STUDENT.axes}, mesh)
-            loss, terms, grads = run(jax.device_put(params, where), put_batch(batch, mesh))
+    loss, terms, grads = run({"student": numpy_params(STUDENT)}, make_batch())
     return {"loss": loss, "terms": terms, "grads": grads}
+
+
+def compute_over(mesh: Mesh) -> tuple[dict[str, Any], set[str]]:
+    """The same over a mesh, and the kinds of communication it takes."""
+    params, batch = {"student": numpy_params(STUDENT)}, put_batch(make_batch(), mesh)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, param_shardings(params, {"student": STUDENT.axes}, mesh))
+        run = jax.jit(lambda params, batch: loss_and_grads(STUDENT, OBJECTIVE, params, batch, None, 1))
+        compiled = run.lower(params, batch).compile()
+    loss, terms, grads = compiled(params, batch)
+    kinds = re.findall(r"\b(all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", compiled.as_text())
+    return {"loss": loss, "terms": terms, "grads": grads}, set(kinds)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +81,11 @@ def test_micro_batches_are_the_batch(whole: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
 def test_eight_devices_are_one(sizes: tuple[int, int, int], whole: dict[str, Any]) -> None:
-    over_mesh = compute(mesh=make_mesh(*sizes))
+    over_mesh, communication = compute_over(make_mesh(*sizes))
     assert_trees_close(over_mesh, whole, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(over_mesh["loss"], whole["loss"], rtol=1e-6)
+    if sizes == (8, 1, 1):  # sums alone: no example leaves its device
+        assert communication == {"all-reduce"}
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
@@ -132,8 +141,7 @@ RATES = {"adamw": 1e-2, "adafactor": 1e-2}
 @pytest.fixture(scope="module", params=RATES)
 def trained(request: pytest.FixtureRequest) -> Run:
     """Matrices are large enough for Adafactor to factor, and no parameter has two dimensions alike."""
-    sizes = dict(d_model=128, d_ff=192, vocab_size=160, num_encoder_layers=1, num_decoder_layers=1)
-    student = StudentDef.of(small_config(**sizes))
+    student = StudentDef.of(small_config(d_model=128, d_ff=192, vocab_size=160))
     mesh = make_mesh(2, 2, 2)
     config = optimizer_config(name=request.param, learning_rate=RATES[request.param])
     state_def = StateDef.of(student, make_optimizer(config, STEPS), mesh)

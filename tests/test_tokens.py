@@ -12,7 +12,7 @@ import sentencepiece
 from cotmi_jax.data import dss
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale, task_texts
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT, PREFIX, read_label, read_rationale, task_texts
 from cotmi_jax.data.tokens import (
     MULTIPLE,
     Ragged,
@@ -134,8 +134,12 @@ def test_hosts_share_a_batch_without_overlap_and_refuse_an_uneven_one() -> None:
 # Tokenizing.
 
 
-def test_both_tasks_have_one_input_length_and_all_lengths_are_rounded_up(vocabulary: Vocabulary) -> None:
+def test_both_tasks_have_one_input_length_and_all_lengths_are_rounded_up(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PREFIX, EXPLAIN, "explain how many pens Tom has now: ")
     tasks = tokenized(vocabulary).tasks
+    assert tasks[EXPLAIN].inputs.longest >= tasks[PREDICT].inputs.longest + MULTIPLE
     assert tasks[PREDICT].input_length == tasks[EXPLAIN].input_length
     longest = max(tokens.inputs.longest for tokens in tasks.values())
     assert longest <= tasks[PREDICT].input_length < longest + MULTIPLE

@@ -129,7 +129,10 @@ def test_a_run_says_what_it_is_and_how_it_was_started() -> None:
     assert {name: record["student"][name] for name in student} == student
     (start,) = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
     assert start["step"] == 0 and start["time"].endswith("+00:00")
-    assert start["versions"]["jax"] == jax.__version__ and {"flax", "optax", "orbax-checkpoint"} <= start["versions"].keys()
+    assert (
+        start["versions"]["jax"] == jax.__version__
+        and {"flax", "optax", "orbax-checkpoint"} <= start["versions"].keys()
+    )
     assert start["revision"] is None or len(start["revision"].rstrip("+")) == 40
     assert isinstance(start["command"], list) and start["command"]
     assert (workdir / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()

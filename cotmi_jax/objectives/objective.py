@@ -32,11 +32,12 @@ class TaskOutput(NamedTuple):
 def forward(student: T5, batch: Mapping, tasks: tuple[str, ...], key: Array | None) -> dict[str, TaskOutput]:
     """Run the student on every task of a batch. The encoder reads all tasks' inputs in one call."""
     encoder_key, *decoder_keys = [None] * (1 + len(tasks)) if key is None else jax.random.split(key, 1 + len(tasks))
-    inputs = jnp.concatenate([batch[task]["inputs"] for task in tasks])
-    encoded = jnp.split(student.encode(inputs, encoder_key), len(tasks))
+    # Tasks side by side, not one batch behind the other: so the rows of an example stay on its device.
+    inputs = jnp.stack([batch[task]["inputs"] for task in tasks], axis=1)
+    encoded = student.encode(inputs.reshape(-1, inputs.shape[-1]), encoder_key).reshape(*inputs.shape, -1)
     outputs = {}
-    for task, encoded_BxSxD, decoder_key in zip(tasks, encoded, decoder_keys, strict=True):
-        targets_BxT = batch[task]["targets"]
+    for index, (task, decoder_key) in enumerate(zip(tasks, decoder_keys, strict=True)):
+        encoded_BxSxD, targets_BxT = encoded[:, index], batch[task]["targets"]
         states_BxTxD = student.decode(encoded_BxSxD, batch[task]["inputs"], targets_BxT, decoder_key)
         mask_BxT = token_mask(targets_BxT, batch["valid"], student.config.pad_id)
         outputs[task] = TaskOutput(encoded_BxSxD, states_BxTxD, student.logits(states_BxTxD), targets_BxT, mask_BxT)
