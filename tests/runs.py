@@ -217,7 +217,7 @@ def _child(module: str, arguments: list[str], folder: Path, devices: int, before
 
 @functools.cache
 def _server() -> multiprocessing.context.ForkServerContext:
-    """Commands are forked off a process that has imported, but not used, the libraries: that takes seconds each time."""
+    """Commands are forked off a process that has imported, but not used, the libraries: seconds saved each time."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cotmi_jax.cli", "runs", "cotmi_jax.evaluation.answering", "transformers"])
     paths = os.pathsep.join(str(folder) for folder in (REPOSITORY, REPOSITORY / "tests"))

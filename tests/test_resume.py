@@ -1,4 +1,4 @@
-"""A run that is stopped in any way and started again ends as if it had not been stopped; what keeps it from going on."""
+"""A run that is stopped in any way and started again ends as if never stopped; what keeps it from going on."""
 
 import functools
 import gc

@@ -16,10 +16,10 @@ from cotmi_jax.models.config import T5Config
 MASKED = -1e9  # added to a float32 score; finite, so that a row with every key masked gives no NaN
 
 
-# Published T5s began with d_model^-1/2 here. Adam moves a parameter by about the learning rate a step, so a student from
-# random parameters would spend its first thousand steps on growing these scores until a head can single out a
-# neighbour. At 3 nats some heads do so from the start: after 200 steps on the generated problems 99% of unseen labels are
-# right to the token under teacher forcing, against 18%.
+# Published T5s began with d_model^-1/2 here. Adam moves a parameter by about the learning rate a step, so a student
+# from random parameters would spend its first thousand steps on growing these scores until a head can single out a
+# neighbour. At 3 nats some heads do so from the start: after 200 steps on the generated problems 99% of unseen labels
+# are right to the token under teacher forcing, against 18%.
 POSITION_BIAS_STD = 3.0
 
 

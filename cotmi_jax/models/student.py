@@ -35,7 +35,7 @@ class StudentDef:
         return cls(config, graph, nnx.to_pure_dict(state), axes)
 
     def init(self, key: Array) -> Params:
-        """Random parameters in T5's scheme (normal, fan-in scaled, embeddings of unit variance), but position biases."""
+        """Random parameters as T5 begins (normal, scaled by fan-in; unit embeddings) but for position biases."""
         return nnx.to_pure_dict(nnx.split(T5(self.config, rngs=nnx.Rngs(params=key)))[1])
 
     def bind(self, params: Params) -> T5:

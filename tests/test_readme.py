@@ -1,0 +1,48 @@
+"""The README's commands, run at smoke size in the order in which a reader meets them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text()
+
+
+def shell_lines() -> list[str]:
+    """The commands of the README's shell blocks, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip()]
+
+
+def test_named_files_exist() -> None:
+    for name in re.findall(r"(?:configs|cotmi_jax|benchmarks)/[\w/]+\.py", README):
+        assert (REPOSITORY / name).is_file(), name
+
+
+def test_make_targets_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(shell_lines()), flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_commands_run(data_root: Path, tmp_path: Path) -> None:
+    """Each line as a shell runs it: recipes at smoke size, from random parameters, workdirs in a temporary folder."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    environment["COTMI_DATA_ROOT"] = str(data_root)
+    demo = f"{sys.executable} -m cotmi_jax.train --config={REPOSITORY}/configs/quickstart.py --workdir=runs/demo"
+    commands = [demo, *(line for line in shell_lines() if "cotmi_jax." in line)]
+    assert len(commands) >= 6
+    for command in commands:
+        command = re.sub(r"^python|(?<=\| )python", sys.executable, command)
+        if "evaluate" in command:  # the same command on the smallest set: a test of the command, not of the student
+            command = command.replace("runs/cqa", "runs/demo")
+        command = re.sub(r"--config=\S*?(configs/\w+\.py)", rf"--config={REPOSITORY}/\1:smoke", command)
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    transformers = pytest.importorskip("torch") and pytest.importorskip("transformers")
+    assert transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "student_hf").config.d_model == 128
