@@ -42,7 +42,7 @@ def base() -> ConfigDict:
     config.model.dropout = 0.1  # probability
     config.model.dtype = "float32"  # of activations: float32 or bfloat16
     config.model.scan_layers = True  # compile one layer and loop; False compiles each, often faster on CPU
-    config.model.remat = "none"  # recompute in the backward pass: none, dots (all but matmuls) or full
+    config.model.remat = "none"  # recompute in the backward pass: none, dots (all but matmuls with parameters) or full
 
     config.objective = ConfigDict()
     config.objective.name = "cotmi"  # standard, single_task, dss or cotmi

@@ -9,6 +9,8 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The suite compiles hundreds of small programs and runs each once or twice: compiling them is most of its time.
+jax.config.update("jax_disable_most_optimizations", True)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
