@@ -4,7 +4,11 @@
 {workdir}/best/{step}/{params,config,metrics}                   the best on the valid split, to evaluate
 """
 
+import contextlib
 import dataclasses
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,10 +110,32 @@ def find(workdir: Path, which: Literal["latest", "best"] | int) -> Saved:
     return found
 
 
+@contextlib.contextmanager
+def _abandoned_reads_are_silent() -> Iterator[None]:
+    """When one array cannot be read, orbax closes its event loop while tensorstore still reads the others.
+
+    Each of those then reports by itself that the loop is closed, from a thread that nothing can wait for, or that it
+    failed too, when its task is collected. Such reports may come at any later time, so after a failure this stays.
+    """
+    before = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:  # sys.UnraisableHookArgs exists for type checkers only
+        if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading")):
+            before(unraisable)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    except Exception:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+    sys.unraisablehook = before
+
+
 def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
     options = ocp.CheckpointManagerOptions(read_only=True)
     try:
-        with ocp.CheckpointManager(checkpoint.directory, options=options) as manager:
+        with _abandoned_reads_are_silent(), ocp.CheckpointManager(checkpoint.directory, options=options) as manager:
             return manager.restore(checkpoint.step, args=args)
     except Exception as error:
         # What tensorstore and orbax raise for missing, truncated or foreign files; for an array it is Exception itself.
