@@ -54,7 +54,7 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
     from cotmi_jax.models.student import StudentDef
     from cotmi_jax.objectives.objective import Objective
     from cotmi_jax.sharding import make_mesh, put_batch
-    from cotmi_jax.training.rng import stream_key
+    from cotmi_jax.training.rng import stream_key, train_streams
     from cotmi_jax.training.state import StateDef
     from cotmi_jax.training.step import make_train_step
 
@@ -70,12 +70,11 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     state_def = StateDef.of(StudentDef.of(student), optimizer, mesh)
     step = make_train_step(state_def, Objective(arguments.objective, beta=BETA), schedule)
-    dropout = stream_key(SEED, "dropout")
-    state = state_def.init(stream_key(SEED, "init"))
+    state, streams = state_def.init(stream_key(SEED, "init")), train_streams(SEED)
 
     def run(batch: Batch) -> float:
         nonlocal state
-        state, metrics = step(state, put_batch(batch, mesh), dropout)
+        state, metrics = step(state, put_batch(batch, mesh), streams)
         return float(metrics["loss"])
 
     return run

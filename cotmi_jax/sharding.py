@@ -26,6 +26,9 @@ RULES: dict[str, str | None] = {
     "norm": None,
     "buckets": None,
     "layers": None,  # the scanned dimension
+    "feature": None,  # inputs of the networks that belong to the mutual-information term
+    "critic": "fsdp",  # their hidden units and codes
+    "critic_out": None,  # their scalar outputs
 }
 
 PyTree = Any

@@ -30,8 +30,9 @@ from cotmi_jax.config import base, flatten, smoke
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.sharding import make_mesh
 from cotmi_jax.training.checkpoint import find, restore_state
+from cotmi_jax.training.experiment import make_objective
 from cotmi_jax.training.loop import train
-from cotmi_jax.training.optimizer import make_optimizer
+from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.restore import load_workdir
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.workdir import read_run
@@ -157,7 +158,7 @@ def read_state(workdir: Path, which: str | int = "latest", **mesh_sizes: int) ->
     """A checkpoint of a run, restored onto a mesh and read back: leaves are numpy arrays."""
     config, student, _ = read_run(workdir)
     mesh = make_mesh(**mesh_sizes)
-    definition = StateDef.of(StudentDef.of(student), make_optimizer(config.optimizer, config.steps), mesh)
+    definition = StateDef.of(StudentDef.of(student), make_optimizers(config), mesh, make_objective(config))
     return jax.device_get(restore_state(find(workdir, which), definition.abstract))
 
 

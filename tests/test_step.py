@@ -20,17 +20,18 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
+from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.objectives.objective import Objective, Part
 from cotmi_jax.objectives.terms import Term
 from cotmi_jax.sharding import RULES, make_mesh, put_batch
 from cotmi_jax.training.optimizer import make_optimizer, make_schedule
-from cotmi_jax.training.rng import step_key, stream_key
+from cotmi_jax.training.rng import step_key, stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState, param_shardings
 from cotmi_jax.training.step import Step, loss_and_grads, make_train_step
 
 STUDENT = StudentDef.of(small_config())
-OBJECTIVE = Objective("cotmi", alpha=0.4, beta=0.5)
+OBJECTIVE = Objective("cotmi", alpha=0.4, beta=0.5, information=InformationConfig("barber_agakov"))
 ROWS = 16
 
 
@@ -51,8 +52,7 @@ def make_batch() -> dict[str, Any]:
 def compute(micro_batches: int = 1) -> dict[str, Any]:
     """Loss, terms and gradient of the batch on one device."""
     run = jax.jit(lambda params, batch: loss_and_grads(STUDENT, OBJECTIVE, params, batch, None, micro_batches))
-    loss, terms, grads = run({"student": numpy_params(STUDENT)}, make_batch())
-    return {"loss": loss, "terms": terms, "grads": grads}
+    return run({"student": numpy_params(STUDENT)}, make_batch())._asdict()
 
 
 def compute_over(mesh: Mesh) -> tuple[dict[str, Any], set[str]]:
@@ -62,9 +62,9 @@ def compute_over(mesh: Mesh) -> tuple[dict[str, Any], set[str]]:
         params = jax.device_put(params, param_shardings(params, {"student": STUDENT.axes}, mesh))
         run = jax.jit(lambda params, batch: loss_and_grads(STUDENT, OBJECTIVE, params, batch, None, 1))
         compiled = run.lower(params, batch).compile()
-    loss, terms, grads = compiled(params, batch)
+    gradient = compiled(params, batch)
     kinds = re.findall(r"\b(all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", compiled.as_text())
-    return {"loss": loss, "terms": terms, "grads": grads}, set(kinds)
+    return gradient._asdict(), set(kinds)
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +95,26 @@ def test_every_step_and_micro_batch_has_its_own_dropout(micro_batches: int) -> N
     def draw(key: jax.Array | None) -> jax.Array:
         return jnp.zeros(()) if key is None else jax.random.uniform(key)
 
+    def compute(student: Any, networks: None, batch: Any, key: jax.Array | None, **_: Any) -> Part:
+        return Part({"draw": Term(draw(key) + 0.0 * student, jnp.ones(()))}, None)
+
     objective: Any = SimpleNamespace(
+        tasks=("draw",),
         coefficients={"draw": 1.0},
+        couples_examples=False,
         weights=lambda batch, pad_id: {"draw": jnp.ones(())},
-        terms=lambda student, batch, key: {"draw": Term(draw(key) + 0.0 * student, jnp.ones(()))},
+        ramp=lambda step: 1.0,
+        compute=compute,
     )
 
     def run(rate: float) -> list[float]:
         student = SimpleNamespace(config=SimpleNamespace(dropout=rate, pad_id=0), bind=lambda params: params)
-        state_def: Any = SimpleNamespace(student=student, optimizer=optax.sgd(0.1), shardings=None)
+        state_def: Any = SimpleNamespace(student=student, networks=None, optimizer=optax.sgd(0.1), shardings=None)
         step = make_train_step(state_def, objective, optax.constant_schedule(0.1), micro_batches=micro_batches)
         params = {"student": jnp.ones(())}
         state, losses = TrainState(jnp.zeros((), jnp.int32), params, state_def.optimizer.init(params)), []
         for _ in range(3):
-            state, metrics = step(state, {"valid": np.ones(4, bool)}, stream_key(0, "dropout"))
+            state, metrics = step(state, {"valid": np.ones(4, bool)}, train_streams(0))
             losses.append(float(metrics["loss"]))
         return losses
 
@@ -152,7 +158,7 @@ def trained(request: pytest.FixtureRequest) -> Run:
         batches = [put_batch(random_batch(seed, ROWS, tasks=TASKS, vocab_size=160), mesh) for seed in (0, 1)]
         metrics = []
         for index in range(STEPS):
-            state, measured = step(state, batches[index % 2], stream_key(0, "dropout"))
+            state, measured = step(state, batches[index % 2], train_streams(0))
             metrics.append({name: float(value) for name, value in measured.items()})
     return Run(student, mesh, state_def, step, born, state, metrics, step._cache_size())  # type: ignore[attr-defined]
 
@@ -199,9 +205,11 @@ def test_the_step_is_compiled_once(trained: Run) -> None:
     """Also for a state around given parameters."""
     assert trained.compilations == 1
     with jax.set_mesh(trained.mesh):
-        state = trained.state_def.from_student(jax.tree.map(np.asarray, numpy_params(trained.student)))
+        state = trained.state_def.from_student(
+            jax.tree.map(np.asarray, numpy_params(trained.student)), stream_key(0, "init")
+        )
         batch = put_batch(random_batch(5, ROWS, tasks=TASKS, vocab_size=160), trained.mesh)
-        state, metrics = trained.step(state, batch, stream_key(0, "dropout"))
+        state, metrics = trained.step(state, batch, train_streams(0))
     assert trained.step._cache_size() == 1  # type: ignore[attr-defined]
     assert state.step == 1 and np.isfinite(metrics["loss"])
     assert jax.tree.structure(state) == jax.tree.structure(trained.final)

@@ -1,1 +1,10 @@
-"""Mutual information: features of a task, and estimators between the features of two tasks. All values in nats."""
+"""Mutual information: features of a task, critics, and estimators between the features of two tasks. Values in nats.
+
+`estimate(x, y, estimator=…, critic=…)` reads the mutual information of two arrays; see docs/mutual_information.md.
+"""
+
+from cotmi_jax.mi.critics import CriticConfig
+from cotmi_jax.mi.estimate import Estimate, estimate
+from cotmi_jax.mi.estimators import ESTIMATORS, Estimator
+
+__all__ = ["ESTIMATORS", "CriticConfig", "Estimate", "Estimator", "estimate"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +11,46 @@ from jax import Array
 from cotmi_jax.data.tasks import EXPLAIN, OBJECTIVES, PREDICT, tasks_of
 from cotmi_jax.data.tasks import Objective as Name
 from cotmi_jax.errors import UserError
-from cotmi_jax.mi import vocabulary
+from cotmi_jax.mi.bounds import MineState
+from cotmi_jax.mi.information import (
+    Features,
+    InformationConfig,
+    Networks,
+    Source,
+    gather_features,
+    losses,
+    networks_def,
+)
+from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.t5 import T5
-from cotmi_jax.objectives.terms import Term, Terms, token_accuracy, token_cross_entropy, token_mask
-
-Estimator = Literal["released", "barber_agakov"]
-ESTIMATORS = ("released", "barber_agakov")
+from cotmi_jax.objectives.terms import Term, Terms, token_mask
+from cotmi_jax.objectives.token_scan import Pool, scan_tokens
 
 
 class TaskOutput(NamedTuple):
-    """What the student computed for one task under teacher forcing."""
+    """What the student computed for one task under teacher forcing; log_pooled only where it was asked for."""
 
     encoded_BxSxD: Array
+    inputs_BxS: Array
     states_BxTxD: Array
-    logits_BxTxV: Array
-    targets_BxT: Array
-    mask_BxT: Array
+    mask_BxT: Array  # the real target tokens of valid examples
+    loss_BxT: Array
+    hit_BxT: Array
+    log_pooled_BxNxV: Array | None
+
+    def source(self, pad_id: int) -> Source:
+        """As features are pooled from it: a padded batch has one example a row."""
+        inputs_Bx1xS = (self.inputs_BxS != pad_id)[:, None, :]
+        target_Bx1xT = self.mask_BxT[:, None, :]
+        return Source(self.encoded_BxSxD, inputs_Bx1xS, self.states_BxTxD, target_Bx1xT, self.log_pooled_BxNxV)
 
 
-def forward(student: T5, batch: Mapping, tasks: tuple[str, ...], key: Array | None) -> dict[str, TaskOutput]:
-    """Run the student on every task of a batch. The encoder reads all tasks' inputs in one call."""
-    encoder_key, *decoder_keys = [None] * (1 + len(tasks)) if key is None else jax.random.split(key, 1 + len(tasks))
-    # Tasks side by side, not one batch behind the other: so the rows of an example stay on its device.
-    inputs = jnp.stack([batch[task]["inputs"] for task in tasks], axis=1)
-    encoded = student.encode(inputs.reshape(-1, inputs.shape[-1]), encoder_key).reshape(*inputs.shape, -1)
-    outputs = {}
-    for index, (task, decoder_key) in enumerate(zip(tasks, decoder_keys, strict=True)):
-        encoded_BxSxD, targets_BxT = encoded[:, index], batch[task]["targets"]
-        states_BxTxD = student.decode(encoded_BxSxD, batch[task]["inputs"], targets_BxT, decoder_key)
-        mask_BxT = token_mask(targets_BxT, batch["valid"], student.config.pad_id)
-        outputs[task] = TaskOutput(encoded_BxSxD, states_BxTxD, student.logits(states_BxTxD), targets_BxT, mask_BxT)
-    return outputs
+class Part(NamedTuple):
+    """What a batch, or a part of one, gives before examples are compared: terms by token, and the features of cotmi."""
+
+    terms: Terms
+    features: Features | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,23 +58,23 @@ class Objective:
     """An objective with its coefficients.
 
     The loss is Σ_name coefficient · sum / weight over the terms that carry a coefficient:
-    `standard`, `single_task`: 1·predict; `dss`: α·predict + (1−α)·explain; `cotmi`: `dss` + β·mi.
+    `standard`, `single_task`: 1·predict; `dss`: α·predict + (1−α)·explain; `cotmi`: `dss` + β·mi + λ·compression.
     """
 
     name: Name
     alpha: float = 0.5
     beta: float = 0.1
-    estimator: Estimator = "barber_agakov"
+    information: InformationConfig = InformationConfig()  # of cotmi alone
 
     def __post_init__(self) -> None:
         if self.name not in OBJECTIVES:
             raise UserError(f"unknown objective {self.name!r}: choose one of {', '.join(OBJECTIVES)}")
-        if self.estimator not in ESTIMATORS:
-            raise UserError(f"unknown mi.estimator {self.estimator!r}: choose one of {', '.join(ESTIMATORS)}")
         if not 0.0 <= self.alpha <= 1.0:
             raise UserError(f"objective.alpha is {self.alpha}: it weighs the label task and lies in [0, 1]")
         if self.beta < 0.0:
             raise UserError(f"objective.beta is {self.beta}: a negative weight would minimize mutual information")
+        if self.information.compression == "variational" and self.beta == 0.0:
+            raise UserError("objective.beta is 0: mi.compression.name variational shares its networks with the term")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -73,12 +82,31 @@ class Objective:
         return tasks_of(self.name)
 
     @property
+    def has_information(self) -> bool:
+        """Whether there is a mutual-information term."""
+        return self.name == "cotmi"
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether an example's loss depends on the others of its batch."""
+        return self.has_information and self.information.couples_examples
+
+    @property
     def coefficients(self) -> dict[str, float]:
         """Coefficient of each term in the loss."""
         if self.name in ("standard", "single_task"):
             return {PREDICT: 1.0}
-        both = {PREDICT: self.alpha, EXPLAIN: 1.0 - self.alpha}
-        return both | {"mi": self.beta} if self.name == "cotmi" else both
+        coefficients = {PREDICT: self.alpha, EXPLAIN: 1.0 - self.alpha}
+        if self.has_information:
+            coefficients["mi"] = self.beta
+            if self.information.compression != "none":
+                coefficients["compression"] = self.information.compression_weight
+        return coefficients
+
+    def networks(self, student: T5Config) -> ModuleDef[Networks] | None:
+        """What the mutual-information term learns beside a student; None where that is nothing."""
+        learns = self.has_information and self.information.learns
+        return networks_def(self.information, student) if learns else None
 
     def weights(self, batch: Mapping, pad_id: int) -> dict[str, Array]:
         """The weight of each loss term, a function of the batch alone: micro-batches divide by the whole one's."""
@@ -86,34 +114,117 @@ class Objective:
             task: token_mask(batch[task]["targets"], batch["valid"], pad_id).sum(dtype=jnp.float32)
             for task in self.tasks
         }
-        return weights | {"mi": batch["valid"].sum(dtype=jnp.float32)} if self.name == "cotmi" else weights
+        others = [name for name in self.coefficients if name not in weights]
+        return weights | dict.fromkeys(others, self.pairs(batch, pad_id).sum(dtype=jnp.float32))
+
+    def ramp(self, step: Array) -> Array:
+        """Share of the mutual-information term's coefficients at a step."""
+        return self.information.ramp(step) if self.has_information else jnp.float32(1.0)
+
+    def pairs(self, batch: Mapping, pad_id: int) -> Array:
+        """Which examples have both a label and a rationale to tie together, bool [B]."""
+        valid_B = batch["valid"]
+        for task in self.tasks:
+            valid_B = valid_B & (batch[task]["targets"] != pad_id).any(axis=1)
+        return valid_B
+
+    def compute(
+        self,
+        student: T5,
+        networks: Networks | None,
+        batch: Mapping,
+        key: Array | None,
+        *,
+        beta: float = 1.0,
+        ramp: Array | float = 1.0,
+    ) -> Part:
+        """Run the student: terms of both tasks with their token accuracies as metrics, and features.
+
+        Dropout is on where a key is given. The gradient of the features reaches the student times beta · ramp.
+        """
+        outputs = self._forward(student, batch, key)
+        if not self.has_information:
+            return Part(_token_terms(outputs), None)
+        label, rationale = (outputs[task].source(student.config.pad_id) for task in (PREDICT, EXPLAIN))
+        features = gather_features(self.information, networks, label, rationale, beta, ramp)
+        return Part(_token_terms(outputs), features)
 
     def terms(self, student: T5, batch: Mapping, key: Array | None) -> Terms:
-        """Every loss term, and the token accuracy of each task as a metric; dropout is on where a key is given."""
-        outputs = forward(student, batch, self.tasks, key)
-        terms: Terms = {}
-        for task, output in outputs.items():
-            operands = (output.logits_BxTxV, output.targets_BxT, output.mask_BxT)
-            terms[task] = token_cross_entropy(*operands)
-            terms[f"{task}_token_accuracy"] = token_accuracy(*operands)
-        if self.name == "cotmi":
-            terms["mi"] = self._mutual_information(outputs, batch["valid"])
+        """Every term that needs nothing but the student: all but those with networks of their own."""
+        if self.has_information and self.information.learns:
+            return _token_terms(self._forward(student, batch, key))
+        terms, features = self.compute(student, None, batch, key)
+        if features is not None:
+            pairs_B = self.pairs(batch, student.config.pad_id)
+            terms |= self.inform(None, None, features, pairs_B, pairs_B.sum(dtype=jnp.float32), None, None)[1]
         return terms
 
-    def _mutual_information(self, outputs: Mapping[str, TaskOutput], valid_B: Array) -> Term:
-        label, rationale = outputs[PREDICT], outputs[EXPLAIN]
-        if self.estimator == "released":
-            # Its defect is part of it: padding up to the longest example of the batch enters the maximum.
-            loss_B = vocabulary.released_loss(
-                vocabulary.vocab_max(label.logits_BxTxV, _up_to_longest(label.mask_BxT)),
-                vocabulary.vocab_max(rationale.logits_BxTxV, _up_to_longest(rationale.mask_BxT)),
+    def inform(
+        self,
+        networks: Networks | None,
+        frozen: Networks | None,
+        features: Features,
+        valid_B: Array,
+        weight: Array,
+        key: Array | None,
+        state: MineState | None,
+    ) -> tuple[Array, Terms, MineState | None]:
+        """The mutual-information side of a batch: the scalar to differentiate, its terms, and the estimator's state.
+
+        `weight` is the number of valid examples of the whole batch, of which these may be a part.
+        """
+        result = losses(self.information, networks, frozen, features, valid_B, weight, self.beta, key, state)
+        count = valid_B.sum(dtype=jnp.float32)
+        terms = {
+            name: Term(jnp.where(valid_B, value, 0.0).sum() if value.ndim else value * count, count)
+            for name, value in result.reported.items()
+        }
+        return result.total, terms, result.state
+
+    def _forward(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
+        """Run the student on every task of a batch. The encoder reads all tasks' inputs in one call."""
+        tasks, pad_id = self.tasks, student.config.pad_id
+        encoder_key, *decoder_keys = [None] * (1 + len(tasks)) if key is None else jax.random.split(key, 1 + len(tasks))
+        # Tasks side by side, not one batch behind the other: so the rows of an example stay on its device.
+        inputs = jnp.stack([batch[task]["inputs"] for task in tasks], axis=1)
+        encoded = student.encode(inputs.reshape(-1, inputs.shape[-1]), encoder_key).reshape(*inputs.shape, -1)
+        outputs = {}
+        for index, (task, decoder_key) in enumerate(zip(tasks, decoder_keys, strict=True)):
+            encoded_BxSxD, inputs_BxS, targets_BxT = encoded[:, index], batch[task]["inputs"], batch[task]["targets"]
+            states_BxTxD = student.decode(encoded_BxSxD, inputs_BxS, targets_BxT, decoder_key)
+            mask_BxT = token_mask(targets_BxT, batch["valid"], pad_id)
+            # The defect of `released` is part of it: padding up to the batch's longest example enters the maximum.
+            released = self.has_information and self.information.estimator == "released"
+            pooled_BxT = _up_to_longest(mask_BxT) if released else mask_BxT
+            pool = self._pool(task)
+            scanned = scan_tokens(
+                states_BxTxD,
+                targets_BxT,
+                student.logits,
+                mask_BxT=mask_BxT | pooled_BxT,
+                member_BxNxT=pooled_BxT[:, None, :] if pool else None,
+                pool=pool,
             )
-        else:
-            loss_B = vocabulary.barber_agakov_loss(
-                vocabulary.vocab_max(label.logits_BxTxV, label.mask_BxT),
-                vocabulary.vocab_max(rationale.logits_BxTxV, rationale.mask_BxT),
-            )
-        return Term(jnp.where(valid_B, loss_B, 0.0).sum(), valid_B.sum(dtype=jnp.float32))
+            outputs[task] = TaskOutput(encoded_BxSxD, inputs_BxS, states_BxTxD, mask_BxT, *scanned)
+        return outputs
+
+    def _pool(self, task: str) -> Pool | None:
+        """How a task's probabilities are pooled into a vocabulary feature, if they are one."""
+        if not self.has_information:
+            return None
+        feature = self.information.z_feature if task == PREDICT else self.information.v_feature
+        return {"vocab_max": "max", "vocab_mean": "mean"}.get(feature)  # type: ignore[return-value]
+
+
+def _token_terms(outputs: Mapping[str, TaskOutput]) -> Terms:
+    """Cross-entropy in nats and token accuracy of each task."""
+    terms: Terms = {}
+    for task, output in outputs.items():
+        weight = output.mask_BxT.sum(dtype=jnp.float32)
+        terms[task] = Term(jnp.where(output.mask_BxT, output.loss_BxT, 0.0).sum(), weight)
+        hits = (output.hit_BxT & output.mask_BxT).sum(dtype=jnp.float32)
+        terms[f"{task}_token_accuracy"] = Term(hits, weight)
+    return terms
 
 
 def _up_to_longest(mask_BxT: Array) -> Array:

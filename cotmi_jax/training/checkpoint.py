@@ -1,7 +1,9 @@
 """Checkpoints of a workdir through orbax: {state, data position, config} of the latest steps, and the best student.
 
-{workdir}/checkpoints/{step}/{params,optimizer,data,config}     the latest few, to go on from
-{workdir}/best/{step}/{params,config,metrics}                   the best on the valid split, to evaluate
+{workdir}/checkpoints/{step}/{params,mi,optimizer,data,config}     the latest few, to go on from
+{workdir}/best/{step}/{params,config,metrics}                      the best on the valid split, to evaluate
+
+params are the student's; mi, the networks and the state of the mutual-information term, is there if it has any.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.student import Params
 from cotmi_jax.sharding import PyTree
 from cotmi_jax.training.state import TrainState
@@ -43,6 +46,14 @@ def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
         raise UserError(f"cannot write checkpoints to {directory}: {error.strerror or error}") from error
 
 
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """A state as the trees it is saved as. The student lies apart, so that evaluation reads nothing else."""
+    items = {"params": {"student": state.params["student"]}, "optimizer": state.opt_state}
+    if "mi" in state.params:
+        items["mi"] = {"params": state.params["mi"]} | ({} if state.mi is None else {"state": state.mi._asdict()})
+    return items
+
+
 class Checkpoints:
     """Writes a run's checkpoints, asynchronously: save returns once the arrays are copied off the devices."""
 
@@ -58,8 +69,7 @@ class Checkpoints:
         self._latest.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.opt_state),
+                **{name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()},
                 data=ocp.args.JsonSave(data),
                 config=ocp.args.JsonSave(config),
             ),
@@ -159,11 +169,11 @@ def restore_params(checkpoint: Saved, abstract: PyTree) -> Params:
 
 def restore_state(checkpoint: Saved, abstract: TrainState) -> TrainState:
     """Everything a step changes, placed as the abstract state says: on any mesh."""
-    items = _restore(
-        checkpoint,
-        ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params), optimizer=ocp.args.StandardRestore(abstract.opt_state)
-        ),
-    )
+    arguments = {name: ocp.args.StandardRestore(tree) for name, tree in _items(abstract).items()}
+    items = _restore(checkpoint, ocp.args.Composite(**arguments))
     step = jax.device_put(jnp.asarray(checkpoint.step, jnp.int32), abstract.step.sharding)
-    return TrainState(step, items["params"], items["optimizer"])
+    params, information = items["params"], items["mi"] if "mi" in arguments else {}
+    if information:
+        params = params | {"mi": information["params"]}
+    mi = MineState(**information["state"]) if "state" in information else None
+    return TrainState(step, params, items["optimizer"], mi)

@@ -12,6 +12,8 @@ from cotmi_jax.data.sources import DATASETS, LoadedCorpus, find_data_root, load_
 from cotmi_jax.data.tokens import TokenizedSplit, tokenize_split
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
+from cotmi_jax.mi.critics import CriticConfig
+from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.hf import load_hf, resolve_source
@@ -54,10 +56,31 @@ def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[T5Config, 
 
 
 def make_objective(config: ConfigDict) -> Objective:
-    """The objective with its coefficients."""
-    return Objective(
-        config.objective.name, config.objective.alpha, config.objective.beta, estimator=config.mi.estimator
+    """The objective with its coefficients. Raises UserError for a term that cannot be trained as configured."""
+    mi = config.mi
+    information = InformationConfig(
+        estimator=mi.estimator,
+        feature=mi.feature,
+        detach=mi.detach,
+        axis=mi.axis,
+        alpha=mi.alpha,
+        tau=mi.tau,
+        decay=mi.decay,
+        critic=CriticConfig(**mi.critic.to_dict()),
+        warmup_steps=mi.warmup_steps,
+        ramp_steps=mi.ramp_steps,
+        compression=mi.compression.name,
+        compression_weight=mi.compression.weight,
     )
+    objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, information)
+    if objective.has_information:
+        information.check_batch(config.batch_size)
+        if information.scored and mi.warmup_steps + mi.ramp_steps >= config.steps:
+            raise UserError(
+                f"config.mi.warmup_steps {mi.warmup_steps} + config.mi.ramp_steps {mi.ramp_steps} leave nothing of "
+                f"{config.steps} steps: lower them"
+            )
+    return objective
 
 
 def with_data_root(config: ConfigDict) -> ConfigDict:

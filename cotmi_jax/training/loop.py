@@ -23,8 +23,8 @@ from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import batch_shards, make_mesh, put_batch
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_json, restore_state, saved
 from cotmi_jax.training.experiment import Experiment, eval_decoding, with_data_root
-from cotmi_jax.training.optimizer import make_optimizer, make_schedule
-from cotmi_jax.training.rng import stream_key
+from cotmi_jax.training.optimizer import make_optimizers, make_schedule
+from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
 from cotmi_jax.training.workdir import check_same_config, read_run, record_start, run_directory, run_record
@@ -132,7 +132,7 @@ class Run:
         low, high = scores["interval"]
         self.progress.say(
             f"step {step}: valid accuracy {scores['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {scores['n']}, "
-            + ", ".join(f"{name} {losses[name]:.3f}" for name in experiment.objective.coefficients)
+            + ", ".join(f"{name} {losses[name]:.3f}" for name in experiment.objective.coefficients if name in losses)
         )
         quality = (scores["accuracy"], -losses["predict"])
         if quality > self.best:
@@ -148,7 +148,7 @@ class Run:
             make_schedule(config.optimizer, config.steps),
             micro_batches=config.micro_batches,
         )
-        dropout = stream_key(config.seed, "dropout")
+        streams = train_streams(config.seed)
         order = TrainOrder(self.experiment.train.size, config.batch_size, config.seed)
         batches = train_batches(
             self.experiment.train,
@@ -161,7 +161,7 @@ class Run:
         throughput, pending = Throughput(), None
         step = start
         for step, batch in enumerate(batches, start + 1):
-            self.state, metrics = step_function(self.state, put_batch(batch, self.mesh), dropout)
+            self.state, metrics = step_function(self.state, put_batch(batch, self.mesh), streams)
             # Reading the step before while this one runs keeps the device busy.
             if pending is not None:
                 self._finish(*pending, throughput)
@@ -231,11 +231,11 @@ def train(config: ConfigDict, workdir_path: str) -> int:
         return start
     with jax.set_mesh(mesh):
         student = StudentDef.of(experiment.student)
-        state_def = StateDef.of(student, make_optimizer(config.optimizer, config.steps), mesh)
+        state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
         if start:
             state = restore_state(find(workdir, "latest"), state_def.abstract)
         elif experiment.initial_params is not None:
-            state = state_def.from_student(experiment.initial_params)
+            state = state_def.from_student(experiment.initial_params, stream_key(config.seed, "init"))
         else:
             state = state_def.init(stream_key(config.seed, "init"))
         best = _best_so_far(workdir)

@@ -5,6 +5,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.models.module import Params
 
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -56,3 +57,34 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     if config.clip_norm < 0:
         raise UserError(f"optimizer.clip_norm is {config.clip_norm}: a norm, or 0 for no clipping")
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), core) if config.clip_norm else core
+
+
+def with_networks(
+    student: optax.GradientTransformation, networks: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Two groups of parameters, {"student": …, "mi": …}, each with an optimizer that sees nothing of the other's.
+
+    Above all not its gradient norm: a critic's would clip the student's steps. Without networks the student's alone.
+    """
+    groups = {"student": student, "mi": networks}
+
+    def init(params: Params) -> tuple:
+        return tuple(groups[name].init({name: params[name]}) for name in params)
+
+    def update(grads: Params, states: tuple, params: Params | None = None) -> tuple[Params, tuple]:
+        assert params is not None
+        updates, after = {}, []
+        for name, state in zip(params, states, strict=True):
+            changes, new = groups[name].update({name: grads[name]}, state, {name: params[name]})
+            updates[name] = changes[name]
+            after.append(new)
+        return updates, tuple(after)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_optimizers(config: ConfigDict) -> optax.GradientTransformation:
+    """The student's optimizer of config.optimizer, and Adam at a constant rate for the networks of config.mi."""
+    if config.mi.learning_rate <= 0.0:
+        raise UserError(f"config.mi.learning_rate is {config.mi.learning_rate}: it must be above 0")
+    return with_networks(make_optimizer(config.optimizer, config.steps), optax.adam(config.mi.learning_rate))

@@ -17,3 +17,8 @@ def stream_key(seed: int, stream: Stream) -> Array:
 def step_key(stream: Array, step: Array | int) -> Array:
     """The stream's key at a step."""
     return jax.random.fold_in(stream, step)
+
+
+def train_streams(seed: int) -> dict[Stream, Array]:
+    """The streams a training step draws from."""
+    return {"dropout": stream_key(seed, "dropout"), "mi": stream_key(seed, "mi")}

@@ -11,14 +11,18 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey, GetAttrKey, KeyPath
 
+from cotmi_jax.mi.bounds import MineState
+from cotmi_jax.mi.information import Networks
+from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.sharding import PyTree, replicated, resolve
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes. params is {"student": …}, so that further networks train beside it.
+    """What a step changes. params is {"student": …}, and "mi" where the mutual-information term has networks.
 
     The same tree with shapes or shardings as its leaves describes a state.
     """
@@ -26,6 +30,7 @@ class TrainState:
     step: Any  # int32 scalar: optimizer steps taken
     params: Params
     opt_state: PyTree
+    mi: Any = None  # MineState of the estimator that carries one
 
 
 def _names(path: KeyPath) -> tuple[str, ...]:
@@ -75,20 +80,34 @@ class StateDef:
     """Shapes, shardings and construction of a TrainState on a mesh."""
 
     student: StudentDef
+    networks: ModuleDef[Networks] | None
     optimizer: optax.GradientTransformation
+    start: MineState | None  # of the estimator
     shapes: TrainState
     shardings: TrainState
 
     @classmethod
-    def of(cls, student: StudentDef, optimizer: optax.GradientTransformation, mesh: Mesh) -> "StateDef":
-        """Work out where everything lies; nothing is allocated."""
+    def of(
+        cls,
+        student: StudentDef,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+        objective: Objective | None = None,
+    ) -> "StateDef":
+        """Work out where everything lies; nothing is allocated. The objective may train networks of its own."""
+        networks = objective.networks(student.config) if objective else None
         params, axes = {"student": student.shapes}, {"student": student.axes}
+        start = None
+        if objective and networks is not None:
+            params, axes = params | {"mi": networks.shapes}, axes | {"mi": networks.axes}
+            start = objective.information.bound().start() if objective.information.scored else None
         opt_state = jax.eval_shape(optimizer.init, params)
         where = param_shardings(params, axes, mesh)
         step = jax.ShapeDtypeStruct((), jnp.int32)
-        shapes = TrainState(step, params, opt_state)
-        shardings = TrainState(replicated(mesh), where, optimizer_shardings(opt_state, params, where, mesh))
-        return cls(student, optimizer, shapes, shardings)
+        shapes = TrainState(step, params, opt_state, jax.eval_shape(lambda: start))
+        whole = jax.tree.map(lambda _: replicated(mesh), shapes.mi)
+        shardings = TrainState(replicated(mesh), where, optimizer_shardings(opt_state, params, where, mesh), whole)
+        return cls(student, networks, optimizer, start, shapes, shardings)
 
     @property
     def abstract(self) -> TrainState:
@@ -99,15 +118,18 @@ class StateDef:
             self.shardings,
         )
 
-    def _complete(self, params: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+    def _complete(self, student: Params, key: Array) -> TrainState:
+        params = {"student": student}
+        if self.networks is not None:
+            params["mi"] = self.networks.init(jax.random.fold_in(key, 1))
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), self.start)
 
     def init(self, key: Array) -> TrainState:
         """A fresh state with random parameters, made in place on the mesh."""
-        make = jax.jit(lambda key: self._complete({"student": self.student.init(key)}), out_shardings=self.shardings)
+        make = jax.jit(lambda key: self._complete(self.student.init(key), key), out_shardings=self.shardings)
         return make(key)
 
-    def from_student(self, params: Params) -> TrainState:
-        """A fresh state around given student parameters (host arrays)."""
-        placed = jax.tree.map(jax.device_put, {"student": params}, self.shardings.params)
-        return jax.jit(self._complete, out_shardings=self.shardings)(placed)
+    def from_student(self, params: Params, key: Array) -> TrainState:
+        """A fresh state around given student parameters (host arrays); the key is for what else there is to learn."""
+        placed = jax.tree.map(jax.device_put, params, self.shardings.params["student"])
+        return jax.jit(self._complete, out_shardings=self.shardings)(placed, key)

@@ -1,21 +1,43 @@
-"""The training step: a pure function of (state, batch, key), jitted over the mesh. Imports no tensorflow."""
+"""The training step: a pure function of (state, batch, keys), jitted over the mesh. Imports no tensorflow."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from cotmi_jax.mi.bounds import MineState
+from cotmi_jax.mi.information import Features
+from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Term, Terms
 from cotmi_jax.sharding import PyTree
-from cotmi_jax.training.rng import step_key
+from cotmi_jax.training.rng import Stream, step_key
 from cotmi_jax.training.state import StateDef, TrainState
 
 Metrics = dict[str, Array]
-Step = Callable[[TrainState, Mapping, Array], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Mapping, Mapping[Stream, Array]], tuple[TrainState, Metrics]]
+
+
+class Gradient(NamedTuple):
+    """The loss of a batch, its terms, its gradient, and the estimator's state after it."""
+
+    loss: Array
+    terms: Terms
+    grads: Params
+    mi: MineState | None
+
+
+class Information(NamedTuple):
+    """What the mutual-information term needs beside batch and parameters."""
+
+    networks: ModuleDef | None = None
+    key: Array | None = None  # for dropout and noise of its networks; None: neither
+    state: MineState | None = None
+    ramp: Array | float = 1.0  # share of its coefficients
 
 
 def split_micro_batches(batch: PyTree, num: int) -> PyTree:
@@ -23,59 +45,142 @@ def split_micro_batches(batch: PyTree, num: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // num, num, *x.shape[1:]), 0, 1), batch)
 
 
+def merge_micro_batches(parts: PyTree) -> PyTree:
+    """The inverse of split_micro_batches."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+class _Differentiable:
+    """The functions of a batch that are differentiated, for given definitions and whole-batch weights."""
+
+    def __init__(self, student: StudentDef, objective: Objective, batch: Mapping, information: Information):
+        self.student, self.objective, self.information = student, objective, information
+        self.weights = objective.weights(batch, student.config.pad_id)
+
+    def tokens(self, params: Params, part: Mapping, key: Array | None) -> tuple[Array, tuple[Terms, Features | None]]:
+        """The token terms' share of the loss, and the features of cotmi."""
+        networks = self.information.networks
+        bound = None if networks is None else networks.bind(params["mi"])
+        student = self.student.bind(params["student"])
+        beta, ramp = self.objective.coefficients.get("mi", 1.0), self.information.ramp
+        terms, features = self.objective.compute(student, bound, part, key, beta=beta, ramp=ramp)
+        coefficients = self.objective.coefficients
+        loss = sum(coefficients[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
+        return jnp.asarray(loss), (terms, features)
+
+    def inform(self, params: Params, features: Features, part: Mapping) -> tuple[Array, tuple[Terms, MineState | None]]:
+        """The mutual-information term of features, at full strength (the features' own gradient carries beta)."""
+        networks, pairs_B = self.information.networks, self.objective.pairs(part, self.student.config.pad_id)
+        bound = frozen = None
+        if networks is not None:
+            bound, frozen = networks.bind(params["mi"]), networks.bind(jax.lax.stop_gradient(params["mi"]))
+        total, terms, state = self.objective.inform(
+            bound, frozen, features, pairs_B, self.weights["mi"], self.information.key, self.information.state
+        )
+        return total, (terms, state)
+
+    def whole(self, params: Params, part: Mapping, key: Array | None) -> tuple[Array, tuple[Terms, MineState | None]]:
+        """Both together."""
+        loss, (terms, features) = self.tokens(params, part, key)
+        if features is None:
+            return loss, (terms, self.information.state)
+        total, (more, state) = self.inform(params, features, part)
+        return loss + total, (terms | more, state)
+
+    def reported(self, terms: Terms) -> Array:
+        """The loss that the terms make, with this step's coefficients."""
+        total = jnp.float32(0.0)
+        for name, factor in self.objective.coefficients.items():
+            share = 1.0 if name in self.objective.tasks else self.information.ramp
+            total = total + factor * share * Term(terms[name].sum, self.weights[name]).mean
+        return total
+
+
 def loss_and_grads(
-    student: StudentDef, objective: Objective, params: Params, batch: Mapping, key: Array | None, micro_batches: int
-) -> tuple[Array, Terms, Params]:
+    student: StudentDef,
+    objective: Objective,
+    params: Params,
+    batch: Mapping,
+    key: Array | None,
+    micro_batches: int,
+    information: Information = Information(),  # noqa: B008  (an immutable value)
+) -> Gradient:
     """The loss of a batch, its terms and its gradient, exact under any number of micro-batches.
 
-    Every micro-batch divides its sums by the weights of the whole batch, so that gradients simply add up. Only dropout
+    Every micro-batch divides its sums by the weights of the whole batch, so that gradients simply add up. A term that
+    contrasts an example with all others of the batch takes two passes (GradCache; Gao et al. 2021): the first makes the
+    features of all micro-batches, the second differentiates each with the gradient that its features got. Only dropout
     masks depend on the number of micro-batches, and the estimator `released`: the padding that enters its maximum ends
     with the longest example of the micro-batch, as it would in the release.
     """
-    weights = objective.weights(batch, student.config.pad_id)
-    coefficients = objective.coefficients
-
-    def loss(params: Params, part: Mapping, key: Array | None) -> tuple[Array, Terms]:
-        terms = objective.terms(student.bind(params["student"]), part, key)
-        total = sum(factor * Term(terms[name].sum, weights[name]).mean for name, factor in coefficients.items())
-        return jnp.asarray(total), terms
-
-    grad = jax.value_and_grad(loss, has_aux=True)
+    functions = _Differentiable(student, objective, batch, information)
     if micro_batches == 1:
-        (value, terms), grads = grad(params, batch, key)
-        return value, terms, grads
-
-    def accumulate(total: PyTree, part: tuple[Mapping, Array]) -> tuple[PyTree, None]:
-        micro_batch, index = part
-        result = grad(params, micro_batch, None if key is None else jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, result), None
-
+        (_, (terms, state)), grads = jax.value_and_grad(functions.whole, has_aux=True)(params, batch, key)
+        return Gradient(functions.reported(terms), terms, grads, state)
     parts = split_micro_batches(batch, micro_batches)
-    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts), key)
+    keys = None if key is None else jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(micro_batches))
+    if not objective.couples_examples:
+        grads, (terms, _) = _accumulate(functions.whole, params, (parts, keys))
+        return Gradient(functions.reported(terms), terms, grads, information.state)
+
+    _, features = jax.lax.map(lambda part: functions.tokens(params, *part)[1], (parts, keys))
+    features = jax.lax.stop_gradient(merge_micro_batches(features))
+    differentiate = jax.value_and_grad(functions.inform, argnums=(0, 1), has_aux=True)
+    (_, (more, state)), (information_grads, feature_grads) = differentiate(params, features, batch)
+
+    def surrogate(
+        params: Params, part: Mapping, key: Array | None, cotangent: Features
+    ) -> tuple[Array, tuple[Terms, None]]:
+        loss, (terms, features) = functions.tokens(params, part, key)
+        inner = sum(
+            jnp.vdot(x, dx) for x, dx in zip(jax.tree.leaves(features), jax.tree.leaves(cotangent), strict=True)
+        )
+        return loss + inner, (terms, None)
+
+    cotangents = split_micro_batches(feature_grads, micro_batches)
+    grads, (terms, _) = _accumulate(surrogate, params, (parts, keys, cotangents))
+    grads = jax.tree.map(jnp.add, grads, information_grads)
+    return Gradient(functions.reported(terms | more), terms | more, grads, state)
+
+
+def _accumulate(function: Callable, params: Params, parts: tuple) -> tuple[Params, tuple]:
+    """Sums of the gradient and of the auxiliary output of function(params, *part) over parts stacked along axis 0."""
+    grad = jax.grad(function, has_aux=True)
+
+    def add(total: PyTree, part: tuple) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, grad(params, *part)), None
+
+    shapes = jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    ((value, terms), grads), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(micro_batches)))
-    return value, terms, grads
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 def make_train_step(
     state_def: StateDef, objective: Objective, schedule: optax.Schedule, *, micro_batches: int = 1
 ) -> Step:
-    """Jitted (state, batch, dropout stream key) → (state, metrics). The state is donated; metrics are float32 scalars.
+    """Jitted (state, batch, streams' keys) → (state, metrics). The state is donated; metrics are float32 scalars.
 
-    Metrics: `loss`, the mean of every term (nats, or a share for accuracies), `grad_norm` before clipping,
-    `learning_rate`. Compiled once: batches have one shape and the state leaves as it came.
+    Metrics: `loss`, the mean of every term (nats, or a share for accuracies), `grad_norm` of the student before
+    clipping, `learning_rate`; with a critic also `beta` as ramped. Compiled once: batches have one shape and the state
+    leaves as it came.
     """
     student, optimizer = state_def.student, state_def.optimizer
 
-    def step(state: TrainState, batch: Mapping, dropout_stream: Array) -> tuple[TrainState, Metrics]:
-        key = step_key(dropout_stream, state.step) if student.config.dropout else None
-        loss, terms, grads = loss_and_grads(student, objective, state.params, batch, key, micro_batches)
+    def step(state: TrainState, batch: Mapping, streams: Mapping[Stream, Array]) -> tuple[TrainState, Metrics]:
+        key = step_key(streams["dropout"], state.step) if student.config.dropout else None
+        ramp = objective.ramp(state.step)
+        information = Information(state_def.networks, step_key(streams["mi"], state.step), state.mi, ramp)
+        loss, terms, grads, mi = loss_and_grads(
+            student, objective, state.params, batch, key, micro_batches, information
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {name: term.mean for name, term in terms.items()} | {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": optax.tree.norm(grads["student"]),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        if state_def.networks is not None:
+            metrics["beta"] = objective.beta * ramp
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, mi), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(state_def.shardings, None))

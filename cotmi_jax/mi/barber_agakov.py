@@ -1,0 +1,60 @@
+"""Estimators that need no critic but a decoder q(z|v): the released loss and the bound of Barber and Agakov.
+
+I(Z;V) ≥ H(Z) + E log q(z|v) (Barber and Agakov 2003, eq. 3). Losses are −E log q by example; H(Z) does not depend on
+what is trained as long as Z is detached, which every loss here sees to.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from cotmi_jax.mi.bounds import Bound
+
+
+def released_loss(z_BxV: Array, v_BxV: Array) -> Array:
+    """The released code's loss of each example, −Σ_k z_k log_softmax(v)_k, in nats [B]. z is detached.
+
+    z and v are the highest probabilities of each vocabulary entry. Kept for faithful reproduction only. v is already a
+    probability, so this softmax is the second: the loss is nearly Σz·ln|V| − ⟨z, v⟩ and bounds no mutual information.
+    """
+    return -(jax.lax.stop_gradient(z_BxV) * jax.nn.log_softmax(v_BxV, axis=-1)).sum(axis=-1)
+
+
+def vocabulary_loss(log_z_BxV: Array, log_q_BxV: Array) -> Array:
+    """Cross-entropy −Σ_k z_k log q_k with both renormalized over the vocabulary, in nats [B]. z is detached.
+
+    Both come as logarithms of what is pooled over tokens, or as a head's logits: no clamp is needed where a probability
+    is too small for float32.
+    """
+    z_BxV = jax.lax.stop_gradient(jax.nn.softmax(log_z_BxV, axis=-1))
+    return -(z_BxV * jax.nn.log_softmax(log_q_BxV, axis=-1)).sum(axis=-1)
+
+
+def gaussian_loss(z_BxD: Array, mean_BxD: Array, log_std_BxD: Array) -> Array:
+    """−log N(z; mean, std²) in nats [B]. z is detached."""
+    standard_BxD = (jax.lax.stop_gradient(z_BxD) - mean_BxD) * jnp.exp(-log_std_BxD)
+    return (0.5 * standard_BxD**2 + log_std_BxD + 0.5 * math.log(2 * math.pi)).sum(axis=-1)
+
+
+def gaussian_log_q(v_KxD: Array, mean_KxD: Array, log_std_KxD: Array) -> Array:
+    """log_q_KxK[i, j] = log N(v_j; mean_i, std_i²), as products of matrices: nothing of size K²·D is made."""
+    precision_KxD = jnp.exp(-2.0 * log_std_KxD)
+    squares_KxK = precision_KxD @ (v_KxD**2).T - 2.0 * (precision_KxD * mean_KxD) @ v_KxD.T
+    constant_K = (precision_KxD * mean_KxD**2 + 2.0 * log_std_KxD + math.log(2 * math.pi)).sum(axis=-1)
+    return -0.5 * (squares_KxK + constant_K[:, None])
+
+
+def barber_agakov(z_KxC: Array, log_q_KxC: Array) -> Bound:
+    """The bound H(Z) + E log q(z|v) for a discrete Z of C values, with H of the pairs' mean distribution.
+
+    z_KxC holds each pair's distribution of Z (one-hot where it was observed), log_q_KxC log q(·|v). A lower bound
+    where q was not fitted to these pairs and their number is large beside C.
+    """
+    if z_KxC.shape != log_q_KxC.shape or z_KxC.ndim != 2 or z_KxC.shape[0] < 2:
+        raise ValueError(f"z {z_KxC.shape} and log_q {log_q_KxC.shape}: both are [K, C] with at least 2 pairs")
+    marginal_C = z_KxC.mean(axis=0)
+    entropy = -jnp.where(marginal_C > 0, marginal_C * jnp.log(jnp.where(marginal_C > 0, marginal_C, 1.0)), 0.0).sum()
+    explained = jnp.where(z_KxC > 0, z_KxC * log_q_KxC, 0.0).sum(axis=-1).mean()
+    return Bound(entropy + explained, entropy + explained)

@@ -1,0 +1,248 @@
+"""Critics: networks that score pairs. Their parameters carry logical axes and shard with the student's.
+
+A critic maps z_KxD and v_KxE to Scores in float32. Kernels split their output dimension over the logical axis `critic`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.mi.estimators import Estimator
+from cotmi_jax.models.layers import declare, dropout
+from cotmi_jax.models.module import ModuleDef
+
+CRITICS = ("separable", "bilinear", "concat", "hybrid", "quadratic")
+PAIRWISE_BYTES = 2**30  # what the K² hidden activations of a pairwise critic may take
+CLAMP = 20.0  # soft clamp of scores, recommended where e^f enters a gradient unnormalized
+
+
+class Scores(NamedTuple):
+    """score_KxK[i, j] = f(z_i, v_j), and f(z_i, v_i) computed by itself (see bounds.py)."""
+
+    score_KxK: Array
+    positive_K: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """Shape of a critic.
+
+    normalization: of each input vector, "layer" (to mean 0 and variance 1 over its entries), or "none" where features
+    come standardized. clamp: scores become clamp·tanh(f / clamp); 0 for none.
+    """
+
+    name: str = "separable"
+    hidden: int = 256  # width of a hidden layer
+    layers: int = 2  # hidden layers
+    dim: int = 64  # width C of the codes that separable and hybrid multiply
+    dropout: float = 0.0  # probability, after each hidden layer
+    clamp: float = 0.0
+    normalization: str = "layer"
+
+    def __post_init__(self) -> None:
+        if self.name not in CRITICS:
+            raise UserError(f"unknown critic {self.name!r}: choose one of {', '.join(CRITICS)}")
+        if self.normalization not in ("layer", "none"):
+            raise UserError(f"critic normalization {self.normalization!r}: choose layer or none")
+        if min(self.hidden, self.layers, self.dim) < 1:
+            raise UserError(f"critic hidden {self.hidden}, layers {self.layers}, dim {self.dim}: all are at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"critic dropout is {self.dropout}: a probability below 1")
+        if self.clamp < 0.0:
+            raise UserError(f"critic clamp is {self.clamp}: a bound on scores in nats, or 0 for none")
+
+
+def check_critic(config: CriticConfig, estimator: Estimator, num_pairs: int, *, standardized: bool = False) -> None:
+    """Raises UserError where the estimator cannot be carried by the critic at this number of pairs."""
+    if num_pairs < 2:
+        raise UserError(f"{estimator.name} on {num_pairs} pairs: a bound contrasts at least 2")
+    raw = config.normalization == "none" and not standardized
+    if config.name in ("bilinear", "quadratic") and raw:
+        raise UserError(
+            f"a {config.name} critic on raw features has scores without scale: set the critic's normalization to layer"
+        )
+    if estimator.exponentiates and raw and not config.clamp:
+        raise UserError(
+            f"{estimator.name} takes the exponential of scores of raw features: set the critic's clamp (say {CLAMP:g}) "
+            "or its normalization to layer"
+        )
+    pairwise = {"concat": config.hidden * config.layers, "hybrid": config.dim}.get(config.name, 0)
+    needed = 4 * num_pairs**2 * pairwise
+    if needed > PAIRWISE_BYTES:
+        raise UserError(
+            f"a {config.name} critic on {num_pairs} pairs holds {needed / 2**30:.1f} GiB of activations, more than "
+            f"{PAIRWISE_BYTES / 2**30:g}: use a separable critic, fewer pairs or a smaller width"
+        )
+
+
+def normalize(x_KxD: Array, normalization: str) -> Array:
+    """The vectors in float32, each to mean 0 and variance 1 over its entries where asked for."""
+    x_KxD = x_KxD.astype(jnp.float32)
+    if normalization == "none":
+        return x_KxD
+    x_KxD = x_KxD - x_KxD.mean(axis=-1, keepdims=True)
+    return x_KxD * jax.lax.rsqrt(jnp.mean(x_KxD * x_KxD, axis=-1, keepdims=True) + 1e-6)
+
+
+class Linear(nnx.Module):
+    """Affine map over the last axis; scale is the standard deviation of an output for inputs of unit variance."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float, split: bool = True, rngs: nnx.Rngs):
+        out = "critic" if split else "critic_out"
+        self.kernel = declare(rngs, (inputs, outputs), ("feature", out), scale * inputs**-0.5)
+        self.bias = declare(rngs, (outputs,), (out,), 0.0)
+
+    def __call__(self, x: Array) -> Array:
+        flat = x.reshape(-1, x.shape[-1])
+        return (flat @ self.kernel[...] + self.bias[...][None, :]).reshape(*x.shape[:-1], -1)
+
+
+class MLP(nnx.Module):
+    """Hidden layers with relu and dropout over normalized inputs."""
+
+    def __init__(self, inputs: int, config: CriticConfig, *, rngs: nnx.Rngs):
+        widths = [inputs] + [config.hidden] * config.layers
+        self.hidden = nnx.List(
+            [Linear(a, b, scale=2**0.5, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)]
+        )
+        self.config = config
+
+    def __call__(self, x_KxD: Array, key: Array | None) -> Array:
+        x_KxD = normalize(x_KxD, self.config.normalization)
+        for index, layer in enumerate(self.hidden):
+            layer_key = None if key is None else jax.random.fold_in(key, index)
+            x_KxD = dropout(jax.nn.relu(layer(x_KxD)), self.config.dropout, layer_key)
+        return x_KxD
+
+
+class Coder(nnx.Module):
+    """An MLP with a code [K, C] and an offset [K] as its outputs."""
+
+    def __init__(self, inputs: int, config: CriticConfig, *, scale: float, rngs: nnx.Rngs):
+        self.mlp = MLP(inputs, config, rngs=rngs)
+        self.code = Linear(config.hidden, config.dim, scale=scale, rngs=rngs)
+        self.offset = Linear(config.hidden, 1, scale=0.0, split=False, rngs=rngs)
+
+    def __call__(self, x_KxD: Array, key: Array | None) -> tuple[Array, Array]:
+        hidden = self.mlp(x_KxD, key)
+        return self.code(hidden), self.offset(hidden)[:, 0]
+
+
+class Separable(nnx.Module):
+    """g(z)·h(v) + a(z) + b(v). Begins with h = 0: a critic that knows nothing reads 0, and g(z) moves h at once."""
+
+    def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, rngs: nnx.Rngs):
+        self.z = Coder(z_dim, config, scale=config.dim**-0.5, rngs=rngs)
+        self.v = Coder(v_dim, config, scale=0.0, rngs=rngs)
+
+    def __call__(self, z_KxD: Array, v_KxE: Array, key_z: Array | None, key_v: Array | None) -> Scores:
+        (g_KxC, a_K), (h_KxC, b_K) = self.z(z_KxD, key_z), self.v(v_KxE, key_v)
+        return Scores(g_KxC @ h_KxC.T + a_K[:, None] + b_K[None, :], (g_KxC * h_KxC).sum(axis=-1) + a_K + b_K)
+
+
+class Bilinear(nnx.Module):
+    """zᵀWv, from W = 0; `squares` adds linear and squared terms of each side, which the ratio of Gaussians has."""
+
+    def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, squares: bool, rngs: nnx.Rngs):
+        self.weight = declare(rngs, (z_dim, v_dim), ("feature", "critic"), 0.0)
+        self.z = Linear(2 * z_dim, 1, scale=0.0, split=False, rngs=rngs) if squares else None
+        self.v = Linear(2 * v_dim, 1, scale=0.0, split=False, rngs=rngs) if squares else None
+        self.normalization = config.normalization
+
+    def __call__(self, z_KxD: Array, v_KxE: Array, key_z: Array | None, key_v: Array | None) -> Scores:
+        z_KxD, v_KxE = normalize(z_KxD, self.normalization), normalize(v_KxE, self.normalization)
+        mapped_KxE = z_KxD @ self.weight[...]
+        score_KxK, positive_K = mapped_KxE @ v_KxE.T, (mapped_KxE * v_KxE).sum(axis=-1)
+        if self.z is not None and self.v is not None:
+            a_K = self.z(jnp.concatenate([z_KxD, z_KxD**2], axis=-1))[:, 0]
+            b_K = self.v(jnp.concatenate([v_KxE, v_KxE**2], axis=-1))[:, 0]
+            score_KxK, positive_K = score_KxK + a_K[:, None] + b_K[None, :], positive_K + a_K + b_K
+        return Scores(score_KxK, positive_K)
+
+
+class Concat(nnx.Module):
+    """MLP of (z, v) for every pair. The first layer is W_z z + W_v v, so that only its sum is made K² times."""
+
+    def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, rngs: nnx.Rngs):
+        self.z = Linear(z_dim, config.hidden, scale=1.0, rngs=rngs)
+        self.v = Linear(v_dim, config.hidden, scale=1.0, rngs=rngs)
+        rest = [Linear(config.hidden, config.hidden, scale=2**0.5, rngs=rngs) for _ in range(config.layers - 1)]
+        self.rest = nnx.List([*rest, Linear(config.hidden, 1, scale=0.0, split=False, rngs=rngs)])
+        self.config = config
+
+    def _finish(self, hidden: Array, key: Array | None) -> Array:
+        for index, layer in enumerate(self.rest):
+            layer_key = None if key is None else jax.random.fold_in(key, index)
+            hidden = layer(dropout(jax.nn.relu(hidden), self.config.dropout, layer_key))
+        return hidden[..., 0]
+
+    def __call__(self, z_KxD: Array, v_KxE: Array, key_z: Array | None, key_v: Array | None) -> Scores:
+        z_KxH = self.z(normalize(z_KxD, self.config.normalization))
+        v_KxH = self.v(normalize(v_KxE, self.config.normalization))
+        score_KxK = self._finish(z_KxH[:, None, :] + v_KxH[None, :, :], key_z)
+        # Dropout draws differ from the matrix's: without it both agree.
+        return Scores(score_KxK, self._finish(z_KxH + v_KxH, key_v))
+
+
+class Hybrid(nnx.Module):
+    """A separable critic, and on its codes the cheap remainder of a pairwise one: a layer of C units for every pair."""
+
+    def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, rngs: nnx.Rngs):
+        self.separable = Separable(z_dim, v_dim, config, rngs=rngs)
+        pairwise = dataclasses.replace(config, hidden=config.dim, layers=1, normalization="none")
+        self.pairwise = Concat(config.dim, config.dim, pairwise, rngs=rngs)
+
+    def __call__(self, z_KxD: Array, v_KxE: Array, key_z: Array | None, key_v: Array | None) -> Scores:
+        (g_KxC, a_K), (h_KxC, b_K) = self.separable.z(z_KxD, key_z), self.separable.v(v_KxE, key_v)
+        rest = self.pairwise(g_KxC, h_KxC, key_z, key_v)
+        score_KxK = g_KxC @ h_KxC.T + a_K[:, None] + b_K[None, :] + rest.score_KxK
+        return Scores(score_KxK, (g_KxC * h_KxC).sum(axis=-1) + a_K + b_K + rest.positive_K)
+
+
+class Critic(nnx.Module):
+    """A critic of any kind with its soft clamp, and the baseline a(v) where the estimator needs one."""
+
+    def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, baseline: bool, rngs: nnx.Rngs):
+        kinds: dict[str, Callable[..., nnx.Module]] = {
+            "separable": Separable,
+            "bilinear": functools.partial(Bilinear, squares=False),
+            "quadratic": functools.partial(Bilinear, squares=True),
+            "concat": Concat,
+            "hybrid": Hybrid,
+        }
+        self.scorer: Any = kinds[config.name](z_dim, v_dim, config, rngs=rngs)
+        self.baseline_mlp = MLP(v_dim, config, rngs=rngs) if baseline else None
+        self.baseline_out = Linear(config.hidden, 1, scale=0.0, split=False, rngs=rngs) if baseline else None
+        self.clamp = config.clamp
+
+    def __call__(self, z_KxD: Array, v_KxE: Array, key: Array | None = None) -> Scores:
+        """Scores of all pairs; dropout is on where a key is given. Raises ValueError where K differs."""
+        if z_KxD.shape[0] != v_KxE.shape[0]:
+            raise ValueError(f"{z_KxD.shape[0]} z and {v_KxE.shape[0]} v: features come in pairs")
+        key_z, key_v = (None, None) if key is None else jax.random.split(key)
+        scores = self.scorer(z_KxD, v_KxE, key_z, key_v)
+        if not self.clamp:
+            return scores
+        return Scores(*(self.clamp * jnp.tanh(score / self.clamp) for score in scores))
+
+    def baseline(self, v_KxE: Array, key: Array | None = None) -> Array | None:
+        """a(v) [K], None where there is none."""
+        if self.baseline_mlp is None or self.baseline_out is None:
+            return None
+        return self.baseline_out(self.baseline_mlp(v_KxE, key))[:, 0]
+
+
+def _build(z_dim: int, v_dim: int, config: CriticConfig, baseline: bool, rngs: nnx.Rngs) -> Critic:
+    return Critic(z_dim, v_dim, config, baseline=baseline, rngs=rngs)
+
+
+def critic_def(z_dim: int, v_dim: int, config: CriticConfig, estimator: Estimator) -> ModuleDef[Critic]:
+    """A critic apart from its parameters."""
+    return ModuleDef.trace(functools.partial(_build, z_dim, v_dim, config, estimator.baseline))

@@ -1,0 +1,174 @@
+"""Mutual information between two arrays of paired samples."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.mi.critics import CriticConfig, check_critic
+from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Direction, Estimator, make_estimator
+from cotmi_jax.mi.fitting import CONDITIONAL, FitConfig, Pairs, fit_and_read
+from cotmi_jax.mi.nonparametric import cca, ksg
+
+NONPARAMETRIC = {"ksg": ksg, "cca": cca}
+NAMES = (*SCORED, *CONDITIONAL, *NONPARAMETRIC)
+_FIT, _STOP = 0.6, 0.15  # shares of the pairs; the rest is read
+_SUBSETS = 10  # into which a non-parametric estimate is split for its standard error
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """I(X;Y) in nats as one estimator reads it from `pairs` pairs that its network was not fitted to.
+
+    direction: whether the expectation of the value is a lower bound, an upper bound or neither. cap: the highest value
+    it can take with this many pairs at a time (inf: none). curve: (step, value on the stopping part) along the fit.
+    """
+
+    estimator: str
+    value: float
+    standard_error: float
+    direction: Direction
+    cap: float
+    pairs: int
+    contrasted: int  # pairs at a time
+    curve: tuple[tuple[int, float], ...]
+
+    @property
+    def saturation(self) -> float:
+        """value / cap; near 1 the cap speaks, not the data. 0 without a cap."""
+        return self.value / self.cap if math.isfinite(self.cap) else 0.0
+
+    def __str__(self) -> str:
+        # An upper bound holds as far as q is p, and q was fitted.
+        sign = {"lower": "≥", "upper": "≲", "neither": "≈"}[self.direction]
+        text = f"I {sign} {self.value:.3f} ± {self.standard_error:.3f} nats ({self.estimator}, {self.pairs:,} pairs"
+        return text + (f", {self.saturation:.0%} of the cap {self.cap:.2f})" if math.isfinite(self.cap) else ")")
+
+
+def check_features(x: np.ndarray, y: np.ndarray) -> Pairs:
+    """Both as float32 [N, D]. Raises UserError for shapes that are no pairs and for values that are not finite."""
+    arrays = []
+    for name, array in (("x", x), ("y", y)):
+        array = np.asarray(array)
+        if array.ndim == 1:
+            array = array[:, None]
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise UserError(f"{name} has shape {array.shape}: give samples by row, [N] or [N, D]")
+        if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+            raise UserError(f"{name} holds {array.dtype}: give real numbers (one-hot rows for classes)")
+        bad = np.argwhere(~np.isfinite(array))
+        if bad.size:
+            row, column = bad[0]
+            raise UserError(
+                f"{name}[{row}, {column}] is {array[row, column]}, one of {len(bad)} values that are not finite: drop "
+                "those rows"
+            )
+        arrays.append(array.astype(np.float32))
+    if len(arrays[0]) != len(arrays[1]):
+        raise UserError(
+            f"x has {len(arrays[0])} rows and y {len(arrays[1])}: row i of one pairs with row i of the other"
+        )
+    return arrays[0], arrays[1]
+
+
+def _standardized(parts: list[Pairs]) -> list[Pairs]:
+    """Every column to mean 0 and variance 1 as the first part has them; a column that is constant there becomes 0."""
+    scaled = []
+    for side in (0, 1):
+        mean, std = parts[0][side].mean(axis=0), parts[0][side].std(axis=0)
+        scale = np.where(std > 1e-6 * max(float(std.max()), 1e-30), 1.0 / np.where(std == 0, 1.0, std), 0.0)
+        scaled.append([(part[side] - mean) * scale for part in parts])
+    return list(zip(*scaled, strict=True))
+
+
+def make_reader(name: str, **settings: float) -> Estimator:
+    """An estimator by name that is fitted to pairs. Raises UserError for one that does not exist."""
+    return ESTIMATORS[name] if name in CONDITIONAL else make_estimator(name, **settings)  # type: ignore[arg-type]
+
+
+def estimate_parts(
+    fitting: Pairs,
+    stopping: Pairs,
+    reading: Pairs,
+    *,
+    estimator: Estimator,
+    critic: CriticConfig,
+    config: FitConfig,
+    seed: int,
+    standardize: bool = True,
+) -> Estimate:
+    """Fit on the first pairs, stop on the second, report from the third."""
+    if standardize:
+        fitting, stopping, reading = _standardized([fitting, stopping, reading])
+    # Four blocks at least, so that the standard error means something.
+    num_pairs = min(config.num_pairs, len(fitting[0]), len(stopping[0]), len(reading[0]) // 4)
+    if estimator.name in SCORED:
+        check_critic(critic, estimator, num_pairs, standardized=standardize)
+    config = dataclasses.replace(config, num_pairs=num_pairs)
+    read = fit_and_read(fitting, stopping, reading, estimator, critic, config, seed)
+    if not np.isfinite(read.values).all():
+        raise UserError(
+            f"{estimator.name} read {read.values.mean()}: its scores overflow; set the critic's clamp (say 20)"
+        )
+    error = float(read.values.std(ddof=1) / len(read.values) ** 0.5)
+    return Estimate(
+        estimator.name,
+        float(read.values.mean()),
+        error,
+        estimator.direction,
+        estimator.cap(num_pairs),
+        len(read.values) * num_pairs,
+        num_pairs,
+        tuple(read.curve),
+    )
+
+
+def estimate(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    estimator: str = "infonce",
+    critic: str | CriticConfig = "separable",
+    seed: int = 0,
+    num_pairs: int = 128,
+    steps: int = 2000,
+    learning_rate: float = 2e-3,
+    standardize: bool = True,
+    **settings: float,
+) -> Estimate:
+    """I(X;Y) of paired samples x [N, D] (or [N]) and y [N, E], in nats.
+
+    estimator: infonce nwj tuba interpolated dv mine js smile (with a critic), club leave_one_out (with a Gaussian
+    q(y|x)), ksg cca (neither). Of N pairs, in an order drawn from the seed, 60% fit the network, 15% stop it and 25%
+    are read, num_pairs at a time; ksg and cca read all. settings: axis, alpha, tau or decay of the estimator. Raises
+    UserError for input that cannot be read, naming it.
+    """
+    if estimator not in NAMES:
+        raise UserError(f"unknown estimator {estimator!r}: choose one of {', '.join(NAMES)}")
+    x, y = check_features(x, y)
+    order = np.random.default_rng(seed).permutation(len(x))
+    x, y = x[order], y[order]
+    if estimator in NONPARAMETRIC:
+        return _nonparametric(x, y, estimator)
+    if len(x) < 32 or num_pairs < 2:
+        raise UserError(f"{estimator} on {len(x)} samples, {num_pairs} at a time: give at least 32 samples and 2 pairs")
+    first, second = round(_FIT * len(x)), round((_FIT + _STOP) * len(x))
+    parts = [(x[rows], y[rows]) for rows in (slice(first), slice(first, second), slice(second, None))]
+    return estimate_parts(
+        *parts,
+        estimator=make_reader(estimator, **settings),
+        critic=CriticConfig(critic, normalization="none") if isinstance(critic, str) else critic,
+        config=FitConfig(num_pairs, steps, learning_rate),
+        seed=seed,
+        standardize=standardize,
+    )
+
+
+def _nonparametric(x: np.ndarray, y: np.ndarray, name: str) -> Estimate:
+    """On all pairs, with the standard error of the mean of disjoint subsets."""
+    function = NONPARAMETRIC[name]
+    value = function(x, y)
+    subsets = [function(x[i::_SUBSETS], y[i::_SUBSETS]) for i in range(_SUBSETS)]
+    error = float(np.std(subsets, ddof=1) / _SUBSETS**0.5)
+    return Estimate(name, value, error, "neither", math.inf, len(x), len(x), ())

@@ -1,0 +1,191 @@
+"""Fitting a critic, or a Gaussian q(v|z), to pairs, and reading an estimate from other pairs.
+
+On finite data a value read on the pairs of the fit means nothing: on independent data a critic that has seen them
+climbs to the cap. So pairs come in three parts that never mix: a critic is fitted on the first, stopped on the second,
+read on the third.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.mi import bounds
+from cotmi_jax.mi.barber_agakov import gaussian_log_q, gaussian_loss
+from cotmi_jax.mi.bounds import Bound, MineState
+from cotmi_jax.mi.critics import Critic, CriticConfig, critic_def
+from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Estimator
+from cotmi_jax.mi.information import GaussianHead
+from cotmi_jax.models.module import ModuleDef, Params
+
+Pairs = tuple[np.ndarray, np.ndarray]  # z [N, D] and v [N, E], float32
+CONDITIONAL = ("club", "leave_one_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How a critic is fitted: Adam from learning_rate along a cosine, on batches of num_pairs.
+
+    Every `every` steps it is tried on the stopping part; after `patience` trials without a better one it ends, and the
+    best is kept.
+    """
+
+    num_pairs: int = 128
+    steps: int = 2000
+    learning_rate: float = 2e-3
+    every: int = 50
+    patience: int = 8
+
+
+class Fit(NamedTuple):
+    """A network on its way."""
+
+    params: Params
+    opt_state: Any
+    state: MineState | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is fitted for an estimator: a critic that it scores with, or q(v|z)."""
+
+    estimator: Estimator
+    definition: ModuleDef
+
+    def score(
+        self, params: Params, z_KxD: Array, v_KxE: Array, state: MineState | None
+    ) -> tuple[Bound, MineState | None]:
+        """The estimate of a batch, whose objective is what the fit maximizes."""
+        network = self.definition.bind(params)
+        if self.estimator.name in CONDITIONAL:
+            mean_KxE, log_std_KxE = network(z_KxD)
+            bound = getattr(bounds, self.estimator.name)(gaussian_log_q(v_KxE, mean_KxE, log_std_KxE))
+            return bound._replace(objective=-gaussian_loss(v_KxE, mean_KxE, log_std_KxE).mean()), state
+        critic: Critic = network
+        scores = critic(z_KxD, v_KxE)
+        return self.estimator(
+            scores.score_KxK, positive_K=scores.positive_K, baseline_K=critic.baseline(v_KxE), state=state
+        )
+
+    def start(self, optimizer: optax.GradientTransformation, key: Array) -> Fit:
+        """Random parameters."""
+        params = self.definition.init(key)
+        return Fit(params, optimizer.init(params), self.estimator.start())
+
+    def advance(
+        self, optimizer: optax.GradientTransformation, batch: Callable[[Any], tuple[Array, Array]], fit: Fit, xs: Any
+    ) -> tuple[Fit, Array]:
+        """One step for each entry x of xs, on the pairs batch(x). Also the value at every step [len(xs)]. Pure."""
+
+        def loss(params: Params, z_KxD: Array, v_KxE: Array, state: MineState | None) -> tuple[Array, Any]:
+            bound, after = self.score(params, z_KxD, v_KxE, state)
+            return -bound.objective, (bound.value, after)
+
+        def step(fit: Fit, x: Any) -> tuple[Fit, Array]:
+            grads, (value, state) = jax.grad(loss, has_aux=True)(fit.params, *batch(x), fit.state)
+            updates, opt_state = optimizer.update(grads, fit.opt_state, fit.params)
+            return Fit(optax.apply_updates(fit.params, updates), opt_state, state), value
+
+        return jax.lax.scan(step, fit, xs)
+
+    def read(self, params: Params, z_NxD: Array, v_NxE: Array, num_pairs: int) -> tuple[Array, Array]:
+        """Value and objective of every num_pairs pairs in turn, [N // num_pairs] each; the rest is left out."""
+        blocks = z_NxD.shape[0] // num_pairs
+
+        def block(pairs: tuple[Array, Array]) -> tuple[Array, Array]:
+            bound, _ = self.score(params, *pairs, self.estimator.start())
+            # A moving average of one batch says nothing about a fit: its value does.
+            return bound.value, bound.value if self.estimator.stateful else bound.objective
+
+        return jax.lax.map(block, tuple(x[: blocks * num_pairs].reshape(blocks, num_pairs, -1) for x in (z_NxD, v_NxE)))
+
+
+@functools.lru_cache(maxsize=32)
+def make_model(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig) -> Model:
+    """The model of an estimator on features of these sizes."""
+    if estimator.name in CONDITIONAL:
+        return Model(estimator, ModuleDef.trace(lambda rngs: GaussianHead(z_dim, v_dim, critic, rngs=rngs)))
+    return Model(estimator, critic_def(z_dim, v_dim, critic, estimator))
+
+
+class _Compiled(NamedTuple):
+    start: Callable
+    advance: Callable
+    read: Callable
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig, config: FitConfig) -> _Compiled:
+    """Kept, so that a monitor that comes back every thousand steps compiles once."""
+    model = make_model(z_dim, v_dim, estimator, critic)
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+
+    def advance(fit: Fit, rows_SxK: Array, z_NxD: Array, v_NxE: Array) -> tuple[Fit, Array]:
+        return model.advance(optimizer, lambda rows_K: (z_NxD[rows_K], v_NxE[rows_K]), fit, rows_SxK)
+
+    return _Compiled(
+        jax.jit(lambda key: model.start(optimizer, key)),
+        jax.jit(advance),
+        jax.jit(model.read, static_argnames="num_pairs"),
+    )
+
+
+class Reading(NamedTuple):
+    """The estimate on each block of held-out pairs, and (step, value on the stopping part) along the fit."""
+
+    values: np.ndarray
+    curve: list[tuple[int, float]]
+
+
+def _batches(size: int, config: FitConfig, seed: int) -> np.ndarray:
+    """Row numbers [steps, K] of every step's pairs: whole epochs, each in an order of its own."""
+    draw = np.random.default_rng(seed)
+    per_epoch = size // config.num_pairs
+    epochs = [draw.permutation(size)[: per_epoch * config.num_pairs] for _ in range(-(-config.steps // per_epoch))]
+    return np.concatenate(epochs).reshape(-1, config.num_pairs)[: config.steps]
+
+
+def fit_and_read(
+    fitting: Pairs,
+    stopping: Pairs,
+    reading: Pairs,
+    estimator: Estimator,
+    critic: CriticConfig,
+    config: FitConfig,
+    seed: int,
+) -> Reading:
+    """Fit on the first pairs, stop on the second, read on the third. Raises UserError for parts below 2 pairs."""
+    sizes = [len(part[0]) for part in (fitting, stopping, reading)]
+    num_pairs = min(config.num_pairs, *sizes)
+    if num_pairs < 2:
+        raise UserError(f"{sizes} pairs to fit, stop and read with: each part needs at least 2")
+    config = dataclasses.replace(config, num_pairs=num_pairs)
+    functions = _compiled(fitting[0].shape[1], fitting[1].shape[1], estimator, critic, config)
+    fit = functions.start(jax.random.key(seed))
+    best, best_objective, since = fit.params, -np.inf, 0
+    curve: list[tuple[int, float]] = []
+    rows = _batches(sizes[0], config, seed)
+    # From step 0 on: where there is nothing to find, the critic that knows nothing is the best.
+    for step in range(0, config.steps + 1, config.every):
+        if step:
+            fit, _ = functions.advance(fit, rows[step - config.every : step], *fitting)
+        values, objectives = functions.read(fit.params, *stopping, num_pairs=num_pairs)
+        curve.append((step, float(values.mean())))
+        since += 1
+        if float(objectives.mean()) > best_objective:
+            best, best_objective, since = fit.params, float(objectives.mean()), 0
+        if since > config.patience:
+            break
+    values, _ = functions.read(best, *reading, num_pairs=num_pairs)
+    return Reading(np.asarray(values, np.float64), curve)
+
+
+def is_fitted(name: str) -> bool:
+    """Whether an estimator's value comes from a network fitted to pairs."""
+    return name in SCORED or (name in ESTIMATORS and name in CONDITIONAL)

@@ -1,0 +1,224 @@
+"""Loss, hits and pooled vocabulary features of a batch of targets, from one scan over chunks of their positions.
+
+The logits of one chunk exist at a time, forward and backward, and nothing of size [B, T, V] ever does. Letters of
+shapes: C chunks of L positions (C · L ≥ T), N segments of a row, B, T, D, V as everywhere.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+
+Pool = Literal["max", "mean"]
+Logits = Callable[..., Array]
+
+# Log pooled probability of a segment without positions. Finite: −inf would turn a zero gradient into NaN.
+EMPTY = -1e9
+
+
+class TokenScan(NamedTuple):
+    """What the scan leaves of the logits, all from one evaluation of them."""
+
+    loss_BxT: Array  # −log p(target) in nats, float32
+    hit_BxT: Array  # bool, no logit is higher than the target's: a tie for the highest is a hit, a NaN is none
+    log_pooled_BxNxV: Array | None  # log of the pooled probability, float32; EMPTY where a segment has no position
+
+
+class _Roles(NamedTuple):
+    """What each position is there for, chunk by chunk; N is 0 where nothing is pooled."""
+
+    targets_CxBxL: Array
+    member_CxBxNxL: Array
+
+
+class _Outputs(NamedTuple):
+    loss_CxBxL: Array
+    hit_CxBxL: Array
+    log_pooled_BxNxV: Array
+
+
+class _Residuals(NamedTuple):
+    """What the backward pass keeps: it computes the logits again, as under `jax.checkpoint`, and nothing else."""
+
+    closed: list[Array]
+    states_CxBxLxD: Array
+    roles: _Roles
+    highest_CxBxL: Array  # logit
+    log_sum_CxBxL: Array  # log Σ exp(logit − highest)
+    log_pooled_BxNxV: Array
+    winner_BxNxV: Array  # pool "max": the first position of the maximum, −1 in a segment without positions
+
+
+def scan_tokens(
+    states_BxTxD: Array,
+    targets_BxT: Array,
+    logits: Callable[[Array], Array],
+    *,
+    member_BxNxT: Array | None = None,
+    pool: Pool | None = None,
+    mask_BxT: Array | None = None,
+    chunk: int = 8,
+) -> TokenScan:
+    """Cross-entropy and hit of every target, and the probabilities of each segment pooled over its positions.
+
+    logits: states [B, L, D] → float32 logits [B, L, V]; gradients reach the parameters that it closes over.
+    member_BxNxT: which positions of a row belong to which of its N segments (N = 1 unless rows are packed).
+    pool: "max" is the log of the highest probability of each vocabulary entry over the segment's positions, whose
+        gradient goes to the first such position; "mean" is the log of the mean probability; None pools nothing.
+    mask_BxT: where it is False the state is read as zero and belongs to no segment, so that whatever lies there, NaN
+        included, reaches no other value and no gradient; loss and hit there are finite and mean nothing. A zero
+        cotangent does not do this: 0 · NaN is NaN in the gradient of the head. None reads every position.
+    chunk: most positions at a time; memory grows with B · chunk · V. T need not be a multiple of it.
+
+    Reverse-mode differentiable, once. Where the caller stops the gradient of a result, its backward work is left out.
+    """
+    if (pool is None) != (member_BxNxT is None):
+        raise ValueError("pool and member_BxNxT are given together or not at all")
+    batch, length, _ = states_BxTxD.shape
+    member_BxNxT = jnp.zeros((batch, 0, length), bool) if member_BxNxT is None else member_BxNxT
+    if mask_BxT is not None:
+        states_BxTxD = jnp.where(mask_BxT[..., None], states_BxTxD, 0)
+        member_BxNxT = member_BxNxT & mask_BxT[:, None]
+    count = -(-length // chunk)
+    chunk = -(-length // count)  # chunks as equal as can be: the last one then needs the least padding
+
+    def split(x: Array, axis: int) -> Array:
+        widths = [(0, count * chunk - length if i == axis else 0) for i in range(x.ndim)]
+        chunked = jnp.pad(x, widths).reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
+        return jnp.moveaxis(chunked, axis, 0)
+
+    def join(x_CxBxL: Array) -> Array:
+        return jnp.moveaxis(x_CxBxL, 0, 1).reshape(batch, count * chunk)[:, :length]
+
+    states_CxBxLxD, roles = split(states_BxTxD, 1), _Roles(split(targets_BxT, 1), split(member_BxNxT, 2))
+    # closure_convert remembers functions: a new one each time, lest it answer with the parameters of an earlier call.
+    converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0])
+    outputs = _scan(converted, pool, closed, states_CxBxLxD, roles)
+    log_pooled_BxNxV = None if pool is None else outputs.log_pooled_BxNxV
+    return TokenScan(join(outputs.loss_CxBxL), join(outputs.hit_CxBxL), log_pooled_BxNxV)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(logits: Logits, pool: Pool | None, closed: list[Array], states_CxBxLxD: Array, roles: _Roles) -> _Outputs:
+    """The scan, given logits(states, *closed) that closes over nothing differentiable.
+
+    It has its own derivative since `jax.checkpoint` around the body is slower by a tenth and keeps the pooled
+    probabilities of every chunk for the backward pass.
+    """
+    return _forward(logits, pool, closed, states_CxBxLxD, roles)[0]
+
+
+def _forward(
+    logits: Logits, pool: Pool | None, closed: list[Array], states_CxBxLxD: Array, roles: _Roles
+) -> tuple[_Outputs, _Residuals]:
+    def body(pooled: tuple[Array, Array], operands: tuple[Array, _Roles, Array]) -> tuple[tuple[Array, Array], tuple]:
+        states_BxLxD, (targets_BxL, member_BxNxL), positions_L = operands
+        logits_BxLxV = logits(states_BxLxD, *closed)
+        highest_BxL = logits_BxLxV.max(axis=-1)
+        log_sum_BxL = jnp.log(jnp.exp(logits_BxLxV - highest_BxL[..., None]).sum(axis=-1))
+        target_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
+        if pool is not None:
+            log_p_Bx1xLxV = _log_softmax(logits_BxLxV, highest_BxL, log_sum_BxL)[:, None]
+            log_p_BxNxLxV = jnp.where(member_BxNxL[..., None], log_p_Bx1xLxV, EMPTY)
+            pooled = (_add_to_max if pool == "max" else _add_to_sum)(*pooled, log_p_BxNxLxV, positions_L)
+        loss_BxL = log_sum_BxL + (highest_BxL - target_BxL)
+        return pooled, (loss_BxL, target_BxL >= highest_BxL, highest_BxL, log_sum_BxL)
+
+    vocab_size = jax.eval_shape(logits, states_CxBxLxD[0], *closed).shape[-1]
+    shape = (*roles.member_CxBxNxL.shape[1:3], vocab_size)
+    nothing = jnp.full(shape, EMPTY, jnp.float32), jnp.full(shape, -1, jnp.int32)
+    operands = states_CxBxLxD, roles, _positions(roles)
+    (log_pooled_BxNxV, winner_BxNxV), per_token = jax.lax.scan(body, nothing, operands)
+    if pool == "mean":
+        log_pooled_BxNxV -= jnp.log(_sizes(roles))
+    loss_CxBxL, hit_CxBxL, highest_CxBxL, log_sum_CxBxL = per_token
+    normalizer = highest_CxBxL, log_sum_CxBxL
+    residuals = _Residuals(closed, states_CxBxLxD, roles, *normalizer, log_pooled_BxNxV, winner_BxNxV)
+    return _Outputs(loss_CxBxL, hit_CxBxL, log_pooled_BxNxV), residuals
+
+
+def _log_softmax(logits_BxLxV: Array, highest_BxL: Array, log_sum_BxL: Array) -> Array:
+    """In two steps: the sum of both, subtracted at once, would round at the magnitude of the logits."""
+    return (logits_BxLxV - highest_BxL[..., None]) - log_sum_BxL[..., None]
+
+
+def _add_to_max(max_BxNxV: Array, winner_BxNxV: Array, log_p_BxNxLxV: Array, positions_L: Array) -> tuple[Array, Array]:
+    """The maximum and its first position with one more chunk. Two plain reductions: faster than argmax on a CPU."""
+    chunk_max_BxNxV = log_p_BxNxLxV.max(axis=2)
+    is_max_BxNxLxV = log_p_BxNxLxV == chunk_max_BxNxV[:, :, None]
+    first_BxNxV = jnp.where(is_max_BxNxLxV, positions_L[None, None, :, None], jnp.iinfo(jnp.int32).max).min(axis=2)
+    winner_BxNxV = jnp.where(chunk_max_BxNxV > max_BxNxV, first_BxNxV, winner_BxNxV)
+    return jnp.maximum(max_BxNxV, chunk_max_BxNxV), winner_BxNxV
+
+
+def _add_to_sum(
+    log_sum_BxNxV: Array, winner_BxNxV: Array, log_p_BxNxLxV: Array, positions_L: Array
+) -> tuple[Array, Array]:
+    """The log of the sum with one more chunk; a sum has no winner."""
+    return jnp.logaddexp(log_sum_BxNxV, jax.nn.logsumexp(log_p_BxNxLxV, axis=2)), winner_BxNxV
+
+
+def _positions(roles: _Roles) -> Array:
+    """Position of each column of each chunk, int32 [C, L]."""
+    count, _, length = roles.targets_CxBxL.shape
+    return jnp.arange(count * length, dtype=jnp.int32).reshape(count, length)
+
+
+def _sizes(roles: _Roles) -> Array:
+    """Positions of each segment, at least 1, float32 [B, N, 1]."""
+    return jnp.maximum(roles.member_CxBxNxL.sum(axis=(0, 3), dtype=jnp.float32), 1.0)[..., None]
+
+
+def _forward_of_primals(
+    logits: Logits, pool: Pool | None, closed: list[CustomVJPPrimal], states: CustomVJPPrimal, roles: _Roles
+) -> tuple[_Outputs, _Residuals]:
+    """The forward pass as `symbolic_zeros` calls it, with a CustomVJPPrimal around every array."""
+    return _forward(logits, pool, *jax.tree.map(lambda primal: primal.value, (closed, states, roles)))
+
+
+def _backward(
+    logits: Logits, pool: Pool | None, residuals: _Residuals, cotangents: _Outputs
+) -> tuple[list[Array], Array, None]:
+    """d_logits = w − onehot(target) · d_loss + softmax · (d_loss − Σ_v w), where w is the cotangent of log-softmax."""
+    closed, states_CxBxLxD, roles, highest_CxBxL, log_sum_CxBxL, log_pooled_BxNxV, winner_BxNxV = residuals
+    d_loss_CxBxL, _, d_pooled_BxNxV = cotangents
+    if isinstance(d_loss_CxBxL, SymbolicZero):
+        d_loss_CxBxL = jnp.zeros(d_loss_CxBxL.shape, d_loss_CxBxL.dtype)
+    pools = pool is not None and not isinstance(d_pooled_BxNxV, SymbolicZero)
+    if pools and pool == "mean":
+        d_pooled_BxNxV = d_pooled_BxNxV / _sizes(roles)
+
+    def pooled_cotangent(log_p_BxLxV: Array, member_BxNxL: Array, positions_L: Array) -> Array:
+        d_pooled_BxNx1xV = d_pooled_BxNxV[:, :, None]
+        if pool == "max":
+            wins_BxNxLxV = winner_BxNxV[:, :, None] == positions_L[None, None, :, None]
+            return jnp.where(wins_BxNxLxV, d_pooled_BxNx1xV, 0).sum(axis=1)
+        ratio_BxNxLxV = jnp.exp(log_p_BxLxV[:, None] - log_pooled_BxNxV[:, :, None])
+        return jnp.where(member_BxNxL[..., None], d_pooled_BxNx1xV * ratio_BxNxLxV, 0).sum(axis=1)
+
+    def body(
+        d_closed: list[Array], operands: tuple[Array, _Roles, Array, Array, Array, Array]
+    ) -> tuple[list[Array], Array]:
+        states_BxLxD, (targets_BxL, member_BxNxL), positions_L, highest_BxL, log_sum_BxL, d_loss_BxL = operands
+        logits_BxLxV, pull_back = jax.vjp(logits, states_BxLxD, *closed)
+        log_p_BxLxV = _log_softmax(logits_BxLxV, highest_BxL, log_sum_BxL)
+        is_target_BxLxV = jax.lax.broadcasted_iota(jnp.int32, log_p_BxLxV.shape, 2) == targets_BxL[..., None]
+        d_logits_BxLxV = -jnp.where(is_target_BxLxV, d_loss_BxL[..., None], 0)
+        if pools:
+            d_log_p_BxLxV = pooled_cotangent(log_p_BxLxV, member_BxNxL, positions_L)
+            d_logits_BxLxV += d_log_p_BxLxV
+            d_loss_BxL -= d_log_p_BxLxV.sum(axis=-1)
+        d_logits_BxLxV += jnp.exp(log_p_BxLxV) * d_loss_BxL[..., None]
+        d_states_BxLxD, *d_closed_here = pull_back(d_logits_BxLxV)
+        return jax.tree.map(jnp.add, d_closed, d_closed_here), d_states_BxLxD
+
+    operands = states_CxBxLxD, roles, _positions(roles), highest_CxBxL, log_sum_CxBxL, d_loss_CxBxL
+    d_closed, d_states_CxBxLxD = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, closed), operands)
+    return d_closed, d_states_CxBxLxD, None
+
+
+_scan.defvjp(_forward_of_primals, _backward, symbolic_zeros=True)
