@@ -20,9 +20,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.preset = "tiny"
     config.model.dropout = 0.0
     config.model.scan_layers = False
-    # At 0.1 the term, which rewards the label's tokens anywhere in the rationale's distributions, wins over the one
-    # first token of a rationale: a quarter of the student's explanations come out as the equation.
-    config.objective.beta = 0.01
+    config.mi.warmup_steps = config.mi.ramp_steps = 50
+    config.mi.monitor.every = 300
     config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 30

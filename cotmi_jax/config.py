@@ -202,8 +202,8 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
-# Where files lie, how often things are written and over which devices a run is spread changes no result.
-_MAY_DIFFER = ("data.root", "data.vocabulary", "checkpoint.", "log.", "mesh.")
+# Where files lie, how often things are written or measured and over which devices a run is spread changes no result.
+_MAY_DIFFER = ("data.root", "data.vocabulary", "checkpoint.", "log.", "mesh.", "mi.monitor.")
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

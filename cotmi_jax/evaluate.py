@@ -12,6 +12,9 @@ _DATA_ROOT = flags.DEFINE_string("data_root", None, "Where the data lies now, if
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 0, "Examples to print, with the student's own label and rationale.", lower_bound=0
 )
+_INFORMATION = flags.DEFINE_bool(
+    "information", True, "Measure held-out mutual information too, on critics fitted to train examples."
+)
 flags.mark_flag_as_required("workdir")
 
 
@@ -21,9 +24,14 @@ def main() -> None:
     from cotmi_jax.training.scoring import score
 
     result = score(
-        _WORKDIR.value, _SPLIT.value, checkpoint=_CHECKPOINT.value, output=_OUTPUT.value, data_root=_DATA_ROOT.value
+        _WORKDIR.value,
+        _SPLIT.value,
+        checkpoint=_CHECKPOINT.value,
+        output=_OUTPUT.value,
+        data_root=_DATA_ROOT.value,
+        information=_INFORMATION.value,
     )
-    print(format_scores(result.metrics))
+    print(format_scores(result.metrics, result.information))
     if _EXAMPLES.value:
         print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
     print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotmi_jax.evaluation.evaluator import Prediction
+from cotmi_jax.evaluation.information import Measured
 
 _ROWS = {
     "predict": "token loss, label",
@@ -15,7 +16,7 @@ _ROWS = {
 }
 
 
-def format_scores(metrics: Mapping[str, Any]) -> str:
+def format_scores(metrics: Mapping[str, Any], information: Measured | None = None) -> str:
     """A small table of what scoring found."""
     low, high = metrics["interval"]
     rows = [
@@ -29,6 +30,7 @@ def format_scores(metrics: Mapping[str, Any]) -> str:
         if name in metrics["loss"]:
             value = metrics["loss"][name]
             rows.append((text, f"{value:.1%}" if name.endswith("accuracy") else f"{value:.3f} nats"))
+    rows += information.lines() if information else []
     for task, counts in metrics["truncated"].items():
         rows += [(f"cut to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
     width = max(len(name) for name, _ in rows)

@@ -104,7 +104,7 @@ def infonce(
 
 
 def nwj(score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None) -> Bound:
-    """Lower bound D[f] − O[e^(f−1)] (Nguyen, Wainwright and Jordan 2010, eq. 24; Poole et al. 2019, eq. 6).
+    """Lower bound D[f] − O[e^(f−1)] (Nguyen, Wainwright and Jordan 2010).
 
     Tight at f = 1 + log r. Its variance grows like e^(2I): clamp the scores.
     """
@@ -120,7 +120,7 @@ def _nwj(pairs: _Pairs, shift: float) -> Array:
 def tuba(
     score_KxK: Array, baseline_K: Array, valid_K: Array | None = None, *, positive_K: Array | None = None
 ) -> Bound:
-    """Lower bound 1 + D[f − a(v)] − O[e^(f − a(v))] with baseline_K[j] = a(v_j) (Poole et al. 2019, eq. 5)."""
+    """Lower bound 1 + D[f − a(v)] − O[e^(f − a(v))] with baseline_K[j] = a(v_j) (Poole et al. 2019, section 2)."""
     pairs = _pairs(score_KxK, valid_K, positive_K)
     if baseline_K.shape != pairs.positive_K.shape:
         raise ValueError(f"baseline_K has shape {baseline_K.shape} beside scores of shape {score_KxK.shape}")
@@ -147,7 +147,7 @@ def interpolated(
     alpha: float = 0.01,
     log_baseline_K: Array | None = None,
 ) -> Bound:
-    """Lower bound between TUBA (alpha → 0) and InfoNCE (1), at most log(K/alpha) + 1 (Poole et al. 2019, eq. 14-15).
+    """Lower bound between TUBA (alpha → 0) and InfoNCE (1), at most log(K/alpha) + 1 (Poole et al. 2019, section 2).
 
     TUBA with the baseline a = log[alpha · mean of e^f over the other z + (1 − alpha) q(v)]. The z that is left out of
     the mean is the positive in the marginal term, and each of the others in turn beside a positive. log q is
@@ -160,6 +160,8 @@ def interpolated(
     counted_KxK = pairs.off_KxK | (jnp.eye(k, dtype=bool) & pairs.on_K[:, None])
     masked_KxK = jnp.where(counted_KxK, pairs.score_KxK, _MASKED)
     log_mean_KxK = _log_sum_of_others(masked_KxK) - jnp.log(pairs.num - 1.0)
+    if log_baseline_K is not None and log_baseline_K.shape != (k,):
+        raise ValueError(f"log_baseline_K has shape {log_baseline_K.shape} beside scores of shape {score_KxK.shape}")
     log_q_K = jnp.zeros(k) if log_baseline_K is None else jnp.where(pairs.on_K, log_baseline_K, 0.0)
     log_rest_K = jnp.log1p(-alpha) + log_q_K.astype(jnp.float32)
     baseline_KxK = jnp.logaddexp(jnp.log(alpha) + log_mean_KxK, jnp.broadcast_to(log_rest_K[None, :], (k, k)))
@@ -173,7 +175,7 @@ def _dv(pairs: _Pairs) -> Array:
 
 
 def dv(score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None) -> Bound:
-    """D[f] − log O[e^f] (Donsker and Varadhan 1983; Belghazi et al. 2018, eq. 5): at finite K biased up, no bound."""
+    """D[f] − log O[e^f] (Donsker and Varadhan 1983): at finite K biased up, no bound."""
     pairs = _pairs(score_KxK, valid_K, positive_K)
     return pairs.bound(_dv(pairs))
 
@@ -230,7 +232,7 @@ def js(score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | No
 def smile(
     score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None, tau: float = 5.0
 ) -> Bound:
-    """D[f] − log O[e^clip(f, ±tau)], trained as js is (Song and Ermon 2020, eq. 14). Over-estimates.
+    """D[f] − log O[e^clip(f, ±tau)], trained as js is (Song and Ermon 2020). Over-estimates.
 
     Only negatives are clipped, and only in the value.
     """
@@ -240,13 +242,13 @@ def smile(
 
 
 def club(log_q_KxK: Array, valid_K: Array | None = None) -> Bound:
-    """Upper bound D[log q] − O[log q], log_q[i, j] = log q(v_j | z_i), as far as q is p (Cheng et al. 2020, eq. 8)."""
+    """Upper bound D[log q] − O[log q], log_q[i, j] = log q(v_j | z_i), as far as q is p (Cheng et al. 2020)."""
     pairs = _pairs(log_q_KxK, valid_K, None)
     return pairs.bound(pairs.mean_on(pairs.positive_K) - pairs.mean_off(pairs.score_KxK))
 
 
 def leave_one_out(log_q_KxK: Array, valid_K: Array | None = None) -> Bound:
-    """Upper bound with the mean of q(v_j | z_i) over the other z for p(v_j) (Poole et al. 2019, eq. 13); at most club.
+    """Upper bound with the mean of q(v_j | z_i) over the other z for p(v_j) (Poole et al. 2019); at most club.
 
     log_q[i, j] = log q(v_j | z_i).
     """

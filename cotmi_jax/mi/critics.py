@@ -5,7 +5,8 @@ A critic maps z_KxD and v_KxE to Scores in float32. Kernels split their output d
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,14 +105,24 @@ class Linear(nnx.Module):
         return (flat @ self.kernel[...] + self.bias[...][None, :]).reshape(*x.shape[:-1], -1)
 
 
+class Layers(nnx.Module):
+    """Linear layers in a row, as attributes: parameter trees have strings as their keys."""
+
+    def __init__(self, layers: Sequence[Linear]):
+        self.num = len(layers)
+        for index, layer in enumerate(layers):
+            setattr(self, f"layer_{index}", layer)
+
+    def __iter__(self) -> Iterator[Linear]:
+        return (getattr(self, f"layer_{index}") for index in range(self.num))
+
+
 class MLP(nnx.Module):
     """Hidden layers with relu and dropout over normalized inputs."""
 
     def __init__(self, inputs: int, config: CriticConfig, *, rngs: nnx.Rngs):
         widths = [inputs] + [config.hidden] * config.layers
-        self.hidden = nnx.List(
-            [Linear(a, b, scale=2**0.5, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)]
-        )
+        self.hidden = Layers([Linear(a, b, scale=2**0.5, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.config = config
 
     def __call__(self, x_KxD: Array, key: Array | None) -> Array:
@@ -174,7 +185,7 @@ class Concat(nnx.Module):
         self.z = Linear(z_dim, config.hidden, scale=1.0, rngs=rngs)
         self.v = Linear(v_dim, config.hidden, scale=1.0, rngs=rngs)
         rest = [Linear(config.hidden, config.hidden, scale=2**0.5, rngs=rngs) for _ in range(config.layers - 1)]
-        self.rest = nnx.List([*rest, Linear(config.hidden, 1, scale=0.0, split=False, rngs=rngs)])
+        self.rest = Layers([*rest, Linear(config.hidden, 1, scale=0.0, split=False, rngs=rngs)])
         self.config = config
 
     def _finish(self, hidden: Array, key: Array | None) -> Array:

@@ -39,11 +39,16 @@ class Estimate:
         """value / cap; near 1 the cap speaks, not the data. 0 without a cap."""
         return self.value / self.cap if math.isfinite(self.cap) else 0.0
 
-    def __str__(self) -> str:
+    @property
+    def reading(self) -> str:
+        """The value for people: "≥ 1.874 ± 0.040 nats (…)"."""
         # An upper bound holds as far as q is p, and q was fitted.
         sign = {"lower": "≥", "upper": "≲", "neither": "≈"}[self.direction]
-        text = f"I {sign} {self.value:.3f} ± {self.standard_error:.3f} nats ({self.estimator}, {self.pairs:,} pairs"
+        text = f"{sign} {self.value:.3f} ± {self.standard_error:.3f} nats ({self.estimator}, {self.pairs:,} pairs"
         return text + (f", {self.saturation:.0%} of the cap {self.cap:.2f})" if math.isfinite(self.cap) else ")")
+
+    def __str__(self) -> str:
+        return f"I {self.reading}"
 
 
 def check_features(x: np.ndarray, y: np.ndarray) -> Pairs:

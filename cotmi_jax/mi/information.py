@@ -168,23 +168,18 @@ class Networks(nnx.Module):
     def __init__(self, config: InformationConfig, student: T5Config, *, rngs: nnx.Rngs):
         z_dim = student.vocab_size if config.z_feature in VOCABULARY_FEATURES else student.d_model
         v_dim = student.vocab_size if config.v_feature in VOCABULARY_FEATURES else student.d_model
-        attends = config.z_feature == "decoder_attention"
+        attends, net = config.z_feature == "decoder_attention", config.critic
         self.query_z = declare(rngs, (z_dim,), ("feature",), 1.0) if attends else None
         self.query_v = declare(rngs, (v_dim,), ("feature",), 1.0) if attends else None
-        self.club = GaussianHead(z_dim, z_dim, config.critic, rngs=rngs) if config.compression == "club" else None
-        self.bottleneck = None
-        if config.compression == "variational":
-            self.bottleneck = GaussianHead(z_dim, config.critic.dim, config.critic, rngs=rngs)
-            z_dim = config.critic.dim
-        self.critic = None
-        if config.scored:
-            self.critic = Critic(z_dim, v_dim, config.critic, baseline=config.bound().baseline, rngs=rngs)
-        self.gaussian, self.head_mlp, self.head = None, None, None
-        if config.estimator == "barber_agakov_gaussian":
-            self.gaussian = GaussianHead(v_dim, z_dim, config.critic, rngs=rngs)
-        if config.estimator == "barber_agakov_head":
-            self.head_mlp = MLP(v_dim, config.critic, rngs=rngs)
-            self.head = Linear(config.critic.hidden, z_dim, scale=1.0, rngs=rngs)
+        self.club = GaussianHead(z_dim, z_dim, net, rngs=rngs) if config.compression == "club" else None
+        narrows = config.compression == "variational"
+        self.bottleneck = GaussianHead(z_dim, net.dim, net, rngs=rngs) if narrows else None
+        scored_dim, baseline = net.dim if narrows else z_dim, config.scored and config.bound().baseline
+        self.critic = Critic(scored_dim, v_dim, net, baseline=baseline, rngs=rngs) if config.scored else None
+        gaussian, head = (config.estimator == f"barber_agakov_{form}" for form in ("gaussian", "head"))
+        self.gaussian = GaussianHead(v_dim, z_dim, net, rngs=rngs) if gaussian else None
+        self.head_mlp = MLP(v_dim, net, rngs=rngs) if head else None
+        self.head = Linear(net.hidden, z_dim, scale=1.0, rngs=rngs) if head else None
 
 
 def _build(config: InformationConfig, student: T5Config, rngs: nnx.Rngs) -> Networks:
@@ -353,5 +348,5 @@ def _club(networks: Networks, frozen: Networks, features: Features, valid_B: Arr
 
 
 def _divergence(mean_BxC: Array, log_std_BxC: Array) -> Array:
-    """KL(N(mean, std²) ‖ N(0, 1)) in nats [B], whose mean bounds I(X;Z̃) from above (Alemi et al. 2017, eq. 14)."""
+    """KL(N(mean, std²) ‖ N(0, 1)) in nats [B], whose mean bounds I(X;Z̃) from above (Alemi et al. 2017)."""
     return (0.5 * (mean_BxC**2 + jnp.exp(2.0 * log_std_BxC) - 1.0) - log_std_BxC).sum(axis=-1)

@@ -142,7 +142,7 @@ class Objective:
 
         Dropout is on where a key is given. The gradient of the features reaches the student times beta · ramp.
         """
-        outputs = self._forward(student, batch, key)
+        outputs = self.forward(student, batch, key)
         if not self.has_information:
             return Part(_token_terms(outputs), None)
         label, rationale = (outputs[task].source(student.config.pad_id) for task in (PREDICT, EXPLAIN))
@@ -152,7 +152,7 @@ class Objective:
     def terms(self, student: T5, batch: Mapping, key: Array | None) -> Terms:
         """Every term that needs nothing but the student: all but those with networks of their own."""
         if self.has_information and self.information.learns:
-            return _token_terms(self._forward(student, batch, key))
+            return _token_terms(self.forward(student, batch, key))
         terms, features = self.compute(student, None, batch, key)
         if features is not None:
             pairs_B = self.pairs(batch, student.config.pad_id)
@@ -181,7 +181,7 @@ class Objective:
         }
         return result.total, terms, result.state
 
-    def _forward(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
+    def forward(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
         """Run the student on every task of a batch. The encoder reads all tasks' inputs in one call."""
         tasks, pad_id = self.tasks, student.config.pad_id
         encoder_key, *decoder_keys = [None] * (1 + len(tasks)) if key is None else jax.random.split(key, 1 + len(tasks))

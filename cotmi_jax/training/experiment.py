@@ -12,6 +12,7 @@ from cotmi_jax.data.sources import DATASETS, LoadedCorpus, find_data_root, load_
 from cotmi_jax.data.tokens import TokenizedSplit, tokenize_split
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.information import check_monitor
 from cotmi_jax.mi.critics import CriticConfig
 from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
@@ -157,6 +158,7 @@ class Experiment:
         `begun` is what a run that goes on was started with: the initial checkpoint need not be at hand any more.
         """
         objective = make_objective(config)
+        check_monitor(config)
         vocabulary = begun[1] if begun else Vocabulary(find_vocabulary(config))
         data = load_data(config)
         student, params = (begun[0], None) if begun else make_student(config, vocabulary)

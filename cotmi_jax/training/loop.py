@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.config import check_batches, validate
 from cotmi_jax.data.pipeline import train_batches
+from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.data.tokens import TrainOrder
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import batch_shards, make_mesh, put_batch
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_json, restore_state, saved
@@ -89,6 +91,7 @@ class Run:
     state_def: StateDef
     state: TrainState
     evaluator: Evaluator
+    information: InformationMonitor | None
     checkpoints: Checkpoints
     writer: MetricWriter
     progress: Progress
@@ -96,22 +99,34 @@ class Run:
     best: tuple[float, float]  # accuracy, then minus the label loss: what a better student has more of
 
     def check(self, step: int, metrics: Mapping[str, Array]) -> dict[str, float]:
-        """Read a step's metrics. Raises UserError where the loss is not finite."""
+        """Read a step's metrics. Raises UserError where one is not finite, with the parts of a broken term."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if bad:
             self.checkpoints.wait()  # the last one may still be on its way to disk
             last = saved(self.checkpoints.workdir, "latest")
+            parts = [name for name in values if name.startswith("mi") and name not in bad] if "mi" in bad else []
+            cure = "objective.beta or mi.learning_rate, or set mi.critic.clamp," if parts else "optimizer.learning_rate"
             raise UserError(
-                f"step {step}: {', '.join(f'{name} is {values[name]}' for name in bad)}; "
-                f"the last checkpoint, {last or 'none yet'}, is from before: lower optimizer.learning_rate in another "
-                "--workdir"
+                f"step {step}: {', '.join(f'{name} is {values[name]:g}' for name in bad + parts)}; "
+                f"the last checkpoint, {last or 'none yet'}, is from before: lower {cure} in another --workdir"
             )
         return values
 
     def save(self, step: int) -> None:
         """Checkpoint the state after `step`."""
         self.checkpoints.save(self.state, step, self.experiment.data_position(step), self.record)
+
+    def monitor(self, step: int) -> None:
+        """Measure held-out mutual information of the student."""
+        assert self.information is not None
+        experiment = self.experiment
+        rows = fitting_rows(experiment.train.size, self.config)
+        limit = self.config.eval.examples
+        found = self.information.measure(self.state.params["student"], experiment.train, rows, experiment.valid, limit)
+        self.writer.write(step, found.metrics())
+        for what, reading in found.lines():
+            self.progress.say(f"step {step}: {what} {reading}")
 
     def evaluate(self, step: int) -> None:
         """Score the valid split; keep the student if it is the best so far."""
@@ -166,22 +181,28 @@ class Run:
             if pending is not None:
                 self._finish(*pending, throughput)
             pending = (step, metrics)
-            evaluates = config.eval.every and (step % config.eval.every == 0 or step == config.steps)
+            evaluates = self._due(step, config.eval.every)
+            measures = self.information is not None and self._due(step, config.mi.monitor.every)
             stops = interrupt.signal is not None  # read once: a signal that comes while saving ends the next step
             saves = step % config.checkpoint.every == 0 or step == config.steps or stops
-            if evaluates or saves:
+            if evaluates or measures or saves:
                 self._finish(*pending, throughput)  # never save or score what is not finite
                 pending = None
                 throughput.stop()
             if evaluates:
                 self.evaluate(step)
+            if measures:
+                self.monitor(step)
             if saves:
                 self.save(step)
-            if evaluates or saves:
+            if evaluates or measures or saves:
                 throughput.start()
             if stops:
                 break
         return step
+
+    def _due(self, step: int, every: int) -> bool:
+        return bool(every) and (step % every == 0 or step == self.config.steps)
 
     def _finish(self, step: int, metrics: Mapping[str, Array], throughput: Throughput) -> None:
         values = self.check(step, metrics)
@@ -206,6 +227,20 @@ def _start(workdir: Path, experiment: Experiment) -> int:
             f"{expected['fingerprint']}): restore the data, or take another --workdir"
         )
     return latest.step
+
+
+def make_monitor(
+    experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress
+) -> InformationMonitor | None:
+    """What measures mutual information during the run; None where it is off or there is nothing to measure it on."""
+    config, held_out = experiment.config, experiment.valid.size
+    if not config.mi.monitor.every or EXPLAIN not in experiment.objective.tasks:
+        return None
+    pairs = min(held_out, config.eval.examples or held_out, experiment.train.size, config.mi.monitor.examples)
+    if pairs < MIN_PAIRS:
+        progress.say(f"mutual information is not measured: {pairs} examples, at least {MIN_PAIRS} are needed")
+        return None
+    return InformationMonitor(student, experiment.objective, config, mesh, batch_size=config.eval.batch_size)
 
 
 def _best_so_far(workdir: Path) -> tuple[float, float]:
@@ -251,10 +286,12 @@ def train(config: ConfigDict, workdir_path: str) -> int:
         evaluator = Evaluator(
             student, experiment.objective, experiment.vocabulary, mesh, batch_size=config.eval.batch_size
         )
+        information = make_monitor(experiment, student, mesh, progress)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         writer = MetricWriter(workdir, start=start)
         run = Run(
-            config, experiment, mesh, state_def, state, evaluator, checkpoints, writer, progress, record, best
+            config, experiment, mesh, state_def, state, evaluator, information, checkpoints, writer, progress, record,
+            best,
         )  # fmt: skip
         interrupt = Interrupt()
         try:

@@ -69,12 +69,13 @@ def with_networks(
     groups = {"student": student, "mi": networks}
 
     def init(params: Params) -> tuple:
-        return tuple(groups[name].init({name: params[name]}) for name in params)
+        return tuple(group.init({name: params[name]}) for name, group in groups.items() if name in params)
 
     def update(grads: Params, states: tuple, params: Params | None = None) -> tuple[Params, tuple]:
         assert params is not None
         updates, after = {}, []
-        for name, state in zip(params, states, strict=True):
+        present = [name for name in groups if name in params]  # transformations may have reordered params
+        for name, state in zip(present, states, strict=True):
             changes, new = groups[name].update({name: grads[name]}, state, {name: params[name]})
             updates[name] = changes[name]
             after.append(new)

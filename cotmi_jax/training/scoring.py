@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.accuracy import summarize
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
+from cotmi_jax.evaluation.information import InformationMonitor, Measured, fitting_rows
 from cotmi_jax.sharding import batch_shards, make_mesh
 from cotmi_jax.training.experiment import eval_decoding, load_data, make_objective, tokenize
 from cotmi_jax.training.restore import load_workdir, parse_which
@@ -20,10 +23,11 @@ from cotmi_jax.training.workdir import read_run
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Metrics, every prediction, and the folder both were written to."""
+    """Metrics, every prediction, what was measured of mutual information, and the folder that it was written to."""
 
     metrics: dict[str, Any]
     predictions: list[Prediction]
+    information: Measured | None
     output: Path
 
 
@@ -41,11 +45,13 @@ def score(
     checkpoint: str = "best",
     output: str | None = None,
     data_root: str | None = None,
+    information: bool = True,
 ) -> Scored:
     """Score a split and write metrics.json and predictions.jsonl. Raises UserError for whatever the user can mend.
 
     Metrics: accuracy against gold with its 95% Wilson interval and n; `loss`: the mean of every term of the objective
-    against gold labels, in nats (accuracies of tokens as shares); counts of truncated inputs and targets.
+    against gold labels, in nats (accuracies of tokens as shares); counts of truncated inputs and targets; with
+    `information`, the held-out mutual information of a student that explains.
     """
     workdir = Path(workdir_path).expanduser().absolute()
     config, _, vocabulary = read_run(workdir)
@@ -59,16 +65,18 @@ def score(
             raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
         examples = corpus.splits[split_name]
         split = tokenize(config, vocabulary, examples, train=False)
-        shards = batch_shards(mesh)
-        evaluator = Evaluator(
-            trained.student,
-            make_objective(config),
-            vocabulary,
-            mesh,
-            batch_size=-(-config.eval.batch_size // shards) * shards,
-        )
+        objective = make_objective(config)
+        batch_size = -(-config.eval.batch_size // batch_shards(mesh)) * batch_shards(mesh)
+        evaluator = Evaluator(trained.student, objective, vocabulary, mesh, batch_size=batch_size)
         losses = evaluator.losses(trained.params, split)
         predictions = evaluator.predictions(trained.params, split, examples, corpus.label_kind, eval_decoding(config))
+        measured = None
+        if information and EXPLAIN in objective.tasks:
+            known = corpus.splits["train"]
+            known = tuple(known[row] for row in fitting_rows(len(known), config))
+            fitted = tokenize(config, vocabulary, known, train=True)
+            monitor = InformationMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
+            measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
     metrics: dict[str, Any] = {
         "dataset": corpus.name,
         "split": split_name,
@@ -80,6 +88,8 @@ def score(
             for task, tokens in split.tasks.items()
         },
     }
+    if measured is not None:
+        metrics["information"] = measured.summary()
     folder = Path(output).expanduser().absolute() if output else workdir / "evaluation" / split_name
     if jax.process_index() == 0:
         try:
@@ -88,4 +98,4 @@ def score(
             _write(folder / "predictions.jsonl", (json.dumps(prediction) for prediction in predictions))
         except OSError as error:
             raise UserError(f"cannot write results to {folder}: {error.strerror}") from error
-    return Scored(metrics, predictions, folder)
+    return Scored(metrics, predictions, measured, folder)

@@ -1,0 +1,133 @@
+"""What the mutual-information term costs: time and temporary memory of a training step beside one of `dss`.
+
+    python -m benchmarks.mi_term --preset=small --batch_size=64
+
+Random tokens in full rows, so nothing but this package's step is measured; by default of the lengths that CommonsenseQA
+is padded to. The variants take turns within one process, so that a change in the machine's load meets all of them, and
+ratios are taken turn by turn. Temporaries are what XLA says it allocates for the step beside its arguments and results.
+Imports no tensorflow. Printed as JSON.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from cotmi_jax.mi.critics import CriticConfig
+from cotmi_jax.mi.information import InformationConfig
+from cotmi_jax.models.config import preset
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.sharding import make_mesh, put_batch
+from cotmi_jax.training.optimizer import with_networks
+from cotmi_jax.training.rng import stream_key, train_streams
+from cotmi_jax.training.state import StateDef
+from cotmi_jax.training.step import make_train_step
+
+SEED = 0
+BASELINE = "dss"
+CLAMPED = CriticConfig(clamp=20.0)
+VARIANTS: dict[str, Objective] = {
+    BASELINE: Objective("dss"),
+    "cotmi (infonce, decoder_mean)": Objective("cotmi", information=InformationConfig("infonce", critic=CLAMPED)),
+    "barber_agakov, vocab_max": Objective("cotmi", information=InformationConfig("barber_agakov")),
+    "barber_agakov, vocab_mean": Objective("cotmi", information=InformationConfig("barber_agakov", "vocab_mean")),
+    "released": Objective("cotmi", information=InformationConfig("released")),
+}
+
+
+class Variant(NamedTuple):
+    """A compiled step that goes on from where it left off, and its temporaries in bytes."""
+
+    advance: Callable[[], float]
+    temporaries: int
+
+
+def random_batch(arguments: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
+    """Full rows of random tokens: {task: {inputs, targets}, valid}."""
+    draw = np.random.default_rng(SEED)
+    lengths = {"predict": arguments.label_tokens, "explain": arguments.rationale_tokens}
+    tokens = {
+        task: {
+            "inputs": draw.integers(2, vocab_size, (arguments.batch_size, arguments.input_tokens), dtype=np.int32),
+            "targets": draw.integers(2, vocab_size, (arguments.batch_size, length), dtype=np.int32),
+        }
+        for task, length in lengths.items()
+    }
+    return tokens | {"valid": np.ones(arguments.batch_size, bool)}
+
+
+def make_variant(arguments: argparse.Namespace, objective: Objective, batch: Mapping) -> Variant:
+    """Compile the step of an objective."""
+    mesh = make_mesh()
+    schedule = optax.constant_schedule(5e-5)
+    student = StudentDef.of(preset(arguments.preset))
+    optimizer = with_networks(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule)), optax.adam(1e-3))
+    with jax.set_mesh(mesh):
+        state_def = StateDef.of(student, optimizer, mesh, objective)
+        placed, streams = put_batch(batch, mesh), train_streams(SEED)
+        step = make_train_step(state_def, objective, schedule)
+        compiled = step.lower(state_def.abstract, placed, streams).compile()  # type: ignore[attr-defined]
+        state = None if arguments.memory_only else state_def.init(stream_key(SEED, "init"))
+
+    def advance() -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        state, metrics = compiled(state, placed, streams)
+        loss = float(metrics["loss"])
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"loss {loss}")
+        return time.perf_counter() - begun
+
+    return Variant(advance, compiled.memory_analysis().temp_size_in_bytes)
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--input_tokens", type=int, default=112)
+    parser.add_argument("--label_tokens", type=int, default=8)
+    parser.add_argument("--rationale_tokens", type=int, default=72)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--memory_only", action="store_true", help="compile, run nothing")
+    arguments = parser.parse_args()
+    names = [BASELINE, *(name for name in arguments.variants if name != BASELINE)]
+    batch = random_batch(arguments, preset(arguments.preset).vocab_size)
+    variants = {name: make_variant(arguments, VARIANTS[name], batch) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(0 if arguments.memory_only else arguments.rounds + 1):
+        for name, variant in variants.items():
+            spent = variant.advance()
+            print(f"turn {turn}: {name} {spent:.2f} s", file=sys.stderr, flush=True)
+            if turn:  # the first allocates
+                seconds[name].append(spent)
+    report: dict[str, Any] = {
+        "set-up": {key: value for key, value in vars(arguments).items() if key != "variants"},
+        "device": f"{jax.device_count()} {jax.devices()[0].device_kind}, {platform.processor() or platform.machine()}",
+    }
+    for name, variant in variants.items():
+        extra = variant.temporaries - variants[BASELINE].temporaries
+        report[name] = {"temporaries_gb": variant.temporaries / 1e9, "extra_temporaries_gb": extra / 1e9}
+        if seconds[name]:
+            ratios = [own / base for own, base in zip(seconds[name], seconds[BASELINE], strict=True)]
+            report[name] |= {
+                "seconds_per_step": statistics.median(seconds[name]),
+                "time_ratio": statistics.median(ratios),
+                "time_ratios": ratios,
+            }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
