@@ -34,7 +34,8 @@ def main() -> None:
     print(format_scores(result.metrics, result.information))
     if _EXAMPLES.value:
         print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
-    print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl")
+    picture = ", information.png" if result.drawn else ""
+    print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl{picture}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ SEED_RECIPE = {
     "eval.every": 3,
     "eval.examples": 12,  # so that the last batch is padded
     "checkpoint.every": 2,
+    "mi.monitor.every": 0,  # it takes longer than the run; test_monitor.py has runs that measure
 }
 TIMINGS = ("train/seconds_per_step", "train/examples_per_second")
 COMMAND_SECONDS = 300.0  # on a busy machine

@@ -13,7 +13,10 @@ from helpers import random_batch
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.mi.critics import CRITICS, CriticConfig
+from cotmi_jax.mi.information import InformationConfig, networks_def
 from cotmi_jax.models.config import FAMILIES, PRESETS, preset
+from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.sharding import (
     MESH_AXES,
@@ -37,10 +40,10 @@ def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
     return AbstractMesh(sizes, MESH_AXES)
 
 
-def shardings_of(student: StudentDef, mesh: AbstractMesh) -> dict[str, tuple[tuple[int, ...], NamedSharding]]:
+def shardings_of(network: ModuleDef, mesh: AbstractMesh) -> dict[str, tuple[tuple[int, ...], NamedSharding]]:
     """Parameter → (shape, sharding)."""
-    where = param_shardings(student.shapes, student.axes, mesh)  # type: ignore[arg-type]
-    shapes = jax.tree_util.tree_leaves_with_path(student.shapes)
+    where = param_shardings(network.shapes, network.axes, mesh)  # type: ignore[arg-type]
+    shapes = jax.tree_util.tree_leaves_with_path(network.shapes)
     names = ["/".join(entry.key for entry in path) for path, _ in shapes]
     placed = jax.tree.leaves(where)
     return {name: (leaf.shape, spot) for name, (_, leaf), spot in zip(names, shapes, placed, strict=True)}
@@ -53,18 +56,22 @@ def describe(shape: tuple[int, ...], where: NamedSharding) -> str:
 
 
 def make_golden() -> dict[str, dict[str, dict[str, str] | str]]:
-    """Family and preset → mesh → parameter → description, or what is wrong with the mesh."""
+    """Family and preset, or critic → mesh → parameter → description, or what is wrong with the mesh."""
+    networks: dict[str, ModuleDef] = {
+        f"{family} {name}": StudentDef.of(preset(name, family)) for family in FAMILIES for name in PRESETS
+    }
+    networks |= {
+        f"critic {name}": networks_def(InformationConfig(critic=CriticConfig(name)), preset("base")) for name in CRITICS
+    }
     golden: dict[str, dict[str, dict[str, str] | str]] = {}
-    for family in FAMILIES:
-        for name in PRESETS:
-            student = StudentDef.of(preset(name, family))
-            meshes = golden.setdefault(f"{family} {name}", {})
-            for title, sizes in MESHES.items():
-                try:
-                    found = shardings_of(student, abstract_mesh(sizes))
-                    meshes[title] = {path: describe(*placed) for path, placed in found.items()}
-                except UserError as error:
-                    meshes[title] = str(error)
+    for name, network in networks.items():
+        meshes = golden.setdefault(name, {})
+        for title, sizes in MESHES.items():
+            try:
+                found = shardings_of(network, abstract_mesh(sizes))
+                meshes[title] = {path: describe(*placed) for path, placed in found.items()}
+            except UserError as error:
+                meshes[title] = str(error)
     return golden
 
 

@@ -4,6 +4,7 @@ I(Z;V) ≥ H(Z) + E log q(z|v) (Barber and Agakov 2003, eq. 3). Losses are −E 
 what is trained as long as Z is detached, which every loss here sees to.
 """
 
+import functools
 import math
 
 import jax
@@ -41,7 +42,9 @@ def gaussian_loss(z_BxD: Array, mean_BxD: Array, log_std_BxD: Array) -> Array:
 def gaussian_log_q(v_KxD: Array, mean_KxD: Array, log_std_KxD: Array) -> Array:
     """log_q_KxK[i, j] = log N(v_j; mean_i, std_i²), as products of matrices: nothing of size K²·D is made."""
     precision_KxD = jnp.exp(-2.0 * log_std_KxD)
-    squares_KxK = precision_KxD @ (v_KxD**2).T - 2.0 * (precision_KxD * mean_KxD) @ v_KxD.T
+    # In full float32, which accelerators would round: large terms cancel here.
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    squares_KxK = product(precision_KxD, (v_KxD**2).T) - 2.0 * product(precision_KxD * mean_KxD, v_KxD.T)
     constant_K = (precision_KxD * mean_KxD**2 + 2.0 * log_std_KxD + math.log(2 * math.pi)).sum(axis=-1)
     return -0.5 * (squares_KxK + constant_K[:, None])
 

@@ -83,6 +83,11 @@ def check_critic(config: CriticConfig, estimator: Estimator, num_pairs: int, *, 
         )
 
 
+def all_products(x_KxC: Array, y_KxC: Array) -> Array:
+    """⟨x_i, y_j⟩ for all pairs, in full float32: accelerators would by default round the factors of a product."""
+    return jnp.matmul(x_KxC, y_KxC.T, precision=jax.lax.Precision.HIGHEST)
+
+
 def normalize(x_KxD: Array, normalization: str) -> Array:
     """The vectors in float32, each to mean 0 and variance 1 over its entries where asked for."""
     x_KxD = x_KxD.astype(jnp.float32)
@@ -155,7 +160,9 @@ class Separable(nnx.Module):
 
     def __call__(self, z_KxD: Array, v_KxE: Array, key_z: Array | None, key_v: Array | None) -> Scores:
         (g_KxC, a_K), (h_KxC, b_K) = self.z(z_KxD, key_z), self.v(v_KxE, key_v)
-        return Scores(g_KxC @ h_KxC.T + a_K[:, None] + b_K[None, :], (g_KxC * h_KxC).sum(axis=-1) + a_K + b_K)
+        return Scores(
+            all_products(g_KxC, h_KxC) + a_K[:, None] + b_K[None, :], (g_KxC * h_KxC).sum(axis=-1) + a_K + b_K
+        )
 
 
 class Bilinear(nnx.Module):
@@ -170,7 +177,7 @@ class Bilinear(nnx.Module):
     def __call__(self, z_KxD: Array, v_KxE: Array, key_z: Array | None, key_v: Array | None) -> Scores:
         z_KxD, v_KxE = normalize(z_KxD, self.normalization), normalize(v_KxE, self.normalization)
         mapped_KxE = z_KxD @ self.weight[...]
-        score_KxK, positive_K = mapped_KxE @ v_KxE.T, (mapped_KxE * v_KxE).sum(axis=-1)
+        score_KxK, positive_K = all_products(mapped_KxE, v_KxE), (mapped_KxE * v_KxE).sum(axis=-1)
         if self.z is not None and self.v is not None:
             a_K = self.z(jnp.concatenate([z_KxD, z_KxD**2], axis=-1))[:, 0]
             b_K = self.v(jnp.concatenate([v_KxE, v_KxE**2], axis=-1))[:, 0]
@@ -213,7 +220,7 @@ class Hybrid(nnx.Module):
     def __call__(self, z_KxD: Array, v_KxE: Array, key_z: Array | None, key_v: Array | None) -> Scores:
         (g_KxC, a_K), (h_KxC, b_K) = self.separable.z(z_KxD, key_z), self.separable.v(v_KxE, key_v)
         rest = self.pairwise(g_KxC, h_KxC, key_z, key_v)
-        score_KxK = g_KxC @ h_KxC.T + a_K[:, None] + b_K[None, :] + rest.score_KxK
+        score_KxK = all_products(g_KxC, h_KxC) + a_K[:, None] + b_K[None, :] + rest.score_KxK
         return Scores(score_KxK, (g_KxC * h_KxC).sum(axis=-1) + a_K + b_K + rest.positive_K)
 
 

@@ -105,11 +105,12 @@ class Run:
         if bad:
             self.checkpoints.wait()  # the last one may still be on its way to disk
             last = saved(self.checkpoints.workdir, "latest")
-            parts = [name for name in values if name.startswith("mi") and name not in bad] if "mi" in bad else []
-            cure = "objective.beta or mi.learning_rate, or set mi.critic.clamp," if parts else "optimizer.learning_rate"
+            parts = [name for name in values if name.startswith("mi_") and name not in bad]
+            cure = ", mi.learning_rate or mi.critic.clamp" if parts else ""
             raise UserError(
                 f"step {step}: {', '.join(f'{name} is {values[name]:g}' for name in bad + parts)}; "
-                f"the last checkpoint, {last or 'none yet'}, is from before: lower {cure} in another --workdir"
+                f"the last checkpoint, {last or 'none yet'}, is from before: lower optimizer.learning_rate{cure} in "
+                "another --workdir"
             )
         return values
 

@@ -15,6 +15,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.accuracy import summarize
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.information import InformationMonitor, Measured, fitting_rows
+from cotmi_jax.evaluation.plots import draw_information
 from cotmi_jax.sharding import batch_shards, make_mesh
 from cotmi_jax.training.experiment import eval_decoding, load_data, make_objective, tokenize
 from cotmi_jax.training.restore import load_workdir, parse_which
@@ -23,12 +24,16 @@ from cotmi_jax.training.workdir import read_run
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Metrics, every prediction, what was measured of mutual information, and the folder that it was written to."""
+    """Metrics, every prediction, what was measured of mutual information, and the folder it was written to.
+
+    drawn: whether the run had measured mutual information often enough for a picture of it.
+    """
 
     metrics: dict[str, Any]
     predictions: list[Prediction]
     information: Measured | None
     output: Path
+    drawn: bool
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
@@ -91,11 +96,13 @@ def score(
     if measured is not None:
         metrics["information"] = measured.summary()
     folder = Path(output).expanduser().absolute() if output else workdir / "evaluation" / split_name
+    drawn = False
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / "metrics.json", [json.dumps(metrics, indent=1)])
             _write(folder / "predictions.jsonl", (json.dumps(prediction) for prediction in predictions))
+            drawn = draw_information(workdir, folder / "information.png")
         except OSError as error:
             raise UserError(f"cannot write results to {folder}: {error.strerror}") from error
-    return Scored(metrics, predictions, measured, folder)
+    return Scored(metrics, predictions, measured, folder, drawn)
