@@ -2,7 +2,7 @@
 
     python -m benchmarks.mi_staircase --output=docs/mi_staircase.png
 
-Pairs of 20 dimensions correlate by rho in each, so that I = −10·log(1 − rho²) is known. A critic is trained anew at every
+Pairs of 20 dimensions correlate by rho in each, so I = −10·log(1 − rho²) is known. A critic is trained anew at each
 level, on fresh pairs at every step: what an estimator then misses is its own bias, not a lack of data. Levels of one
 estimator train side by side in one program. The quadratic critic contains the exact density ratio.
 """
@@ -186,8 +186,8 @@ def main() -> None:
     print(json.dumps(report, indent=1) if arguments.json else text(rows))
     if arguments.output:
         title = (
-            f"{DIMENSIONS}-dimensional Gaussians, {arguments.critic} critic, K = {arguments.num_pairs} pairs at a time, "
-            f"{arguments.steps:,} steps a level"
+            f"{DIMENSIONS}-dimensional Gaussians, {arguments.critic} critic, K = {arguments.num_pairs} pairs at a "
+            f"time, {arguments.steps:,} steps a level"
         )
         draw(runs, arguments.num_pairs, title, arguments.output)
 

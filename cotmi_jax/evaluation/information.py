@@ -106,7 +106,7 @@ class InformationMonitor:
 
         def states(params: Params, batch: Batch) -> dict[str, Array]:
             outputs = objective.forward(student.bind(params), batch, None)
-            label, rationale = (outputs[task].source(student.config.pad_id) for task in (PREDICT, EXPLAIN))
+            label, rationale = (outputs[task].source() for task in (PREDICT, EXPLAIN))
             pooled = {
                 "z": pooling.mean(label.states_RxTxD, label.target_RxNxT),
                 "v": pooling.mean(rationale.states_RxTxD, rationale.target_RxNxT),

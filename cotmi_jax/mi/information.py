@@ -141,6 +141,8 @@ class InformationConfig:
         """Raises UserError where batches of this size cannot be scored."""
         if self.scored:
             check_critic(self.critic, self.bound(), num_pairs)
+        elif self.couples_examples and num_pairs < 2:
+            raise UserError(f"mi.compression.name {self.compression} on {num_pairs} pairs: it contrasts at least 2")
 
     def ramp(self, step: Array) -> Array:
         """Share of beta at a step: 0 while the critic warms up, then linearly to 1. 1 without a critic."""
@@ -206,7 +208,7 @@ def _pool(name: str, source: Source, query: Array | None) -> Array:
         feature = pooling.mean(source.encoded_RxSxD, source.input_RxNxS)
     elif name == "decoder_attention":
         assert query is not None
-        feature = pooling.attention(source.states_RxTxD, source.target_RxNxT, query[...])
+        feature = pooling.attention(source.states_RxTxD, source.target_RxNxT, query)
     else:
         pool = {"decoder_mean": pooling.mean, "decoder_max": pooling.maximum}[name]
         feature = pool(source.states_RxTxD, source.target_RxNxT)
@@ -236,14 +238,17 @@ def gather_features(
 ) -> Features:
     """Z and V of a batch. The student sees beta · ramp of the term's gradient, on the sides that are not detached."""
     z_factor, v_factor = (None if config.detach == side else beta * ramp for side in ("z", "v"))
-    query_z, query_v = (getattr(networks, name, None) for name in ("query_z", "query_v"))
+    queries = (getattr(networks, name, None) for name in ("query_z", "query_v"))
+    query_z, query_v = (None if query is None else query[...] for query in queries)
     z_BxD = _pool(config.z_feature, _through(label, z_factor), query_z)
     v_BxE = _pool(config.v_feature, _through(rationale, v_factor), query_v)
     x_BxD = z_free_BxD = None
     if config.compression != "none":
         x_BxD = _pool("encoder_mean", _through(label, None), None)
         factor = ramp * (config.compression_weight if config.compression == "club" else beta)
-        z_free_BxD = _pool(config.z_feature, _through(label, factor), query_z)
+        # CLUB's penalty moves the student alone.
+        query = jax.lax.stop_gradient(query_z) if config.compression == "club" else query_z
+        z_free_BxD = _pool(config.z_feature, _through(label, factor), query)
     return Features(z_BxD, v_BxE, x_BxD, z_free_BxD)
 
 
@@ -316,8 +321,12 @@ def _scored(
     )
     positive, negative = bounds.parts(scores.score_KxK, valid_B, positive_K=scores.positive_K)
     read = {"mi": -bound.objective, "mi_value": bound.value, "mi_positive": positive, "mi_negative": negative}
-    cap = estimator.cap(z_BxD.shape[0])
-    return (read | {"mi_saturation": bound.value / cap} if math.isfinite(cap) else read), state
+    size = z_BxD.shape[0]
+    if math.isfinite(estimator.cap(size)):
+        # Every cap grows with the logarithm of the pairs, which are as many as are valid.
+        cap = estimator.cap(size) + jnp.log(jnp.maximum(valid_B.sum(), 2) / size)
+        read["mi_saturation"] = bound.value / cap
+    return read, state
 
 
 def _unscored(

@@ -32,18 +32,17 @@ class TaskOutput(NamedTuple):
     """What the student computed for one task under teacher forcing; log_pooled only where it was asked for."""
 
     encoded_BxSxD: Array
-    inputs_BxS: Array
+    input_mask_BxS: Array  # the real input tokens of valid examples
     states_BxTxD: Array
     mask_BxT: Array  # the real target tokens of valid examples
     loss_BxT: Array
     hit_BxT: Array
     log_pooled_BxNxV: Array | None
 
-    def source(self, pad_id: int) -> Source:
+    def source(self) -> Source:
         """As features are pooled from it: a padded batch has one example a row."""
-        inputs_Bx1xS = (self.inputs_BxS != pad_id)[:, None, :]
-        target_Bx1xT = self.mask_BxT[:, None, :]
-        return Source(self.encoded_BxSxD, inputs_Bx1xS, self.states_BxTxD, target_Bx1xT, self.log_pooled_BxNxV)
+        inputs_Bx1xS, targets_Bx1xT = self.input_mask_BxS[:, None, :], self.mask_BxT[:, None, :]
+        return Source(self.encoded_BxSxD, inputs_Bx1xS, self.states_BxTxD, targets_Bx1xT, self.log_pooled_BxNxV)
 
 
 class Part(NamedTuple):
@@ -145,7 +144,7 @@ class Objective:
         outputs = self.forward(student, batch, key)
         if not self.has_information:
             return Part(_token_terms(outputs), None)
-        label, rationale = (outputs[task].source(student.config.pad_id) for task in (PREDICT, EXPLAIN))
+        label, rationale = (outputs[task].source() for task in (PREDICT, EXPLAIN))
         features = gather_features(self.information, networks, label, rationale, beta, ramp)
         return Part(_token_terms(outputs), features)
 
@@ -205,7 +204,8 @@ class Objective:
                 member_BxNxT=pooled_BxT[:, None, :] if pool else None,
                 pool=pool,
             )
-            outputs[task] = TaskOutput(encoded_BxSxD, inputs_BxS, states_BxTxD, mask_BxT, *scanned)
+            input_mask_BxS = token_mask(inputs_BxS, batch["valid"], pad_id)
+            outputs[task] = TaskOutput(encoded_BxSxD, input_mask_BxS, states_BxTxD, mask_BxT, *scanned)
         return outputs
 
     def _pool(self, task: str) -> Pool | None:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
+from cotmi_jax.sharding import batch_shards
+
 Pool = Literal["max", "mean"]
 Logits = Callable[..., Array]
 
@@ -61,7 +63,7 @@ def scan_tokens(
     member_BxNxT: Array | None = None,
     pool: Pool | None = None,
     mask_BxT: Array | None = None,
-    chunk: int = 8,
+    chunk: int | None = None,
 ) -> TokenScan:
     """Cross-entropy and hit of every target, and the probabilities of each segment pooled over its positions.
 
@@ -72,13 +74,18 @@ def scan_tokens(
     mask_BxT: where it is False the state is read as zero and belongs to no segment, so that whatever lies there, NaN
         included, reaches no other value and no gradient; loss and hit there are finite and mean nothing. A zero
         cotangent does not do this: 0 · NaN is NaN in the gradient of the head. None reads every position.
-    chunk: most positions at a time; memory grows with B · chunk · V. T need not be a multiple of it.
+    chunk: most positions at a time; memory grows with B · chunk · V. T need not be a multiple of it. None: as many as
+        make 256 rows on a device, at least 8. Fewer rows leave processors idle, and over a mesh every chunk costs a sum
+        of the head's gradient over the devices.
 
     Reverse-mode differentiable, once. Where the caller stops the gradient of a result, its backward work is left out.
     """
     if (pool is None) != (member_BxNxT is None):
         raise ValueError("pool and member_BxNxT are given together or not at all")
     batch, length, _ = states_BxTxD.shape
+    if chunk is None:
+        mesh = jax.sharding.get_abstract_mesh()
+        chunk = max(8, 256 * (1 if mesh.empty else batch_shards(mesh)) // batch)
     member_BxNxT = jnp.zeros((batch, 0, length), bool) if member_BxNxT is None else member_BxNxT
     if mask_BxT is not None:
         states_BxTxD = jnp.where(mask_BxT[..., None], states_BxTxD, 0)

@@ -68,23 +68,27 @@ class _Differentiable:
         loss = sum(coefficients[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
         return jnp.asarray(loss), (terms, features)
 
-    def inform(self, params: Params, features: Features, part: Mapping) -> tuple[Array, tuple[Terms, MineState | None]]:
+    def inform(
+        self, params: Params, features: Features, part: Mapping, key: Array | None
+    ) -> tuple[Array, tuple[Terms, MineState | None]]:
         """The mutual-information term of features, at full strength (the features' own gradient carries beta)."""
         networks, pairs_B = self.information.networks, self.objective.pairs(part, self.student.config.pad_id)
         bound = frozen = None
         if networks is not None:
             bound, frozen = networks.bind(params["mi"]), networks.bind(jax.lax.stop_gradient(params["mi"]))
         total, terms, state = self.objective.inform(
-            bound, frozen, features, pairs_B, self.weights["mi"], self.information.key, self.information.state
+            bound, frozen, features, pairs_B, self.weights["mi"], key, self.information.state
         )
         return total, (terms, state)
 
-    def whole(self, params: Params, part: Mapping, key: Array | None) -> tuple[Array, tuple[Terms, MineState | None]]:
+    def whole(
+        self, params: Params, part: Mapping, key: Array | None, information_key: Array | None
+    ) -> tuple[Array, tuple[Terms, MineState | None]]:
         """Both together."""
         loss, (terms, features) = self.tokens(params, part, key)
         if features is None:
             return loss, (terms, self.information.state)
-        total, (more, state) = self.inform(params, features, part)
+        total, (more, state) = self.inform(params, features, part, information_key)
         return loss + total, (terms | more, state)
 
     def reported(self, terms: Terms) -> Array:
@@ -115,18 +119,20 @@ def loss_and_grads(
     """
     functions = _Differentiable(student, objective, batch, information)
     if micro_batches == 1:
-        (_, (terms, state)), grads = jax.value_and_grad(functions.whole, has_aux=True)(params, batch, key)
+        (_, (terms, state)), grads = jax.value_and_grad(functions.whole, has_aux=True)(
+            params, batch, key, information.key
+        )
         return Gradient(functions.reported(terms), terms, grads, state)
     parts = split_micro_batches(batch, micro_batches)
-    keys = None if key is None else jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(micro_batches))
+    keys, information_keys = (_fold_in(each, micro_batches) for each in (key, information.key))
     if not objective.couples_examples:
-        grads, (terms, _) = _accumulate(functions.whole, params, (parts, keys))
+        grads, (terms, _) = _accumulate(functions.whole, params, (parts, keys, information_keys))
         return Gradient(functions.reported(terms), terms, grads, information.state)
 
     _, features = jax.lax.map(lambda part: functions.tokens(params, *part)[1], (parts, keys))
     features = jax.lax.stop_gradient(merge_micro_batches(features))
     differentiate = jax.value_and_grad(functions.inform, argnums=(0, 1), has_aux=True)
-    (_, (more, state)), (information_grads, feature_grads) = differentiate(params, features, batch)
+    (_, (more, state)), (information_grads, feature_grads) = differentiate(params, features, batch, information.key)
 
     def surrogate(
         params: Params, part: Mapping, key: Array | None, cotangent: Features
@@ -141,6 +147,11 @@ def loss_and_grads(
     grads, (terms, _) = _accumulate(surrogate, params, (parts, keys, cotangents))
     grads = jax.tree.map(jnp.add, grads, information_grads)
     return Gradient(functions.reported(terms | more), terms | more, grads, state)
+
+
+def _fold_in(key: Array | None, num: int) -> Array | None:
+    """A key for each of num parts; None stays None."""
+    return None if key is None else jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num))
 
 
 def _accumulate(function: Callable, params: Params, parts: tuple) -> tuple[Params, tuple]:
