@@ -118,7 +118,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.model.preset = "tiny"
     config.model.init = "random"
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 1)
-    config.mi.warmup_steps = min(config.mi.warmup_steps, 1)
+    config.mi.warmup_steps = 0
     config.mi.ramp_steps = min(config.mi.ramp_steps, 1)
     config.mi.critic.hidden = 32
     config.mi.monitor.every = 4

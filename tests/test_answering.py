@@ -22,6 +22,7 @@ from cotmi_jax.evaluation import answering, evaluator
 from cotmi_jax.evaluation.answering import Answer, Answerer
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.report import format_examples, format_scores
+from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.decoding import Decoding, Generated
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
@@ -178,7 +179,8 @@ def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
 
 
 def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator:
-    return Evaluator(STUDENT, Objective(objective), VOCABULARY, mesh, batch_size=batch_size)
+    evaluated = Objective(objective, information=InformationConfig("barber_agakov"))  # needs no network of its own
+    return Evaluator(STUDENT, evaluated, VOCABULARY, mesh, batch_size=batch_size)
 
 
 def test_a_padded_last_batch_scores_as_each_example_by_itself(mesh: Mesh) -> None:

@@ -15,6 +15,8 @@ RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py
 SMOKE_KEYS = {
     *("steps", "batch_size", "data.size", "model.preset", "model.init", "optimizer.warmup_steps"),
     *("eval.every", "eval.examples", "eval.batch_size", "eval.max_decode_tokens", "checkpoint.every", "log.every"),
+    *("mi.warmup_steps", "mi.ramp_steps", "mi.critic.hidden"),
+    *("mi.monitor.every", "mi.monitor.examples", "mi.monitor.pairs"),
 }
 
 
@@ -77,11 +79,14 @@ def test_an_unknown_variant_is_refused(arg: str) -> None:
             for key in ("steps", "batch_size", "micro_batches", "eval.batch_size", "eval.max_decode_tokens")
             + ("checkpoint.every", "checkpoint.keep", "log.every", "data.size")
             + ("data.max_input_tokens", "data.max_target_tokens")
+            + ("mi.critic.hidden", "mi.critic.layers", "mi.critic.dim", "mi.monitor.examples")
         ),
         *(
             ({key: -1}, f"config.{key} is -1: it must be at least 0")
             for key in ("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps")
+            + ("mi.warmup_steps", "mi.ramp_steps", "mi.monitor.every")
         ),
+        ({"mi.monitor.pairs": 1}, "config.mi.monitor.pairs is 1: it must be at least 2"),
         ({"batch_size": 12, "micro_batches": 5}, "config.batch_size 12 does not divide into config.micro_batches 5"),
         ({"steps": 5, "optimizer.warmup_steps": 5}, "config.optimizer.warmup_steps 5 must be below config.steps 5"),
         ({"model.dropout": 1.0}, "config.model.dropout is 1.0"),
@@ -126,7 +131,7 @@ def test_a_run_may_go_on_with_other_places_rhythms_and_devices_but_no_other_reci
     value = flatten(base())[key]
     other = {bool: lambda: not value, str: lambda: f"{value}x"}.get(type(value), lambda: value + 1)()
     found = differences(base(), changed({key: other}))
-    may = key in ("data.root", "data.vocabulary") or key.split(".")[0] in ("checkpoint", "log", "mesh")
+    may = key in ("data.root", "data.vocabulary") or key.startswith(("checkpoint.", "log.", "mesh.", "mi.monitor."))
     assert found == ([] if may else [f"{key}: {value} → {other}"])
 
 

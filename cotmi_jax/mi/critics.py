@@ -227,7 +227,8 @@ class Hybrid(nnx.Module):
 class Critic(nnx.Module):
     """A critic of any kind with its soft clamp, and the baseline a(v) where the estimator needs one."""
 
-    def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, baseline: bool, rngs: nnx.Rngs):
+    def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, estimator: Estimator, *, rngs: nnx.Rngs):
+        baseline = estimator.baseline
         kinds: dict[str, Callable[..., nnx.Module]] = {
             "separable": Separable,
             "bilinear": functools.partial(Bilinear, squares=False),
@@ -239,6 +240,7 @@ class Critic(nnx.Module):
         self.baseline_mlp = MLP(v_dim, config, rngs=rngs) if baseline else None
         self.baseline_out = Linear(config.hidden, 1, scale=0.0, split=False, rngs=rngs) if baseline else None
         self.clamp = config.clamp
+        self.origin = estimator.origin
 
     def __call__(self, z_KxD: Array, v_KxE: Array, key: Array | None = None) -> Scores:
         """Scores of all pairs; dropout is on where a key is given. Raises ValueError where K differs."""
@@ -246,9 +248,10 @@ class Critic(nnx.Module):
             raise ValueError(f"{z_KxD.shape[0]} z and {v_KxE.shape[0]} v: features come in pairs")
         key_z, key_v = (None, None) if key is None else jax.random.split(key)
         scores = self.scorer(z_KxD, v_KxE, key_z, key_v)
-        if not self.clamp:
-            return scores
-        return Scores(*(self.clamp * jnp.tanh(score / self.clamp) for score in scores))
+        if self.clamp:
+            scores = Scores(*(self.clamp * jnp.tanh(score / self.clamp) for score in scores))
+        # Networks begin at a score of 0: with this, so does what is read.
+        return Scores(*(score + self.origin for score in scores))
 
     def baseline(self, v_KxE: Array, key: Array | None = None) -> Array | None:
         """a(v) [K], None where there is none."""
@@ -257,10 +260,10 @@ class Critic(nnx.Module):
         return self.baseline_out(self.baseline_mlp(v_KxE, key))[:, 0]
 
 
-def _build(z_dim: int, v_dim: int, config: CriticConfig, baseline: bool, rngs: nnx.Rngs) -> Critic:
-    return Critic(z_dim, v_dim, config, baseline=baseline, rngs=rngs)
+def _build(z_dim: int, v_dim: int, config: CriticConfig, estimator: Estimator, rngs: nnx.Rngs) -> Critic:
+    return Critic(z_dim, v_dim, config, estimator, rngs=rngs)
 
 
 def critic_def(z_dim: int, v_dim: int, config: CriticConfig, estimator: Estimator) -> ModuleDef[Critic]:
     """A critic apart from its parameters."""
-    return ModuleDef.trace(functools.partial(_build, z_dim, v_dim, config, estimator.baseline))
+    return ModuleDef.trace(functools.partial(_build, z_dim, v_dim, config, estimator))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from cotmi_jax.mi.nonparametric import cca, ksg
 
 NONPARAMETRIC = {"ksg": ksg, "cca": cca}
 NAMES = (*SCORED, *CONDITIONAL, *NONPARAMETRIC)
+_SETTINGS = {"infonce": "axis", "interpolated": "alpha", "smile": "tau", "mine": "decay"}
+_LAYER_DIMS = 8  # below, mean and variance of a vector are too much of it to lose
 _FIT, _STOP = 0.6, 0.15  # shares of the pairs; the rest is read
 _SUBSETS = 10  # into which a non-parametric estimate is split for its standard error
 
@@ -44,7 +47,7 @@ class Estimate:
         """The value for people: "≥ 1.874 ± 0.040 nats (…)"."""
         # An upper bound holds as far as q is p, and q was fitted.
         sign = {"lower": "≥", "upper": "≲", "neither": "≈"}[self.direction]
-        text = f"{sign} {self.value:.3f} ± {self.standard_error:.3f} nats ({self.estimator}, {self.pairs:,} pairs"
+        text = f"{sign} {round(self.value, 3) + 0.0:.3f} ± {self.standard_error:.3f} nats ({self.estimator}, {self.pairs:,} pairs"
         return text + (f", {self.saturation:.0%} of the cap {self.cap:.2f})" if math.isfinite(self.cap) else ")")
 
     def __str__(self) -> str:
@@ -52,24 +55,27 @@ class Estimate:
 
 
 def check_features(x: np.ndarray, y: np.ndarray) -> Pairs:
-    """Both as float32 [N, D]. Raises UserError for shapes that are no pairs and for values that are not finite."""
+    """Both as float64 [N, D]. Raises UserError for shapes that are no pairs and for values that are not finite."""
     arrays = []
     for name, array in (("x", x), ("y", y)):
-        array = np.asarray(array)
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise UserError(f"{name} is no array: give samples by row, [N] or [N, D], all of one length") from error
         if array.ndim == 1:
             array = array[:, None]
         if array.ndim != 2 or array.shape[1] == 0:
             raise UserError(f"{name} has shape {array.shape}: give samples by row, [N] or [N, D]")
         if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
             raise UserError(f"{name} holds {array.dtype}: give real numbers (one-hot rows for classes)")
-        bad = np.argwhere(~np.isfinite(array))
+        bad = np.argwhere(~(np.abs(array) <= np.finfo(np.float32).max))
         if bad.size:
             row, column = bad[0]
             raise UserError(
-                f"{name}[{row}, {column}] is {array[row, column]}, one of {len(bad)} values that are not finite: drop "
-                "those rows"
+                f"{name}[{row}, {column}] is {array[row, column]}, one of {len(bad)} values that are not finite in "
+                "float32: drop those rows"
             )
-        arrays.append(array.astype(np.float32))
+        arrays.append(array.astype(np.float64))
     if len(arrays[0]) != len(arrays[1]):
         raise UserError(
             f"x has {len(arrays[0])} rows and y {len(arrays[1])}: row i of one pairs with row i of the other"
@@ -85,6 +91,15 @@ def _standardized(parts: list[Pairs]) -> list[Pairs]:
         scale = np.where(std > 1e-6 * max(float(std.max()), 1e-30), 1.0 / np.where(std == 0, 1.0, std), 0.0)
         scaled.append([(part[side] - mean) * scale for part in parts])
     return list(zip(*scaled, strict=True))
+
+
+def _check_settings(name: str, settings: Mapping[str, object]) -> None:
+    """Raises UserError for a setting that the estimator would not read."""
+    takes = _SETTINGS.get(name)
+    for setting in settings:
+        if setting != takes:
+            rest = f"its setting is {takes}" if takes else "it has no settings"
+            raise UserError(f"{name} does not take {setting}: {rest}, leave {setting} out")
 
 
 def make_reader(name: str, **settings: float) -> Estimator:
@@ -104,8 +119,11 @@ def estimate_parts(
     standardize: bool = True,
 ) -> Estimate:
     """Fit on the first pairs, stop on the second, report from the third."""
+    parts = [fitting, stopping, reading]
     if standardize:
-        fitting, stopping, reading = _standardized([fitting, stopping, reading])
+        parts = _standardized(parts)
+    # Not before: float32 would lose what varies beside a large mean.
+    fitting, stopping, reading = ((x.astype(np.float32), y.astype(np.float32)) for x, y in parts)
     # Four blocks at least, so that the standard error means something.
     num_pairs = min(config.num_pairs, len(fitting[0]), len(stopping[0]), len(reading[0]) // 4)
     if estimator.name in SCORED:
@@ -151,7 +169,16 @@ def estimate(
     """
     if estimator not in NAMES:
         raise UserError(f"unknown estimator {estimator!r}: choose one of {', '.join(NAMES)}")
+    _check_settings(estimator, settings)
+    if isinstance(critic, str):
+        critic = CriticConfig(critic, normalization="none")
+    if seed < 0:
+        raise UserError(f"seed is {seed}: it must be at least 0")
     x, y = check_features(x, y)
+    if critic.normalization == "layer" and min(x.shape[1], y.shape[1]) < _LAYER_DIMS:
+        raise UserError(
+            f"critic normalization layer on {min(x.shape[1], y.shape[1])} dimensions throws two of them away: choose none"
+        )
     order = np.random.default_rng(seed).permutation(len(x))
     x, y = x[order], y[order]
     if estimator in NONPARAMETRIC:
@@ -163,7 +190,7 @@ def estimate(
     return estimate_parts(
         *parts,
         estimator=make_reader(estimator, **settings),
-        critic=CriticConfig(critic, normalization="none") if isinstance(critic, str) else critic,
+        critic=critic,
         config=FitConfig(num_pairs, steps, learning_rate),
         seed=seed,
         standardize=standardize,
@@ -173,6 +200,11 @@ def estimate(
 def _nonparametric(x: np.ndarray, y: np.ndarray, name: str) -> Estimate:
     """On all pairs, with the standard error of the mean of disjoint subsets."""
     function = NONPARAMETRIC[name]
+    needed = _SUBSETS * (4 if name == "ksg" else x.shape[1] + y.shape[1] + 1)
+    if len(x) < needed:
+        raise UserError(
+            f"{name} on {len(x)} samples of {x.shape[1]} and {y.shape[1]} dimensions: give at least {needed}"
+        )
     value = function(x, y)
     subsets = [function(x[i::_SUBSETS], y[i::_SUBSETS]) for i in range(_SUBSETS)]
     error = float(np.std(subsets, ddof=1) / _SUBSETS**0.5)

@@ -19,7 +19,7 @@ class Estimator:
     """An estimator that reads critic scores, with its settings.
 
     direction: of its value in expectation: a lower bound, an upper bound, or neither.
-    optimum: the critic at which it is tight; r is the density ratio.
+    optimum: the critic at which it is tight; r is the density ratio. origin: that critic where r is 1.
     baseline: whether it needs a(v) beside the scores. stateful: whether it carries a MineState.
     exponentiates: whether e^f enters its gradient unnormalized, so that scores want a soft clamp.
     """
@@ -30,6 +30,7 @@ class Estimator:
     baseline: bool = False
     stateful: bool = False
     exponentiates: bool = False
+    origin: float = 0.0
     axis: Axis = "row"  # infonce
     alpha: float = 0.01  # interpolated
     tau: float = 5.0  # smile
@@ -78,7 +79,7 @@ ESTIMATORS: dict[str, Estimator] = {
     estimator.name: estimator
     for estimator in (
         Estimator("infonce", "lower", "log r + c(z)"),
-        Estimator("nwj", "lower", "1 + log r", exponentiates=True),
+        Estimator("nwj", "lower", "1 + log r", exponentiates=True, origin=1.0),
         Estimator("tuba", "lower", "log r + a(v)", baseline=True, exponentiates=True),
         Estimator("interpolated", "lower", "log r"),
         Estimator("dv", "neither", "log r + c", exponentiates=True),

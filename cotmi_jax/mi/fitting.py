@@ -42,6 +42,12 @@ class FitConfig:
     every: int = 50
     patience: int = 8
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps is {self.steps}: a critic is fitted in at least 1")
+        if not 0.0 < self.learning_rate < 1.0:
+            raise UserError(f"learning_rate is {self.learning_rate}: it lies between 0 and 1 (say 2e-3)")
+
 
 class Fit(NamedTuple):
     """A network on its way."""
@@ -110,7 +116,7 @@ class Model:
 def make_model(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig) -> Model:
     """The model of an estimator on features of these sizes."""
     if estimator.name in CONDITIONAL:
-        return Model(estimator, ModuleDef.trace(lambda rngs: GaussianHead(z_dim, v_dim, critic, rngs=rngs)))
+        return Model(estimator, ModuleDef.trace(lambda rngs: GaussianHead(z_dim, v_dim, critic, scale=0.0, rngs=rngs)))
     return Model(estimator, critic_def(z_dim, v_dim, critic, estimator))
 
 
@@ -172,9 +178,11 @@ def fit_and_read(
     curve: list[tuple[int, float]] = []
     rows = _batches(sizes[0], config, seed)
     # From step 0 on: where there is nothing to find, the critic that knows nothing is the best.
-    for step in range(0, config.steps + 1, config.every):
+    before = 0
+    for step in (*range(0, config.steps, config.every), config.steps):
         if step:
-            fit, _ = functions.advance(fit, rows[step - config.every : step], *fitting)
+            fit, _ = functions.advance(fit, rows[before:step], *fitting)
+            before = step
         values, objectives = functions.read(fit.params, *stopping, num_pairs=num_pairs)
         curve.append((step, float(values.mean())))
         since += 1

@@ -152,12 +152,12 @@ class InformationConfig:
 
 
 class GaussianHead(nnx.Module):
-    """Mean and logarithm of the standard deviation of a diagonal Gaussian, from an MLP."""
+    """Mean and logarithm of the standard deviation of a diagonal Gaussian, from an MLP; N(0, 1) at scale 0."""
 
-    def __init__(self, inputs: int, outputs: int, config: CriticConfig, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, config: CriticConfig, *, scale: float = 1.0, rngs: nnx.Rngs):
         self.mlp = MLP(inputs, config, rngs=rngs)
-        self.mean = Linear(config.hidden, outputs, scale=1.0, rngs=rngs)
-        self.log_std = Linear(config.hidden, outputs, scale=0.1, rngs=rngs)
+        self.mean = Linear(config.hidden, outputs, scale=scale, rngs=rngs)
+        self.log_std = Linear(config.hidden, outputs, scale=0.1 * scale, rngs=rngs)
 
     def __call__(self, x_BxD: Array, key: Array | None = None) -> tuple[Array, Array]:
         hidden = self.mlp(x_BxD, key)
@@ -176,8 +176,8 @@ class Networks(nnx.Module):
         self.club = GaussianHead(z_dim, z_dim, net, rngs=rngs) if config.compression == "club" else None
         narrows = config.compression == "variational"
         self.bottleneck = GaussianHead(z_dim, net.dim, net, rngs=rngs) if narrows else None
-        scored_dim, baseline = net.dim if narrows else z_dim, config.scored and config.bound().baseline
-        self.critic = Critic(scored_dim, v_dim, net, baseline=baseline, rngs=rngs) if config.scored else None
+        scored_dim = net.dim if narrows else z_dim
+        self.critic = Critic(scored_dim, v_dim, net, config.bound(), rngs=rngs) if config.scored else None
         gaussian, head = (config.estimator == f"barber_agakov_{form}" for form in ("gaussian", "head"))
         self.gaussian = GaussianHead(v_dim, z_dim, net, rngs=rngs) if gaussian else None
         self.head_mlp = MLP(v_dim, net, rngs=rngs) if head else None

@@ -16,6 +16,11 @@ def ksg(x_NxD: np.ndarray, y_NxE: np.ndarray, *, neighbours: int = 3) -> float:
     size = len(x_NxD)
     if size <= neighbours:
         raise UserError(f"ksg with {neighbours} neighbours on {size} pairs: give more pairs")
+    for name, side in (("x", x_NxD), ("y", y_NxE)):
+        if len(np.unique(side, axis=0)) < 0.99 * size:
+            raise UserError(
+                f"ksg: rows of {name} repeat, and it needs continuous values; take an estimator with a critic"
+            )
     joint = np.concatenate([x_NxD, y_NxE], axis=1).astype(np.float64)
     # The nearest is the point itself.
     distance = cKDTree(joint).query(joint, k=neighbours + 1, p=np.inf)[0][:, -1]

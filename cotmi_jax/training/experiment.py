@@ -76,10 +76,10 @@ def make_objective(config: ConfigDict) -> Objective:
     objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, information)
     if objective.has_information:
         information.check_batch(config.batch_size)
-        if information.scored and mi.warmup_steps + mi.ramp_steps >= config.steps:
+        if information.scored and mi.warmup_steps >= config.steps:
             raise UserError(
-                f"config.mi.warmup_steps {mi.warmup_steps} + config.mi.ramp_steps {mi.ramp_steps} leave nothing of "
-                f"{config.steps} steps: lower them"
+                f"config.mi.warmup_steps {mi.warmup_steps} must be below config.steps {config.steps}: the term would "
+                "never teach the student"
             )
     return objective
 

@@ -88,4 +88,7 @@ def make_optimizers(config: ConfigDict) -> optax.GradientTransformation:
     """The student's optimizer of config.optimizer, and Adam at a constant rate for the networks of config.mi."""
     if config.mi.learning_rate <= 0.0:
         raise UserError(f"config.mi.learning_rate is {config.mi.learning_rate}: it must be above 0")
-    return with_networks(make_optimizer(config.optimizer, config.steps), optax.adam(config.mi.learning_rate))
+    # Offsets of a critic that its bound does not see have gradients of rounding errors alone. With Adam's usual epsilon
+    # of 1e-8 they would walk at full pace.
+    networks = optax.adam(config.mi.learning_rate, eps=1e-6)
+    return with_networks(make_optimizer(config.optimizer, config.steps), networks)
