@@ -47,7 +47,8 @@ class Estimate:
         """The value for people: "≥ 1.874 ± 0.040 nats (…)"."""
         # An upper bound holds as far as q is p, and q was fitted.
         sign = {"lower": "≥", "upper": "≲", "neither": "≈"}[self.direction]
-        text = f"{sign} {round(self.value, 3) + 0.0:.3f} ± {self.standard_error:.3f} nats ({self.estimator}, {self.pairs:,} pairs"
+        value = round(self.value, 3) + 0.0  # no "-0.000"
+        text = f"{sign} {value:.3f} ± {self.standard_error:.3f} nats ({self.estimator}, {self.pairs:,} pairs"
         return text + (f", {self.saturation:.0%} of the cap {self.cap:.2f})" if math.isfinite(self.cap) else ")")
 
     def __str__(self) -> str:
@@ -175,10 +176,9 @@ def estimate(
     if seed < 0:
         raise UserError(f"seed is {seed}: it must be at least 0")
     x, y = check_features(x, y)
-    if critic.normalization == "layer" and min(x.shape[1], y.shape[1]) < _LAYER_DIMS:
-        raise UserError(
-            f"critic normalization layer on {min(x.shape[1], y.shape[1])} dimensions throws two of them away: choose none"
-        )
+    narrow = min(x.shape[1], y.shape[1])
+    if critic.normalization == "layer" and narrow < _LAYER_DIMS:
+        raise UserError(f"critic normalization layer throws two of {narrow} dimensions away: choose none")
     order = np.random.default_rng(seed).permutation(len(x))
     x, y = x[order], y[order]
     if estimator in NONPARAMETRIC:
