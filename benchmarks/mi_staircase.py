@@ -22,8 +22,9 @@ import optax
 from jax import Array
 
 from cotmi_jax.mi.critics import CRITICS, CriticConfig
-from cotmi_jax.mi.estimators import SCORED, Estimator, make_estimator
-from cotmi_jax.mi.fitting import make_model
+from cotmi_jax.mi.estimate import NONPARAMETRIC
+from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Estimator, make_estimator
+from cotmi_jax.mi.fitting import CONDITIONAL, make_model
 
 DIMENSIONS = 20
 LEVELS = (2.0, 4.0, 6.0, 8.0, 10.0)  # nats
@@ -88,6 +89,18 @@ def run(
     return Run(estimator, training_LxS, fresh_LxB, time.perf_counter() - begun)
 
 
+def run_without_fit(name: str, *, pairs: int = 2000, sets: int = 10, seed: int = 0, steps: int = 1000) -> Run:
+    """ksg or cca on `sets` sets of pairs at every level. There is no training to show: its curve is NaN."""
+    begun = time.perf_counter()
+    keys = jax.random.split(jax.random.key(seed), sets)
+    fresh = [
+        [NONPARAMETRIC[name](*map(np.asarray, sample(correlation(nats), pairs, key))) for key in keys]
+        for nats in LEVELS
+    ]
+    nothing = np.full((len(LEVELS), steps), np.nan)
+    return Run(Estimator(name, "neither", ""), nothing, np.array(fresh), time.perf_counter() - begun)
+
+
 def table(runs: Sequence[Run], num_pairs: int) -> list[dict[str, object]]:
     """A row for each estimator: mean, standard error of it and standard deviation of a batch by level, in nats."""
     rows: list[dict[str, object]] = []
@@ -128,14 +141,20 @@ def draw(runs: Sequence[Run], num_pairs: int, title: str, output: str) -> None:
 
     steps = runs[0].training_LxS.shape[1]
     edges = np.arange(len(LEVELS) + 1) * steps
-    figure, axes = plt.subplots(3, 3, figsize=(9.5, 7.6), sharex=True, sharey=True, layout="constrained")
+    columns = 5  # leaves room for the legend after the last panel
+    rows = -(-len(runs) // columns)
+    size = (2.6 * columns, 2.4 * rows + 0.7)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, layout="constrained")
     top = LEVELS[-1] + 3.0
-    for axis, result in zip(axes.flat, runs, strict=True):
+    for index, axis in enumerate(axes.flat):
+        axis.set_visible(index < len(runs))
+        axis.xaxis.set_tick_params(labelbottom=index + columns >= len(runs))
+    for axis, result in zip(axes.flat, runs, strict=False):
         training = np.clip(result.training_LxS.reshape(-1), -1.0, top)
         axis.plot(training, color="0.78", linewidth=0.5, rasterized=True, label="batch trained on, at each step")
         mean_L, std_L = result.fresh_LxB.mean(axis=1), result.fresh_LxB.std(axis=1, ddof=1)
         for level, (left, mean, std) in enumerate(zip(edges, mean_L, std_L, strict=False)):
-            label = None if level else "200 fresh batches after training, mean"
+            label = None if level else "fresh batches after training, mean"
             band = None if level else "± standard deviation of a batch"
             axis.fill_between(
                 [left, left + steps], mean - std, mean + std, color="tab:blue", alpha=0.3, lw=0, label=band
@@ -153,11 +172,12 @@ def draw(runs: Sequence[Run], num_pairs: int, title: str, output: str) -> None:
     axes[0, 0].set_ylim(-0.5, top)
     axes[0, 0].set_xlim(0, edges[-1])
     axes[0, 0].set_yticks([0, *LEVELS, LEVELS[-1] + 2])
-    axes[2, 1].set_xlabel(f"training step (the critic starts anew every {steps:,})")
-    axes[1, 0].set_ylabel("mutual information, nats")
+    figure.supxlabel(f"training step (the network starts anew every {steps:,})", fontsize=10)
+    figure.supylabel("mutual information, nats", fontsize=10)
     figure.suptitle(title, fontsize=11)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8.5)
+    place = {"loc": "lower right", "bbox_to_anchor": (0.95, 0.1)}
+    legend = figure.legend(handles, labels, frameon=False, fontsize=10, **place)
     for line in legend.get_lines():
         line.set_linewidth(max(line.get_linewidth(), 1.2))
     figure.savefig(output, dpi=110)
@@ -181,6 +201,10 @@ def main() -> None:
     for estimator in [*(make_estimator(name) for name in SCORED), make_estimator("smile", tau=1.0)]:
         runs.append(run(estimator, critic, **settings))
         print(f"{runs[-1].name}: {runs[-1].seconds:.1f} s", file=sys.stderr, flush=True)
+    for name in CONDITIONAL:  # an MLP, whatever the critic: a tenth of the quadratic critic's rate
+        runs.append(run(ESTIMATORS[name], critic, **settings | {"learning_rate": 1e-3}))
+    for name in NONPARAMETRIC:
+        runs.append(run_without_fit(name, seed=arguments.seed, steps=arguments.steps))
     rows = table(runs, arguments.num_pairs)
     report = {"set-up": {"critic": arguments.critic, **settings}, "levels": LEVELS, "estimators": rows}
     print(json.dumps(report, indent=1) if arguments.json else text(rows))
