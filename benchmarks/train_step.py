@@ -50,6 +50,7 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
     import jax
     import optax
 
+    from cotmi_jax.mi.information import InformationConfig
     from cotmi_jax.models.config import preset
     from cotmi_jax.models.student import StudentDef
     from cotmi_jax.objectives.objective import Objective
@@ -69,7 +70,8 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
     schedule = optax.constant_schedule(LEARNING_RATE)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     state_def = StateDef.of(StudentDef.of(student), optimizer, mesh)
-    step = make_train_step(state_def, Objective(arguments.objective, beta=BETA), schedule)
+    objective = Objective(arguments.objective, beta=BETA, information=InformationConfig("released"))
+    step = make_train_step(state_def, objective, schedule)
     state, streams = state_def.init(stream_key(SEED, "init")), train_streams(SEED)
 
     def run(batch: Batch) -> float:

@@ -76,7 +76,7 @@ def base() -> ConfigDict:
     config.mi.compression.weight = 0.001  # of it
     config.mi.monitor = ConfigDict()
     config.mi.monitor.every = 1000  # steps between held-out measurements of I(Z;V), I(X;Z) and I(Z;Y); 0: never
-    config.mi.monitor.estimators = "infonce,js"  # what measures I(Z;V), separated by commas
+    config.mi.monitor.estimators = "infonce,interpolated"  # what measures I(Z;V), separated by commas
     config.mi.monitor.examples = 4096  # train examples a critic is fitted on, at most
     config.mi.monitor.pairs = 128  # pairs that are contrasted at a time
 

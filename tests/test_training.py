@@ -222,7 +222,7 @@ def test_an_initial_checkpoint_is_where_training_starts(tmp_path: Path, monkeypa
     wrap_step(monkeypatch, watched)
     train(small_run({"steps": 1}), str(tmp_path))
     _, config, params = small_student()
-    runs.assert_same(seen[0].params, {"student": params})
+    runs.assert_same(seen[0].params["student"], params)
     assert seen[0].step == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(seen[0].opt_state))
     _, student, _ = read_run(tmp_path)
     assert student == dataclasses.replace(config, dropout=0.0, scan_layers=False)  # execution is the run's own

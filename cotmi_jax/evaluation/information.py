@@ -69,9 +69,7 @@ class Measured:
         """(what, reading) for people."""
         lines = []
         for found, control in self.between.values():
-            lines.append(
-                ("held-out I(Z;V)", f"{found.reading}; permuted {control.value:.3f} ± {control.standard_error:.3f}")
-            )
+            lines.append(("held-out I(Z;V)", f"{found.reading}; permuted pairs {control.amount}"))
         names = {"x_z": "held-out I(X;Z)", "z_y": "held-out I(Z;Y)"}
         return lines + [(names[name], found.reading) for name, found in self.plane.items()]
 

@@ -43,12 +43,16 @@ class Estimate:
         return self.value / self.cap if math.isfinite(self.cap) else 0.0
 
     @property
+    def amount(self) -> str:
+        """Value and standard error: "1.874 ± 0.040"."""
+        return f"{round(self.value, 3) + 0.0:.3f} ± {self.standard_error:.3f}"  # + 0.0: never "-0.000"
+
+    @property
     def reading(self) -> str:
         """The value for people: "≥ 1.874 ± 0.040 nats (…)"."""
         # An upper bound holds as far as q is p, and q was fitted.
         sign = {"lower": "≥", "upper": "≲", "neither": "≈"}[self.direction]
-        value = round(self.value, 3) + 0.0  # no "-0.000"
-        text = f"{sign} {value:.3f} ± {self.standard_error:.3f} nats ({self.estimator}, {self.pairs:,} pairs"
+        text = f"{sign} {self.amount} nats ({self.estimator}, {self.pairs:,} pairs"
         return text + (f", {self.saturation:.0%} of the cap {self.cap:.2f})" if math.isfinite(self.cap) else ")")
 
     def __str__(self) -> str:
