@@ -50,7 +50,7 @@ def correlation(nats: float) -> float:
     return math.sqrt(-math.expm1(-2.0 * nats / DIMENSIONS))
 
 
-def sample(rho: Array, num_pairs: int, key: Array) -> tuple[Array, Array]:
+def sample(rho: Array | float, num_pairs: int, key: Array) -> tuple[Array, Array]:
     """Fresh pairs z, v [num_pairs, 20]."""
     z_key, noise_key = jax.random.split(key)
     z_KxD = jax.random.normal(z_key, (num_pairs, DIMENSIONS))

@@ -39,7 +39,8 @@ def _plane(axes: Axes, lines: list[Line]) -> Any:
     )
     axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="-", color="0.7", linewidth=1, zorder=1)
     points = axes.scatter(x, y, c=[line["step"] for line in lines], cmap="viridis", zorder=2)
-    axes.set(xlabel="I(X;Z) ≥, nats", ylabel="I(Z;Y) ≥, nats", title="Information plane of the label task")
+    axes.set(xlabel="I(X;Z), lower bound in nats", ylabel="I(Z;Y), lower bound in nats")
+    axes.set_title("Information plane of the label task")
     return points
 
 
