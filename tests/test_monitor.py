@@ -17,10 +17,12 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import information
 from cotmi_jax.evaluation.information import InformationMonitor, label_features
 from cotmi_jax.evaluation.plots import draw_information, read_measurements
+from cotmi_jax.evaluation.report import format_scores
 from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.sharding import make_mesh
+from cotmi_jax.training import scoring
 from cotmi_jax.training.loop import train
 from cotmi_jax.training.scoring import score
 
@@ -75,6 +77,10 @@ def test_evaluation_measures_and_draws(measured: Path, tmp_path: Path) -> None:
     assert "I(Z;V)" in name and text.startswith("≥ ") and "permuted" in text
     without = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "bare"), information=False)
     assert without.information is None and "information" not in without.metrics
+    with mock.patch.object(scoring, "MIN_PAIRS", 501):
+        few = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "few"))
+    assert few.information is None and few.metrics["information"] is None
+    assert "held-out I(Z;V)            not measured" in format_scores(few.metrics, few.information)
 
 
 def test_a_single_measurement_is_no_picture(measured: Path, tmp_path: Path) -> None:

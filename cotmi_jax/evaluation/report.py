@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotmi_jax.evaluation.evaluator import Prediction
-from cotmi_jax.evaluation.information import Measured
+from cotmi_jax.evaluation.information import MIN_PAIRS, Measured
 
 _ROWS = {
     "predict": "token loss, label",
@@ -30,7 +30,12 @@ def format_scores(metrics: Mapping[str, Any], information: Measured | None = Non
         if name in metrics["loss"]:
             value = metrics["loss"][name]
             rows.append((text, f"{value:.1%}" if name.endswith("accuracy") else f"{value:.3f} nats"))
-    rows += information.lines() if information else []
+    if information is not None:
+        rows += information.lines()
+    elif "information" in metrics:
+        rows.append(
+            ("held-out I(Z;V)", f"not measured: it takes {MIN_PAIRS} examples to fit a critic and as many to read")
+        )
     for task, counts in metrics["truncated"].items():
         rows += [(f"cut to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
     width = max(len(name) for name, _ in rows)

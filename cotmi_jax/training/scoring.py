@@ -14,7 +14,7 @@ from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.accuracy import summarize
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
-from cotmi_jax.evaluation.information import InformationMonitor, Measured, fitting_rows
+from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
 from cotmi_jax.evaluation.plots import draw_information
 from cotmi_jax.sharding import batch_shards, make_mesh
 from cotmi_jax.training.experiment import eval_decoding, load_data, make_objective, tokenize
@@ -77,11 +77,12 @@ def score(
         predictions = evaluator.predictions(trained.params, split, examples, corpus.label_kind, eval_decoding(config))
         measured = None
         if information and EXPLAIN in objective.tasks:
-            known = corpus.splits["train"]
-            known = tuple(known[row] for row in fitting_rows(len(known), config))
-            fitted = tokenize(config, vocabulary, known, train=True)
-            monitor = InformationMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
-            measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
+            rows = fitting_rows(len(corpus.splits["train"]), config)
+            if min(len(rows), split.size) >= MIN_PAIRS:
+                known = tuple(corpus.splits["train"][row] for row in rows)
+                fitted = tokenize(config, vocabulary, known, train=True)
+                monitor = InformationMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
+                measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
     metrics: dict[str, Any] = {
         "dataset": corpus.name,
         "split": split_name,
@@ -93,8 +94,8 @@ def score(
             for task, tokens in split.tasks.items()
         },
     }
-    if measured is not None:
-        metrics["information"] = measured.summary()
+    if information and EXPLAIN in objective.tasks:
+        metrics["information"] = measured.summary() if measured else None  # None: too few examples
     folder = Path(output).expanduser().absolute() if output else workdir / "evaluation" / split_name
     drawn = False
     if jax.process_index() == 0:
