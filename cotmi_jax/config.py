@@ -48,37 +48,7 @@ def base() -> ConfigDict:
     config.objective.name = "cotmi"  # standard, single_task, dss or cotmi
     config.objective.alpha = 0.5  # weight of the label task; the rationale task gets 1 − alpha
     config.objective.beta = 0.1  # weight of the mutual-information term
-    config.mi = ConfigDict()  # the mutual-information term of cotmi; for dss, monitor alone
-    # With a critic: infonce nwj tuba interpolated dv mine js smile. Without: barber_agakov, with a network for q(z|v)
-    # barber_agakov_head or barber_agakov_gaussian; released: the loss of the paper's code, with its defects.
-    config.mi.estimator = "infonce"
-    # decoder_mean decoder_attention decoder_max encoder_mean vocab_max vocab_mean; "": decoder_mean, or vocab_max for
-    # the estimators that read distributions over the vocabulary.
-    config.mi.feature = ""
-    config.mi.detach = "z"  # side that gets no gradient: z (label), v (rationale) or none
-    config.mi.axis = "row"  # infonce contrasts each z with all v; column: each v with all z; symmetric: both
-    config.mi.alpha = 0.01  # interpolated: 0 is tuba, 1 infonce
-    config.mi.tau = 5.0  # smile: clip of negative scores, nats
-    config.mi.decay = 0.99  # mine: of the moving average of the partition, a step
-    config.mi.learning_rate = 1e-3  # of the term's networks (Adam, constant, outside optimizer.clip_norm)
-    config.mi.warmup_steps = 500  # steps in which the critic alone learns; not used without one
-    config.mi.ramp_steps = 500  # steps of linear rise of objective.beta after them; likewise
-    config.mi.critic = ConfigDict()
-    config.mi.critic.name = "separable"  # bilinear concat hybrid quadratic
-    config.mi.critic.hidden = 256  # width of hidden layers
-    config.mi.critic.layers = 2  # hidden layers
-    config.mi.critic.dim = 64  # width of the codes that are multiplied
-    config.mi.critic.dropout = 0.0  # probability
-    config.mi.critic.clamp = 20.0  # scores stay within ± this, softly, nats; 0: no clamp
-    config.mi.critic.normalization = "layer"  # of each feature vector to mean 0 and variance 1, or none
-    config.mi.compression = ConfigDict()
-    config.mi.compression.name = "none"  # club or variational: an upper bound on I(X;Z) joins the loss
-    config.mi.compression.weight = 0.001  # of it
-    config.mi.monitor = ConfigDict()
-    config.mi.monitor.every = 1000  # steps between held-out measurements of I(Z;V), I(X;Z) and I(Z;Y); 0: never
-    config.mi.monitor.estimators = "infonce,interpolated"  # what measures I(Z;V), separated by commas
-    config.mi.monitor.examples = 4096  # train examples a critic is fitted on, at most
-    config.mi.monitor.pairs = 128  # pairs that are contrasted at a time
+    config.mi = _information()
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or adafactor
@@ -108,6 +78,42 @@ def base() -> ConfigDict:
     config.mesh.fsdp = 1  # devices that split batch and parameters
     config.mesh.tensor = 1  # devices that split heads, mlp and vocabulary
     return config.lock()
+
+
+def _information() -> ConfigDict:
+    """The mutual-information term of cotmi; `monitor` serves dss as well."""
+    mi = ConfigDict()
+    # With a critic: infonce nwj tuba interpolated dv mine js smile. Without: barber_agakov, with a network for q(z|v)
+    # barber_agakov_head or barber_agakov_gaussian; released: the loss of the paper's code, with its defects.
+    mi.estimator = "infonce"
+    # decoder_mean decoder_attention decoder_max encoder_mean vocab_max vocab_mean; "": decoder_mean, or vocab_max for
+    # the estimators that read distributions over the vocabulary.
+    mi.feature = ""
+    mi.detach = "z"  # side that gets no gradient: z (label), v (rationale) or none
+    mi.axis = "row"  # infonce contrasts each z with all v; column: each v with all z; symmetric: both
+    mi.alpha = 0.01  # interpolated: 0 is tuba, 1 infonce
+    mi.tau = 5.0  # smile: clip of negative scores, nats
+    mi.decay = 0.99  # mine: of the moving average of the partition, a step
+    mi.learning_rate = 1e-3  # of the term's networks (Adam, constant, outside optimizer.clip_norm)
+    mi.warmup_steps = 500  # steps in which the critic alone learns; not used without one
+    mi.ramp_steps = 500  # steps of linear rise of objective.beta after them; likewise
+    mi.critic = ConfigDict()
+    mi.critic.name = "separable"  # bilinear concat hybrid quadratic
+    mi.critic.hidden = 256  # width of hidden layers
+    mi.critic.layers = 2  # hidden layers
+    mi.critic.dim = 64  # width of the codes that are multiplied
+    mi.critic.dropout = 0.0  # probability
+    mi.critic.clamp = 20.0  # scores stay within ± this, softly, nats; 0: no clamp
+    mi.critic.normalization = "layer"  # of each feature vector to mean 0 and variance 1, or none
+    mi.compression = ConfigDict()
+    mi.compression.name = "none"  # club or variational: an upper bound on I(X;Z) joins the loss
+    mi.compression.weight = 0.001  # of it
+    mi.monitor = ConfigDict()
+    mi.monitor.every = 1000  # steps between held-out measurements of I(Z;V), I(X;Z) and I(Z;Y); 0: never
+    mi.monitor.estimators = "infonce,interpolated"  # what measures I(Z;V), separated by commas
+    mi.monitor.examples = 4096  # train examples a critic is fitted on, at most
+    mi.monitor.pairs = 128  # pairs that are contrasted at a time
+    return mi
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
