@@ -20,7 +20,7 @@ from cotmi_jax.mi import bounds
 from cotmi_jax.mi.barber_agakov import gaussian_log_q, gaussian_loss
 from cotmi_jax.mi.bounds import Bound, MineState
 from cotmi_jax.mi.critics import Critic, CriticConfig, critic_def
-from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Estimator
+from cotmi_jax.mi.estimators import Estimator
 from cotmi_jax.mi.information import GaussianHead
 from cotmi_jax.models.module import ModuleDef, Params
 
@@ -192,8 +192,3 @@ def fit_and_read(
             break
     values, _ = functions.read(best, *reading, num_pairs=num_pairs)
     return Reading(np.asarray(values, np.float64), curve)
-
-
-def is_fitted(name: str) -> bool:
-    """Whether an estimator's value comes from a network fitted to pairs."""
-    return name in SCORED or (name in ESTIMATORS and name in CONDITIONAL)
