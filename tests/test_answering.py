@@ -205,16 +205,12 @@ def test_a_limit_takes_the_first_examples(echo: None, mesh: Mesh) -> None:
 
 
 def test_accuracy_is_the_share_of_labels_that_are_right(echo: None, mesh: Mesh) -> None:
-    right = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n + 1}", "One more.") for n in range(3)]
-    wrong = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n}", "One more.") for n in range(3, 10)]
+    right = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n + 1}", "One more.", kind="equation") for n in range(3)]
+    wrong = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n}", "One more.", kind="equation") for n in range(3, 10)]
     examples = (*right, *wrong)
-    scores = make_evaluator(mesh, "standard").accuracy(
-        params(), tokens("standard", examples), examples, "equation", GREEDY
-    )
+    scores = make_evaluator(mesh, "standard").accuracy(params(), tokens("standard", examples), examples, GREEDY)
     assert (scores["accuracy"], scores["n"]) == (0.3, 10)
-    first = make_evaluator(mesh, "standard").accuracy(
-        params(), tokens("standard", examples), examples, "equation", GREEDY, limit=4
-    )
+    first = make_evaluator(mesh, "standard").accuracy(params(), tokens("standard", examples), examples, GREEDY, limit=4)
     assert (first["accuracy"], first["n"]) == (0.75, 4)
 
 
@@ -230,10 +226,10 @@ def test_predictions_hold_every_example_with_what_the_student_says(
     echo: None, mesh: Mesh, objective: str, label: str, rationale: str | None
 ) -> None:
     asked = "Two. So the answer is ( 1 + 1 )"
-    examples = tuple(Example(f"a/test/{n}", asked, "2", f"Rationale {n}.", f"( {n} )") for n in range(10))
-    predictions = make_evaluator(mesh, objective).predictions(
-        params(), tokens(objective, examples), examples, "equation", GREEDY
+    examples = tuple(
+        Example(f"a/test/{n}", asked, "2", f"Rationale {n}.", f"( {n} )", kind="equation") for n in range(10)
     )
+    predictions = make_evaluator(mesh, objective).predictions(params(), tokens(objective, examples), examples, GREEDY)
     assert [prediction["id"] for prediction in predictions] == [example.id for example in examples]
     assert predictions[7] == {
         "id": "a/test/7",

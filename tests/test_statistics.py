@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cotmi_jax.data.example import Corpus, Example
+from cotmi_jax.data.example import Corpus, Example, LabelKind
 from cotmi_jax.data.sources import LoadedCorpus
 from cotmi_jax.data.statistics import describe, format_description
 
@@ -18,15 +18,15 @@ def equal_values(left: str, right: str) -> bool:
     return left.replace(" ", "") == right.replace(" ", "")
 
 
-def make_loaded(label_kind: str = "equation") -> LoadedCorpus:
+def make_loaded(kind: LabelKind = "equation") -> LoadedCorpus:
     train = [
-        Example("made/train/0", "one two three", "( 1 + 2 )", "so\nit goes", "(1 + 2)"),
-        Example("made/train/1", "one", "( 3 )", "why", "( 3 )"),
-        Example("made/train/2", "one two", "( 4 )", "because " * 40, "( 5 )"),
-        Example("made/train/3", "one two three four", "( 6 )", "no idea", None),
+        Example("made/train/0", "one two three", "( 1 + 2 )", "so\nit goes", "(1 + 2)", kind=kind),
+        Example("made/train/1", "one", "( 3 )", "why", "( 3 )", kind=kind),
+        Example("made/train/2", "one two", "( 4 )", "because " * 40, "( 5 )", kind=kind),
+        Example("made/train/3", "one two three four", "( 6 )", "no idea", None, kind=kind),
     ]
-    test = [Example("made/test/0", "one two", "( 7 )", "", None)]
-    corpus = Corpus("made", label_kind, {"train": tuple(train), "test": tuple(test)})
+    test = [Example("made/test/0", "one two", "( 7 )", "", None, kind=kind)]
+    corpus = Corpus("made", {"train": tuple(train), "test": tuple(test)})
     return LoadedCorpus(corpus, dropped={"train": 5, "test": 0}, unparsed={"train": 1, "test": 1})
 
 
@@ -78,6 +78,6 @@ def test_format_is_an_aligned_table_followed_by_the_samples():
 
 def test_format_shows_labels_that_could_not_be_read():
     loaded = make_loaded()
-    only_test = Corpus("made", "text", {"test": loaded.corpus.splits["test"]})
+    only_test = Corpus("made", {"test": loaded.corpus.splits["test"]})
     text = format_description(describe(LoadedCorpus(only_test, {"test": 0}, {"test": 1}), encode_words))
     assert "  rationale\n  teacher_label  (not readable)" in text.replace("rationale      \n", "rationale\n")

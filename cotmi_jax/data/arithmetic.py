@@ -60,7 +60,7 @@ def make_arithmetic(
         stream = SPLITS.index(split)
         problems = _tell_problems(np.random.default_rng([seed, stream, 0]), sizes[split], seen)
         splits[split] = _annotate(np.random.default_rng([seed, stream, 1]), problems, split, teacher_error_rate)
-    return Corpus(name="arithmetic", label_kind="equation", splits={split: splits[split] for split in SPLITS})
+    return Corpus("arithmetic", {split: splits[split] for split in SPLITS})
 
 
 def _tell_problems(rng: np.random.Generator, count: int, seen: set[str]) -> list[_Problem]:
@@ -92,6 +92,7 @@ def _annotate(
                 label=_expression(problem.numbers, problem.steps),
                 rationale=_rationale(problem.numbers, steps),
                 teacher_label=_expression(problem.numbers, steps),
+                kind="equation",
             )
         )
     return tuple(examples)

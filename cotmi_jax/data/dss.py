@@ -8,12 +8,12 @@ Completion k belongs to gold row k. ASDiv is laid out the same way and can exten
 """
 
 import functools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cotmi_jax.data import teacher_format
-from cotmi_jax.data.example import SPLITS, Corpus, Example
+from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
+from cotmi_jax.data.rows import Row, parse_json, read_rows, read_text, text_field
 from cotmi_jax.data.vocabulary import EOS_TEXT
 from cotmi_jax.errors import UserError
 
@@ -22,8 +22,6 @@ TEACHERS = ("palm", "gpt-neox")
 ALIGNMENTS = ("strict", "prefix")
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 NUM_CHOICES = 5
-
-Row = dict[str, object]
 
 
 def read_dss(
@@ -52,7 +50,7 @@ def read_dss(
     splits = {split: _read_split(folder, name, split, teacher, align) for split in present}
     if augment_asdiv:
         splits["train"] += _read_split(folder, "asdiv", "train", teacher, align)
-    return Corpus(name=name, label_kind="equation" if name == "svamp" else "text", splits=splits)
+    return Corpus(name, splits)
 
 
 def check_choice(key: str, value: str, known: Sequence[str]) -> None:
@@ -76,7 +74,7 @@ def gold_file(folder: Path, name: str, split: str) -> Path:
 
 def _read_split(folder: Path, name: str, split: str, teacher: str, align: str) -> tuple[Example, ...]:
     gold_path = gold_file(folder, name, split)
-    golds = [_gold(name, row, place) for place, row in _read_rows(gold_path)]
+    golds = [(*_gold(name, row, place), place) for place, row in read_rows(gold_path)]
     paths = _completion_files(folder, name, split, teacher)
     completions = [completion for path in paths for completion in _read_completions(path)]
     if not golds or not completions:
@@ -87,10 +85,12 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str) -
             f"complete the files, or pass align=prefix to use the first {min(len(golds), len(completions))}"
         )
     parse = _parser(name, teacher)
+    kind: LabelKind = "equation" if name in ("asdiv", "svamp") else "text"
     examples = []
-    for i, ((text, label), completion) in enumerate(zip(golds, completions, strict=False)):
+    for i, ((text, label, place), completion) in enumerate(zip(golds, completions, strict=False)):
         rationale, teacher_label = parse(completion)
-        examples.append(Example(f"{name}/{split}/{i}", text, label, rationale, teacher_label))
+        where = f"{name}/{split}/{i}"
+        examples.append(Example(where, text, label, rationale, teacher_label, kind=kind, place=place))
     return tuple(examples)
 
 
@@ -113,15 +113,15 @@ def _gold(name: str, row: Row, place: str) -> tuple[str, str]:
 
 
 def _svamp_gold(row: Row, place: str) -> tuple[str, str]:
-    return _text(row, "input", place), _text(row, "label", place)
+    return text_field(row, "input", place), text_field(row, "label", place)
 
 
 def _asdiv_gold(row: Row, place: str) -> tuple[str, str]:
     """SVAMP's fields, or the original ones, where the release takes the first word of the answer ("9 (apples)")."""
     if "Body" not in row:
         return _svamp_gold(row, place)
-    text = f"{_text(row, 'Body', place)}\n{_text(row, 'Question', place)}"
-    return text, _text(row, "Answer", place).strip().split(" ")[0]
+    text = f"{text_field(row, 'Body', place)}\n{text_field(row, 'Question', place)}"
+    return text, text_field(row, "Answer", place).strip().split(" ")[0]
 
 
 def _cqa_gold(row: Row, place: str) -> tuple[str, str]:
@@ -129,7 +129,7 @@ def _cqa_gold(row: Row, place: str) -> tuple[str, str]:
     if not isinstance(choices, list) or len(choices) != NUM_CHOICES or not all(isinstance(c, str) for c in choices):
         raise UserError(f"{place}: choices = {choices!r:.80}; give a list of {NUM_CHOICES} texts")
     listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", choices, strict=True))
-    return f"{_text(row, 'question', place)}\nAnswer Choices:\n{listed}", _text(row, "answer", place)
+    return f"{text_field(row, 'question', place)}\nAnswer Choices:\n{listed}", text_field(row, "answer", place)
 
 
 def _nli_gold(row: Row, place: str) -> tuple[str, str]:
@@ -138,14 +138,7 @@ def _nli_gold(row: Row, place: str) -> tuple[str, str]:
     if type(label) is not int or not 0 <= label < len(NLI_LABELS):
         named = ", ".join(f"{i} ({text})" for i, text in enumerate(NLI_LABELS))
         raise UserError(f"{place}: label = {label!r}; give one of {named}")
-    return f"{_text(row, 'premise', place)}{EOS_TEXT}{_text(row, 'hypothesis', place)}", NLI_LABELS[label]
-
-
-def _text(row: Row, field: str, place: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str):
-        raise UserError(f"{place}: field {field!r} holds no text; the row has {', '.join(sorted(row)) or 'no fields'}")
-    return value
+    return f"{text_field(row, 'premise', place)}{EOS_TEXT}{text_field(row, 'hypothesis', place)}", NLI_LABELS[label]
 
 
 def _completion_files(folder: Path, name: str, split: str, teacher: str) -> list[Path]:
@@ -162,47 +155,10 @@ def _completion_files(folder: Path, name: str, split: str, teacher: str) -> list
 
 
 def _read_completions(path: Path) -> list[str]:
-    completions = _parse_json(_read_text(path), path)
+    completions = parse_json(read_text(path), path)
     if not isinstance(completions, list):
         raise UserError(f"{path}:1: holds no JSON list; write the completions as one list of texts")
     for i, completion in enumerate(completions):
         if not isinstance(completion, str):
             raise UserError(f"{path}: item {i} of the list is no text but {completion!r:.50}; correct it")
     return completions
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Rows with their place, "file:line", or "file: item i" where the file is one JSON list."""
-    text = _read_text(path)
-    items: Iterator[tuple[str, object]]
-    if text.lstrip().startswith("["):
-        listed = _parse_json(text, path)
-        assert isinstance(listed, list)  # JSON that starts with "[" is one.
-        items = ((f"{path}: item {i}", row) for i, row in enumerate(listed))
-    else:  # Not splitlines(): JSON texts may hold its other line ends, such as U+2028.
-        lines = enumerate(text.split("\n"), start=1)
-        items = ((f"{path}:{i}", _parse_json(line, path, i)) for i, line in lines if line.strip())
-    for place, row in items:
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: not a JSON object but {row!r:.50}; give one object per row")
-        yield place, row
-
-
-def _parse_json(text: str, path: Path, first_line: int = 1) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path}:{line}: broken JSON ({error.msg}); restore the file from its source") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; restore the file from the release") from error
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error

@@ -13,6 +13,9 @@ class Example:
 
     id is "{data set}/{split}/{row}", row counted from 0 in the source file, so that a prediction can be traced back.
     teacher_label is None where the teacher's completion held no readable label.
+    weight is that of the rationale in the loss, at least 0; at 0 the example teaches its label alone.
+    more holds further rationales with their weights: training takes one after the other, epoch by epoch.
+    kind says how the label is scored; place is "file:line" for messages.
     """
 
     id: str
@@ -20,12 +23,26 @@ class Example:
     label: str
     rationale: str
     teacher_label: str | None = None
+    weight: float = 1.0
+    more: tuple[tuple[str, float], ...] = ()
+    kind: LabelKind = "text"
+    place: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def rationales(self) -> tuple[tuple[str, float], ...]:
+        """Every rationale with its weight."""
+        return ((self.rationale, self.weight), *self.more)
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A data set as read: splits by name and how its labels are scored."""
+    """A data set as read: its splits by name."""
 
     name: str
-    label_kind: LabelKind
     splits: dict[str, tuple[Example, ...]]
+
+    @property
+    def label_kind(self) -> str:
+        """How labels are scored: text, equation, or mixed."""
+        kinds = {example.kind for examples in self.splits.values() for example in examples}
+        return kinds.pop() if len(kinds) == 1 else "mixed"

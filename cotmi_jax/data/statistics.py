@@ -1,6 +1,5 @@
 """What a corpus holds, counted: sizes, lengths in tokens, how often the teacher is right, and a few examples."""
 
-import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import TypedDict
@@ -13,6 +12,7 @@ from cotmi_jax.data.sources import LoadedCorpus
 NUM_SAMPLES = 3
 TERMINAL_WIDTH = 100
 FIELDS = ("input", "label", "rationale")
+SHOWN = ("id", *FIELDS, "teacher_label")
 
 
 class Lengths(TypedDict):
@@ -77,7 +77,7 @@ def describe(
             dropped=loaded.dropped[split],
         )
     first = next(iter(corpus.splits.values()))
-    samples = [dataclasses.asdict(example) for example in first[:NUM_SAMPLES]]
+    samples = [{field: getattr(example, field) for field in SHOWN} for example in first[:NUM_SAMPLES]]
     return Description(name=corpus.name, label_kind=corpus.label_kind, splits=splits, samples=samples)
 
 
@@ -123,7 +123,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 def _format_sample(sample: dict[str, str | None]) -> str:
     """An example, its texts wrapped to the right of their names."""
     lines = ["", str(sample["id"])]
-    for field in ("input", "label", "rationale", "teacher_label"):
+    for field in SHOWN[1:]:
         text = sample[field]
         wrapped = ["(not readable)"] if text is None else [w for line in text.split("\n") for w in _wrap(line)]
         lines += [f"  {name:<14} {part}" for name, part in zip([field, *[""] * len(wrapped)], wrapped, strict=False)]

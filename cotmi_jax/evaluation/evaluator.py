@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from cotmi_jax.data.example import Example, LabelKind
+from cotmi_jax.data.example import Example
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, eval_rows, gather, host_share
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -69,7 +69,6 @@ class Evaluator:
         params: Params,
         split: TokenizedSplit,
         examples: Sequence[Example],
-        kind: LabelKind,
         decoding: Decoding,
         *,
         limit: int = 0,
@@ -78,11 +77,11 @@ class Evaluator:
         outputs = self.texts(params, split, PREDICT, decoding, limit=limit)
         labels = [read_label(output, self._objective.name) for output in outputs]
         return summarize(
-            [is_correct(label, example.label, kind) for label, example in zip(labels, examples, strict=False)]
+            [is_correct(label, example.label, example.kind) for label, example in zip(labels, examples, strict=False)]
         )
 
     def predictions(
-        self, params: Params, split: TokenizedSplit, examples: Sequence[Example], kind: LabelKind, decoding: Decoding
+        self, params: Params, split: TokenizedSplit, examples: Sequence[Example], decoding: Decoding
     ) -> list[Prediction]:
         """Every example of the split with the student's own label and, where the objective teaches it, rationale."""
         name = self._objective.name
@@ -101,7 +100,7 @@ class Evaluator:
                     "input": example.input,
                     "label": example.label,
                     "predicted_label": label,
-                    "correct": is_correct(label, example.label, kind),
+                    "correct": is_correct(label, example.label, example.kind),
                     "teacher_label": example.teacher_label,
                     "teacher_rationale": example.rationale,
                     "predicted_rationale": rationale,

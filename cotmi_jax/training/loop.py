@@ -139,7 +139,6 @@ class Run:
             params,
             experiment.valid,
             corpus.splits["valid"],
-            corpus.label_kind,
             eval_decoding(self.config),
             limit=limit,
         )

@@ -74,7 +74,7 @@ def score(
         batch_size = -(-config.eval.batch_size // batch_shards(mesh)) * batch_shards(mesh)
         evaluator = Evaluator(trained.student, objective, vocabulary, mesh, batch_size=batch_size)
         losses = evaluator.losses(trained.params, split)
-        predictions = evaluator.predictions(trained.params, split, examples, corpus.label_kind, eval_decoding(config))
+        predictions = evaluator.predictions(trained.params, split, examples, eval_decoding(config))
         measured = None
         if information and EXPLAIN in objective.tasks:
             rows = fitting_rows(len(corpus.splits["train"]), config)
