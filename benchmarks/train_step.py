@@ -20,7 +20,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cotmi_jax.data.tokens import Batch, TokenizedSplit, TrainOrder, gather
+from cotmi_jax.data.order import TrainOrder
+from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 
 SEED = 0
 LEARNING_RATE = 5e-5
@@ -126,10 +127,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of each timed step of one side, real tokens a step, and the process's peak memory."""
     split, vocab_size = load(arguments)
     run = {"jax": jax_steps, "torch": torch_steps}[arguments.side](arguments, split, vocab_size)
-    order = TrainOrder(split.size, arguments.batch_size, SEED)
+    order = TrainOrder.of(split.size, arguments.batch_size, SEED)
     seconds, tokens = [], []
     for step in range(arguments.steps + 1):
-        batch = gather(split, order.rows(step))
+        batch = gather(split, *order.picks(step))
         begun = time.perf_counter()
         loss = run(batch)
         seconds.append(time.perf_counter() - begun)

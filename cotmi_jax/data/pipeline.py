@@ -2,27 +2,46 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import tensorflow as tf
 
-from cotmi_jax.data.tokens import Batch, TokenizedSplit, TrainOrder, gather, host_share
+from cotmi_jax.data.order import TrainOrder, host_share
+from cotmi_jax.data.packing import PackShape, pack
+from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 
 tf.config.set_visible_devices([], "GPU")  # tensorflow feeds; the accelerator is JAX's
 
 
+def make_batch(
+    split: TokenizedSplit, order: TrainOrder, step: int, *, shape: PackShape | None, process: int, processes: int
+) -> Batch:
+    """One process's share of the batch of a step: packed into rows of a shape, or padded."""
+    picks = order.picks(step)
+    if shape is not None:
+        return pack(split, picks, shape, process=process, processes=processes)
+    return gather(split, *(host_share(part, process, processes) for part in picks))
+
+
 def train_batches(
-    split: TokenizedSplit, order: TrainOrder, start: int, stop: int, *, process: int = 0, processes: int = 1
+    split: TokenizedSplit,
+    order: TrainOrder,
+    start: int,
+    stop: int,
+    *,
+    shape: PackShape | None = None,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Batch]:
     """This process's share of the batches of steps start…stop−1. Starting late costs nothing: a step names its rows."""
-    host_share(order.rows(start), process, processes)  # here, since what tf.data's threads raise is no UserError
-    example = gather(split, np.zeros(1, np.int64))
+
+    def of(step: int) -> Batch:
+        return make_batch(split, order, step, shape=shape, process=process, processes=processes)
+
+    example = of(start)  # here, since what tf.data's threads raise is no UserError
     dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]
 
-    def make(step: np.ndarray) -> list[np.ndarray]:
-        return tf.nest.flatten(gather(split, host_share(order.rows(int(step)), process, processes)))
-
     def to_batch(step: tf.Tensor) -> Batch:
-        return tf.nest.pack_sequence_as(example, tf.numpy_function(make, [step], dtypes, stateful=False))
+        leaves = tf.numpy_function(lambda step: tf.nest.flatten(of(int(step))), [step], dtypes, stateful=False)
+        return tf.nest.pack_sequence_as(example, leaves)
 
     steps = tf.data.Dataset.range(start, stop)
     batches = steps.map(to_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

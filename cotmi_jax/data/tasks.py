@@ -29,6 +29,11 @@ def tasks_of(objective: Objective) -> tuple[str, ...]:
     return (PREDICT, EXPLAIN) if objective in ("dss", "cotmi") else (PREDICT,)
 
 
+def writes_rationale(objective: Objective, task: str) -> bool:
+    """Whether the target of a task holds a rationale, so that the rationale's weight is that of the target."""
+    return task == EXPLAIN or objective == "single_task"
+
+
 def task_input(text: str, objective: Objective, task: str) -> str:
     """The student's input for a task; only the two-task objectives tell tasks apart by a prefix."""
     return PREFIX[task] + text if len(tasks_of(objective)) > 1 else text

@@ -1,20 +1,18 @@
-"""Tokenized splits, and batches of them as a pure function of the step, in plain numpy."""
+"""Tokenized splits, and padded batches of their rows, in plain numpy."""
 
 import dataclasses
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from cotmi_jax.data.example import Example
-from cotmi_jax.data.tasks import LabelType, Objective, task_texts, tasks_of
-from cotmi_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary
-from cotmi_jax.errors import UserError
+from cotmi_jax.data.order import IntArray, Picks
+from cotmi_jax.data.vocabulary import PAD_ID
 
-IntArray = np.ndarray
-Batch = dict[str, Any]  # {task: {"inputs": …, "targets": …}, "valid": …}, see gather
+Batch = dict[str, Any]  # as gather or packing.pack makes it
 MULTIPLE = 8  # padded lengths are rounded up to it: vector lanes, and fewer distinct shapes
 
 
@@ -22,20 +20,38 @@ MULTIPLE = 8  # padded lengths are rounded up to it: vector lanes, and fewer dis
 class Ragged:
     """Token sequences of unequal length, end to end: sequence i is flat[offsets[i]:offsets[i + 1]]."""
 
-    flat: IntArray
+    flat: IntArray  # any integer type; may be a memory map
     offsets: IntArray
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> "Ragged":
         """From lists of ids."""
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-        flat = np.fromiter((token for sequence in sequences for token in sequence), np.int32, int(lengths.sum()))
-        return cls(flat, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+        flat = np.fromiter(chain.from_iterable(sequences), np.int32, int(lengths.sum()))
+        return cls(flat, offsets_of(lengths))
+
+    @classmethod
+    def join(cls, parts: "Iterable[Ragged]") -> "Ragged":
+        """One after the other."""
+        parts = list(parts)
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(np.concatenate([part.flat for part in parts]), offsets_of(lengths))
+
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens of every sequence."""
+        return np.diff(self.offsets)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence, 0 if there is none."""
-        return int(np.diff(self.offsets).max(initial=0))
+        return int(self.lengths.max(initial=0))
+
+    def positions(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+        """Where in flat the tokens of sequences `rows` lie, one sequence after the other, and their lengths."""
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        before = np.cumsum(lengths) - lengths
+        return np.repeat(starts - before, lengths) + np.arange(lengths.sum()), lengths
 
     def padded(self, rows: IntArray, length: int) -> IntArray:
         """Sequences `rows` as int32 [len(rows), length], padded with PAD_ID; a row of −1 is all padding."""
@@ -49,129 +65,118 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedTask:
-    """Inputs and targets of one task, the fixed lengths they are padded to, and how many were cut to the limits."""
+    """Inputs and targets of one task, and how many of each were cut to the limits.
+
+    Inputs are by example; targets are by rationale where the task writes one (`varies`), else by example as well.
+    """
 
     inputs: Ragged
     targets: Ragged
-    input_length: int
-    target_length: int
+    varies: bool
     truncated_inputs: int
     truncated_targets: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed as an object: its arrays are large
 class TokenizedSplit:
-    """A split ready for batching: every task's tokens, aligned by row."""
+    """A split ready for batching: every task's tokens, aligned by row.
+
+    Example i has the rationales first[i] … first[i + 1] − 1, whose weights in the loss are float32 `weights`.
+    kept says which of the examples it was made from are in it; the others were too long.
+    """
 
     tasks: dict[str, TokenizedTask]
-    size: int
+    first: IntArray
+    weights: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def join(cls, parts: "Sequence[TokenizedSplit]") -> "TokenizedSplit":
+        """Parts of a split, one after the other."""
+        tasks = {
+            task: TokenizedTask(
+                Ragged.join(part.tasks[task].inputs for part in parts),
+                Ragged.join(part.tasks[task].targets for part in parts),
+                tokens.varies,
+                sum(part.tasks[task].truncated_inputs for part in parts),
+                sum(part.tasks[task].truncated_targets for part in parts),
+            )
+            for task, tokens in parts[0].tasks.items()
+        }
+        first = offsets_of(np.concatenate([np.diff(part.first) for part in parts]))
+        weights, kept = (np.concatenate([getattr(part, name) for part in parts]) for name in ("weights", "kept"))
+        return cls(tasks, first, weights, kept)
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.first) - 1
+
+    @functools.cached_property
+    def input_length(self) -> int:
+        """What inputs of every task are padded to, so that one encoder call serves them: the longest, rounded up."""
+        return round_up(max(tokens.inputs.longest for tokens in self.tasks.values()))
+
+    @functools.cached_property
+    def target_lengths(self) -> dict[str, int]:
+        """What the targets of each task are padded to."""
+        return {task: round_up(tokens.targets.longest) for task, tokens in self.tasks.items()}
+
+    @functools.cached_property
+    def most_rationales(self) -> int:
+        """Rationales of the example that has most."""
+        return int(np.diff(self.first).max(initial=1))
+
+    def rationale_rows(self, rows: IntArray, passes: IntArray | int) -> IntArray:
+        """The rationale of each example whose turn it is in a pass over the data; −1 for a row of −1."""
+        start = self.first[rows]
+        number = np.maximum(self.first[rows + 1] - start, 1)
+        return np.where(rows < 0, -1, start + passes % number)
+
+    def target_rows(self, task: str, rows: IntArray, passes: IntArray | int) -> IntArray:
+        """Rows of a task's targets."""
+        return self.rationale_rows(rows, passes) if self.tasks[task].varies else rows
+
+    def loads(self, picks: Picks) -> IntArray:
+        """Input and target tokens of each example over all tasks, int64 [len(picks), 2]."""
+        columns = [0, 0]
+        for task, tokens in self.tasks.items():
+            columns[0] += tokens.inputs.lengths[picks.rows]
+            columns[1] += tokens.targets.lengths[self.target_rows(task, *picks)]
+        return np.stack(columns, axis=1)
 
     def fingerprint(self) -> str:
-        """CRC-32 of all tokens, by which a resumed run notices that its data changed."""
-        crc = 0
+        """CRC-32 of all tokens and weights, by which a resumed run notices that its data changed."""
+        crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(self.first.tobytes()))
         for _, tokens in sorted(self.tasks.items()):
             for ragged in (tokens.inputs, tokens.targets):
-                crc = zlib.crc32(ragged.offsets.tobytes(), zlib.crc32(ragged.flat.tobytes(), crc))
+                crc = zlib.crc32(ragged.offsets.tobytes(), crc)
+                for start in range(0, len(ragged.flat), 1 << 20):  # by parts: a memory map stays one
+                    crc = zlib.crc32(ragged.flat[start : start + (1 << 20)].astype(np.int32).tobytes(), crc)
         return f"{crc:08x}"
 
 
-def _tokenize(vocabulary: Vocabulary, texts: Sequence[str], limit: int) -> tuple[Ragged, int]:
-    """Ids with a final eos, cut to `limit` tokens with the eos kept; and how many were cut."""
-    encoded = vocabulary.encode(texts)
-    cut = sum(len(ids) + 1 > limit for ids in encoded)
-    return Ragged.of([[*ids[: limit - 1], EOS_ID] for ids in encoded]), cut
+def offsets_of(lengths: IntArray) -> IntArray:
+    """Where parts of these lengths begin, laid end to end, and where the last ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def _round_up(length: int) -> int:
-    return -(-length // MULTIPLE) * MULTIPLE
+def round_up(length: int, multiple: int = MULTIPLE) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple
 
 
-def tokenize_split(
-    examples: Sequence[Example],
-    vocabulary: Vocabulary,
-    *,
-    objective: Objective,
-    label_type: LabelType,
-    max_input_tokens: int,
-    max_target_tokens: int,
-) -> TokenizedSplit:
-    """Tokens of every task of `objective`, whose inputs get one common length: one encoder call serves both.
+def gather(split: TokenizedSplit, rows: IntArray, passes: IntArray | int = 0) -> Batch:
+    """The padded batch of these rows; a row of −1 is not valid.
 
-    Padded lengths are the split's own longest sequences, rounded up to MULTIPLE, never above the limits' round-up.
+    {task: {inputs [B, S], targets [B, T]}, valid [B], weight [B]}: weight is that of the rationale in the loss.
     """
-    if not examples:
-        raise UserError("a split without examples: check config.data.subsample and the data files")
-    tokens: dict[str, tuple[Ragged, int, Ragged, int]] = {}
-    for task in tasks_of(objective):
-        texts = task_texts(examples, objective, task, label_type)
-        inputs, cut_inputs = _tokenize(vocabulary, [text.input for text in texts], max_input_tokens)
-        targets, cut_targets = _tokenize(vocabulary, [text.target for text in texts], max_target_tokens)
-        tokens[task] = (inputs, cut_inputs, targets, cut_targets)
-    input_length = _round_up(max(inputs.longest for inputs, *_ in tokens.values()))
-    return TokenizedSplit(
-        {
-            task: TokenizedTask(inputs, targets, input_length, _round_up(targets.longest), cut_inputs, cut_targets)
-            for task, (inputs, cut_inputs, targets, cut_targets) in tokens.items()
-        },
-        len(examples),
-    )
-
-
-def gather(split: TokenizedSplit, rows: IntArray) -> Batch:
-    """The batch of these rows: {task: {inputs [B, S], targets [B, T]}, valid [B]}; a row of −1 is not valid."""
     batch: Batch = {
         task: {
-            "inputs": tokens.inputs.padded(rows, tokens.input_length),
-            "targets": tokens.targets.padded(rows, tokens.target_length),
+            "inputs": tokens.inputs.padded(rows, split.input_length),
+            "targets": tokens.targets.padded(split.target_rows(task, rows, passes), split.target_lengths[task]),
         }
         for task, tokens in split.tasks.items()
     }
-    return batch | {"valid": rows >= 0}
-
-
-@functools.lru_cache(maxsize=2)  # neighbouring steps ask for the same epoch, at its seam for two
-def _permutation(size: int, seed: int, epoch: int) -> IntArray:
-    return np.random.default_rng([seed, epoch]).permutation(size)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOrder:
-    """Which rows make up each training batch: a function of (seed, epoch) alone.
-
-    The epochs' permutations follow one another without a gap, so a batch may end one epoch and begin the next, and
-    every example is seen exactly once an epoch. Asking for step 10⁶ costs what step 10 does: one permutation.
-    """
-
-    size: int
-    batch_size: int
-    seed: int
-
-    def permutation(self, epoch: int) -> IntArray:
-        """Order of the examples in an epoch."""
-        return _permutation(self.size, self.seed, epoch)
-
-    def rows(self, step: int) -> IntArray:
-        """The batch_size rows of a step, counted from 0."""
-        position, rows = step * self.batch_size, []
-        remaining = self.batch_size
-        while remaining:
-            epoch, offset = divmod(position, self.size)
-            part = self.permutation(epoch)[offset : offset + remaining]
-            rows.append(part)
-            position, remaining = position + len(part), remaining - len(part)
-        return np.concatenate(rows)
-
-
-def host_share(rows: IntArray, process: int, processes: int) -> IntArray:
-    """The contiguous rows of a global batch that one process feeds. Raises UserError for an uneven split."""
-    if len(rows) % processes:
-        raise UserError(f"batch of {len(rows)} does not divide over {processes} processes: change config.batch_size")
-    share = len(rows) // processes
-    return rows[process * share : (process + 1) * share]
-
-
-def eval_rows(size: int, batch_size: int) -> list[IntArray]:
-    """Every row once, in order, in batches of batch_size; the last is filled up with −1."""
-    padded = np.full(-(-size // batch_size) * batch_size, -1, np.int64)
-    padded[:size] = np.arange(size)
-    return list(padded.reshape(-1, batch_size))
+    weights = np.where(rows < 0, np.float32(0), split.weights[split.rationale_rows(rows, passes)])
+    return batch | {"valid": rows >= 0, "weight": weights}

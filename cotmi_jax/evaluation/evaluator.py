@@ -8,8 +8,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from cotmi_jax.data.example import Example
+from cotmi_jax.data.order import eval_rows, host_share
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
-from cotmi_jax.data.tokens import Batch, TokenizedSplit, eval_rows, gather, host_share
+from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.evaluation.accuracy import Summary, is_correct, summarize
 from cotmi_jax.models.decoding import Decoding, generate

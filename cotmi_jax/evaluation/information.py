@@ -15,8 +15,9 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from cotmi_jax.data.order import eval_rows, host_share
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT
-from cotmi_jax.data.tokens import Batch, TokenizedSplit, eval_rows, gather, host_share
+from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import PAD_ID
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi import pooling
@@ -104,7 +105,7 @@ class InformationMonitor:
 
         def states(params: Params, batch: Batch) -> dict[str, Array]:
             outputs = objective.forward(student.bind(params), batch, None)
-            label, rationale = (outputs[task].source() for task in (PREDICT, EXPLAIN))
+            label, rationale = (outputs[task].source for task in (PREDICT, EXPLAIN))
             pooled = {
                 "z": pooling.mean(label.states_RxTxD, label.target_RxNxT),
                 "v": pooling.mean(rationale.states_RxTxD, rationale.target_RxNxT),
@@ -124,9 +125,9 @@ class InformationMonitor:
             found = self._states(params, put_batch(gather(split, share), self._mesh))
             for name, feature in jax.device_get(found).items():
                 blocks.setdefault(name, []).append(feature[rows >= 0])
-        labels = split.tasks[PREDICT]
+        labels = split.tasks[PREDICT].targets
         return {name: np.concatenate(parts) for name, parts in blocks.items()} | {
-            "y": label_features(labels.targets.padded(rows_N, labels.target_length), self._vocab_size)
+            "y": label_features(labels.padded(rows_N, split.target_lengths[PREDICT]), self._vocab_size)
         }
 
     def measure(

@@ -8,6 +8,7 @@ where features are made (`gather_features`). The value of nothing depends on tha
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi import barber_agakov, bounds, pooling
 from cotmi_jax.mi.bounds import Axis, MineState
@@ -43,12 +45,28 @@ class Source(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Z and V by example, float32; vocabulary features as logarithms. x and z_free are there for compression alone."""
+    """Z and V, float32; vocabulary features as logarithms. x and z_free are there for compression alone.
 
-    z_BxD: Array
-    v_BxE: Array
-    x_BxD: Array | None
-    z_free_BxD: Array | None  # Z again, never detached
+    [R, N, …] as gathered, N sequence pairs a row; [B, …] by example.
+    """
+
+    z: Array
+    v: Array
+    x: Array | None
+    z_free: Array | None  # Z again, never detached
+
+    def by_example(self, slots: Mapping[str, Array] | None) -> "Features":
+        """Flat, one of each an example. slots: by task, the places [B] of packed sequence pairs (data/packing.py)."""
+
+        def of(feature: Array | None, task: str) -> Array | None:
+            if feature is None:
+                return None
+            flat = feature.reshape(-1, feature.shape[-1])
+            return flat if slots is None else flat[slots[task]]
+
+        z, v = of(self.z, PREDICT), of(self.v, EXPLAIN)
+        assert z is not None and v is not None
+        return Features(z, v, of(self.x, PREDICT), of(self.z_free, PREDICT))
 
 
 class Losses(NamedTuple):
@@ -200,19 +218,17 @@ def scale_gradient(x: Array, factor: Array | float) -> Array:
 
 
 def _pool(name: str, source: Source, query: Array | None) -> Array:
-    """One feature an example [B, …], B = R·N."""
+    """One feature a sequence pair [R, N, …]."""
     if name in VOCABULARY_FEATURES:
         assert source.log_pooled_RxNxV is not None
-        feature = source.log_pooled_RxNxV
-    elif name == "encoder_mean":
-        feature = pooling.mean(source.encoded_RxSxD, source.input_RxNxS)
-    elif name == "decoder_attention":
+        return source.log_pooled_RxNxV
+    if name == "encoder_mean":
+        return pooling.mean(source.encoded_RxSxD, source.input_RxNxS)
+    if name == "decoder_attention":
         assert query is not None
-        feature = pooling.attention(source.states_RxTxD, source.target_RxNxT, query)
-    else:
-        pool = {"decoder_mean": pooling.mean, "decoder_max": pooling.maximum}[name]
-        feature = pool(source.states_RxTxD, source.target_RxNxT)
-    return feature.reshape(-1, feature.shape[-1])
+        return pooling.attention(source.states_RxTxD, source.target_RxNxT, query)
+    pool = {"decoder_mean": pooling.mean, "decoder_max": pooling.maximum}[name]
+    return pool(source.states_RxTxD, source.target_RxNxT)
 
 
 def _through(source: Source, factor: Array | float | None) -> Source:
@@ -240,16 +256,16 @@ def gather_features(
     z_factor, v_factor = (None if config.detach == side else beta * ramp for side in ("z", "v"))
     queries = (getattr(networks, name, None) for name in ("query_z", "query_v"))
     query_z, query_v = (None if query is None else query[...] for query in queries)
-    z_BxD = _pool(config.z_feature, _through(label, z_factor), query_z)
-    v_BxE = _pool(config.v_feature, _through(rationale, v_factor), query_v)
-    x_BxD = z_free_BxD = None
+    z = _pool(config.z_feature, _through(label, z_factor), query_z)
+    v = _pool(config.v_feature, _through(rationale, v_factor), query_v)
+    x = z_free = None
     if config.compression != "none":
-        x_BxD = _pool("encoder_mean", _through(label, None), None)
+        x = _pool("encoder_mean", _through(label, None), None)
         factor = ramp * (config.compression_weight if config.compression == "club" else beta)
         # CLUB's penalty moves the student alone.
         query = jax.lax.stop_gradient(query_z) if config.compression == "club" else query_z
-        z_free_BxD = _pool(config.z_feature, _through(label, factor), query)
-    return Features(z_BxD, v_BxE, x_BxD, z_free_BxD)
+        z_free = _pool(config.z_feature, _through(label, factor), query)
+    return Features(z, v, x, z_free)
 
 
 def losses(
@@ -263,14 +279,14 @@ def losses(
     key: Array | None,
     state: MineState | None,
 ) -> Losses:
-    """The term on a batch, or on the part of one whose examples weigh `weight` in all. Dropout is on with a key.
+    """The term on features by example, of a batch or of a part of one that weighs `weight` in all.
 
-    `frozen` holds the same parameters as `networks`, as constants. Reported: `mi`, the loss whose coefficient is beta;
-    of a critic also `mi_value` (the estimate), `mi_positive` and `mi_negative` (mean score of positives, log-mean-exp
+    Dropout is on with a key. `frozen` holds the same parameters as `networks`, as constants.
+    Reported: `mi`, the loss whose coefficient is beta; of a critic also `mi_value` (the estimate), `mi_positive` and `mi_negative` (mean score of positives, log-mean-exp
     of negatives) and, where there is a cap, `mi_saturation`; `compression` and `compression_fit`.
     """
     critic_key, bottleneck_key = (None, None) if key is None else jax.random.split(key)
-    z_BxD, v_BxE = features.z_BxD, features.v_BxE
+    z_BxD, v_BxE = features.z, features.v
     reported: dict[str, Array] = {}
     extra = jnp.float32(0.0)
     if config.compression == "club":
@@ -279,11 +295,11 @@ def losses(
         share = valid_B.sum(dtype=jnp.float32) / jnp.where(weight == 0, 1.0, weight)
         extra = reported["compression"] * share + _mean(reported["compression_fit"], valid_B, weight)
     if config.compression == "variational":
-        assert networks is not None and networks.bottleneck is not None and features.z_free_BxD is not None
+        assert networks is not None and networks.bottleneck is not None and features.z_free is not None
         mean_BxC, log_std_BxC = networks.bottleneck(z_BxD)
         noise = 0.0 if bottleneck_key is None else jax.random.normal(bottleneck_key, mean_BxC.shape, jnp.float32)
         z_BxD = mean_BxC + jnp.exp(log_std_BxC) * noise
-        reported["compression"] = _divergence(*networks.bottleneck(features.z_free_BxD))
+        reported["compression"] = _divergence(*networks.bottleneck(features.z_free))
         # Divided by beta since the bottleneck, like all networks here, learns the term at full strength.
         extra = config.compression_weight / beta * _mean(reported["compression"], valid_B, weight)
     if not config.scored:
@@ -349,10 +365,10 @@ def _unscored(
 def _club(networks: Networks, frozen: Networks, features: Features, valid_B: Array) -> dict[str, Array]:
     """I(X;Z) by CLUB with q(z|x) fitted beside it: the fit moves q alone, the penalty the student alone."""
     assert networks.club is not None and frozen.club is not None
-    assert features.x_BxD is not None and features.z_free_BxD is not None
-    z_BxD = normalize(features.z_free_BxD, "layer")
-    log_q_BxB = barber_agakov.gaussian_log_q(z_BxD, *frozen.club(features.x_BxD))
-    fit_B = barber_agakov.gaussian_loss(z_BxD, *networks.club(features.x_BxD))
+    assert features.x is not None and features.z_free is not None
+    z_BxD = normalize(features.z_free, "layer")
+    log_q_BxB = barber_agakov.gaussian_log_q(z_BxD, *frozen.club(features.x))
+    fit_B = barber_agakov.gaussian_loss(z_BxD, *networks.club(features.x))
     return {"compression": bounds.club(log_q_BxB, valid_B).value, "compression_fit": fit_B}
 
 

@@ -13,6 +13,7 @@ from jax import Array
 
 from cotmi_jax.models.config import T5Config
 
+Biases = tuple[Array, ...]  # of attention scores, added one after the other
 MASKED = -1e9  # added to a float32 score; finite, so that a row with every key masked gives no NaN
 
 
@@ -79,12 +80,14 @@ class Attention(nnx.Module):
         )
 
     def __call__(
-        self, x_BxTxD: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, bias: Array, key: Array | None
+        self, x_BxTxD: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, biases: Biases, key: Array | None
     ) -> Array:
-        """bias is float32 and broadcasts to [B, H, T, S]; returns [B, T, D]."""
+        """Returns [B, T, D]. Biases are float32 and broadcast to [B, H, T, S], which is never made of them."""
         query = jnp.einsum("btd,dhk->bthk", x_BxTxD, self.query.astype(self.dtype))
         score = jnp.einsum("bthk,bshk->bhts", query, keys_BxSxHxK, preferred_element_type=jnp.float32)
-        weight = jax.nn.softmax(score + bias, axis=-1).astype(self.dtype)
+        for bias in biases:
+            score = score + bias
+        weight = jax.nn.softmax(score, axis=-1).astype(self.dtype)
         weight = dropout(weight, self.rate, key)
         mixed = jnp.einsum("bhts,bshk->bthk", weight, values_BxSxHxK)
         return jnp.einsum("bthk,hkd->btd", mixed, self.out.astype(self.dtype))

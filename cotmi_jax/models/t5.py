@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from cotmi_jax.models.config import T5Config
-from cotmi_jax.models.layers import MASKED, MLP, Attention, RelativeBias, RMSNorm, declare, dropout
+from cotmi_jax.models.layers import MASKED, MLP, Attention, Biases, RelativeBias, RMSNorm, declare, dropout
 from cotmi_jax.sharding import constrain_batch
 
 Cache = dict[str, Array]
@@ -23,9 +23,18 @@ def padding_bias(valid_BxS: Array) -> Array:
     return jnp.where(valid_BxS, 0.0, MASKED)[:, None, None, :]
 
 
-def shift_right(targets_BxT: Array, start_id: int) -> Array:
-    """Decoder inputs: the start token, then every target but the last."""
-    return jnp.pad(targets_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
+def segment_bias(segments_BxT: Array, key_segments_BxS: Array) -> Array:
+    """Score bias [B, 1, T, S] that hides the keys of other segments; padding, segment 0, sees padding."""
+    return jnp.where(segments_BxT[:, :, None] == key_segments_BxS[:, None, :], 0.0, MASKED)[:, None]
+
+
+def shift_right(targets_BxT: Array, start_id: int, segments_BxT: Array | None = None) -> Array:
+    """Decoder inputs: the start token, then every target but the last; in packed rows so for every segment."""
+    shifted_BxT = jnp.pad(targets_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
+    if segments_BxT is None:
+        return shifted_BxT
+    first_BxT = jnp.diff(segments_BxT, axis=1, prepend=-1) != 0
+    return jnp.where(first_BxT, start_id, shifted_BxT)
 
 
 def _split_key(key: Array | None, num: int) -> list[Array | None]:
@@ -43,10 +52,10 @@ class EncoderBlock(nnx.Module):
         self.mlp = MLP(config, num, rngs=rngs)
         self.rate = config.dropout
 
-    def __call__(self, x_BxSxD: Array, bias_BxHxSxS: Array, key: Array | None) -> Array:
+    def __call__(self, x_BxSxD: Array, biases: Biases, key: Array | None) -> Array:
         keys = _split_key(key, 4)
         normed = self.attention_norm(x_BxSxD)
-        attended = self.attention(normed, *self.attention.keys_values(normed), bias_BxHxSxS, keys[0])
+        attended = self.attention(normed, *self.attention.keys_values(normed), biases, keys[0])
         x_BxSxD = x_BxSxD + dropout(attended, self.rate, keys[1])
         x_BxSxD = x_BxSxD + dropout(self.mlp(self.mlp_norm(x_BxSxD), keys[2]), self.rate, keys[3])
         return constrain_batch(x_BxSxD)
@@ -66,14 +75,14 @@ class DecoderBlock(nnx.Module):
         self.rate = config.dropout
 
     def __call__(
-        self, x_BxTxD: Array, encoded_BxSxD: Array, bias_BxHxTxT: Array, cross_bias_Bx1x1xS: Array, key: Array | None
+        self, x_BxTxD: Array, encoded_BxSxD: Array, biases: Biases, cross_biases: Biases, key: Array | None
     ) -> Array:
         keys = _split_key(key, 6)
         normed = self.attention_norm(x_BxTxD)
-        attended = self.attention(normed, *self.attention.keys_values(normed), bias_BxHxTxT, keys[0])
+        attended = self.attention(normed, *self.attention.keys_values(normed), biases, keys[0])
         x_BxTxD = x_BxTxD + dropout(attended, self.rate, keys[1])
         keys_values = self.cross_attention.keys_values(encoded_BxSxD)
-        attended = self.cross_attention(self.cross_norm(x_BxTxD), *keys_values, cross_bias_Bx1x1xS, keys[2])
+        attended = self.cross_attention(self.cross_norm(x_BxTxD), *keys_values, cross_biases, keys[2])
         x_BxTxD = x_BxTxD + dropout(attended, self.rate, keys[3])
         x_BxTxD = x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD), keys[4]), self.rate, keys[5])
         return constrain_batch(x_BxTxD)
@@ -86,9 +95,9 @@ class DecoderBlock(nnx.Module):
         new_key, new_value = self.attention.keys_values(normed)
         keys = jax.lax.dynamic_update_slice_in_dim(cache["key"], new_key, position, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(cache["value"], new_value, position, axis=1)
-        x_Bx1xD = x_Bx1xD + self.attention(normed, keys, values, bias_1xHx1xT, None)
+        x_Bx1xD = x_Bx1xD + self.attention(normed, keys, values, (bias_1xHx1xT,), None)
         cross = self.cross_attention(
-            self.cross_norm(x_Bx1xD), cache["cross_key"], cache["cross_value"], cross_bias_Bx1x1xS, None
+            self.cross_norm(x_Bx1xD), cache["cross_key"], cache["cross_value"], (cross_bias_Bx1x1xS,), None
         )
         x_Bx1xD = x_Bx1xD + cross
         x_Bx1xD = x_Bx1xD + self.mlp(self.mlp_norm(x_Bx1xD), None)
@@ -141,33 +150,57 @@ class T5(nnx.Module):
         # Unrolling inside scan, not indexing the stack in a Python loop: the gradient of an index is a full-size add.
         return jax.lax.scan(body, carry, (params, inputs), unroll=1 if self.config.scan_layers else num)
 
-    def encode(self, inputs_BxS: Array, key: Array | None = None) -> Array:
-        """Encoder states [B, S, D] of padded token ids."""
+    def encode(self, inputs_BxS: Array, key: Array | None = None, segments_BxS: Array | None = None) -> Array:
+        """Encoder states [B, S, D] of padded token ids; of several sequences a row where segments are given.
+
+        Segments are numbered from 1, each in one piece, 0 is padding. Positions are relative, so none need shifting.
+        """
         num = self.config.num_encoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)
         positions_S = jnp.arange(inputs_BxS.shape[1])
-        bias = self.encoder.position(positions_S, positions_S) + padding_bias(inputs_BxS != self.config.pad_id)
+        if segments_BxS is None:
+            mask = padding_bias(inputs_BxS != self.config.pad_id)
+        else:
+            mask = segment_bias(segments_BxS, segments_BxS)
+        biases = (self.encoder.position(positions_S, positions_S), mask)
         x_BxSxD, _ = self._run(
             self.encoder.blocks,
-            lambda block, x, layer_key: (block(x, bias, layer_key), None),
+            lambda block, x, layer_key: (block(x, biases, layer_key), None),
             self._embed(inputs_BxS, embed_key),
             None if layers_key is None else jax.random.split(layers_key, num),
             num,
         )
         return dropout(self.encoder.final_norm(x_BxSxD), self.config.dropout, final_key)
 
-    def decode(self, encoded_BxSxD: Array, inputs_BxS: Array, targets_BxT: Array, key: Array | None = None) -> Array:
-        """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t]."""
+    def decode(
+        self,
+        encoded_BxSxD: Array,
+        inputs_BxS: Array,
+        targets_BxT: Array,
+        key: Array | None = None,
+        segments: tuple[Array, Array] | None = None,
+    ) -> Array:
+        """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t].
+
+        segments of packed rows, of inputs [B, S] and targets [B, T]: a target sees what has its number alone.
+        """
         num = self.config.num_decoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)
         positions_T = jnp.arange(targets_BxT.shape[1])
         causal_TxT = positions_T[None, :] <= positions_T[:, None]
-        bias = self.decoder.position(positions_T, positions_T) + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
-        cross_bias = padding_bias(inputs_BxS != self.config.pad_id)
+        position = self.decoder.position(positions_T, positions_T) + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
+        biases: Biases = (position,)
+        target_segments = None
+        if segments is None:
+            cross_biases: Biases = (padding_bias(inputs_BxS != self.config.pad_id),)
+        else:
+            input_segments, target_segments = segments
+            biases += (segment_bias(target_segments, target_segments),)
+            cross_biases = (segment_bias(target_segments, input_segments),)
         x_BxTxD, _ = self._run(
             self.decoder.blocks,
-            lambda block, x, layer_key: (block(x, encoded_BxSxD, bias, cross_bias, layer_key), None),
-            self._embed(shift_right(targets_BxT, self.config.pad_id), embed_key),
+            lambda block, x, layer_key: (block(x, encoded_BxSxD, biases, cross_biases, layer_key), None),
+            self._embed(shift_right(targets_BxT, self.config.pad_id, target_segments), embed_key),
             None if layers_key is None else jax.random.split(layers_key, num),
             num,
         )

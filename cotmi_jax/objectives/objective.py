@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from cotmi_jax.data.tasks import EXPLAIN, OBJECTIVES, PREDICT, tasks_of
+from cotmi_jax.data.tasks import EXPLAIN, OBJECTIVES, PREDICT, tasks_of, writes_rationale
 from cotmi_jax.data.tasks import Objective as Name
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.bounds import MineState
@@ -21,32 +21,25 @@ from cotmi_jax.mi.information import (
     losses,
     networks_def,
 )
+from cotmi_jax.mi.pooling import members
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.t5 import T5
-from cotmi_jax.objectives.terms import Term, Terms, token_mask
+from cotmi_jax.objectives.terms import Term, Terms, is_packed, packed_weights, token_mask
 from cotmi_jax.objectives.token_scan import Pool, scan_tokens
 
 
 class TaskOutput(NamedTuple):
-    """What the student computed for one task under teacher forcing; log_pooled only where it was asked for."""
+    """What the student computed for one task under teacher forcing, by row: examples, or packed rows of both tasks."""
 
-    encoded_BxSxD: Array
-    input_mask_BxS: Array  # the real input tokens of valid examples
-    states_BxTxD: Array
-    mask_BxT: Array  # the real target tokens of valid examples
-    loss_BxT: Array
-    hit_BxT: Array
-    log_pooled_BxNxV: Array | None
-
-    def source(self) -> Source:
-        """As features are pooled from it: a padded batch has one example a row."""
-        inputs_Bx1xS, targets_Bx1xT = self.input_mask_BxS[:, None, :], self.mask_BxT[:, None, :]
-        return Source(self.encoded_BxSxD, inputs_Bx1xS, self.states_BxTxD, targets_Bx1xT, self.log_pooled_BxNxV)
+    source: Source  # what features are pooled from
+    weight_RxT: Array  # in the loss, 0 but at the task's real target tokens
+    loss_RxT: Array
+    hit_RxT: Array
 
 
 class Part(NamedTuple):
-    """What a batch, or a part of one, gives before examples are compared: terms by token, and the features of cotmi."""
+    """What the rows of a batch give before examples are compared: terms by token, and the features of cotmi."""
 
     terms: Terms
     features: Features | None
@@ -109,10 +102,7 @@ class Objective:
 
     def weights(self, batch: Mapping, pad_id: int) -> dict[str, Array]:
         """The weight of each loss term, a function of the batch alone: micro-batches divide by the whole one's."""
-        weights = {
-            task: token_mask(batch[task]["targets"], batch["valid"], pad_id).sum(dtype=jnp.float32)
-            for task in self.tasks
-        }
+        weights = {task: self._token_weights(batch, task, pad_id).sum() for task in self.tasks}
         others = [name for name in self.coefficients if name not in weights]
         return weights | dict.fromkeys(others, self.pairs(batch, pad_id).sum(dtype=jnp.float32))
 
@@ -121,11 +111,23 @@ class Objective:
         return self.information.ramp(step) if self.has_information else jnp.float32(1.0)
 
     def pairs(self, batch: Mapping, pad_id: int) -> Array:
-        """Which examples have both a label and a rationale to tie together, bool [B]."""
-        valid_B = batch["valid"]
-        for task in self.tasks:
-            valid_B = valid_B & (batch[task]["targets"] != pad_id).any(axis=1)
+        """Which examples have both a label and a rationale to tie together, bool [B]; one of weight 0 is none."""
+        examples = batch["examples"] if is_packed(batch) else batch
+        valid_B = examples["valid"]
+        if any(writes_rationale(self.name, task) for task in self.tasks):
+            valid_B = valid_B & (examples["weight"] > 0)
+        if not is_packed(batch):
+            for task in self.tasks:
+                valid_B = valid_B & (batch[task]["targets"] != pad_id).any(axis=1)
         return valid_B
+
+    def _token_weights(self, batch: Mapping, task: str, pad_id: int) -> Array:
+        """Weight in the loss of every target token, float32 [R, T]; 0 but at the real ones of a task."""
+        if is_packed(batch):
+            return packed_weights(batch["rows"], self.tasks.index(task))
+        mask_BxT = token_mask(batch[task]["targets"], batch["valid"], pad_id)
+        weight_B = batch["weight"] if writes_rationale(self.name, task) else jnp.ones_like(batch["weight"])
+        return jnp.where(mask_BxT, weight_B[:, None], 0.0)
 
     def compute(
         self,
@@ -144,7 +146,7 @@ class Objective:
         outputs = self.forward(student, batch, key)
         if not self.has_information:
             return Part(_token_terms(outputs), None)
-        label, rationale = (outputs[task].source() for task in (PREDICT, EXPLAIN))
+        label, rationale = (outputs[task].source for task in (PREDICT, EXPLAIN))
         features = gather_features(self.information, networks, label, rationale, beta, ramp)
         return Part(_token_terms(outputs), features)
 
@@ -155,7 +157,8 @@ class Objective:
         terms, features = self.compute(student, None, batch, key)
         if features is not None:
             pairs_B = self.pairs(batch, student.config.pad_id)
-            terms |= self.inform(None, None, features, pairs_B, pairs_B.sum(dtype=jnp.float32), None, None)[1]
+            weight = pairs_B.sum(dtype=jnp.float32)
+            terms |= self.inform(None, None, features.by_example(None), pairs_B, weight, None, None)[1]
         return terms
 
     def inform(
@@ -168,7 +171,8 @@ class Objective:
         key: Array | None,
         state: MineState | None,
     ) -> tuple[Array, Terms, MineState | None]:
-        """The mutual-information side of a batch: the scalar to differentiate, its terms, and the estimator's state.
+        """The mutual-information side of features by example: the scalar to differentiate, its terms, and the
+        estimator's state.
 
         `weight` is the number of valid examples of the whole batch, of which these may be a part.
         """
@@ -181,7 +185,37 @@ class Objective:
         return result.total, terms, result.state
 
     def forward(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
-        """Run the student on every task of a batch. The encoder reads all tasks' inputs in one call."""
+        """Run the student on every task of a batch, padded or packed."""
+        return (self._forward_packed if is_packed(batch) else self._forward_padded)(student, batch, key)
+
+    def _forward_packed(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
+        """One call of encoder and decoder for the rows, which hold both tasks."""
+        rows, keys = batch["rows"], (None, None) if key is None else jax.random.split(key)
+        if self.has_information and self.information.estimator == "released":
+            raise UserError("mi.estimator released reads the padding of a padded batch: set data.packing to False")
+        segments = rows["input_segments"], rows["target_segments"]
+        encoded_RxSxD = student.encode(rows["inputs"], keys[0], segments[0])
+        states_RxTxD = student.decode(encoded_RxSxD, rows["inputs"], rows["targets"], keys[1], segments)
+        input_RxNxS, target_RxNxT = (members(each, rows["task"].shape[1]) for each in segments)
+        # A row's segments are pooled all in one way: the two sides differ in it for no estimator that reads them here.
+        pools = {self._pool(task) for task in self.tasks} - {None}
+        pool = pools.pop() if pools else None
+        scanned = scan_tokens(
+            states_RxTxD,
+            rows["targets"],
+            student.logits,
+            mask_BxT=segments[1] > 0,
+            member_BxNxT=target_RxNxT if pool else None,
+            pool=pool,
+        )
+        source = Source(encoded_RxSxD, input_RxNxS, states_RxTxD, target_RxNxT, scanned.log_pooled_BxNxV)
+        return {
+            task: TaskOutput(source, packed_weights(rows, index), scanned.loss_BxT, scanned.hit_BxT)
+            for index, task in enumerate(self.tasks)
+        }
+
+    def _forward_padded(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
+        """The encoder reads all tasks' inputs in one call; each task is decoded by itself."""
         tasks, pad_id = self.tasks, student.config.pad_id
         encoder_key, *decoder_keys = [None] * (1 + len(tasks)) if key is None else jax.random.split(key, 1 + len(tasks))
         # Tasks side by side, not one batch behind the other: so the rows of an example stay on its device.
@@ -205,7 +239,10 @@ class Objective:
                 pool=pool,
             )
             input_mask_BxS = token_mask(inputs_BxS, batch["valid"], pad_id)
-            outputs[task] = TaskOutput(encoded_BxSxD, input_mask_BxS, states_BxTxD, mask_BxT, *scanned)
+            pooled = scanned.log_pooled_BxNxV
+            source = Source(encoded_BxSxD, input_mask_BxS[:, None], states_BxTxD, mask_BxT[:, None], pooled)
+            weight_BxT = self._token_weights(batch, task, pad_id)
+            outputs[task] = TaskOutput(source, weight_BxT, scanned.loss_BxT, scanned.hit_BxT)
         return outputs
 
     def _pool(self, task: str) -> Pool | None:
@@ -220,9 +257,10 @@ def _token_terms(outputs: Mapping[str, TaskOutput]) -> Terms:
     """Cross-entropy in nats and token accuracy of each task."""
     terms: Terms = {}
     for task, output in outputs.items():
-        weight = output.mask_BxT.sum(dtype=jnp.float32)
-        terms[task] = Term(jnp.where(output.mask_BxT, output.loss_BxT, 0.0).sum(), weight)
-        hits = (output.hit_BxT & output.mask_BxT).sum(dtype=jnp.float32)
+        weight = output.weight_RxT.sum()
+        counts_RxT = output.weight_RxT > 0
+        terms[task] = Term(jnp.where(counts_RxT, output.weight_RxT * output.loss_RxT, 0.0).sum(), weight)
+        hits = jnp.where(output.hit_RxT, output.weight_RxT, 0.0).sum()
         terms[f"{task}_token_accuracy"] = Term(hits, weight)
     return terms
 

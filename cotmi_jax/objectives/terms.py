@@ -1,9 +1,12 @@
 """Losses as (sum, weight) pairs in float32: added over micro-batches and devices, divided once at the end."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+
+from cotmi_jax.mi.pooling import members
 
 
 class Term(NamedTuple):
@@ -19,6 +22,18 @@ class Term(NamedTuple):
 
 
 Terms = dict[str, Term]
+
+
+def is_packed(batch: Mapping) -> bool:
+    """Whether a batch is in rows of several examples (data/packing.py) rather than of one (data/tokens.py)."""
+    return "rows" in batch
+
+
+def packed_weights(rows: Mapping[str, Array], task: int) -> Array:
+    """Loss weight of every target token of packed rows that belongs to a task, 0 elsewhere, float32 [R, T]."""
+    weight_RxN = jnp.where(rows["task"] == task, rows["weight"], 0.0)
+    member_RxNxT = members(rows["target_segments"], weight_RxN.shape[1])
+    return jnp.where(member_RxNxT, weight_RxN[:, :, None], 0.0).sum(axis=1)
 
 
 def token_mask(targets_BxT: Array, valid_B: Array, pad_id: int) -> Array:

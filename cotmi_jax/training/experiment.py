@@ -9,7 +9,8 @@ from cotmi_jax.data.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.dss import check_choice
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.sources import DATASETS, LoadedCorpus, find_data_root, load_corpus
-from cotmi_jax.data.tokens import TokenizedSplit, tokenize_split
+from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.information import check_monitor
@@ -118,8 +119,7 @@ def tokenize(
         vocabulary,
         objective=config.objective.name,
         label_type=config.data.label_type if train else "gt",
-        max_input_tokens=config.data.max_input_tokens,
-        max_target_tokens=config.data.max_target_tokens,
+        limits=TokenLimits(config.data.max_input_tokens, config.data.max_target_tokens),
     )
 
 
@@ -169,7 +169,7 @@ class Experiment:
     def notes(self) -> list[str]:
         """What a user should know before a long run: sizes, lengths, what was cut or dropped."""
         lengths = ", ".join(
-            f"{task} {tokens.input_length}→{tokens.target_length}" for task, tokens in self.train.tasks.items()
+            f"{task} {self.train.input_length}→{length}" for task, length in self.train.target_lengths.items()
         )
         notes = [
             f"data {self.config.data.dataset}: {self.train.size} train, {self.valid.size} valid; "

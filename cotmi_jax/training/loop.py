@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import check_batches, validate
 from cotmi_jax.data.pipeline import train_batches
 from cotmi_jax.data.tasks import EXPLAIN
-from cotmi_jax.data.tokens import TrainOrder
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
@@ -164,7 +163,7 @@ class Run:
             micro_batches=config.micro_batches,
         )
         streams = train_streams(config.seed)
-        order = TrainOrder(self.experiment.train.size, config.batch_size, config.seed)
+        order = self.experiment.order()
         batches = train_batches(
             self.experiment.train,
             order,

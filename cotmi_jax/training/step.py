@@ -13,7 +13,7 @@ from cotmi_jax.mi.information import Features
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.objectives.terms import Term, Terms
+from cotmi_jax.objectives.terms import Term, Terms, is_packed
 from cotmi_jax.sharding import PyTree
 from cotmi_jax.training.rng import Stream, step_key
 from cotmi_jax.training.state import StateDef, TrainState
@@ -72,12 +72,13 @@ class _Differentiable:
         self, params: Params, features: Features, part: Mapping, key: Array | None
     ) -> tuple[Array, tuple[Terms, MineState | None]]:
         """The mutual-information term of features, at full strength (the features' own gradient carries beta)."""
+        by_example = features.by_example(part["examples"]["slots"] if is_packed(part) else None)
         networks, pairs_B = self.information.networks, self.objective.pairs(part, self.student.config.pad_id)
         bound = frozen = None
         if networks is not None:
             bound, frozen = networks.bind(params["mi"]), networks.bind(jax.lax.stop_gradient(params["mi"]))
         total, terms, state = self.objective.inform(
-            bound, frozen, features, pairs_B, self.weights["mi"], key, self.information.state
+            bound, frozen, by_example, pairs_B, self.weights["mi"], key, self.information.state
         )
         return total, (terms, state)
 
@@ -123,9 +124,11 @@ def loss_and_grads(
             params, batch, key, information.key
         )
         return Gradient(functions.reported(terms), terms, grads, state)
-    parts = split_micro_batches(batch, micro_batches)
+    # Packed rows are split, and their examples, which lie here and there, are put together again behind them.
+    packed = is_packed(batch)
+    parts = split_micro_batches({"rows": batch["rows"]} if packed else batch, micro_batches)
     keys, information_keys = (_fold_in(each, micro_batches) for each in (key, information.key))
-    if not objective.couples_examples:
+    if not (objective.couples_examples or packed and objective.has_information):
         grads, (terms, _) = _accumulate(functions.whole, params, (parts, keys, information_keys))
         return Gradient(functions.reported(terms), terms, grads, information.state)
 

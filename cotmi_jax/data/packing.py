@@ -1,0 +1,248 @@
+"""Packed batches: several examples and both tasks in one row, rows of one shape whatever the batch holds. Plain numpy.
+
+A sequence pair, one task's input and target of one example, is the unit that is placed; its input and its target lie in
+the same row under the same segment number. The examples of a batch are those of the padded form; what is packed is the
+share of one process, by itself.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from cotmi_jax.data.order import IntArray, Picks, TrainOrder
+from cotmi_jax.data.tokens import Batch, Ragged, TokenizedSplit, offsets_of, round_up
+from cotmi_jax.errors import UserError
+
+PADDING = (0.10, 0.20)  # of input and target tokens, that rows should not exceed
+_TRIALS = 3072  # examples on which a shape is tried before it is taken
+_RESERVE = 1.015  # by which their sequences are then longer: batches to come are harder than those that were tried
+_SPARE = (1.02, 1.04, 1.06, 1.08, 1.12, 1.18, 1.25, 1.4, 1.7, 2.0, 3.0)  # tokens of rows over those of a batch
+_ATTEMPTS = 20  # at placing a batch, from different beginnings
+_SWAPS = 500  # of sequence pairs between rows, in one attempt
+
+
+@dataclasses.dataclass(frozen=True)
+class PackShape:
+    """Shape of packed batches over all processes: rows R, lengths S and T, at most N sequence pairs a row."""
+
+    rows: int
+    input_length: int
+    target_length: int
+    segments: int
+
+
+class _Pairs(NamedTuple):
+    """Lengths of the sequence pairs of a batch's share, task by task: [tasks · B]."""
+
+    inputs: IntArray
+    targets: IntArray
+
+    def sizes(self, shape: PackShape) -> np.ndarray:
+        """Share of a row that each takes of its input tokens, target tokens and segments, [pairs, 3]."""
+        each = np.full(len(self.inputs), 1.0 / shape.segments)
+        return np.stack([self.inputs / shape.input_length, self.targets / shape.target_length, each], axis=1)
+
+
+def share_picks(split: TokenizedSplit, picks: Picks, process: int, processes: int) -> IntArray:
+    """Which of a batch's examples one process feeds: as many as any other, with about as many tokens."""
+    if len(picks.rows) % processes:
+        raise UserError(
+            f"batch of {len(picks.rows)} does not divide over {processes} processes: change config.batch_size"
+        )
+    if processes == 1:
+        return np.arange(len(picks.rows))
+    loads = split.loads(picks) / split.loads(picks).mean(axis=0)
+    total, room = np.zeros((processes, 2)), np.full(processes, len(picks.rows) // processes)
+    owner = np.empty(len(picks.rows), np.int64)
+    for example in np.argsort(-loads.max(axis=1), kind="stable"):
+        owner[example] = np.where(room > 0, (total + loads[example]).max(axis=1), np.inf).argmin()
+        total[owner[example]] += loads[example]
+        room[owner[example]] -= 1
+    return np.flatnonzero(owner == process)
+
+
+def _pairs(split: TokenizedSplit, picks: Picks) -> _Pairs:
+    tasks = split.tasks.items()
+    return _Pairs(
+        np.concatenate([tokens.inputs.lengths[picks.rows] for _, tokens in tasks]),
+        np.concatenate([tokens.targets.lengths[split.target_rows(task, *picks)] for task, tokens in tasks]),
+    )
+
+
+def _place(size_PxK: np.ndarray, rows: int, attempt: int) -> IntArray | None:
+    """The row of each pair, such that no row holds more than 1 of anything; None where the search ends without.
+
+    Large pairs first, each to the row that is then least full; after that pairs leave overfull rows, alone or in
+    exchange, while it helps. Attempts beyond the first begin with another order.
+    """
+    first = size_PxK.max(axis=1)
+    if attempt:
+        first = first * np.random.default_rng(attempt).uniform(0.8, 1.0, len(first))
+    row_P, load_RxK = np.empty(len(size_PxK), np.int64), np.zeros((rows, size_PxK.shape[1]))
+    for pair in np.argsort(-first, kind="stable"):
+        after = load_RxK + size_PxK[pair]
+        row_P[pair] = row = int((after.max(axis=1) + 1e-3 * after.sum(axis=1)).argmin())
+        load_RxK[row] = after[row]
+    for _ in range(_SWAPS):
+        row = int(load_RxK.max(axis=1).argmax())
+        if load_RxK[row].max() <= 1.0 + 1e-9:
+            return row_P
+        if not _relieve(size_PxK, row_P, load_RxK, row):
+            return None
+    return None
+
+
+def _strain(load: np.ndarray) -> np.ndarray:
+    """What the search lowers: how far rows are overfull and, a little, how unequal they are."""
+    return 10.0 * np.maximum(load - 1.0, 0.0).sum(axis=-1) + 0.05 * (load * load).sum(axis=-1)
+
+
+def _relieve(size_PxK: np.ndarray, row_P: IntArray, load_RxK: np.ndarray, row: int) -> bool:
+    """The best move or exchange of one pair of an overfull row, made in place; False where none helps."""
+    ours, theirs = np.flatnonzero(row_P == row), np.flatnonzero(row_P != row)
+    before_R = _strain(load_RxK)
+    # The last column of candidates is no pair at all, once for each row: a move.
+    others = np.concatenate([row_P[theirs], np.arange(len(load_RxK))])
+    gain = np.concatenate([size_PxK[theirs], np.zeros_like(load_RxK)])[None] - size_PxK[ours][:, None]
+    change = _strain(load_RxK[row] + gain) - before_R[row] + _strain(load_RxK[others][None] - gain) - before_R[others]
+    change[:, others == row] = np.inf
+    mine, other = np.unravel_index(change.argmin(), change.shape)
+    if change[mine, other] >= -1e-12:
+        return False
+    load_RxK[row] += gain[mine, other]
+    load_RxK[others[other]] -= gain[mine, other]
+    row_P[ours[mine]] = others[other]
+    if other < len(theirs):
+        row_P[theirs[other]] = row
+    return True
+
+
+def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, processes: int = 1) -> PackShape:
+    """The cheapest shape whose rows hold the batches of a balanced order; `multiple` divides the number of rows.
+
+    Shapes with at most PADDING come first, where there are such. Cost counts padded tokens, and attention's part that
+    grows with their square. Shapes are tried on the first batches.
+
+    Raises:
+      UserError: no shape up to three times the tokens of a batch holds them.
+    """
+    caps, pairs = order.cap, order.batch_size * len(split.tasks)
+    longest = split.input_length, max(split.target_lengths.values())
+    shapes = set()
+    for rows in range(multiple, max(pairs, multiple) + 1, multiple):
+        for spare in _SPARE:
+            inputs, targets = (
+                max(most, round_up(int(cap * spare / rows))) for cap, most in zip(caps, longest, strict=True)
+            )
+            shapes.add(PackShape(rows, inputs, targets, segments=int(1.3 * pairs / rows) + 2))
+    trials = range(max(8, _TRIALS // order.batch_size))
+    tokens = order.batch_size * order.mean
+
+    def key(shape: PackShape) -> tuple[bool, float, int]:
+        padding = 1.0 - tokens / (shape.rows * np.array([shape.input_length, shape.target_length]))
+        return bool((padding > PADDING).any()), _cost(shape), shape.rows
+
+    for shape in sorted(shapes, key=key):
+        if all(_holds(split, order.picks(step), shape, processes) for step in trials):
+            return shape
+    raise UserError(
+        f"no packed rows hold every batch of {order.batch_size} examples over {processes} processes, of which the "
+        f"longest has {longest[0]} input tokens: set config.data.packing to False"
+    )
+
+
+def _cost(shape: PackShape) -> float:
+    """Of a step, in tokens: a decoder layer does twice an encoder's work, and the vocabulary's logits come to it."""
+    inputs, targets = shape.input_length, shape.target_length
+    return shape.rows * (inputs * (1 + inputs / 1500) + targets * (2.4 + (inputs + targets) / 1500))
+
+
+def _holds(split: TokenizedSplit, picks: Picks, shape: PackShape, processes: int) -> bool:
+    """Whether every process places its share with some reserve, and at the first attempt of those that `pack` makes."""
+    for process in range(processes):
+        share = picks.take(share_picks(split, picks, process, processes))
+        sizes = _pairs(split, share).sizes(shape)
+        sizes[:, :2] = np.minimum(sizes[:, :2] * _RESERVE, 1.0)
+        if _place(sizes, shape.rows // processes, attempt=0) is None:
+            return False
+    return True
+
+
+def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, *, process: int = 0, processes: int = 1) -> Batch:
+    """One process's share of the packed batch of these examples.
+
+    rows: inputs and input_segments [R, S], targets and target_segments [R, T], where segments are numbered from 1 in
+      every row and 0 is padding; task and weight [R, N]: which task a segment is of (−1: none) and its weight in the
+      loss.
+    examples: valid and weight [B] as in the padded form; slots {task: [B]}: where its sequence pair lies, row · N +
+      segment − 1, rows counted over all processes.
+
+    Raises:
+      UserError: the rows do not hold the batch.
+    """
+    picks = picks.take(share_picks(split, picks, process, processes))
+    rows, pairs = shape.rows // processes, _pairs(split, picks)
+    tries = (_place(pairs.sizes(shape), rows, attempt) for attempt in range(_ATTEMPTS))
+    row_P = next((found for found in tries if found is not None), None)
+    if row_P is None:
+        raise UserError(
+            f"a batch of {pairs.inputs.sum()} input and {pairs.targets.sum()} target tokens does not fit into {rows} "
+            f"rows of {shape.input_length} and {shape.target_length}: set config.data.packing to False"
+        )
+    order = np.argsort(row_P, kind="stable")
+    count_R = np.bincount(row_P, minlength=rows)
+    segment_P = np.empty_like(row_P)
+    segment_P[order] = np.arange(len(order)) - np.repeat(offsets_of(count_R)[:-1], count_R) + 1
+    slot_P = row_P * shape.segments + segment_P - 1
+    size = len(picks.rows)
+    weight_B = split.weights[split.rationale_rows(*picks)]
+    task, weight = np.full(rows * shape.segments, -1, np.int32), np.zeros(rows * shape.segments, np.float32)
+    slots = {}
+    laid: dict[str, list[IntArray]] = {"inputs": [], "targets": []}
+    for index, (name, tokens) in enumerate(split.tasks.items()):
+        here = slot_P[index * size : (index + 1) * size]
+        task[here], weight[here] = index, weight_B if tokens.varies else 1.0
+        slots[name] = (here + process * rows * shape.segments).astype(np.int32)
+        laid["inputs"].append(_tokens(tokens.inputs, picks.rows))
+        laid["targets"].append(_tokens(tokens.targets, split.target_rows(name, *picks)))
+    by_row = {"task": task.reshape(rows, -1), "weight": weight.reshape(rows, -1)}
+    for kind, lengths, length in (
+        ("inputs", pairs.inputs, shape.input_length),
+        ("targets", pairs.targets, shape.target_length),
+    ):
+        by_row[kind], by_row[f"{kind[:-1]}_segments"] = _lay(
+            np.concatenate(laid[kind]), lengths, order, row_P, segment_P, (rows, length)
+        )
+    return {
+        "rows": by_row,
+        "examples": {"valid": np.ones(size, bool), "weight": weight_B, "slots": slots},
+    }
+
+
+def _tokens(ragged: Ragged, rows: IntArray) -> IntArray:
+    positions, _ = ragged.positions(rows)
+    return ragged.flat[positions].astype(np.int32)
+
+
+def _lay(
+    flat: IntArray,
+    length_P: IntArray,
+    order_P: IntArray,
+    row_P: IntArray,
+    segment_P: IntArray,
+    shape: tuple[int, int],
+) -> tuple[IntArray, IntArray]:
+    """Tokens of pairs, given one after the other, and their segments, both int32 of `shape`, in rows one by one."""
+    start_P = np.empty_like(length_P)  # in the row
+    sorted_lengths, sorted_rows = length_P[order_P], row_P[order_P]
+    before = np.cumsum(sorted_lengths) - sorted_lengths
+    of_row = np.full(shape[0], np.iinfo(np.int64).max)
+    np.minimum.at(of_row, sorted_rows, before)
+    start_P[order_P] = before - of_row[sorted_rows]
+    begin_P = row_P * shape[1] + start_P
+    own = np.cumsum(length_P) - length_P
+    place = np.repeat(begin_P - own, length_P) + np.arange(len(flat))
+    tokens, segments = np.zeros(shape[0] * shape[1], np.int32), np.zeros(shape[0] * shape[1], np.int32)
+    tokens[place], segments[place] = flat, np.repeat(segment_P, length_P)
+    return tokens.reshape(shape), segments.reshape(shape)

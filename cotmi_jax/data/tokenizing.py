@@ -1,0 +1,134 @@
+"""From examples to token ids: a split part by part, so that it can be shared out, shown as it goes, and stored."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from cotmi_jax.data.example import Example
+from cotmi_jax.data.tasks import LabelType, Objective, task_texts, tasks_of, writes_rationale
+from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
+from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
+from cotmi_jax.errors import UserError
+
+TooLong = Literal["cut", "skip", "error"]
+TOO_LONG = ("cut", "skip", "error")
+PART = 8192  # examples tokenized at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLimits:
+    """Most tokens of a sequence, with its eos, and what becomes of a longer one.
+
+    cut: it loses its end, but for the eos, and is counted; skip: its example is left out and counted; error: refused.
+    """
+
+    max_input_tokens: int
+    max_target_tokens: int
+    too_long: TooLong = "cut"
+
+    def check(self, example: Example, what: str, length: int) -> None:
+        """Raises UserError, naming the place, for a sequence beyond the limit where that is an error."""
+        key = "max_input_tokens" if what == "input" else "max_target_tokens"
+        if self.too_long == "error" and length > getattr(self, key):
+            raise UserError(
+                f"{example.place or example.id}: the {what} has {length} tokens, more than config.data.{key} "
+                f"{getattr(self, key)}: raise it, or set config.data.too_long to cut or skip"
+            )
+
+
+def tokenize_split(
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    *,
+    objective: Objective,
+    label_type: LabelType,
+    limits: TokenLimits,
+    progress: Callable[[int], None] | None = None,
+) -> TokenizedSplit:
+    """Tokens of every task of `objective`, each sequence with a final eos.
+
+    SentencePiece encodes the texts of a part on all cores. progress is told how many examples each part held.
+
+    Raises:
+      UserError: no examples, none within the limits, or one beyond them where that is an error.
+    """
+    if not examples:
+        raise UserError("a split without examples: check config.data.subsample and the data files")
+    parts = []
+    for start in range(0, len(examples), PART):
+        part = examples[start : start + PART]
+        parts.append(_tokenize_part(part, vocabulary, objective, label_type, limits))
+        if progress:
+            progress(len(part))
+    split = TokenizedSplit.join(parts)
+    if not split.size:
+        raise UserError(
+            f"all {len(examples)} examples are longer than config.data.max_input_tokens {limits.max_input_tokens} or "
+            f"max_target_tokens {limits.max_target_tokens}: raise them, or set config.data.too_long to cut"
+        )
+    return split
+
+
+def _tokenize_part(
+    examples: Sequence[Example],
+    vocabulary: Vocabulary,
+    objective: Objective,
+    label_type: LabelType,
+    limits: TokenLimits,
+) -> TokenizedSplit:
+    writes = objective != "standard"  # rationales
+    counts = np.array([len(example.rationales) if writes else 1 for example in examples])
+    owner = np.repeat(np.arange(len(examples)), counts)
+    weights = np.array([weight for example in examples for _, weight in example.rationales] if writes else 1.0)
+    spread = [one for example in examples for one in _one_by_one(example)]
+    kept = np.ones(len(examples), bool)
+    encoded: dict[str, tuple[_Encoded, _Encoded]] = {}
+    for task in tasks_of(objective):
+        varies = writes_rationale(objective, task)
+        texts = task_texts(examples, objective, task, label_type)
+        inputs = _Encoded(vocabulary.encode([text.input for text in texts]), np.arange(len(examples)))
+        if varies:
+            texts = task_texts(spread, objective, task, label_type)
+        targets = _Encoded(vocabulary.encode([text.target for text in texts]), owner if varies else inputs.owner)
+        encoded[task] = (inputs, targets)
+        for sequences, what, limit in (
+            (inputs, "input", limits.max_input_tokens),
+            (targets, "rationale" if varies else "label", limits.max_target_tokens),
+        ):
+            for row in np.flatnonzero(sequences.lengths > limit):
+                limits.check(examples[sequences.owner[row]], what, int(sequences.lengths[row]))
+                kept[sequences.owner[row]] &= limits.too_long != "skip"
+    tasks = {}
+    for task, (inputs, targets) in encoded.items():
+        of_inputs, cut_inputs = inputs.cut(kept, limits.max_input_tokens)
+        of_targets, cut_targets = targets.cut(kept, limits.max_target_tokens)
+        tasks[task] = TokenizedTask(of_inputs, of_targets, targets.owner is owner, cut_inputs, cut_targets)
+    weights = np.broadcast_to(weights, owner.shape).astype(np.float32)[kept[owner]]
+    return TokenizedSplit(tasks, offsets_of(counts[kept]), weights, kept)
+
+
+def _one_by_one(example: Example) -> list[Example]:
+    """The example with each of its rationales alone."""
+    if not example.more:
+        return [example]
+    return [dataclasses.replace(example, rationale=text, more=()) for text, _ in example.rationales]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """Token ids without eos, and the example that each sequence belongs to."""
+
+    ids: list[list[int]]
+    owner: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence with its eos."""
+        return np.fromiter(map(len, self.ids), np.int64, len(self.ids)) + 1
+
+    def cut(self, kept: np.ndarray, limit: int) -> tuple[Ragged, int]:
+        """The sequences of kept examples, at most `limit` tokens with the eos; and how many were cut."""
+        ids = [self.ids[row] for row in np.flatnonzero(kept[self.owner])]
+        return Ragged.of([[*tokens[: limit - 1], EOS_ID] for tokens in ids]), sum(len(each) >= limit for each in ids)
