@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.errors import UserError
 
 
@@ -19,13 +20,19 @@ def base() -> ConfigDict:
     config.micro_batches = 1  # parts a batch is run in, one after another, to save memory; the loss stays the same
 
     config.data = ConfigDict()
-    config.data.dataset = "cqa"  # arithmetic, svamp, cqa, esnli or anli1
+    # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their shares of the training stream:
+    # "svamp=3,arithmetic=1" (docs/data.md)
+    config.data.dataset = "cqa"
     config.data.root = ""  # folder of the release; "": $COTMI_DATA_ROOT, else ../shared/data
     config.data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
     config.data.align = "strict"  # rows and completions must be as many; prefix: use those that both have
     config.data.augment_asdiv = False  # add ASDiv to SVAMP's train split
     config.data.subsample = 1.0  # share of the train split kept, drawn with the seed
-    config.data.empty_rationale = "error"  # or drop: leave such train examples out and count them
+    config.data.bad_rows = "error"  # or skip: leave rows that cannot be used out, count and report them
+    config.data.empty_rationale = "error"  # or drop: leave such train examples out, counted; keep: learn their label
+    config.data.labels = ""  # labels that rows of jsonl may have, separated by commas; "": any
+    config.data.label_kind = "text"  # how labels of jsonl are scored: text, or equation: by value
+    config.data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
     config.data.size = 16_000  # train examples of the generated set (arithmetic only)
     config.data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
     config.data.vocabulary = (
@@ -181,7 +188,7 @@ def validate(config: ConfigDict) -> None:
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")
-    if config.data.augment_asdiv and config.data.dataset != "svamp":
+    if config.data.augment_asdiv and all(part.written != "svamp" for part in parse_dataset(config.data.dataset)):
         raise UserError(f"config.data.augment_asdiv needs config.data.dataset svamp, not {config.data.dataset!r}")
 
 
@@ -209,7 +216,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 # Where files lie, how often things are written or measured and over which devices a run is spread changes no result.
-_MAY_DIFFER = ("data.root", "data.vocabulary", "checkpoint.", "log.", "mesh.", "mi.monitor.")
+_MAY_DIFFER = ("data.root", "data.tfds_dir", "data.vocabulary", "checkpoint.", "log.", "mesh.", "mi.monitor.")
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH
-from cotmi_jax.data.dss import check_choice
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.sources import DATASETS, LoadedCorpus, find_data_root, load_corpus
+from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
+from cotmi_jax.data.sources import LoadedCorpus, Loading, find_data_root, load_corpus
 from cotmi_jax.data.tokens import TokenizedSplit, tokenize_split
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
@@ -85,28 +85,44 @@ def make_objective(config: ConfigDict) -> Objective:
 
 
 def with_data_root(config: ConfigDict) -> ConfigDict:
-    """A copy that names the data root it found absolutely, so that the run can be evaluated from anywhere."""
-    check_choice("dataset", config.data.dataset, DATASETS)
+    """A copy that names absolutely the data it found, so that the run can be evaluated from anywhere."""
     config = config.copy_and_resolve_references()
-    if config.data.dataset != "arithmetic":
+    config.data.dataset = with_absolute_paths(config.data.dataset)
+    if any(part.kind == "dss" for part in parse_dataset(config.data.dataset)):
         config.data.root = str(find_data_root(config.data.root or None).absolute())
+    if config.data.tfds_dir and "://" not in config.data.tfds_dir:
+        config.data.tfds_dir = str(Path(config.data.tfds_dir).expanduser().absolute())
     return config
 
 
-def load_data(config: ConfigDict) -> LoadedCorpus:
-    """The corpus of config.data."""
+def loading_of(config: ConfigDict) -> Loading:
+    """What config.data says about what to load."""
     data = config.data
-    return load_corpus(
-        data.dataset,
+    return Loading(
+        dataset=data.dataset,
         data_root=data.root or None,
+        tfds_dir=data.tfds_dir or None,
         teacher=data.teacher,
         align=data.align,
         augment_asdiv=data.augment_asdiv,
         subsample=data.subsample,
         seed=config.seed,
+        bad_rows=data.bad_rows,
         empty_rationale=data.empty_rationale,
         size=data.size,
+        labels=data.labels,
+        label_kind=data.label_kind,
     )
+
+
+def load_data(config: ConfigDict) -> LoadedCorpus:
+    """The corpus of config.data. UserError where its labels are to be a teacher's and there is none."""
+    loaded = load_corpus(loading_of(config))
+    if config.data.label_type == "llm" and loaded.unparsed["train"] == len(loaded.corpus.splits["train"]):
+        raise UserError(
+            f"config.data.label_type is llm, but no train example of {loaded.corpus.name} has a teacher's label: use gt"
+        )
+    return loaded
 
 
 def tokenize(
@@ -180,6 +196,12 @@ class Experiment:
             for split, count in self.data.dropped.items()
             if count
         ]
+        if any(self.data.skipped.values()):
+            counts = ", ".join(f"{count} of {split}" for split, count in self.data.skipped.items() if count)
+            notes += [f"bad rows skipped: {counts}", *(f"  {note}" for note in self.data.skip_notes)]
+        if len(self.data.components) > 1:
+            shares = [f"{part.name} {part.size} train at rate {part.rate:g}" for part in self.data.components]
+            notes.append(f"mixture: {', '.join(shares)}")
         if self.config.data.label_type == "llm":
             notes.append(f"train: {self.data.unparsed['train']} teacher labels unreadable, trained as empty")
         return notes + truncation_notes("train", self.train) + truncation_notes("valid", self.valid)
