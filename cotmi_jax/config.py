@@ -4,6 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cotmi_jax.data.grammar import parse_dataset
+from cotmi_jax.data.tokenizing import TOO_LONG
 from cotmi_jax.errors import UserError
 
 
@@ -19,20 +21,29 @@ def base() -> ConfigDict:
     config.micro_batches = 1  # parts a batch is run in, one after another, to save memory; the loss stays the same
 
     config.data = ConfigDict()
-    config.data.dataset = "cqa"  # arithmetic, svamp, cqa, esnli or anli1
+    # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their shares of the training stream:
+    # "svamp=3,arithmetic=1" (docs/data.md)
+    config.data.dataset = "cqa"
     config.data.root = ""  # folder of the release; "": $COTMI_DATA_ROOT, else ../shared/data
     config.data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
     config.data.align = "strict"  # rows and completions must be as many; prefix: use those that both have
     config.data.augment_asdiv = False  # add ASDiv to SVAMP's train split
     config.data.subsample = 1.0  # share of the train split kept, drawn with the seed
-    config.data.empty_rationale = "error"  # or drop: leave such train examples out and count them
+    config.data.bad_rows = "error"  # or skip: leave rows that cannot be used out, count and report them
+    config.data.empty_rationale = "error"  # or drop: leave such train examples out, counted; keep: learn their label
+    config.data.labels = ""  # labels that rows of jsonl may have, separated by commas; "": any
+    config.data.label_kind = "text"  # how labels of jsonl are scored: text, or equation: by value
+    config.data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
     config.data.size = 16_000  # train examples of the generated set (arithmetic only)
     config.data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
     config.data.vocabulary = (
         ""  # SentencePiece file; "": the set's own, the initial model's, else {root}/t5/spiece.model
     )
-    config.data.max_input_tokens = 1024  # longer inputs are cut, counted and reported
-    config.data.max_target_tokens = 256  # longer targets likewise
+    config.data.max_input_tokens = 1024  # with the eos
+    config.data.max_target_tokens = 256  # with the eos
+    config.data.too_long = "cut"  # longer sequences are cut and counted; skip: their train examples are; or error
+    config.data.packing = True  # several examples and both tasks in a row; False: an example a row, padded
+    config.data.cache = ""  # folder of prepared tokens; "": $COTMI_CACHE, else ~/.cache/cotmi_jax; none: in memory
 
     config.model = ConfigDict()
     config.model.preset = "base"  # tiny mini small base large xl xxl; not used where init names a checkpoint
@@ -178,10 +189,11 @@ def validate(config: ConfigDict) -> None:
     if not 0.0 <= config.model.dropout < 1.0:
         raise UserError(f"config.model.dropout is {config.model.dropout}: a probability below 1")
     choices = {"model.dtype": ("float32", "bfloat16"), "model.remat": ("none", "dots", "full")}
+    choices["data.too_long"] = TOO_LONG
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")
-    if config.data.augment_asdiv and config.data.dataset != "svamp":
+    if config.data.augment_asdiv and all(part.written != "svamp" for part in parse_dataset(config.data.dataset)):
         raise UserError(f"config.data.augment_asdiv needs config.data.dataset svamp, not {config.data.dataset!r}")
 
 
@@ -209,7 +221,16 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 # Where files lie, how often things are written or measured and over which devices a run is spread changes no result.
-_MAY_DIFFER = ("data.root", "data.vocabulary", "checkpoint.", "log.", "mesh.", "mi.monitor.")
+_MAY_DIFFER = (
+    "data.root",
+    "data.tfds_dir",
+    "data.vocabulary",
+    "data.cache",
+    "checkpoint.",
+    "log.",
+    "mesh.",
+    "mi.monitor.",
+)
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

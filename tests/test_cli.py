@@ -146,7 +146,7 @@ def wrong_label(root: Path) -> None:
         ("svamp", lambda root: (root / "svamp/llm/train_CoT_0.json").unlink(), ["llm/train_CoT_0.json: No such file"]),
         ("svamp", lambda root: shutil.rmtree(root / "svamp"), ["holds neither svamp/ nor dss/svamp/"]),
         ("svamp", break_line, ["svamp/svamp_train.json:3: broken JSON"]),
-        ("svamp", empty_rationale, ["svamp/svamp_train.json: ", "no rationale for example svamp/train/4"]),
+        ("svamp", empty_rationale, ["svamp/svamp_train.json:5: ", "no rationale for example svamp/train/4"]),
         ("esnli", wrong_label, ["esnli/esnli_train.json:2: label = 7", "entailment"]),
     ],
     ids=["no rows", "no completions", "no set", "broken line", "empty rationale", "wrong label"],

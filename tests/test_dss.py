@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+from releases import cqa_row, json_lines, nli_row, write_release
 
 from cotmi_jax.data import teacher_format
-from cotmi_jax.data.dss import read_dss
-from cotmi_jax.data.example import Example
+from cotmi_jax.data.dss import DssSource
+from cotmi_jax.data.example import Corpus, Example
 from cotmi_jax.data.vocabulary import EOS_TEXT
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.equation import equal_values, evaluate_expression
@@ -24,26 +25,8 @@ SVAMP_SAID = [
 ]
 
 
-def json_lines(rows: list[dict]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def write_release(root: Path, name: str, rows: list[dict], *parts: list[str], split: str = "train") -> Path:
-    """Writes one split of a set and its completions in parts; returns the gold file."""
-    (root / name / "llm").mkdir(parents=True, exist_ok=True)
-    for i, part in enumerate(parts):
-        (root / name / "llm" / f"{split}_CoT_{i}.json").write_text(json.dumps(part))
-    gold = root / name / f"{name}_{split}.json"
-    gold.write_text(json_lines(rows), encoding="utf-8")
-    return gold
-
-
-def cqa_row(choices: list[str]) -> dict:
-    return {"question": "What floats?", "choices": choices, "answer": "a cork"}
-
-
-def nli_row(label: object) -> dict:
-    return {"premise": "A boy hums.", "hypothesis": "A boy sings.", "label": label}
+def read_dss(root: Path, name: str, **settings) -> Corpus:
+    return DssSource(root, name, **settings).read()
 
 
 # Parsing rules.

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from cotmi_jax.data import dss, sources
+from cotmi_jax.data import sources
+from cotmi_jax.data.dss import DssSource
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.sources import load_corpus
+from cotmi_jax.data.sources import Loading, load_corpus
 from cotmi_jax.data.splits import subsample, with_valid_split
 from cotmi_jax.errors import UserError
 
@@ -27,17 +28,7 @@ def write_svamp(root, rationales, split="train", name="svamp"):
 
 
 def load(dataset="svamp", **changes):
-    arguments = {
-        "data_root": None,
-        "teacher": "palm",
-        "align": "strict",
-        "augment_asdiv": False,
-        "subsample": 1.0,
-        "seed": 0,
-        "empty_rationale": "error",
-        "size": 50,
-    }
-    return load_corpus(dataset, **(arguments | changes))
+    return load_corpus(Loading(dataset=dataset, **({"size": 50} | changes)))
 
 
 @pytest.fixture
@@ -99,7 +90,7 @@ def test_subsample_refuses_to_keep_nothing_and_negative_seeds():
 
 
 def test_load_subsamples_before_it_makes_the_valid_split(root):
-    read = dss.read_dss(root, "svamp").splits
+    read = DssSource(root, "svamp").read().splits
     expected = with_valid_split({"train": subsample(read["train"], 0.5, 4), "test": read["test"]})
     loaded = load(data_root=str(root), subsample=0.5, seed=4)
     assert loaded.corpus.splits == expected
@@ -124,7 +115,7 @@ def test_blank_rationales_are_refused_or_dropped_from_train_only(tmp_path):
     write_svamp(tmp_path, ["thought", " "], split="valid")
     write_svamp(tmp_path, [" ", "thought", "thought"], split="test")
     gold = tmp_path / "svamp" / "svamp_train.json"
-    with pytest.raises(UserError, match=f"^{gold}: the teacher gave no rationale for example svamp/train/1; .*=drop"):
+    with pytest.raises(UserError, match=f"^{gold}:2: no rationale for example svamp/train/1; .*=drop"):
         load(data_root=str(tmp_path))
     loaded = load(data_root=str(tmp_path), empty_rationale="drop")
     assert [e.id for e in loaded.corpus.splits["train"]] == ["svamp/train/0", "svamp/train/2", "svamp/train/3"]
@@ -137,7 +128,7 @@ def test_blank_rationales_are_refused_or_dropped_from_train_only(tmp_path):
 
 def test_blank_rationales_in_evaluation_are_refused_too(root):
     write_svamp(root, ["thought", " "], split="test")
-    with pytest.raises(UserError, match=r"svamp_test.json: the teacher gave no rationale for example svamp/test/1"):
+    with pytest.raises(UserError, match=r"svamp_test.json:2: no rationale for example svamp/test/1"):
         load(data_root=str(root))
 
 
@@ -160,7 +151,9 @@ def test_unparsed_completions_are_counted(root):
     ("changes", "message"),
     [
         ({"dataset": "gsm8k"}, "dataset = 'gsm8k': choose one of anli1, arithmetic, cqa, esnli, svamp"),
-        ({"empty_rationale": "keep"}, "empty_rationale = 'keep': choose one of error, drop"),
+        ({"empty_rationale": "blank"}, "empty_rationale = 'blank': choose one of error, drop, keep"),
+        ({"bad_rows": "drop"}, "bad_rows = 'drop': choose one of error, skip"),
+        ({"label_kind": "number"}, "label_kind = 'number': choose one of text, equation"),
         ({"dataset": "arithmetic", "augment_asdiv": True}, "augment_asdiv goes with dataset 'svamp' only"),
         ({"dataset": "arithmetic", "size": 0}, "size = 0: give the number of train examples"),
     ],
@@ -209,7 +202,5 @@ def test_real_sizes(data_root, dataset, sizes):
 
 
 def test_real_empty_rationale_is_named(data_root):
-    with pytest.raises(
-        UserError, match=r"esnli_train.json: the teacher gave no rationale for example esnli/train/1092;"
-    ):
+    with pytest.raises(UserError, match=r"esnli_train.json:1093: no rationale for example esnli/train/1092;"):
         load("esnli", data_root=str(data_root))

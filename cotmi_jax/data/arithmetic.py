@@ -15,10 +15,12 @@ import numpy as np
 
 from cotmi_jax.data.arithmetic_templates import CONTAINERS, NAMES, OTHER_THINGS, TEMPLATES, Step, Template
 from cotmi_jax.data.example import SPLITS, Corpus, Example
+from cotmi_jax.data.source import digest
 from cotmi_jax.errors import UserError
 
 VOCABULARY_PATH = pathlib.Path(__file__).with_name("arithmetic.spiece.model")
 
+_VERSION = 1  # To be raised when the same arguments give other examples.
 _SMALLEST, _LARGEST = 2, 99
 _DISTRACTOR_RATE = 0.35
 _CHOICE = re.compile(r"\[([^]]*)\]")
@@ -33,6 +35,25 @@ class _Problem:
     text: str
     numbers: dict[str, int]
     steps: tuple[Step, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticSource:
+    """The data set as runs use it: of one seed, so that valid and test are the same for all of them.
+
+    size: number of train examples, at least 1.
+    """
+
+    size: int
+    name: str = "arithmetic"
+
+    def read(self) -> Corpus:
+        if self.size < 1:
+            raise UserError(f"size = {self.size}: give the number of train examples, at least 1")
+        return make_arithmetic(seed=0, num_train=self.size)
+
+    def fingerprint(self) -> str:
+        return digest(self.name, self.size, _VERSION)
 
 
 def make_arithmetic(

@@ -7,56 +7,86 @@
 Completion k belongs to gold row k. ASDiv is laid out the same way and can extend SVAMP's train split.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cotmi_jax.data import teacher_format
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
-from cotmi_jax.data.rows import Row, parse_json, read_rows, read_text, text_field
+from cotmi_jax.data.grammar import DSS_SETS
+from cotmi_jax.data.rows import BadRows, Row, check_choice, parse_json, read_raw_rows, read_text, text_field
+from cotmi_jax.data.source import digest, digest_files
 from cotmi_jax.data.vocabulary import EOS_TEXT
 from cotmi_jax.errors import UserError
 
-SETS = ("anli1", "cqa", "esnli", "svamp")
 TEACHERS = ("palm", "gpt-neox")
 ALIGNMENTS = ("strict", "prefix")
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 NUM_CHOICES = 5
 
 
-def read_dss(
-    root: Path, name: str, *, teacher: str = "palm", align: str = "strict", augment_asdiv: bool = False
-) -> Corpus:
-    """Reads every split of a set that has a gold file; train has to have one.
+class _Gold(NamedTuple):
+    text: str
+    label: str
+    place: str
 
-    Args:
-      root: the folder that holds the set's folder, or holds it in `dss/`.
-      name: one of SETS.
-      teacher: one of TEACHERS, whose completions to read.
-      align: what to do when gold rows and completions differ in number: "strict" refuses, "prefix" keeps the rows that
-        have both.
-      augment_asdiv: append ASDiv's train split to the train split of svamp.
 
-    Raises:
-      UserError: an unknown value of an argument, or a file that is missing, unreadable or not as laid out above.
+@dataclasses.dataclass(frozen=True)
+class DssSource:
+    """A set of the release.
+
+    root: the folder that holds the set's folder, or holds it in `dss/`.
+    name: one of DSS_SETS.
+    teacher: one of TEACHERS, whose completions to read.
+    align: what to do when gold rows and completions differ in number: "strict" refuses, "prefix" keeps the rows that
+      have both.
+    augment_asdiv: append ASDiv's train split to the train split of svamp.
+    bad_rows: a gold row that cannot be used is an "error", or counted and left out with its completion: "skip".
     """
-    check_choice("dataset", name, SETS)
-    check_choice("teacher", teacher, TEACHERS)
-    check_choice("align", align, ALIGNMENTS)
-    if augment_asdiv and name != "svamp":
-        raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {name!r}: leave it off")
-    folder = find_release(root, name)
-    present = [split for split in SPLITS if split == "train" or gold_file(folder, name, split).exists()]
-    splits = {split: _read_split(folder, name, split, teacher, align) for split in present}
-    if augment_asdiv:
-        splits["train"] += _read_split(folder, "asdiv", "train", teacher, align)
-    return Corpus(name, splits)
 
+    root: Path
+    name: str
+    teacher: str = "palm"
+    align: str = "strict"
+    augment_asdiv: bool = False
+    bad_rows: str = "error"
 
-def check_choice(key: str, value: str, known: Sequence[str]) -> None:
-    """Raises UserError, listing the known values, unless `value` is one of them."""
-    if value not in known:
-        raise UserError(f"{key} = {value!r}: choose one of {', '.join(known)}")
+    def __post_init__(self) -> None:
+        check_choice("dataset", self.name, DSS_SETS)
+        check_choice("teacher", self.teacher, TEACHERS)
+        check_choice("align", self.align, ALIGNMENTS)
+        if self.augment_asdiv and self.name != "svamp":
+            raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.name!r}: leave it off")
+
+    def read(self) -> Corpus:
+        """Every split that has a gold file; train has to have one.
+
+        Raises:
+          UserError: a file is missing, unreadable or not as laid out above.
+        """
+        folder, bad = find_release(self.root, self.name), BadRows(self.bad_rows)
+        splits: dict[str, tuple[Example, ...]] = {}
+        for name, split in self._parts(folder):
+            read = _read_split(folder, name, split, self.teacher, self.align, bad)
+            splits[split] = splits.get(split, ()) + read
+        return Corpus(self.name, splits, bad.skipped, tuple(bad.notes))
+
+    def fingerprint(self) -> str:
+        folder = find_release(self.root, self.name)
+        files = [
+            (str(path.relative_to(folder)), path)
+            for name, split in self._parts(folder)
+            for path in (gold_file(folder, name, split), *_completion_files(folder, name, split, self.teacher))
+        ]
+        settings = (self.name, self.teacher, self.align, self.augment_asdiv, self.bad_rows)
+        return digest(settings, digest_files(files))
+
+    def _parts(self, folder: Path) -> list[tuple[str, str]]:
+        """Names and splits of what is read, in order."""
+        present = [split for split in SPLITS if split == "train" or gold_file(folder, self.name, split).exists()]
+        return [(self.name, split) for split in present] + [("asdiv", "train")] * self.augment_asdiv
 
 
 def find_release(root: Path, name: str) -> Path:
@@ -72,9 +102,9 @@ def gold_file(folder: Path, name: str, split: str) -> Path:
     return folder / name / f"{name}_{split}.json"
 
 
-def _read_split(folder: Path, name: str, split: str, teacher: str, align: str) -> tuple[Example, ...]:
+def _read_split(folder: Path, name: str, split: str, teacher: str, align: str, bad: BadRows) -> tuple[Example, ...]:
     gold_path = gold_file(folder, name, split)
-    golds = [(*_gold(name, row, place), place) for place, row in read_rows(gold_path)]
+    golds = _read_golds(gold_path, name, split, bad)
     paths = _completion_files(folder, name, split, teacher)
     completions = [completion for path in paths for completion in _read_completions(path)]
     if not golds or not completions:
@@ -87,11 +117,25 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str) -
     parse = _parser(name, teacher)
     kind: LabelKind = "equation" if name in ("asdiv", "svamp") else "text"
     examples = []
-    for i, ((text, label, place), completion) in enumerate(zip(golds, completions, strict=False)):
-        rationale, teacher_label = parse(completion)
-        where = f"{name}/{split}/{i}"
-        examples.append(Example(where, text, label, rationale, teacher_label, kind=kind, place=place))
+    for i, (gold, completion) in enumerate(zip(golds, completions, strict=False)):
+        if gold is not None:
+            rationale, teacher_label = parse(completion)
+            where = f"{name}/{split}/{i}"
+            examples.append(
+                Example(where, gold.text, gold.label, rationale, teacher_label, kind=kind, place=gold.place)
+            )
+    bad.check_usable(len(examples), min(len(golds), len(completions)), str(gold_path))
     return tuple(examples)
+
+
+def _read_golds(path: Path, name: str, split: str, bad: BadRows) -> list[_Gold | None]:
+    """Gold rows in order; None in place of a skipped one, so that completions stay aligned."""
+    golds: list[_Gold | None] = []
+    for raw in read_raw_rows(path):
+        golds.append(None)
+        with bad.guard(split):
+            golds[-1] = _Gold(*_gold(name, raw.parse(), raw.place), raw.place)
+    return golds
 
 
 def _parser(name: str, teacher: str) -> Callable[[str], tuple[str, str | None]]:

@@ -1,6 +1,7 @@
 """What every source yields: annotated examples, grouped in splits."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 LabelKind = Literal["text", "equation"]
@@ -11,8 +12,9 @@ SPLITS = ("train", "valid", "test")
 class Example:
     """One problem with its gold label and what the teacher made of it.
 
-    id is "{data set}/{split}/{row}", row counted from 0 in the source file, so that a prediction can be traced back.
-    teacher_label is None where the teacher's completion held no readable label.
+    id is "{data set}/{split}/{row}", row counted from 0 in the source file or the id that the row gives itself, so that
+    a prediction can be traced back.
+    teacher_label is None where there is no teacher, or its completion held no readable label.
     weight is that of the rationale in the loss, at least 0; at 0 the example teaches its label alone.
     more holds further rationales with their weights: training takes one after the other, epoch by epoch.
     kind says how the label is scored; place is "file:line" for messages.
@@ -36,10 +38,12 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A data set as read: its splits by name."""
+    """A data set as read: its splits by name, how many bad rows of each were skipped, and what was wrong with some."""
 
     name: str
     splits: dict[str, tuple[Example, ...]]
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    skip_notes: tuple[str, ...] = ()
 
     @property
     def label_kind(self) -> str:

@@ -1,5 +1,7 @@
 """Rows of JSON files with the place of each, "file:line", for messages. What is broken is a UserError that names it."""
 
+import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +9,78 @@ from pathlib import Path
 from cotmi_jax.errors import UserError
 
 Row = dict[str, object]
+BAD_ROWS = ("error", "skip")
+NUM_NOTES = 5
+
+
+class BadRows:
+    """What becomes of rows that cannot be used: the first is an error, or they are counted by split and skipped.
+
+    notes holds the messages of the first NUM_NOTES of them, which begin with the place.
+    """
+
+    def __init__(self, policy: str = "error"):
+        self.policy = check_choice("bad_rows", policy, BAD_ROWS)
+        self.skipped: dict[str, int] = {}
+        self.notes: list[str] = []
+
+    @contextlib.contextmanager
+    def guard(self, split: str) -> Iterator[None]:
+        """Around whatever concerns one row alone: its UserError is raised, or counted, by the policy."""
+        try:
+            yield
+        except UserError as error:
+            if self.policy == "error":
+                raise
+            self.skipped[split] = self.skipped.get(split, 0) + 1
+            if len(self.notes) < NUM_NOTES:
+                self.notes.append(str(error))
+
+    def check_usable(self, usable: int, read: int, where: str) -> None:
+        """Raises UserError where no row of `where` (a file, or a split of a prepared set) can be used."""
+        if not read:
+            raise UserError(f"{where}: holds nothing; restore it, or leave it out")
+        if not usable:
+            raise UserError(f"{where}: none of its {read} rows is usable; bad_rows=error says what is wrong")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row whose content is not looked into yet: a line, or an item of a JSON list; numbered as in its place."""
+
+    path: Path
+    number: int
+    content: object
+    is_line: bool
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}:{self.number}" if self.is_line else f"{self.path}: item {self.number}"
+
+    def parse(self) -> Row:
+        """The fields of the row. UserError where a line is not UTF-8 or not JSON, or the row is no object."""
+        value = self.content
+        if isinstance(value, bytes):
+            value = parse_json(_decode(value, self.path, self.number), self.path, self.number)
+        if not isinstance(value, dict):
+            raise UserError(f"{self.place}: not a JSON object but {value!r:.50}; give one object per row")
+        return value
+
+
+def read_raw_rows(path: Path) -> list[RawRow]:
+    """Rows of JSON Lines, or of a file that is one JSON list.
+
+    Raises:
+      UserError: the file cannot be read, or is a list and not UTF-8 or broken.
+    """
+    content = read_bytes(path)
+    if content.lstrip().startswith(b"["):
+        listed = parse_json(_decode(content, path), path)
+        assert isinstance(listed, list)  # JSON that starts with "[" is one.
+        return [RawRow(path, i, row, is_line=False) for i, row in enumerate(listed)]
+    # Not splitlines(): JSON texts may hold its other line ends, such as U+2028.
+    lines = enumerate(content.split(b"\n"), start=1)
+    return [RawRow(path, i, line, is_line=True) for i, line in lines if line.strip()]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -15,19 +89,15 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     Raises:
       UserError: the file cannot be read, is not UTF-8 or not JSON, or a row is no object.
     """
-    text = read_text(path)
-    items: Iterator[tuple[str, object]]
-    if text.lstrip().startswith("["):
-        listed = parse_json(text, path)
-        assert isinstance(listed, list)  # JSON that starts with "[" is one.
-        items = ((f"{path}: item {i}", row) for i, row in enumerate(listed))
-    else:  # Not splitlines(): JSON texts may hold its other line ends, such as U+2028.
-        lines = enumerate(text.split("\n"), start=1)
-        items = ((f"{path}:{i}", parse_json(line, path, i)) for i, line in lines if line.strip())
-    for place, row in items:
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: not a JSON object but {row!r:.50}; give one object per row")
-        yield place, row
+    for row in read_raw_rows(path):
+        yield row.place, row.parse()
+
+
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> str:
+    """The value. Raises UserError, listing the known values, unless it is one of them."""
+    if value not in known:
+        raise UserError(f"{key} = {value!r}: choose one of {', '.join(known)}")
+    return value
 
 
 def text_field(row: Row, field: str, place: str) -> str:
@@ -35,6 +105,16 @@ def text_field(row: Row, field: str, place: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
         raise UserError(f"{place}: field {field!r} holds no text; the row has {', '.join(sorted(row)) or 'no fields'}")
+    return check_text(value, field, place)
+
+
+def check_text(value: str, field: str, place: str) -> str:
+    r"""The text. UserError where it has half of a surrogate pair, as JSON's "\ud83d" alone gives: no UTF-8 has it."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):x}"
+        raise UserError(f"{place}: field {field!r} holds {half}, half a character; correct the text") from error
     return value
 
 
@@ -49,12 +129,20 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> object:
 
 def read_text(path: Path) -> str:
     """The content of a file. UserError where it cannot be read or, with the line, is not UTF-8."""
+    return _decode(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. UserError where it cannot be read."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; restore the file from the release") from error
+        raise UserError(f"{path}: {error.strerror}; restore the file, or correct the path to it") from error
+
+
+def _decode(content: bytes, path: Path, first_line: int = 1) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = first_line + content.count(b"\n", 0, error.start)
         raise UserError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error

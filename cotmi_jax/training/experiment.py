@@ -6,11 +6,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH
-from cotmi_jax.data.dss import check_choice
-from cotmi_jax.data.example import Example
-from cotmi_jax.data.sources import DATASETS, LoadedCorpus, find_data_root, load_corpus
-from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
-from cotmi_jax.data.tokens import TokenizedSplit
+from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
+from cotmi_jax.data.sources import find_data_root
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.information import check_monitor
@@ -21,6 +18,7 @@ from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.student import Params
 from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.training.inputs import RunData
 
 _OFFICIAL_PIECES = 32_000
 _VOCAB_MULTIPLE = 128  # so that the vocabulary splits over a tensor axis
@@ -77,6 +75,10 @@ def make_objective(config: ConfigDict) -> Objective:
     objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, information)
     if objective.has_information:
         information.check_batch(config.batch_size)
+        if config.mi.estimator == "released" and config.data.packing:
+            raise UserError(
+                "config.mi.estimator released reads the padding of padded batches: set config.data.packing to False"
+            )
         if information.scored and mi.warmup_steps >= config.steps:
             raise UserError(
                 f"config.mi.warmup_steps {mi.warmup_steps} must be below config.steps {config.steps}: the term would "
@@ -86,56 +88,19 @@ def make_objective(config: ConfigDict) -> Objective:
 
 
 def with_data_root(config: ConfigDict) -> ConfigDict:
-    """A copy that names the data root it found absolutely, so that the run can be evaluated from anywhere."""
-    check_choice("dataset", config.data.dataset, DATASETS)
+    """A copy that names absolutely the data it found, so that the run can be evaluated from anywhere."""
     config = config.copy_and_resolve_references()
-    if config.data.dataset != "arithmetic":
+    config.data.dataset = with_absolute_paths(config.data.dataset)
+    if any(part.kind == "dss" for part in parse_dataset(config.data.dataset)):
         config.data.root = str(find_data_root(config.data.root or None).absolute())
+    if config.data.tfds_dir and "://" not in config.data.tfds_dir:
+        config.data.tfds_dir = str(Path(config.data.tfds_dir).expanduser().absolute())
     return config
-
-
-def load_data(config: ConfigDict) -> LoadedCorpus:
-    """The corpus of config.data."""
-    data = config.data
-    return load_corpus(
-        data.dataset,
-        data_root=data.root or None,
-        teacher=data.teacher,
-        align=data.align,
-        augment_asdiv=data.augment_asdiv,
-        subsample=data.subsample,
-        seed=config.seed,
-        empty_rationale=data.empty_rationale,
-        size=data.size,
-    )
-
-
-def tokenize(
-    config: ConfigDict, vocabulary: Vocabulary, examples: tuple[Example, ...], *, train: bool
-) -> TokenizedSplit:
-    """Tokens of a split. Only training uses config.data.label_type: losses on held-out splits are against gold."""
-    return tokenize_split(
-        examples,
-        vocabulary,
-        objective=config.objective.name,
-        label_type=config.data.label_type if train else "gt",
-        limits=TokenLimits(config.data.max_input_tokens, config.data.max_target_tokens),
-    )
 
 
 def eval_decoding(config: ConfigDict) -> Decoding:
     """How labels and rationales are generated for scoring."""
     return Decoding("greedy", max_tokens=config.eval.max_decode_tokens)
-
-
-def truncation_notes(name: str, split: TokenizedSplit) -> list[str]:
-    """One line for each kind of sequence that was cut to the limits."""
-    return [
-        f"{name}: {count} of {split.size} {task} {kind} were longer than the limit and were cut"
-        for task, tokens in split.tasks.items()
-        for kind, count in (("inputs", tokens.truncated_inputs), ("targets", tokens.truncated_targets))
-        if count
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +112,12 @@ class Experiment:
     student: T5Config
     initial_params: Params | None
     objective: Objective
-    data: LoadedCorpus
-    train: TokenizedSplit
-    valid: TokenizedSplit
+    data: RunData
 
     @classmethod
-    def of(cls, config: ConfigDict, begun: tuple[T5Config, Vocabulary] | None) -> "Experiment":
+    def of(
+        cls, config: ConfigDict, begun: tuple[T5Config, Vocabulary] | None, *, process: int = 0, processes: int = 1
+    ) -> "Experiment":
         """Read, check and tokenize everything the config names.
 
         `begun` is what a run that goes on was started with: the initial checkpoint need not be at hand any more.
@@ -160,31 +125,6 @@ class Experiment:
         objective = make_objective(config)
         check_monitor(config)
         vocabulary = begun[1] if begun else Vocabulary(find_vocabulary(config))
-        data = load_data(config)
         student, params = (begun[0], None) if begun else make_student(config, vocabulary)
-        train = tokenize(config, vocabulary, data.corpus.splits["train"], train=True)
-        valid = tokenize(config, vocabulary, data.corpus.splits["valid"], train=False)
-        return cls(config, vocabulary, student, params, objective, data, train, valid)
-
-    def notes(self) -> list[str]:
-        """What a user should know before a long run: sizes, lengths, what was cut or dropped."""
-        lengths = ", ".join(
-            f"{task} {self.train.input_length}→{length}" for task, length in self.train.target_lengths.items()
-        )
-        notes = [
-            f"data {self.config.data.dataset}: {self.train.size} train, {self.valid.size} valid; "
-            f"padded tokens (input→target) {lengths}"
-        ]
-        notes += [
-            f"{split}: {count} examples without a rationale dropped"
-            for split, count in self.data.dropped.items()
-            if count
-        ]
-        if self.config.data.label_type == "llm":
-            notes.append(f"train: {self.data.unparsed['train']} teacher labels unreadable, trained as empty")
-        return notes + truncation_notes("train", self.train) + truncation_notes("valid", self.valid)
-
-    def data_position(self, step: int) -> dict[str, int | str]:
-        """Where in the data a run stands after `step` steps, and which data: valid too, since it chooses the best."""
-        fingerprint = f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
-        return {"step": step, "examples": step * self.config.batch_size, "fingerprint": fingerprint}
+        data = RunData.of(config, vocabulary, process=process, processes=processes)
+        return cls(config, vocabulary, student, params, objective, data)

@@ -115,15 +115,14 @@ class Run:
 
     def save(self, step: int) -> None:
         """Checkpoint the state after `step`."""
-        self.checkpoints.save(self.state, step, self.experiment.data_position(step), self.record)
+        self.checkpoints.save(self.state, step, self.experiment.data.position(step), self.record)
 
     def monitor(self, step: int) -> None:
         """Measure held-out mutual information of the student."""
         assert self.information is not None
-        experiment = self.experiment
-        rows = fitting_rows(experiment.train.size, self.config)
-        limit = self.config.eval.examples
-        found = self.information.measure(self.state.params["student"], experiment.train, rows, experiment.valid, limit)
+        data, limit = self.experiment.data, self.config.eval.examples
+        rows = fitting_rows(data.train.size, self.config)
+        found = self.information.measure(self.state.params["student"], data.train, rows, data.valid, limit)
         self.writer.write(step, found.metrics())
         for what, reading in found.lines():
             self.progress.say(f"step {step}: {what} {reading}")
@@ -132,15 +131,9 @@ class Run:
         """Score the valid split; keep the student if it is the best so far."""
         config, experiment = self.config.eval, self.experiment
         params, limit = self.state.params["student"], config.examples
-        losses = self.evaluator.losses(params, experiment.valid, limit=limit)
-        corpus = experiment.data.corpus
-        scores = self.evaluator.accuracy(
-            params,
-            experiment.valid,
-            corpus.splits["valid"],
-            eval_decoding(self.config),
-            limit=limit,
-        )
+        data, decoding = experiment.data.prepared, eval_decoding(self.config)
+        losses = self.evaluator.losses(params, data.valid, limit=limit)
+        scores = self.evaluator.accuracy(params, data.valid, data.valid_examples, decoding, limit=limit)
         metrics = {f"valid/{name}": value for name, value in losses.items()} | {"valid/accuracy": scores["accuracy"]}
         self.writer.write(step, metrics)
         low, high = scores["interval"]
@@ -219,7 +212,7 @@ def _start(workdir: Path, experiment: Experiment) -> int:
     latest = saved(workdir, "latest")
     if latest is None:
         return 0
-    position, expected = restore_json(latest, "data"), experiment.data_position(latest.step)
+    position, expected = restore_json(latest, "data"), experiment.data.position(latest.step)
     if position != expected:
         raise UserError(
             f"the data is not what {latest} was trained on ({position['fingerprint']}, now "
@@ -232,10 +225,10 @@ def make_monitor(
     experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress
 ) -> InformationMonitor | None:
     """What measures mutual information during the run; None where it is off or there is nothing to measure it on."""
-    config, held_out = experiment.config, experiment.valid.size
+    config, held_out = experiment.config, experiment.data.valid.size
     if not config.mi.monitor.every or EXPLAIN not in experiment.objective.tasks:
         return None
-    pairs = min(held_out, config.eval.examples or held_out, experiment.train.size, config.mi.monitor.examples)
+    pairs = min(held_out, config.eval.examples or held_out, experiment.data.train.size, config.mi.monitor.examples)
     if pairs < MIN_PAIRS:
         progress.say(f"mutual information is not measured: {pairs} examples, at least {MIN_PAIRS} are needed")
         return None

@@ -17,7 +17,8 @@ from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
 from cotmi_jax.evaluation.plots import draw_information
 from cotmi_jax.sharding import batch_shards, make_mesh
-from cotmi_jax.training.experiment import eval_decoding, load_data, make_objective, tokenize
+from cotmi_jax.training.experiment import eval_decoding, make_objective
+from cotmi_jax.training.inputs import load_data, tokenize
 from cotmi_jax.training.restore import load_workdir, parse_which
 from cotmi_jax.training.workdir import read_run
 

@@ -1,0 +1,78 @@
+"""What `config.data.dataset` names: one component, or several with rates: "svamp=3,arithmetic=1"."""
+
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cotmi_jax.errors import UserError
+
+Kind = Literal["dss", "arithmetic", "jsonl", "tfds"]
+DSS_SETS = ("anli1", "cqa", "esnli", "svamp")
+TFDS_SETS = ("anli/r1", "anli/r2", "anli/r3", "cos_e", "esnli", *(f"dss/{name}" for name in DSS_SETS))
+CHOICES = (*sorted((*DSS_SETS, "arithmetic")), "jsonl:PATH", "tfds:NAME")
+
+
+class Part(NamedTuple):
+    """One component: where it comes from, its name or path there, and its share of the training stream.
+
+    written is how the user gave it, without the rate.
+    """
+
+    kind: Kind
+    argument: str
+    rate: float
+    written: str
+
+
+def parse_dataset(dataset: str) -> tuple[Part, ...]:
+    """The components that a dataset string names, in order.
+
+    What stands behind the last "=" is the rate; a path may hold "=" where no number follows the last one.
+
+    Raises:
+      UserError: an unknown component, one named twice, or a rate that is not a finite number above 0.
+    """
+    parts = tuple(_parse_part(written.strip()) for written in dataset.split(","))
+    for i, part in enumerate(parts):
+        if part[:2] in [earlier[:2] for earlier in parts[:i]]:
+            raise UserError(
+                f"dataset = {dataset!r} names {part.written} twice: give it once, with the sum of the rates"
+            )
+    return parts
+
+
+def with_absolute_paths(dataset: str) -> str:
+    """The same data sets, their files named absolutely, so that they are found from any folder."""
+    parts = parse_dataset(dataset)
+    if all(part.kind != "jsonl" for part in parts):
+        return dataset
+    names = [f"jsonl:{Path(part.argument).absolute()}" if part.kind == "jsonl" else part.written for part in parts]
+    return ",".join(f"{name}={part.rate:g}" for name, part in zip(names, parts, strict=True))
+
+
+def _parse_part(text: str) -> Part:
+    written, _, last = text.rpartition("=")
+    rate = _number(last) if written else None
+    if rate is None:  # The name has no rate, or it is a path with "=" in it.
+        written, rate = text, 1.0
+    if not (rate > 0 and math.isfinite(rate)):
+        raise UserError(f"dataset: the rate of {written} is {last}: give a number above 0")
+    prefix, colon, argument = written.partition(":")
+    if written == "arithmetic":
+        return Part("arithmetic", "", rate, written)
+    if written in DSS_SETS:
+        return Part("dss", written, rate, written)
+    if prefix == "jsonl" and argument:
+        return Part("jsonl", str(Path(argument).expanduser()), rate, written)
+    if prefix == "tfds" and colon:
+        if argument not in TFDS_SETS:
+            raise UserError(f"dataset = {written!r}: of TensorFlow Datasets there are {', '.join(TFDS_SETS)}")
+        return Part("tfds", argument, rate, written)
+    raise UserError(f"dataset = {text!r}: choose one of {', '.join(CHOICES)}, or several as NAME=RATE,NAME=RATE")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

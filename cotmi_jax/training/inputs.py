@@ -1,0 +1,209 @@
+"""The data side of a run: what config.data names, as tokens from the cache, and the batches of every step."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from cotmi_jax.data.cache import Prepared, Recipe, prepare
+from cotmi_jax.data.example import Example
+from cotmi_jax.data.grammar import parse_dataset
+from cotmi_jax.data.order import TrainOrder, make_shares
+from cotmi_jax.data.packing import PackShape, make_shape
+from cotmi_jax.data.pipeline import train_batches
+from cotmi_jax.data.sources import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
+from cotmi_jax.data.tasks import tasks_of
+from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import Batch, TokenizedSplit
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.errors import UserError
+
+CACHE_VARIABLE = "COTMI_CACHE"
+DEFAULT_CACHE = Path("~/.cache/cotmi_jax")
+
+
+def loading_of(config: ConfigDict) -> Loading:
+    """What config.data says about what to load."""
+    data = config.data
+    return Loading(
+        dataset=data.dataset,
+        data_root=data.root or None,
+        tfds_dir=data.tfds_dir or None,
+        teacher=data.teacher,
+        align=data.align,
+        augment_asdiv=data.augment_asdiv,
+        subsample=data.subsample,
+        seed=config.seed,
+        bad_rows=data.bad_rows,
+        empty_rationale=data.empty_rationale,
+        size=data.size,
+        labels=data.labels,
+        label_kind=data.label_kind,
+    )
+
+
+def load_data(config: ConfigDict) -> LoadedCorpus:
+    """The corpus of config.data. UserError where its labels are to be a teacher's and there is none."""
+    loaded = load_corpus(loading_of(config))
+    if config.data.label_type == "llm" and loaded.unparsed["train"] == len(loaded.corpus.splits["train"]):
+        raise UserError(
+            f"config.data.label_type is llm, but no train example of {loaded.corpus.name} has a teacher's label: use gt"
+        )
+    return loaded
+
+
+def tokenize(
+    config: ConfigDict, vocabulary: Vocabulary, examples: Sequence[Example], *, train: bool, progress: Any = None
+) -> TokenizedSplit:
+    """Tokens of a split.
+
+    Only training uses config.data.label_type, and only train loses examples: losses on held-out splits are against gold,
+    and scores are of all examples.
+    """
+    too_long = config.data.too_long if train or config.data.too_long == "error" else "cut"
+    return tokenize_split(
+        examples,
+        vocabulary,
+        objective=config.objective.name,
+        label_type=config.data.label_type if train else "gt",
+        limits=TokenLimits(config.data.max_input_tokens, config.data.max_target_tokens, too_long),
+        progress=progress,
+    )
+
+
+def find_cache(config: ConfigDict) -> Path | None:
+    """The folder of config.data.cache; None where tokens are kept in memory alone."""
+    if config.data.cache == "none":
+        return None
+    return Path(config.data.cache or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser().absolute()
+
+
+def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Everything that tokens depend on. Objectives with the same sequences have the same tokens."""
+    objective, data = config.objective.name, config.data
+    return {
+        "corpus": corpus_fingerprint(loading_of(config)),
+        "vocabulary": hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
+        "sequences": objective if len(tasks_of(objective)) == 1 else "two tasks",
+        "settings": {name: data[name] for name in ("label_type", "max_input_tokens", "max_target_tokens", "too_long")},
+    }
+
+
+def _corpus_notes(config: ConfigDict, loaded: LoadedCorpus) -> list[str]:
+    """What became of the rows of a corpus before they were tokenized."""
+    notes = [
+        f"{split}: {count} examples without a rationale dropped" for split, count in loaded.dropped.items() if count
+    ]
+    if any(loaded.skipped.values()):
+        counts = ", ".join(f"{count} of {split}" for split, count in loaded.skipped.items() if count)
+        notes += [f"bad rows skipped: {counts}", *(f"  {note}" for note in loaded.skip_notes)]
+    if config.data.label_type == "llm":
+        notes.append(f"train: {loaded.unparsed['train']} teacher labels unreadable, trained as empty")
+    return notes
+
+
+def _token_notes(name: str, split: TokenizedSplit) -> list[str]:
+    """One line for each kind of sequence that was cut to the limits, and for what was left out."""
+    notes = [
+        f"{name}: {count} of {split.size} {task} {kind} were longer than the limit and were cut"
+        for task, tokens in split.tasks.items()
+        for kind, count in (("inputs", tokens.truncated_inputs), ("targets", tokens.truncated_targets))
+        if count
+    ]
+    skipped = len(split.kept) - split.size
+    return notes + ([f"{name}: {skipped} of {len(split.kept)} examples longer than the limits skipped"] * bool(skipped))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The data of a run: tokens of train and valid, the examples that are scored, and the order of training."""
+
+    config: ConfigDict
+    prepared: Prepared
+    found: bool  # in the cache
+    order: TrainOrder
+    process: int
+    processes: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, vocabulary: Vocabulary, *, process: int = 0, processes: int = 1) -> "RunData":
+        """From the cache, or read and tokenized into it. Raises UserError for whatever is wrong with the data."""
+
+        def read() -> tuple[Sequence[Example], Sequence[Example], dict[str, Any]]:
+            loaded = load_data(config)
+            sizes = [component.size for component in loaded.components]
+            facts = {"sizes": sizes, "notes": _corpus_notes(config, loaded)}
+            return loaded.corpus.splits["train"], loaded.corpus.splits["valid"], facts
+
+        def tokens(examples: Sequence[Example], split: str) -> TokenizedSplit:
+            with tqdm(total=len(examples), desc=f"tokenizing {split}", unit="ex", leave=False, disable=None) as bar:
+                return tokenize(config, vocabulary, examples, train=split == "train", progress=bar.update)
+
+        identity, recipe = _identity(config, vocabulary), Recipe(read, tokens)
+        prepared, found = prepare(find_cache(config), identity, recipe, process=process, processes=processes)
+        parts = np.split(prepared.train.kept, np.cumsum(prepared.facts["sizes"])[:-1])
+        shares = make_shares(
+            [int(part.sum()) for part in parts], [part.rate for part in parse_dataset(config.data.dataset)]
+        )
+        order = TrainOrder(shares, config.batch_size, config.seed, prepared.train if config.data.packing else None)
+        return cls(config, prepared, found, order, process, processes)
+
+    @property
+    def train(self) -> TokenizedSplit:
+        """Tokens of the train split."""
+        return self.prepared.train
+
+    @property
+    def valid(self) -> TokenizedSplit:
+        """Tokens of the valid split."""
+        return self.prepared.valid
+
+    def shape(self, shards: int) -> PackShape | None:
+        """Shape of packed batches whose rows divide over so many parts of the mesh; None where batches are padded."""
+        if not self.config.data.packing:
+            return None
+        multiple = shards * self.config.micro_batches
+        return make_shape(self.train, self.order, multiple=multiple, processes=self.processes)
+
+    def batches(self, start: int, shape: PackShape | None) -> Iterator[Batch]:
+        """This process's share of the batches from step `start` to the last."""
+        place = {"process": self.process, "processes": self.processes}
+        return train_batches(self.train, self.order, start, self.config.steps, shape=shape, **place)
+
+    def position(self, step: int) -> dict[str, int | str]:
+        """Where in the data a run stands after `step` steps, and which data."""
+        return {"step": step, "examples": step * self.config.batch_size, "fingerprint": self.prepared.fingerprint}
+
+    def notes(self, shape: PackShape | None) -> list[str]:
+        """What a user should know before a long run: sizes, lengths, what was cut, skipped or dropped."""
+        config = self.config.data
+        if shape is None:
+            lengths = "padded to " + ", ".join(
+                f"{task} {self.train.input_length}→{length}" for task, length in self.train.target_lengths.items()
+            )
+        else:
+            size = shape.rows * np.array([shape.input_length, shape.target_length])
+            empty = 1.0 - self.order.batch_size * self.order.mean / size
+            lengths = (
+                f"packed into {shape.rows} rows of {shape.input_length}→{shape.target_length} "
+                f"({empty[0]:.1%} and {empty[1]:.1%} padding)"
+            )
+        where = find_cache(self.config)
+        source = f"tokens {'from' if self.found else 'now in'} {where}" if where else "tokens in memory"
+        notes = [
+            f"data {config.dataset}: {self.train.size} train, {self.valid.size} valid; {source}",
+            f"batches of {self.config.batch_size} (input→target tokens): {lengths}",
+        ]
+        parts = parse_dataset(config.dataset)
+        if len(parts) > 1:
+            drawn = zip(parts, self.order.shares, strict=True)
+            shares = ", ".join(f"{share.quota} of {part.written}'s {share.size}" for part, share in drawn)
+            notes.append(f"an epoch: {shares} examples")
+        notes += self.prepared.facts["notes"]
+        return notes + _token_notes("train", self.train) + _token_notes("valid", self.valid)
