@@ -32,7 +32,8 @@ def load(arguments: argparse.Namespace) -> tuple[TokenizedSplit, int]:
     """The tokenized train split and the vocabulary size of the model."""
     from cotmi_jax.config import base
     from cotmi_jax.data.vocabulary import Vocabulary
-    from cotmi_jax.training.experiment import find_vocabulary, load_data, make_student, tokenize
+    from cotmi_jax.training.experiment import find_vocabulary, make_student
+    from cotmi_jax.training.inputs import load_data, tokenize
 
     config = base()
     config.data.dataset, config.data.root = arguments.dataset, arguments.data_root or ""

@@ -27,7 +27,8 @@ def main() -> None:
     from cotmi_jax.data.tasks import PREDICT, PREFIX
     from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
     from cotmi_jax.evaluation.accuracy import is_correct
-    from cotmi_jax.training.experiment import find_vocabulary, load_data
+    from cotmi_jax.training.experiment import find_vocabulary
+    from cotmi_jax.training.inputs import load_data
 
     config = base()
     config.data.dataset, config.data.root = _DATASET.value, _DATA_ROOT.value or ""

@@ -70,7 +70,7 @@ def prepare(
     """The prepared data and whether it was there already; a folder of None keeps it in memory.
 
     Raises:
-      UserError: the folder cannot be written or read, what it holds is damaged, or other processes do not do their part.
+      UserError: the folder cannot be written or read or is damaged, or other processes do not do their part.
     """
     if folder is None:
         train, valid, facts = recipe.read()
@@ -84,7 +84,7 @@ def prepare(
         return _open(place, identity), found
     except OSError as error:
         raise UserError(
-            f"{error.filename or place}: {error.strerror}; set config.data.cache to a folder that can be written, or none"
+            f"{error.filename or place}: {error.strerror}; set config.data.cache to a folder to write in, or none"
         ) from error
 
 
@@ -211,9 +211,12 @@ def _read_split(folder: Path, name: str) -> TokenizedSplit:
 
     tasks = {}
     for task, (varies, *truncated) in json.loads((folder / f"{name}.json").read_text()).items():
-        sides = []
-        for kind in ("inputs", "targets"):
-            flat = np.load(folder / f"{name}.{task}.{kind}.npy", mmap_mode="r")
-            sides.append(Ragged(flat, offsets_of(load(f"{task}.{kind}.lengths"))))
-        tasks[task] = TokenizedTask(*sides, varies, *truncated)
+        inputs, targets = (
+            Ragged(
+                np.load(folder / f"{name}.{task}.{kind}.npy", mmap_mode="r"),
+                offsets_of(load(f"{task}.{kind}.lengths")),
+            )
+            for kind in ("inputs", "targets")
+        )
+        tasks[task] = TokenizedTask(inputs, targets, varies, *truncated)
     return TokenizedSplit(tasks, offsets_of(load("counts")), load("weights"), load("kept"))

@@ -41,7 +41,9 @@ class Share(NamedTuple):
 class Loads(Protocol):
     """What knows how long examples are."""
 
-    most_rationales: int
+    @property
+    def most_rationales(self) -> int:
+        """Rationales of the example that has most."""
 
     def loads(self, picks: Picks) -> IntArray:
         """Input and target tokens of each over all tasks, int64 [len(picks), 2]."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import tensorflow as tf
 
 from cotmi_jax.data.order import TrainOrder, host_share
 from cotmi_jax.data.packing import PackShape, pack
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
+from cotmi_jax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # tensorflow feeds; the accelerator is JAX's
 
@@ -36,13 +38,25 @@ def train_batches(
     def of(step: int) -> Batch:
         return make_batch(split, order, step, shape=shape, process=process, processes=processes)
 
-    example = of(start)  # here, since what tf.data's threads raise is no UserError
+    example = of(start)
     dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]
+    refused: list[UserError] = []
+
+    def leaves(step: np.ndarray) -> list[np.ndarray]:
+        try:
+            return tf.nest.flatten(of(int(step)))
+        except UserError as error:  # which tf.data would wrap in an error of its own
+            refused.append(error)
+            raise
 
     def to_batch(step: tf.Tensor) -> Batch:
-        leaves = tf.numpy_function(lambda step: tf.nest.flatten(of(int(step))), [step], dtypes, stateful=False)
-        return tf.nest.pack_sequence_as(example, leaves)
+        return tf.nest.pack_sequence_as(example, tf.numpy_function(leaves, [step], dtypes, stateful=False))
 
     steps = tf.data.Dataset.range(start, stop)
     batches = steps.map(to_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    try:
+        yield from batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    except tf.errors.OpError:
+        if refused:
+            raise refused[0] from None
+        raise

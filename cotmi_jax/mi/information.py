@@ -282,8 +282,9 @@ def losses(
     """The term on features by example, of a batch or of a part of one that weighs `weight` in all.
 
     Dropout is on with a key. `frozen` holds the same parameters as `networks`, as constants.
-    Reported: `mi`, the loss whose coefficient is beta; of a critic also `mi_value` (the estimate), `mi_positive` and `mi_negative` (mean score of positives, log-mean-exp
-    of negatives) and, where there is a cap, `mi_saturation`; `compression` and `compression_fit`.
+    Reported: `mi`, the loss whose coefficient is beta; of a critic also `mi_value` (the estimate), `mi_positive` and
+    `mi_negative` (mean score of positives, log-mean-exp of negatives) and, where there is a cap, `mi_saturation`;
+    `compression` and `compression_fit`.
     """
     critic_key, bottleneck_key = (None, None) if key is None else jax.random.split(key)
     z_BxD, v_BxE = features.z, features.v

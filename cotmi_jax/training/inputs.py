@@ -19,7 +19,7 @@ from cotmi_jax.data.packing import PackShape, make_shape
 from cotmi_jax.data.pipeline import train_batches
 from cotmi_jax.data.sources import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.data.tasks import tasks_of
-from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
+from cotmi_jax.data.tokenizing import TokenLimits, TooLong, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
@@ -63,10 +63,10 @@ def tokenize(
 ) -> TokenizedSplit:
     """Tokens of a split.
 
-    Only training uses config.data.label_type, and only train loses examples: losses on held-out splits are against gold,
-    and scores are of all examples.
+    Only training uses config.data.label_type, and only train loses examples: losses on held-out splits are against
+    gold, and scores are of all examples.
     """
-    too_long = config.data.too_long if train or config.data.too_long == "error" else "cut"
+    too_long: TooLong = config.data.too_long if train or config.data.too_long == "error" else "cut"
     return tokenize_split(
         examples,
         vocabulary,

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cotmi_jax.config import check_batches, validate
-from cotmi_jax.data.pipeline import train_batches
+from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.data.tokens import Batch
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
@@ -49,10 +50,28 @@ class Interrupt:
 
 
 class Throughput:
-    """Examples a second of training alone: the first step, which compiles, evaluation and saving are not counted."""
+    """Speed of training alone: the first step, which compiles, evaluation and saving are not counted."""
 
     def __init__(self) -> None:
-        self._steps, self._spent, self._since = 0, 0.0, math.nan
+        self._steps, self._spent, self._waited, self._since = 0, 0.0, 0.0, math.nan
+        self.running: Mapping[str, jax.Array] = {}  # what the device was last given to compute
+
+    def feed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the time that each was waited for counted where the device had run out of work meanwhile.
+
+        That is an upper bound: the device may have been busy for a part of it.
+        """
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if not math.isnan(self._since) and self._idle():
+                self._waited += time.perf_counter() - begun
+            yield batch
+
+    def _idle(self) -> bool:
+        return all(value.is_ready() for value in self.running.values())  # type: ignore[attr-defined]
 
     def step(self) -> None:
         """One more step is done; the first starts the clock."""
@@ -70,14 +89,15 @@ class Throughput:
         self._since = time.perf_counter()
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """Seconds a step and examples a second since the last reading; nothing where no step was counted."""
+        """Seconds a step, examples a second and the share of the time that the device waited for input, since the last
+        reading; nothing where no step was counted."""
         if not self._steps:
             return {}
         self.stop()
-        seconds = self._spent / self._steps
-        self._steps, self._spent = 0, 0.0
+        seconds, waited = self._spent / self._steps, self._waited / self._spent
+        self._steps, self._spent, self._waited = 0, 0.0, 0.0
         self.start()
-        return {"seconds_per_step": seconds, "examples_per_second": batch_size / seconds}
+        return {"seconds_per_step": seconds, "examples_per_second": batch_size / seconds, "input_wait": waited}
 
 
 @dataclasses.dataclass
@@ -87,6 +107,7 @@ class Run:
     config: ConfigDict
     experiment: Experiment
     mesh: Mesh
+    shape: PackShape | None
     state_def: StateDef
     state: TrainState
     evaluator: Evaluator
@@ -156,19 +177,12 @@ class Run:
             micro_batches=config.micro_batches,
         )
         streams = train_streams(config.seed)
-        order = self.experiment.order()
-        batches = train_batches(
-            self.experiment.train,
-            order,
-            start,
-            config.steps,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-        )
+        batches = self.experiment.data.batches(start, self.shape)
         throughput, pending = Throughput(), None
         step = start
-        for step, batch in enumerate(batches, start + 1):
+        for step, batch in enumerate(throughput.feed(batches), start + 1):
             self.state, metrics = step_function(self.state, put_batch(batch, self.mesh), streams)
+            throughput.running = metrics
             # Reading the step before while this one runs keeps the device busy.
             if pending is not None:
                 self._finish(*pending, throughput)
@@ -249,9 +263,12 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     config = with_data_root(config)
     workdir = run_directory(workdir_path)
     check_same_config(workdir, config)
-    experiment = Experiment.of(config, read_run(workdir)[1:] if saved(workdir, "latest") else None)
+    begun = read_run(workdir)[1:] if saved(workdir, "latest") else None
+    place = {"process": jax.process_index(), "processes": jax.process_count()}
+    experiment = Experiment.of(config, begun, **place)
     mesh = make_mesh(**config.mesh.to_dict())
     check_batches(config, batch_shards(mesh))
+    shape = experiment.data.shape(batch_shards(mesh))
     start = _start(workdir, experiment)
     if start >= config.steps:
         print(f"{workdir} is complete: {start} of {config.steps} steps")
@@ -269,7 +286,7 @@ def train(config: ConfigDict, workdir_path: str) -> int:
         record = run_record(config, experiment.student)
         record_start(workdir, record, experiment.vocabulary.path, start)
         progress = Progress(start=start, stop=config.steps)
-        for note in experiment.notes():
+        for note in experiment.data.notes(shape):
             progress.say(note)
         progress.say(
             f"student: {count_parameters(student.shapes):,} parameters; mesh {dict(mesh.shape)}; "
@@ -282,8 +299,8 @@ def train(config: ConfigDict, workdir_path: str) -> int:
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         writer = MetricWriter(workdir, start=start)
         run = Run(
-            config, experiment, mesh, state_def, state, evaluator, information, checkpoints, writer, progress, record,
-            best,
+            config, experiment, mesh, shape, state_def, state, evaluator, information, checkpoints, writer, progress,
+            record, best,
         )  # fmt: skip
         interrupt = Interrupt()
         try:
