@@ -62,7 +62,8 @@ def random_batch(arguments: argparse.Namespace, vocab_size: int) -> dict[str, An
         }
         for task, length in lengths.items()
     }
-    return tokens | {"valid": np.ones(arguments.batch_size, bool)}
+    size = arguments.batch_size
+    return tokens | {"valid": np.ones(size, bool), "weight": np.ones(size, np.float32)}
 
 
 def make_variant(arguments: argparse.Namespace, objective: Objective, batch: Mapping) -> Variant:

@@ -1,7 +1,10 @@
 """Settings of the whole suite: eight fake CPU devices, strict ranks, real data where it is at hand."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -11,6 +14,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The suite compiles hundreds of small programs and runs each once or twice: compiling them is most of its time.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Prepared tokens of runs and commands stay out of the user's cache.
+os.environ["COTMI_CACHE"] = tempfile.mkdtemp(prefix="cotmi_jax_cache_")
+atexit.register(shutil.rmtree, os.environ["COTMI_CACHE"], ignore_errors=True)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 

@@ -47,7 +47,7 @@ def random_batch(seed: int, rows: int, *, tasks: Sequence[str] = ("predict", "ex
     Lengths differ from row to row; every row is valid.
     """
     draw = np.random.default_rng(seed)
-    batch: dict[str, Any] = {"valid": np.ones(rows, bool)}
+    batch: dict[str, Any] = {"valid": np.ones(rows, bool), "weight": np.ones(rows, np.float32)}
     for task in tasks:
         width = 3 if task == "predict" else 6
         batch[task] = {

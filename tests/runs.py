@@ -44,6 +44,7 @@ SEED_RECIPE = {
     "steps": 6,
     "data.dataset": "arithmetic",
     "data.size": 20,  # so that epochs end within batches
+    "data.cache": "none",
     "model.scan_layers": False,
     "optimizer.learning_rate": 1e-2,
     "eval.every": 3,
@@ -51,7 +52,7 @@ SEED_RECIPE = {
     "checkpoint.every": 2,
     "mi.monitor.every": 0,  # it takes longer than the run; test_monitor.py has runs that measure
 }
-TIMINGS = ("train/seconds_per_step", "train/examples_per_second")
+TIMINGS = ("train/seconds_per_step", "train/examples_per_second", "train/input_wait")
 COMMAND_SECONDS = 300.0  # on a busy machine
 
 

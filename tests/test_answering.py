@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, tokenize_split
+from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import answering, evaluator
@@ -161,9 +162,7 @@ def test_a_seed_fixes_what_is_sampled(mesh: Mesh) -> None:
 
 
 def tokens(objective: str, examples: tuple[Example, ...] = EXAMPLES) -> TokenizedSplit:
-    return tokenize_split(
-        examples, VOCABULARY, objective=objective, label_type="gt", max_input_tokens=256, max_target_tokens=256
-    )
+    return tokenize_split(examples, VOCABULARY, objective=objective, label_type="gt", limits=TokenLimits(256, 256))
 
 
 def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
@@ -175,7 +174,8 @@ def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
     def cut(task: TokenizedTask) -> TokenizedTask:
         return dataclasses.replace(task, inputs=pick(task.inputs), targets=pick(task.targets))
 
-    return TokenizedSplit({name: cut(task) for name, task in split.tasks.items()}, 1)
+    tasks = {name: cut(task) for name, task in split.tasks.items()}
+    return TokenizedSplit(tasks, np.arange(2), split.weights[row : row + 1], np.ones(1, bool))
 
 
 def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator:

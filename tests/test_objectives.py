@@ -52,7 +52,7 @@ STUDENT: Any = LogitsAreParameters()
 
 def make_batch() -> dict[str, Any]:
     draw = np.random.default_rng(0)
-    batch: dict[str, Any] = {"valid": np.ones(4, bool)}
+    batch: dict[str, Any] = {"valid": np.ones(4, bool), "weight": np.ones(4, np.float32)}
     for task, width in WIDTHS.items():
         targets = draw.integers(1, V, (4, width))
         targets[np.arange(width) >= np.array(LENGTHS[task])[:, None]] = 0
@@ -239,7 +239,7 @@ def test_invalid_rows_change_nothing(objective: Objective) -> None:
     """Neither values nor gradients, whatever they hold; weights count the valid rows' tokens."""
     batch, logits = make_batch(), make_logits()
     draw = np.random.default_rng(4)
-    filled: dict[str, Any] = {"valid": np.array([True, False, True, True, True, False])}
+    filled: dict[str, Any] = {"valid": np.array([True, False, True, True, True, False]), "weight": np.ones(6, "f4")}
     more = {}
     for task, leaf in logits.items():
         full = draw.integers(1, V, (2, WIDTHS[task]))  # longer than every real row

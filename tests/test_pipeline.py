@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
+from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.pipeline import train_batches
-from cotmi_jax.data.tokens import TokenizedSplit, TrainOrder, gather, tokenize_split
+from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 
-ORDER = TrainOrder(size=10, batch_size=4, seed=1)
+ORDER = TrainOrder.of(size=10, batch_size=4, seed=1)
 
 
 @pytest.fixture(scope="module", params=["standard", "dss"])
@@ -23,8 +25,7 @@ def split(request: pytest.FixtureRequest) -> TokenizedSplit:
         Vocabulary(VOCABULARY_PATH),
         objective=request.param,
         label_type="gt",
-        max_input_tokens=64,
-        max_target_tokens=64,
+        limits=TokenLimits(64, 64),
     )
 
 
@@ -38,7 +39,7 @@ def test_batches_are_those_of_the_pure_function(split: TokenizedSplit, start: in
     batches = list(train_batches(split, ORDER, start, stop))
     assert len(batches) == stop - start
     for step, batch in enumerate(batches, start):
-        assert_same_batch(batch, gather(split, ORDER.rows(step)))
+        assert_same_batch(batch, gather(split, *ORDER.picks(step)))
 
 
 def test_nothing_is_left_at_the_end(split: TokenizedSplit) -> None:
@@ -49,9 +50,9 @@ def test_processes_feed_one_batch_together(split: TokenizedSplit) -> None:
     streams = [train_batches(split, ORDER, 2, 8, process=process, processes=2) for process in range(2)]
     for step, shares in enumerate(zip(*streams, strict=True), 2):
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
-        assert_same_batch(whole, gather(split, ORDER.rows(step)))
+        assert_same_batch(whole, gather(split, *ORDER.picks(step)))
 
 
 def test_an_uneven_share_is_refused_as_bad_input(split: TokenizedSplit) -> None:
     with pytest.raises(UserError, match="does not divide over 3 processes"):
-        train_batches(split, ORDER, 0, 2, process=0, processes=3)
+        next(train_batches(split, ORDER, 0, 2, process=0, processes=3))

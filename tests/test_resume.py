@@ -15,7 +15,7 @@ import runs
 
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH
 from cotmi_jax.errors import UserError
-from cotmi_jax.training import experiment
+from cotmi_jax.training import inputs
 from cotmi_jax.training.loop import train
 from cotmi_jax.training.workdir import read_run, record_start, run_record
 from cotmi_jax.training.writers import MetricWriter
@@ -183,7 +183,7 @@ def test_places_rhythms_and_devices_may_change(tmp_path: Path) -> None:
 def test_changed_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
     workdir = copy_of_trained(tmp_path, latest=4)
     before = files(workdir)
-    load = experiment.load_data
+    load = inputs.load_data
 
     def changed(config: Any) -> Any:
         loaded = load(config)
@@ -191,7 +191,7 @@ def test_changed_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         object.__setattr__(first, "rationale", first.rationale + " So.")
         return loaded
 
-    monkeypatch.setattr(experiment, "load_data", changed)
+    monkeypatch.setattr(inputs, "load_data", changed)
     with pytest.raises(UserError, match=rf"data is not what {workdir}/checkpoints/4 was trained on"):
         train(runs.tiny_config(), str(workdir))
     assert files(workdir) == before

@@ -52,7 +52,7 @@ def term(config: InformationConfig) -> Callable[..., Pulled]:
 
     def total(params: Params, label: Arrays, rationale: Arrays, ramp: float) -> tuple[jax.Array, Any]:
         bound, frozen = networks.bind(params), networks.bind(jax.lax.stop_gradient(params))
-        features = gather_features(config, bound, *sources(label, rationale), BETA, ramp)
+        features = gather_features(config, bound, *sources(label, rationale), BETA, ramp).by_example(None)
         result = losses(config, bound, frozen, features, VALID, VALID.sum(dtype=np.float32), BETA, None, None)
         return result.total, result.reported
 
@@ -83,8 +83,9 @@ def gathered(feature: str) -> Callable[[Arrays, Arrays], dict[str, Any]]:
     def scalar(label: Arrays, rationale: Arrays, detach: str) -> tuple[jax.Array, Any]:
         config = information(feature=feature, detach=detach)
         networks: Any = objective_of(config).networks(SHAPE)
-        features = gather_features(config, networks.bind(numpy_params(networks)), *sources(label, rationale), BETA, 0.5)
-        kept = [jnp.where(VALID[:, None], leaf, 0.0) for leaf in (features.z_BxD, features.v_BxE)]
+        bound = networks.bind(numpy_params(networks))
+        features = gather_features(config, bound, *sources(label, rationale), BETA, 0.5).by_example(None)
+        kept = [jnp.where(VALID[:, None], leaf, 0.0) for leaf in (features.z, features.v)]
         return sum((jnp.sin(leaf) * np.arange(leaf.size).reshape(leaf.shape)).sum() for leaf in kept), features
 
     def run(label: Arrays, rationale: Arrays) -> dict[str, Any]:

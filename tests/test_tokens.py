@@ -4,6 +4,7 @@ import dataclasses
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,10 @@ import sentencepiece
 from cotmi_jax.data import dss
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.example import Example
+from cotmi_jax.data.order import eval_rows, host_share
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, PREFIX, read_label, read_rationale, task_texts
-from cotmi_jax.data.tokens import (
-    MULTIPLE,
-    Ragged,
-    TokenizedSplit,
-    TrainOrder,
-    eval_rows,
-    gather,
-    host_share,
-    tokenize_split,
-)
+from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import MULTIPLE, Ragged, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 
@@ -34,9 +28,18 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(VOCABULARY_PATH)
 
 
-def tokenized(vocabulary: Vocabulary, examples: tuple[Example, ...] = EXAMPLES, **changes: object) -> TokenizedSplit:
-    settings = dict(objective="dss", label_type="gt", max_input_tokens=1024, max_target_tokens=256)
-    return tokenize_split(examples, vocabulary, **(settings | changes))
+def tokenized(
+    vocabulary: Vocabulary,
+    examples: tuple[Example, ...] = EXAMPLES,
+    *,
+    objective: Any = "dss",
+    label_type: Any = "gt",
+    **limits: Any,
+) -> TokenizedSplit:
+    limits = dict(max_input_tokens=1024, max_target_tokens=256) | limits
+    return tokenize_split(
+        examples, vocabulary, objective=objective, label_type=label_type, limits=TokenLimits(**limits)
+    )
 
 
 def rows_of(ragged: Ragged) -> list[list[int]]:
@@ -67,7 +70,7 @@ def test_a_batch_holds_its_rows_and_says_which_are_padding(vocabulary: Vocabular
     split = tokenized(vocabulary)
     batch = gather(split, np.array([7, -1, 2]))
     assert batch["valid"].tolist() == [True, False, True] and batch["valid"].dtype == bool
-    assert batch.keys() == {PREDICT, EXPLAIN, "valid"}
+    assert batch.keys() == {PREDICT, EXPLAIN, "valid", "weight"}
     for task in (PREDICT, EXPLAIN):
         for name, ragged in (("inputs", split.tasks[task].inputs), ("targets", split.tasks[task].targets)):
             padded = batch[task][name]
@@ -76,43 +79,7 @@ def test_a_batch_holds_its_rows_and_says_which_are_padding(vocabulary: Vocabular
                 assert got.tolist() == expected + [PAD_ID] * (padded.shape[1] - len(expected))
 
 
-# Order of training.
-
-
-@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (8, 8), (9, 3), (3, 8), (1, 2)])
-def test_every_epoch_holds_every_example_once_without_a_gap(size: int, batch_size: int) -> None:
-    order = TrainOrder(size, batch_size, seed=5)
-    steps = 4 * size
-    stream = np.concatenate([order.rows(step) for step in range(steps)])
-    assert stream.shape == (steps * batch_size,)
-    epochs = stream.reshape(-1, size)
-    np.testing.assert_array_equal(np.sort(epochs), np.broadcast_to(np.arange(size), epochs.shape))
-    for epoch, rows in enumerate(epochs):
-        np.testing.assert_array_equal(rows, order.permutation(epoch))
-    if size > 3:
-        assert not np.array_equal(epochs[0], epochs[1])
-
-
-def test_a_step_does_not_depend_on_the_steps_asked_for_before() -> None:
-    straight = [TrainOrder(10, 4, seed=5).rows(step) for step in range(9)]
-    for step in (8, 2, 7, 0, 3):
-        np.testing.assert_array_equal(TrainOrder(10, 4, seed=5).rows(step), straight[step])
-
-
-def test_the_stream_depends_on_the_seed_and_not_on_the_batch_size() -> None:
-    def stream(batch_size: int, seed: int) -> list[int]:
-        order = TrainOrder(12, batch_size, seed)
-        return [row for step in range(24 // batch_size) for row in order.rows(step).tolist()]
-
-    assert stream(4, 1) == stream(6, 1) == stream(8, 1)
-    assert stream(4, 1) != stream(4, 2)
-    # Neighbouring seeds must not share epochs: (seed, epoch) is not seed + epoch.
-    assert stream(4, 1)[12:] != stream(4, 2)[:12]
-
-
-def test_a_step_far_out_is_as_quick_as_the_first() -> None:
-    rows = TrainOrder(10, 4, seed=5).rows(10**12)
-    assert rows.shape == (4,) and set(rows.tolist()) <= set(range(10))
+# Order of evaluation.
 
 
 @pytest.mark.parametrize(("size", "batches"), [(1, 1), (4, 1), (5, 2), (12, 3)])
@@ -138,14 +105,14 @@ def test_both_tasks_have_one_input_length_and_all_lengths_are_rounded_up(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PREFIX, EXPLAIN, "explain how many pens Tom has now: ")
-    tasks = tokenized(vocabulary).tasks
+    split = tokenized(vocabulary)
+    tasks = split.tasks
     assert tasks[EXPLAIN].inputs.longest >= tasks[PREDICT].inputs.longest + MULTIPLE
-    assert tasks[PREDICT].input_length == tasks[EXPLAIN].input_length
     longest = max(tokens.inputs.longest for tokens in tasks.values())
-    assert longest <= tasks[PREDICT].input_length < longest + MULTIPLE
-    for tokens in tasks.values():
-        assert tokens.input_length % MULTIPLE == tokens.target_length % MULTIPLE == 0
-        assert tokens.targets.longest <= tokens.target_length < tokens.targets.longest + MULTIPLE
+    assert longest <= split.input_length < longest + MULTIPLE and split.input_length % MULTIPLE == 0
+    for task, tokens in tasks.items():
+        length = split.target_lengths[task]
+        assert length % MULTIPLE == 0 and tokens.targets.longest <= length < tokens.targets.longest + MULTIPLE
         assert (tokens.truncated_inputs, tokens.truncated_targets) == (0, 0)
 
 
@@ -251,11 +218,11 @@ def test_the_fingerprint_changes_with_any_token_and_with_nothing_else(vocabulary
                 flat = ragged.flat.copy()
                 flat[index] += 1
                 changed = dataclasses.replace(tokens, **{field: Ragged(flat, ragged.offsets)})
-                seen.add(TokenizedSplit(split.tasks | {task: changed}, split.size).fingerprint())
+                seen.add(dataclasses.replace(split, tasks=split.tasks | {task: changed}).fingerprint())
             offsets = ragged.offsets.copy()
             offsets[1] += 1  # the same tokens, cut elsewhere
             changed = dataclasses.replace(tokens, **{field: Ragged(ragged.flat, offsets)})
-            seen.add(TokenizedSplit(split.tasks | {task: changed}, split.size).fingerprint())
+            seen.add(dataclasses.replace(split, tasks=split.tasks | {task: changed}).fingerprint())
     seen.add(tokenized(vocabulary, EXAMPLES[::-1]).fingerprint())
     seen.add(tokenized(vocabulary, EXAMPLES[:-1]).fingerprint())
     assert len(seen) == 1 + 2 * 2 * 4 + 2

@@ -26,7 +26,7 @@ from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.models.config import T5Config, preset
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.training import experiment, loop
+from cotmi_jax.training import inputs, loop
 from cotmi_jax.training.experiment import Experiment
 from cotmi_jax.training.loop import train
 from cotmi_jax.training.state import TrainState
@@ -85,13 +85,13 @@ def test_labels_trained_on_are_the_teachers_where_asked_and_scored_ones_never() 
     gold, teacher = (Experiment.of(runs.tiny_config({"data.label_type": kind}), None) for kind in ("gt", "llm"))
     labels = {"gt": "label", "llm": "teacher_label"}
     for kind, made in (("gt", gold), ("llm", teacher)):
-        examples = made.data.corpus.splits["train"]
-        targets = made.train.tasks["predict"].targets
+        examples = inputs.load_data(made.config).corpus.splits["train"]
+        targets = made.data.train.tasks["predict"].targets
         for row, example in enumerate(examples):
             ids = targets.flat[targets.offsets[row] : targets.offsets[row + 1]]
             assert made.vocabulary.decode(ids) == getattr(example, labels[kind])
-    assert gold.train.fingerprint() != teacher.train.fingerprint()
-    assert gold.valid.fingerprint() == teacher.valid.fingerprint()
+    assert gold.data.train.fingerprint() != teacher.data.train.fingerprint()
+    assert gold.data.valid.fingerprint() == teacher.data.valid.fingerprint()
 
 
 # What a run leaves behind.
@@ -247,7 +247,7 @@ class WithoutTest(dict):
 def test_training_never_looks_at_the_test_split(
     scripted_scores: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = experiment.load_data
+    load = inputs.load_data
 
     @functools.wraps(load)
     def guarded(config: Any) -> Any:
@@ -255,7 +255,7 @@ def test_training_never_looks_at_the_test_split(
         object.__setattr__(loaded.corpus, "splits", WithoutTest(loaded.corpus.splits))
         return loaded
 
-    monkeypatch.setattr(experiment, "load_data", guarded)
+    monkeypatch.setattr(inputs, "load_data", guarded)
     config = small_run({"steps": 2, "eval.every": 1})
     scripted_scores += [(0.0, 1.0), (0.1, 1.0)]
     assert train(config, str(tmp_path)) == 2
@@ -268,7 +268,7 @@ def test_a_data_set_may_lack_its_test_split_and_what_it_says_changes_nothing(tmp
     config = runs.tiny_config({"data.dataset": "svamp", "data.root": str(root)})
     config.data.vocabulary = str(VOCABULARY_PATH)
     honest = Experiment.of(config, None)
-    assert "test" in honest.data.corpus.splits
+    assert "test" in inputs.load_data(config).corpus.splits
     gold, said = root / "svamp" / "svamp_test.json", root / "svamp" / "llm" / "test_CoT_0.json"
     train_rows = (root / "svamp" / "svamp_train.json").read_text().splitlines()[: len(gold.read_text().splitlines())]
     gold.write_text("\n".join(train_rows).replace("+", "*"))
@@ -276,8 +276,7 @@ def test_a_data_set_may_lack_its_test_split_and_what_it_says_changes_nothing(tmp
     gold.unlink(), said.unlink()
     lacking = Experiment.of(config, None)
     for other in (lying, lacking):
-        assert other.train.fingerprint() == honest.train.fingerprint()
-        assert other.valid.fingerprint() == honest.valid.fingerprint()
+        assert other.data.prepared.fingerprint == honest.data.prepared.fingerprint
         assert other.student == honest.student
 
 
