@@ -6,9 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.layers import declare
+from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.models.t5 import shift_right
 
 
 def small_config(**changes: Any) -> T5Config:
@@ -29,6 +33,42 @@ def numpy_params(student: StudentDef, seed: int = 0) -> Params:
         return jnp.asarray(draw.normal(0.0, 1.0 if name == "embedding" else 0.3, shape.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(leaf, student.shapes)
+
+
+class Toy(nnx.Module):
+    """A student that compiles in a fraction of T5's time: a table and a matrix, from which each state depends on all
+    that it depends on in T5."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.table = declare(rngs, (config.vocab_size, config.d_model), ("vocab", "embed"), 1.0)
+        self.mix = declare(rngs, (config.d_model, config.d_model), ("kv", "embed"), 0.4)
+        self.config = config
+
+    def encode(self, inputs: jax.Array, key: jax.Array | None, segments: jax.Array | None = None) -> jax.Array:
+        return jnp.tanh(self.table[...][inputs] @ self.mix[...])
+
+    def decode(
+        self,
+        encoded: jax.Array,
+        inputs: jax.Array,
+        targets: jax.Array,
+        key: jax.Array | None,
+        segments: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        input_segments, target_segments = segments or (jnp.ones_like(inputs), jnp.ones_like(targets))
+        reads = (target_segments[:, :, None] == input_segments[:, None, :]) & (inputs != 0)[:, None, :]
+        read = jnp.where(reads[..., None], encoded[:, None], 0.0).sum(axis=2)
+        return jnp.tanh(self.encode(shift_right(targets, 0, segments and target_segments), None) + read)
+
+    def logits(self, states: jax.Array) -> jax.Array:
+        return states @ self.table[...].T
+
+
+def toy_student(**changes: Any) -> StudentDef:
+    """A Toy as a student."""
+    config = small_config(**({"d_model": 8} | changes))
+    traced: Any = ModuleDef.trace(lambda rngs: Toy(config, rngs=rngs))
+    return StudentDef(traced.build, traced.graph, traced.shapes, traced.axes, config)
 
 
 def random_ids(draw: np.random.Generator, lengths: Sequence[int], width: int, vocab_size: int = 32) -> np.ndarray:

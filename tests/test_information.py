@@ -12,16 +12,13 @@ import mi_oracle
 import numpy as np
 import optax
 import pytest
-from flax import nnx
-from helpers import assert_trees_close, numpy_params, random_batch, small_config
+from helpers import assert_trees_close, numpy_params, random_batch, small_config, toy_student
 from mi_helpers import BETA, CRITIC, differ, information, objective_of
 
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.information import ESTIMATORS, FEATURES, InformationConfig
-from cotmi_jax.models.config import T5Config
-from cotmi_jax.models.layers import declare
-from cotmi_jax.models.module import ModuleDef, Params
+from cotmi_jax.models.module import Params
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.sharding import make_mesh, put_batch
@@ -31,34 +28,7 @@ from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState, param_shardings
 from cotmi_jax.training.step import Gradient, Information, loss_and_grads, make_train_step
 
-
-class Toy(nnx.Module):
-    """A student that compiles in a fraction of T5's time: a table and a matrix, from which each state depends on all
-    that it depends on in T5."""
-
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.table = declare(rngs, (config.vocab_size, config.d_model), ("vocab", "embed"), 1.0)
-        self.mix = declare(rngs, (config.d_model, config.d_model), ("kv", "embed"), 0.4)
-        self.config = config
-
-    def encode(self, inputs: jax.Array, key: jax.Array | None) -> jax.Array:
-        return jnp.tanh(self.table[...][inputs] @ self.mix[...])
-
-    def decode(self, encoded: jax.Array, inputs: jax.Array, targets: jax.Array, key: jax.Array | None) -> jax.Array:
-        read = jnp.where((inputs != 0)[..., None], encoded, 0.0).sum(axis=1, keepdims=True)
-        return jnp.tanh(self.encode(jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1], None) + read)
-
-    def logits(self, states: jax.Array) -> jax.Array:
-        return states @ self.table[...].T
-
-
-def make_toy() -> StudentDef:
-    config = small_config(d_model=8)
-    traced: Any = ModuleDef.trace(lambda rngs: Toy(config, rngs=rngs))
-    return StudentDef(traced.build, traced.graph, traced.shapes, traced.axes, config)
-
-
-STUDENTS = {"toy": make_toy(), "t5": StudentDef.of(small_config())}
+STUDENTS = {"toy": toy_student(), "t5": StudentDef.of(small_config())}
 
 
 def make_batch() -> dict[str, Any]:

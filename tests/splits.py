@@ -1,0 +1,46 @@
+"""Made-up tokenized splits: no text, no vocabulary."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
+
+TASKS = ("predict", "explain")
+
+
+def random_split(
+    num: int,
+    *,
+    seed: int = 0,
+    tasks: Sequence[str] = TASKS,
+    rationales: int = 1,
+    inputs: tuple[int, int] = (2, 12),
+    labels: tuple[int, int] = (1, 4),
+    explanations: tuple[int, int] = (2, 9),
+    vocab_size: int = 32,
+) -> TokenizedSplit:
+    """num examples with up to so many rationales; lengths are uniform in the given ranges, each sequence ends in eos.
+
+    The last task writes the rationales. Weights are 1 for one rationale each, else drawn, some of them 0.
+    """
+    draw = np.random.default_rng(seed)
+    counts = draw.integers(1, rationales + 1, num)
+    total = int(counts.sum())
+
+    def ragged(size: int, between: tuple[int, int]) -> Ragged:
+        lengths = draw.integers(between[0], between[1] + 1, size)
+        return Ragged.of([[*draw.integers(2, vocab_size, length - 1).tolist(), 1] for length in lengths])
+
+    parts = {}
+    for task in tasks:
+        varies = task == tasks[-1]
+        targets = ragged(total, explanations) if varies else ragged(num, labels)
+        parts[task] = TokenizedTask(ragged(num, inputs), targets, varies, 0, 0)
+    weights = np.ones(total) if rationales == 1 else draw.choice([0.0, 0.25, 1.0, 2.0], total)
+    return TokenizedSplit(parts, offsets_of(counts), weights.astype(np.float32), np.ones(num, bool))
+
+
+def sequence(ragged: Ragged, row: int) -> list[int]:
+    """One sequence."""
+    return ragged.flat[ragged.offsets[row] : ragged.offsets[row + 1]].tolist()
