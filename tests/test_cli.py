@@ -191,6 +191,20 @@ def test_describe_reads_the_release(tmp_path: Path) -> None:
     runs.assert_refused(runs.command("describe", "--dataset=cqa", f"--data_root={root}"), "holds neither cqa/")
 
 
+def test_describe_reads_mixtures_of_ones_own_files_and_shows_what_it_skipped(tmp_path: Path) -> None:
+    root, mine = runs.write_svamp(tmp_path / "release"), tmp_path / "mine.jsonl"
+    rows = [{"input": f"Is {n} even?", "label": label, "rationale": "So."} for n, label in enumerate("ynynq")]
+    mine.write_text("\n".join(map(json.dumps, rows)))
+    flags = [f"--dataset=svamp=3,jsonl:{mine}", f"--data_root={root}", f"--vocabulary={VOCABULARY_PATH}"]
+    result = runs.command("describe", *flags, "--labels=y,n", "--bad_rows=skip", "--json")
+    assert (result.code, result.err) == (0, "")
+    described = json.loads(result.out)
+    assert described["splits"]["train"]["skipped"] == 1 and described["label_kind"] == "mixed"
+    assert described["skip_notes"] == [f"{mine}:5: label = 'q'; data.labels allows y, n"]
+    assert [(part["name"], part["rate"]) for part in described["components"]] == [("svamp", 3.0), ("jsonl:mine", 1.0)]
+    runs.assert_refused(runs.command("describe", *flags, "--labels=y,n"), f"{mine}:5: label = 'q'")
+
+
 # Evaluating.
 
 

@@ -47,6 +47,9 @@ class TfdsSource:
 
     @property
     def _tfds_name(self) -> str:
+        """Name and config of the prepared set; TensorFlow Datasets' own anli leaves the human rationales out."""
+        if self.argument.startswith("anli/"):
+            return self.argument.replace("anli", "anli_reasons")
         return f"dss/{dss_config(self.name, self.teacher)}" if self._of_release else self.argument
 
     def fingerprint(self) -> str:
@@ -59,7 +62,7 @@ class TfdsSource:
         """Train, and validation and test where there are such splits.
 
         Raises:
-          UserError: the set is not prepared, lacks human rationales, is damaged or, unless they are skipped, has a row
+          UserError: the set is not prepared, is damaged or, unless they are skipped, has a row
             that cannot be used.
         """
         builder, bad = self._builder(), BadRows(self.bad_rows)
@@ -74,15 +77,12 @@ class TfdsSource:
 
         try:
             # Not tfds.builder, which falls back on code and then asks the network about sets that are not prepared.
-            builder = read_only_builder.builder_from_files(self._tfds_name, data_dir=self.data_dir)
+            return read_only_builder.builder_from_files(self._tfds_name, data_dir=self.data_dir)
         except tfds.core.DatasetNotFoundError as error:
             where = self.data_dir or "TensorFlow Datasets' folder"
             raise UserError(f"tfds:{self.argument} is not prepared in {where}: {self._command()}") from error
         except (OSError, tf.errors.OpError) as error:
             raise UserError(f"tfds_dir = {self.data_dir!r} cannot be read: {error}") from error
-        if self.argument.startswith("anli/") and "reason" not in builder.info.features:
-            raise UserError(f"{builder.info.full_name} has no human rationales: {self._command()}")
-        return builder
 
     def _command(self) -> str:
         """How the set is prepared."""
@@ -124,7 +124,8 @@ def _rows(builder: Any, split: str, where: str) -> Iterator[Row]:
     try:
         yield from tfds.as_numpy(builder.as_dataset(split=TFDS_SPLITS[split], read_config=one_by_one))
     except tf.errors.OpError as error:
-        raise UserError(f"{where}: cannot be read ({error.message}); prepare the set anew") from error
+        reason = error.message.rpartition("}} ")[2].partition(" [Op:")[0]  # without the names of tensorflow's nodes
+        raise UserError(f"{where}: cannot be read ({reason}); prepare the set anew") from error
 
 
 def _decoded(row: Row, place: str) -> Row:

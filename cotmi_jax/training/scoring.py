@@ -44,7 +44,7 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     os.replace(temporary, path)
 
 
-def _by_component(correct: list[bool], components: Sequence[Component], split: str) -> dict[str, Summary]:
+def accuracy_by_component(correct: list[bool], components: Sequence[Component], split: str) -> dict[str, Summary]:
     """Accuracy of each component of a mixture that has the split; there, examples lie component by component."""
     found, start = {}, 0
     for component in components:
@@ -109,7 +109,7 @@ def score(
         },
     }
     if len(data.components) > 1:
-        metrics["components"] = _by_component(correct, data.components, split_name)
+        metrics["components"] = accuracy_by_component(correct, data.components, split_name)
     if information and EXPLAIN in objective.tasks:
         metrics["information"] = measured.summary() if measured else None  # None: too few examples
     folder = Path(output).expanduser().absolute() if output else workdir / "evaluation" / split_name

@@ -1,9 +1,8 @@
 """Adversarial NLI (arXiv 1910.14599) with its `reason` field, which the builder in TensorFlow Datasets leaves out.
 
-    python -m cotmi_jax.prepare cotmi_jax/data/builders/anli --config=r1 --data_dir=DIR
+    python -m cotmi_jax.prepare cotmi_jax/data/builders/anli_reasons --config=r1 --data_dir=DIR
 
-downloads the authors' archive (19 MB, by checksum). The features are those of TensorFlow Datasets' own `anli` 0.1.0 and
-`reason`, so the version is a later one of the same set.
+downloads the authors' archive (19 MB, by checksum).
 """
 
 from collections.abc import Iterator
@@ -21,8 +20,8 @@ _FILES = {"train": "train.jsonl", "valid": "dev.jsonl", "test": "test.jsonl"}
 class Builder(tfds.core.GeneratorBasedBuilder):
     """One config per round."""
 
-    VERSION = tfds.core.Version("0.2.0")
-    RELEASE_NOTES = {"0.2.0": "With reason: why the author of a hypothesis thought it right."}
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f"r{i}", description=f"Round {i}.") for i in (1, 2, 3)]
 
     def _info(self) -> tfds.core.DatasetInfo:
