@@ -242,6 +242,25 @@ def test_another_split_checkpoint_and_folder_may_be_chosen(tmp_path: Path) -> No
     assert not (workdir / "evaluation").exists()
 
 
+def test_a_mixture_is_scored_component_by_component(tmp_path: Path) -> None:
+    """A run is evaluated as if it had been trained on two files of its own."""
+    workdir = tmp_path / "run"
+    shutil.copytree(runs.trained(), workdir)
+    for name, count in (("mine", 4), ("other", 3)):
+        (tmp_path / name).mkdir()
+        rows = [{"input": f"{name} {n}?", "label": "yes", "rationale": "So."} for n in range(count)]
+        for split in ("train", "test"):
+            (tmp_path / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    record = json.loads((workdir / "run.json").read_text())
+    record["config"]["data"]["dataset"] = f"jsonl:{tmp_path}/mine=3,jsonl:{tmp_path}/other"
+    (workdir / "run.json").write_text(json.dumps(record))
+    result = runs.command("evaluate", f"--workdir={workdir}", "--noinformation", devices=8)
+    assert (result.code, result.err) == (0, "")
+    metrics = json.loads((workdir / "evaluation" / "test" / "metrics.json").read_text())
+    assert {name: part["n"] for name, part in metrics["components"].items()} == {"jsonl:mine": 4, "jsonl:other": 3}
+    assert "label accuracy, jsonl:other" in result.out and metrics["n"] == 7
+
+
 def test_evaluation_refuses(tmp_path: Path) -> None:
     workdir = f"--workdir={runs.trained()}"
     (tmp_path / "empty").mkdir()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from cotmi_jax.data.sources import Component, Loading, corpus_fingerprint, load_
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.report import format_scores
 from cotmi_jax.training.experiment import Experiment, load_data, with_data_root
-from cotmi_jax.training.scoring import accuracy_by_component, score
+from cotmi_jax.training.scoring import accuracy_by_component
 
 quick_compilation = runs.quick_compilation
 
@@ -93,6 +92,12 @@ def test_a_mixture_is_its_components_one_after_the_other(tmp_path):
     assert len(set(ids)) == len(ids)
     assert mixed.unparsed["train"] == sum(one.unparsed["train"] for one in alone) >= 9
     assert alone[1].components == (Component("arithmetic", 15, 1.0, {"train": 15, "valid": 500, "test": 500}),)
+
+
+def test_a_component_too_small_to_split_is_named(tmp_path):
+    dataset = f"arithmetic,jsonl:{write_jsonl(tmp_path / 'mine.jsonl', 1)}"
+    with pytest.raises(UserError, match=r"^train of jsonl:mine holds 1 example\(s\), too few to make a valid split of"):
+        load_corpus(Loading(dataset=dataset, size=4))
 
 
 # Fingerprints.
@@ -202,19 +207,6 @@ def test_a_run_reports_skips_and_shares(mixture, tmp_path):
     assert "bad rows skipped: 1 of train" in notes
     assert f"  {tmp_path}/mine/train.jsonl:5: field 'input' holds no text; the row has no fields" in notes
     assert "mixture: jsonl:mine 4 train at rate 3, jsonl:other 3 train at rate 1" in notes
-
-
-def test_scoring_gives_the_accuracy_of_each_component(mixture, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(runs.trained(), workdir)
-    record = json.loads((workdir / "run.json").read_text())
-    record["config"]["data"] |= mixture
-    (workdir / "run.json").write_text(json.dumps(record))
-    scored = score(str(workdir), "test", information=False)
-    components = scored.metrics["components"]
-    assert {name: summary["n"] for name, summary in components.items()} == {"jsonl:mine": 4, "jsonl:other": 3}
-    assert [prediction["id"].split("/")[0] for prediction in scored.predictions][3:5] == ["jsonl:mine", "jsonl:other"]
-    assert json.loads((scored.output / "metrics.json").read_text())["components"].keys() == components.keys()
 
 
 def test_accuracies_of_components_come_from_their_own_examples():

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -177,10 +176,3 @@ def test_a_fingerprint_is_that_of_the_prepared_set_and_the_settings(tmp_path):
     assert found("a", ESNLI) == found("b", ESNLI)
     different = [found("c", fewer), found("d", ESNLI, bad_rows="skip"), found("e", ESNLI, empty_rationale="drop")]
     assert len({found("f", ESNLI), *different}) == 4
-
-
-def test_numbers_and_texts_are_plain_python(tmp_path):
-    """Labels come as numpy integers, which the check of labels refuses."""
-    with prepared(tmp_path, "esnli", ESNLI) as source:
-        example = source.read().splits["train"][0]
-    assert not any(isinstance(value, np.generic | bytes) for value in (example.input, example.label, example.rationale))

@@ -210,7 +210,7 @@ def _split(corpus: Corpus, subsample: float, seed: int) -> dict[str, tuple[Examp
     train = subsample_examples(corpus.splits["train"], subsample, seed)
     own = tuple(example for example in train if example.id.startswith(f"{corpus.name}/"))
     added = tuple(example for example in train if not example.id.startswith(f"{corpus.name}/"))
-    splits = with_valid_split({**corpus.splits, "train": own})
+    splits = with_valid_split({**corpus.splits, "train": own}, f"train of {corpus.name}")
     return splits | {"train": splits["train"] + added}
 
 
