@@ -50,20 +50,21 @@ def loaded_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
     return config
 
 
+def guard(main: Callable[[], int | None]) -> int | None:
+    """Run main once flags are parsed; a UserError becomes one line on standard error and exit code 2."""
+    if not flags.FLAGS["verbosity"].present:  # the libraries' notices are asked for with --verbosity=0
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        logging.getLogger().setLevel(logging.ERROR)
+    try:
+        return main()
+    except UserError as error:
+        if _TRACEBACK.value:
+            raise
+        _fail(" ".join(str(error).split("\n")))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def run(main: Callable[[], int | None]) -> None:
-    """Parse the flags and run main; a UserError becomes one line on standard error and exit code 2."""
-
-    def guarded(_: list[str]) -> int | None:
-        if not flags.FLAGS["verbosity"].present:  # the libraries' notices are asked for with --verbosity=0
-            absl_logging.set_verbosity(absl_logging.ERROR)
-            logging.getLogger().setLevel(logging.ERROR)
-        try:
-            return main()
-        except UserError as error:
-            if _TRACEBACK.value:
-                raise
-            _fail(" ".join(str(error).split("\n")))
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-    app.run(guarded, flags_parser=_parse)
+    """Parse the flags and run main, guarded."""
+    app.run(lambda _: guard(main), flags_parser=_parse)

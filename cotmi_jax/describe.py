@@ -4,13 +4,21 @@ from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imp
 
 from absl import flags
 
-_DATASET = flags.DEFINE_string("dataset", None, "arithmetic, svamp, cqa, esnli or anli1.")
+_DATASET = flags.DEFINE_string(
+    "dataset", None, "arithmetic, svamp, cqa, esnli, anli1, jsonl:PATH or tfds:NAME, or several: svamp=3,arithmetic=1."
+)
 _DATA_ROOT = flags.DEFINE_string(
     "data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT or ../shared/data."
 )
 _TEACHER = flags.DEFINE_string("teacher", "palm", "palm or gpt-neox.")
 _ALIGN = flags.DEFINE_string("align", "strict", "strict, or prefix: use the rows that data and completions share.")
 _ASDIV = flags.DEFINE_bool("augment_asdiv", False, "Add ASDiv to SVAMP's train split.")
+_BAD_ROWS = flags.DEFINE_string("bad_rows", "error", "error, or skip: leave rows that cannot be used out.")
+_LABELS = flags.DEFINE_string("labels", "", "Labels that rows of jsonl may have, separated by commas; default: any.")
+_LABEL_KIND = flags.DEFINE_string("label_kind", "text", "How labels of jsonl are scored: text or equation.")
+_TFDS_DIR = flags.DEFINE_string(
+    "tfds_dir", "", "Sets prepared by TensorFlow Datasets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary", None, "SentencePiece file; default: the set's own, else {root}/t5/spiece.model."
 )
@@ -33,6 +41,8 @@ def main() -> None:
     config = base()
     config.data.dataset, config.data.root = _DATASET.value, _DATA_ROOT.value or ""
     config.data.teacher, config.data.align, config.data.augment_asdiv = _TEACHER.value, _ALIGN.value, _ASDIV.value
+    config.data.bad_rows, config.data.tfds_dir = _BAD_ROWS.value, _TFDS_DIR.value
+    config.data.labels, config.data.label_kind = _LABELS.value, _LABEL_KIND.value
     config.data.vocabulary, config.data.empty_rationale = _VOCABULARY.value or "", "drop"
     loaded = load_data(config)
     vocabulary = Vocabulary(find_vocabulary(config))

@@ -191,6 +191,20 @@ def test_describe_reads_the_release(tmp_path: Path) -> None:
     runs.assert_refused(runs.command("describe", "--dataset=cqa", f"--data_root={root}"), "holds neither cqa/")
 
 
+def test_describe_reads_mixtures_of_ones_own_files_and_shows_what_it_skipped(tmp_path: Path) -> None:
+    root, mine = runs.write_svamp(tmp_path / "release"), tmp_path / "mine.jsonl"
+    rows = [{"input": f"Is {n} even?", "label": label, "rationale": "So."} for n, label in enumerate("ynynq")]
+    mine.write_text("\n".join(map(json.dumps, rows)))
+    flags = [f"--dataset=svamp=3,jsonl:{mine}", f"--data_root={root}", f"--vocabulary={VOCABULARY_PATH}"]
+    result = runs.command("describe", *flags, "--labels=y,n", "--bad_rows=skip", "--json")
+    assert (result.code, result.err) == (0, "")
+    described = json.loads(result.out)
+    assert described["splits"]["train"]["skipped"] == 1 and described["label_kind"] == "mixed"
+    assert described["skip_notes"] == [f"{mine}:5: label = 'q'; data.labels allows y, n"]
+    assert [(part["name"], part["rate"]) for part in described["components"]] == [("svamp", 3.0), ("jsonl:mine", 1.0)]
+    runs.assert_refused(runs.command("describe", *flags, "--labels=y,n"), f"{mine}:5: label = 'q'")
+
+
 # Evaluating.
 
 
@@ -226,6 +240,25 @@ def test_another_split_checkpoint_and_folder_may_be_chosen(tmp_path: Path) -> No
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     assert (metrics["split"], metrics["n"], metrics["checkpoint"]) == ("train", 20, {"which": "4", "step": 4})
     assert not (workdir / "evaluation").exists()
+
+
+def test_a_mixture_is_scored_component_by_component(tmp_path: Path) -> None:
+    """A run is evaluated as if it had been trained on two files of its own."""
+    workdir = tmp_path / "run"
+    shutil.copytree(runs.trained(), workdir)
+    for name, count in (("mine", 4), ("other", 3)):
+        (tmp_path / name).mkdir()
+        rows = [{"input": f"{name} {n}?", "label": "yes", "rationale": "So."} for n in range(count)]
+        for split in ("train", "test"):
+            (tmp_path / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    record = json.loads((workdir / "run.json").read_text())
+    record["config"]["data"]["dataset"] = f"jsonl:{tmp_path}/mine=3,jsonl:{tmp_path}/other"
+    (workdir / "run.json").write_text(json.dumps(record))
+    result = runs.command("evaluate", f"--workdir={workdir}", "--noinformation", devices=8)
+    assert (result.code, result.err) == (0, "")
+    metrics = json.loads((workdir / "evaluation" / "test" / "metrics.json").read_text())
+    assert {name: part["n"] for name, part in metrics["components"].items()} == {"jsonl:mine": 4, "jsonl:other": 3}
+    assert "label accuracy, jsonl:other" in result.out and metrics["n"] == 7
 
 
 def test_evaluation_refuses(tmp_path: Path) -> None:

@@ -284,6 +284,53 @@ def test_missing_files_are_named(tmp_path):
         read_dss(tmp_path, "svamp")
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("svamp", '{"input": "Why?"', "broken JSON (Expecting ',' delimiter)"),
+        ("svamp", b'{"input": "caf\xe9", "label": "( 1 )"}', "not UTF-8 (invalid continuation byte)"),
+        ("svamp", '{"input": "Why?"}', "field 'label' holds no text"),
+        ("svamp", "7", "not a JSON object but 7"),
+        ("svamp", '{"input": "\\ud83d?", "label": "( 1 )"}', "field 'input' holds \\ud83d, half a character"),
+        ("esnli", json.dumps(nli_row(3)), "label = 3; give one of 0 (entailment)"),
+        ("cqa", json.dumps(cqa_row(list("abcde"))), "answer = 'a cork'; give one of the choices, a, b, c, d, e"),
+    ],
+)
+def test_a_bad_row_is_an_error_or_goes_with_its_completion(tmp_path, name, row, message):
+    good = {"svamp": SVAMP_ROWS[0], "esnli": nli_row(0), "cqa": cqa_row(["a cork", *"abcd"])}[name]
+    marker = {"svamp": "The answer is (1).", "esnli": "Answer: neutral", "cqa": "So the answer is (a) b."}[name]
+    gold = write_release(tmp_path, name, [good], [f"Thought {i}. {marker}" for i in range(3)])
+    line = json.dumps(good).encode()
+    gold.write_bytes(b"\n".join([line, row if isinstance(row, bytes) else row.encode(), line]))
+    with pytest.raises(UserError) as error:
+        read_dss(tmp_path, name)
+    assert str(error.value).startswith(f"{gold}:2: {message}")
+    corpus = read_dss(tmp_path, name, bad_rows="skip")
+    assert [(e.id, e.rationale) for e in corpus.splits["train"]] == [
+        (f"{name}/train/0", "Thought 0."),
+        (f"{name}/train/2", "Thought 2."),
+    ]
+    assert corpus.skipped == {"train": 1} and corpus.skip_notes == (str(error.value),)
+
+
+def test_what_concerns_more_than_a_row_is_an_error_in_any_case(tmp_path):
+    gold = write_release(tmp_path, "svamp", [{"input": "Why?"}], ["Thought."])
+    with pytest.raises(UserError, match=f"^{gold}: none of its 1 rows is usable; bad_rows=error says what is wrong$"):
+        read_dss(tmp_path, "svamp", bad_rows="skip")
+    write_release(tmp_path, "svamp", [*SVAMP_ROWS, {"input": "Why?"}], SVAMP_SAID)
+    with pytest.raises(UserError, match=f"^{gold}: 4 rows but 3 completions"):
+        read_dss(tmp_path, "svamp", bad_rows="skip")
+    gold.write_text("")
+    with pytest.raises(UserError, match=f"^{gold}: holds nothing"):
+        read_dss(tmp_path, "svamp", bad_rows="skip")
+    gold.write_text('[{"input": "Why?"')
+    with pytest.raises(UserError, match=f"^{gold}:1: broken JSON"):
+        read_dss(tmp_path, "svamp", bad_rows="skip")
+    write_release(tmp_path, "svamp", SVAMP_ROWS, [*SVAMP_SAID[:2], 7])
+    with pytest.raises(UserError, match="train_CoT_0.json: item 2 of the list is no text but 7"):
+        read_dss(tmp_path, "svamp", bad_rows="skip")
+
+
 # Known facts of the real data.
 
 

@@ -1,11 +1,12 @@
 """The description of a corpus: every number worked out by hand, and the table as a person sees it."""
 
+import dataclasses
 import json
 
 import pytest
 
 from cotmi_jax.data.example import Corpus, Example, LabelKind
-from cotmi_jax.data.sources import LoadedCorpus
+from cotmi_jax.data.sources import Component, LoadedCorpus
 from cotmi_jax.data.statistics import describe, format_description
 
 
@@ -43,6 +44,21 @@ def test_describe_counts():
     assert (test["teacher_exact"], test["teacher_value"]) == (0.0, 0.0)
     assert [sample["id"] for sample in description["samples"]] == [f"made/train/{i}" for i in range(3)]
     assert json.loads(json.dumps(description)) == description
+
+
+def test_skipped_rows_and_components_are_shown_where_there_are_any():
+    plain = make_loaded()
+    text = format_description(describe(plain, encode_words))
+    assert "skipped" not in text and "rate" not in text
+    parts = (Component("made", 3, 2.0), Component("jsonl:mine", 1, 0.5))
+    notes = ("made.json:7: the label is empty",)
+    loaded = dataclasses.replace(plain, components=parts, skipped={"train": 2, "test": 0}, skip_notes=notes)
+    description = describe(loaded, encode_words)
+    assert [split["skipped"] for split in description["splits"].values()] == [2, 0]
+    assert description["components"][1] == {"name": "jsonl:mine", "train": 1, "rate": 0.5}
+    lines = format_description(description).split("\n")
+    assert lines[2].endswith("  skipped") and lines[3].split()[-1] == "2" and lines[4].split()[-1] == "0"
+    assert "  made.json:7: the label is empty" in lines and "jsonl:mine: 1 train, rate 0.5" in lines
 
 
 def test_prefix_counts_in_inputs_only():

@@ -15,16 +15,14 @@ from typing import NamedTuple
 
 from cotmi_jax.data import teacher_format
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
+from cotmi_jax.data.gold_format import read_gold
 from cotmi_jax.data.grammar import DSS_SETS
-from cotmi_jax.data.rows import BadRows, Row, check_choice, parse_json, read_raw_rows, read_text, text_field
+from cotmi_jax.data.rows import BadRows, check_choice, parse_json, read_raw_rows, read_text
 from cotmi_jax.data.source import digest, digest_files
-from cotmi_jax.data.vocabulary import EOS_TEXT
 from cotmi_jax.errors import UserError
 
 TEACHERS = ("palm", "gpt-neox")
 ALIGNMENTS = ("strict", "prefix")
-NLI_LABELS = ("entailment", "neutral", "contradiction")
-NUM_CHOICES = 5
 
 
 class _Gold(NamedTuple):
@@ -134,7 +132,7 @@ def _read_golds(path: Path, name: str, split: str, bad: BadRows) -> list[_Gold |
     for raw in read_raw_rows(path):
         golds.append(None)
         with bad.guard(split):
-            golds[-1] = _Gold(*_gold(name, raw.parse(), raw.place), raw.place)
+            golds[-1] = _Gold(*read_gold(name, raw.parse(), raw.place), raw.place)
     return golds
 
 
@@ -144,45 +142,6 @@ def _parser(name: str, teacher: str) -> Callable[[str], tuple[str, str | None]]:
     if name == "cqa":
         return teacher_format.parse_cqa
     return teacher_format.parse_esnli if name == "esnli" else teacher_format.parse_equation
-
-
-def _gold(name: str, row: Row, place: str) -> tuple[str, str]:
-    """Input and gold label of a row; place is "file:line" for messages."""
-    builders = {"anli1": _nli_gold, "asdiv": _asdiv_gold, "cqa": _cqa_gold, "esnli": _nli_gold, "svamp": _svamp_gold}
-    text, label = builders[name](row, place)
-    for what, value in (("input", text.replace(EOS_TEXT, "")), ("label", label)):
-        if not value.strip():
-            raise UserError(f"{place}: the {what} is empty; correct or remove the row and its completion")
-    return text, label
-
-
-def _svamp_gold(row: Row, place: str) -> tuple[str, str]:
-    return text_field(row, "input", place), text_field(row, "label", place)
-
-
-def _asdiv_gold(row: Row, place: str) -> tuple[str, str]:
-    """SVAMP's fields, or the original ones, where the release takes the first word of the answer ("9 (apples)")."""
-    if "Body" not in row:
-        return _svamp_gold(row, place)
-    text = f"{text_field(row, 'Body', place)}\n{text_field(row, 'Question', place)}"
-    return text, text_field(row, "Answer", place).strip().split(" ")[0]
-
-
-def _cqa_gold(row: Row, place: str) -> tuple[str, str]:
-    choices = row.get("choices")
-    if not isinstance(choices, list) or len(choices) != NUM_CHOICES or not all(isinstance(c, str) for c in choices):
-        raise UserError(f"{place}: choices = {choices!r:.80}; give a list of {NUM_CHOICES} texts")
-    listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", choices, strict=True))
-    return f"{text_field(row, 'question', place)}\nAnswer Choices:\n{listed}", text_field(row, "answer", place)
-
-
-def _nli_gold(row: Row, place: str) -> tuple[str, str]:
-    """Premise and hypothesis stand on either side of the end-of-sequence text, as in the release."""
-    label = row.get("label")
-    if type(label) is not int or not 0 <= label < len(NLI_LABELS):
-        named = ", ".join(f"{i} ({text})" for i, text in enumerate(NLI_LABELS))
-        raise UserError(f"{place}: label = {label!r}; give one of {named}")
-    return f"{text_field(row, 'premise', place)}{EOS_TEXT}{text_field(row, 'hypothesis', place)}", NLI_LABELS[label]
 
 
 def _completion_files(folder: Path, name: str, split: str, teacher: str) -> list[Path]:

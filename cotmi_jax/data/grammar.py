@@ -43,15 +43,16 @@ def parse_dataset(dataset: str) -> tuple[Part, ...]:
 
 def with_absolute_paths(dataset: str) -> str:
     """The same data sets, their files named absolutely, so that they are found from any folder."""
-    parts = parse_dataset(dataset)
-    if all(part.kind != "jsonl" for part in parts):
-        return dataset
-    names = [f"jsonl:{Path(part.argument).absolute()}" if part.kind == "jsonl" else part.written for part in parts]
-    return ",".join(f"{name}={part.rate:g}" for name, part in zip(names, parts, strict=True))
+    written = []
+    for part in parse_dataset(dataset):
+        name = f"jsonl:{Path(part.argument).absolute()}" if part.kind == "jsonl" else part.written
+        # A path with "=" needs a rate behind it, so that its own end is not read as one.
+        written.append(name if part.rate == 1 and "=" not in name else f"{name}={part.rate:.12g}")
+    return ",".join(written)
 
 
 def _parse_part(text: str) -> Part:
-    written, _, last = text.rpartition("=")
+    written, _, last = (piece.strip() for piece in text.rpartition("="))
     rate = _number(last) if written else None
     if rate is None:  # The name has no rate, or it is a path with "=" in it.
         written, rate = text, 1.0

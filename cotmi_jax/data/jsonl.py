@@ -1,7 +1,7 @@
 """One's own data as JSON Lines: `input`, `label`, `rationale`, and optionally `weight`, `teacher_label` and `id`."""
 
 import dataclasses
-import math
+import sys
 from pathlib import Path
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
@@ -100,7 +100,7 @@ def _rationales(row: Row, place: str) -> list[tuple[str, float]]:
     for text, number in zip(texts, weights, strict=True):
         if not isinstance(text, str):
             raise UserError(f"{place}: rationale = {given!r:.80}; give a text or a list of texts")
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= sys.float_info.max:
             raise UserError(f"{place}: weight = {number!r:.50}; give a number of at least 0")
         pairs.append((check_text(text, "rationale", place).strip(), float(number)))
     return [(text, number) for text, number in pairs if text and number]

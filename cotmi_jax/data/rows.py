@@ -125,6 +125,8 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> object:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}:{line}: broken JSON ({error.msg}); restore the file from its source") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists nested as deep
+        raise UserError(f"{path}:{first_line}: JSON beyond all bounds ({error}); restore the file") from error
 
 
 def read_text(path: Path) -> str:

@@ -15,6 +15,7 @@ from cotmi_jax.data.rows import BAD_ROWS, NUM_NOTES, check_choice
 from cotmi_jax.data.source import Source, digest
 from cotmi_jax.data.splits import subsample as subsample_examples
 from cotmi_jax.data.splits import with_valid_split
+from cotmi_jax.data.tfds_source import TfdsSource
 from cotmi_jax.errors import UserError
 
 DATA_ROOT_VARIABLE = "COTMI_DATA_ROOT"
@@ -157,6 +158,8 @@ def _source(part: Part, loading: Loading) -> Source:
         labels = tuple(label.strip() for label in loading.labels.split(",") if label.strip())
         kind: LabelKind = "equation" if loading.label_kind == "equation" else "text"
         return JsonlSource(Path(part.argument), labels, kind, loading.bad_rows)
+    if part.kind == "tfds":
+        return TfdsSource(part.argument, loading.tfds_dir, loading.teacher, loading.bad_rows)
     return DssSource(
         find_data_root(loading.data_root),
         part.argument,
@@ -207,7 +210,7 @@ def _split(corpus: Corpus, subsample: float, seed: int) -> dict[str, tuple[Examp
     train = subsample_examples(corpus.splits["train"], subsample, seed)
     own = tuple(example for example in train if example.id.startswith(f"{corpus.name}/"))
     added = tuple(example for example in train if not example.id.startswith(f"{corpus.name}/"))
-    splits = with_valid_split({**corpus.splits, "train": own})
+    splits = with_valid_split({**corpus.splits, "train": own}, f"train of {corpus.name}")
     return splits | {"train": splits["train"] + added}
 
 

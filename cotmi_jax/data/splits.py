@@ -12,8 +12,12 @@ from cotmi_jax.data.example import SPLITS, Example
 from cotmi_jax.errors import UserError
 
 
-def with_valid_split(examples_by_split: Mapping[str, tuple[Example, ...]]) -> dict[str, tuple[Example, ...]]:
+def with_valid_split(
+    examples_by_split: Mapping[str, tuple[Example, ...]], name: str = "train"
+) -> dict[str, tuple[Example, ...]]:
     """Makes a tenth of train (rounded up) the valid split, unless there is one; splits come in the order of SPLITS.
+
+    name is what messages call train.
 
     With p = numpy.random.default_rng(0).permutation(n), valid is p[:ceil(n/10)] and train the rest in that order.
 
@@ -24,7 +28,7 @@ def with_valid_split(examples_by_split: Mapping[str, tuple[Example, ...]]) -> di
     if "valid" not in splits:
         train = splits["train"]
         if len(train) < 2:
-            raise UserError(f"train holds {len(train)} example(s), too few to make a valid split of: use at least 2")
+            raise UserError(f"{name} holds {len(train)} example(s), too few to make a valid split of: use at least 2")
         order = np.random.default_rng(0).permutation(len(train))
         cut = math.ceil(len(train) / 10)
         splits["valid"] = tuple(train[i] for i in order[:cut])

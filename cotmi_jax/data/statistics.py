@@ -32,13 +32,27 @@ class SplitDescription(TypedDict):
     teacher_value: float | None
     unparsable: int
     dropped: int
+    skipped: int
+
+
+class ComponentDescription(TypedDict):
+    """One data set of a mixture: its examples in train and its share of the training stream."""
+
+    name: str
+    train: int
+    rate: float
 
 
 class Description(TypedDict):
-    """All of it, ready for json.dumps; samples are the first examples of the first split, field by field."""
+    """All of it, ready for json.dumps; samples are the first examples of the first split, field by field.
+
+    components: of a mixture, names with sizes of train and rates. skip_notes: where and why rows were skipped.
+    """
 
     name: str
     label_kind: str
+    components: list[ComponentDescription]
+    skip_notes: list[str]
     splits: dict[str, SplitDescription]
     samples: list[dict[str, str | None]]
 
@@ -75,10 +89,18 @@ def describe(
             teacher_value=None if value_test is None else _teacher_accuracy(examples, value_test),
             unparsable=loaded.unparsed[split],
             dropped=loaded.dropped[split],
+            skipped=loaded.skipped.get(split, 0),
         )
     first = next(iter(corpus.splits.values()))
     samples = [{field: getattr(example, field) for field in SHOWN} for example in first[:NUM_SAMPLES]]
-    return Description(name=corpus.name, label_kind=corpus.label_kind, splits=splits, samples=samples)
+    return Description(
+        name=corpus.name,
+        label_kind=corpus.label_kind,
+        components=[ComponentDescription(name=c.name, train=c.size, rate=c.rate) for c in loaded.components],
+        skip_notes=list(loaded.skip_notes),
+        splits=splits,
+        samples=samples,
+    )
 
 
 def format_description(description: Description) -> str:
@@ -87,17 +109,23 @@ def format_description(description: Description) -> str:
     by_value = any(split["teacher_value"] is not None for split in description["splits"].values())
     if by_value:
         header.insert(header.index("teacher") + 1, "by value")
-    rows = [header]
+    skipping = any(split["skipped"] for split in description["splits"].values())
+    rows = [header + ["skipped"] * skipping]
     for name, split in description["splits"].items():
         lengths = [f"{n['mean']:.1f} / {n['p95']:.0f} / {n['max']}" for n in (split["tokens"][f] for f in FIELDS)]
         accuracies = [split["teacher_exact"], *([split["teacher_value"]] if by_value else [])]
         shown = ["-" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies]
-        rows.append([name, str(split["examples"]), *lengths, *shown, str(split["unparsable"]), str(split["dropped"])])
+        counts = [split["unparsable"], split["dropped"], *([split["skipped"]] if skipping else [])]
+        rows.append([name, str(split["examples"]), *lengths, *shown, *map(str, counts)])
     right = "as text and by value" if by_value else "as text"
     notes = [
         f"{', '.join(FIELDS)}: tokens, as mean / 95th percentile / maximum",
         f"teacher: share of its labels equal to the gold label, {right}",
     ]
+    if skipping:
+        notes += ["skipped: rows that cannot be used, such as", *(f"  {note}" for note in description["skip_notes"])]
+    if len(description["components"]) > 1:
+        notes += [f"{c['name']}: {c['train']} train, rate {c['rate']:g}" for c in description["components"]]
     title = f"{description['name']} ({description['label_kind']} labels)"
     return "\n".join([title, "", *_table(rows), "", *notes, *map(_format_sample, description["samples"])])
 

@@ -18,14 +18,15 @@ _ROWS = {
 
 def format_scores(metrics: Mapping[str, Any], information: Measured | None = None) -> str:
     """A small table of what scoring found."""
-    low, high = metrics["interval"]
     rows = [
         (
             f"{metrics['dataset']} {metrics['split']}",
             f"{metrics['n']} examples, checkpoint of step {metrics['checkpoint']['step']}",
         ),
-        ("label accuracy", f"{metrics['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})"),
+        ("label accuracy", _format_accuracy(metrics)),
     ]
+    for name, summary in metrics.get("components", {}).items():
+        rows.append((f"label accuracy, {name}", f"{_format_accuracy(summary)}, {summary['n']} examples"))
     for name, text in _ROWS.items():
         if name in metrics["loss"]:
             value = metrics["loss"][name]
@@ -40,6 +41,11 @@ def format_scores(metrics: Mapping[str, Any], information: Measured | None = Non
         rows += [(f"cut to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _format_accuracy(summary: Mapping[str, Any]) -> str:
+    low, high = summary["interval"]
+    return f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})"
 
 
 def format_examples(predictions: Sequence[Prediction]) -> str:

@@ -3,16 +3,17 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from cotmi_jax.data.sources import Component
 from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
-from cotmi_jax.evaluation.accuracy import summarize
+from cotmi_jax.evaluation.accuracy import Summary, summarize
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
 from cotmi_jax.evaluation.plots import draw_information
@@ -44,6 +45,17 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     os.replace(temporary, path)
 
 
+def accuracy_by_component(correct: list[bool], components: Sequence[Component], split: str) -> dict[str, Summary]:
+    """Accuracy of each component of a mixture that has the split; there, examples lie component by component."""
+    found, start = {}, 0
+    for component in components:
+        end = start + component.sizes.get(split, 0)
+        if end > start:
+            found[component.name] = summarize(correct[start:end])
+        start = end
+    return found
+
+
 def score(
     workdir_path: str,
     split_name: str,
@@ -56,8 +68,8 @@ def score(
     """Score a split and write metrics.json and predictions.jsonl. Raises UserError for whatever the user can mend.
 
     Metrics: accuracy against gold with its 95% Wilson interval and n; `loss`: the mean of every term of the objective
-    against gold labels, in nats (accuracies of tokens as shares); counts of truncated inputs and targets; with
-    `information`, the held-out mutual information of a student that explains.
+    against gold labels, in nats (accuracies of tokens as shares); counts of truncated inputs and targets; of a mixture
+    `components`: the accuracy of each; with `information`, the held-out mutual information of a student that explains.
     """
     workdir = Path(workdir_path).expanduser().absolute()
     config, _, vocabulary = read_run(workdir)
@@ -66,7 +78,8 @@ def score(
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         trained = load_workdir(workdir, parse_which(checkpoint), mesh)
-        corpus = load_data(config).corpus
+        data = load_data(config)
+        corpus = data.corpus
         if split_name not in corpus.splits:
             raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
         examples = corpus.splits[split_name]
@@ -84,17 +97,20 @@ def score(
                 fitted = tokenize(config, vocabulary, known, train=True)
                 monitor = InformationMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
                 measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
+    correct = [bool(prediction["correct"]) for prediction in predictions]
     metrics: dict[str, Any] = {
         "dataset": corpus.name,
         "split": split_name,
         "checkpoint": {"which": checkpoint, "step": trained.step},
-        **summarize([bool(prediction["correct"]) for prediction in predictions]),
+        **summarize(correct),
         "loss": losses,
         "truncated": {
             task: {"inputs": tokens.truncated_inputs, "targets": tokens.truncated_targets}
             for task, tokens in split.tasks.items()
         },
     }
+    if len(data.components) > 1:
+        metrics["components"] = accuracy_by_component(correct, data.components, split_name)
     if information and EXPLAIN in objective.tasks:
         metrics["information"] = measured.summary() if measured else None  # None: too few examples
     folder = Path(output).expanduser().absolute() if output else workdir / "evaluation" / split_name

@@ -1,0 +1,1 @@
+"""The sets of the Distilling Step-by-Step release as a TensorFlow Datasets set."""
