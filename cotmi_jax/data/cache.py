@@ -170,7 +170,7 @@ def _open(place: Path, identity: Identity) -> Prepared:
         lines = (place / "valid.jsonl").read_text().splitlines()
         examples = tuple(_example(json.loads(line)) for line in lines)
         whole = manifest["fingerprint"] == fingerprint_of(train, valid)
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, FileNotFoundError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{place} is damaged ({error}): delete it, and it is made again") from error

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cotmi_jax.data.order import IntArray, Picks, TrainOrder
-from cotmi_jax.data.tokens import Batch, Ragged, TokenizedSplit, offsets_of, round_up
+from cotmi_jax.data.order import IntArray, Picks, TrainOrder, host_share
+from cotmi_jax.data.tokens import Batch, Ragged, TokenizedSplit, gather, offsets_of, round_up
 from cotmi_jax.errors import UserError
 
 PADDING = (0.10, 0.20)  # of input and target tokens, that rows should not exceed
@@ -218,6 +218,22 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, *, process: int 
         "rows": by_row,
         "examples": {"valid": np.ones(size, bool), "weight": weight_B, "slots": slots},
     }
+
+
+def make_batch(
+    split: TokenizedSplit,
+    order: TrainOrder,
+    step: int,
+    shape: PackShape | None,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> Batch:
+    """One process's share of the batch of a step: packed into rows of a shape or, without one, padded."""
+    picks = order.picks(step)
+    if shape is not None:
+        return pack(split, picks, shape, process=process, processes=processes)
+    return gather(split, *(host_share(part, process, processes) for part in picks))
 
 
 def _tokens(ragged: Ragged, rows: IntArray) -> IntArray:

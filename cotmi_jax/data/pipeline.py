@@ -5,22 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from cotmi_jax.data.order import TrainOrder, host_share
-from cotmi_jax.data.packing import PackShape, pack
-from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
+from cotmi_jax.data.order import TrainOrder
+from cotmi_jax.data.packing import PackShape, make_batch
+from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # tensorflow feeds; the accelerator is JAX's
-
-
-def make_batch(
-    split: TokenizedSplit, order: TrainOrder, step: int, *, shape: PackShape | None, process: int, processes: int
-) -> Batch:
-    """One process's share of the batch of a step: packed into rows of a shape, or padded."""
-    picks = order.picks(step)
-    if shape is not None:
-        return pack(split, picks, shape, process=process, processes=processes)
-    return gather(split, *(host_share(part, process, processes) for part in picks))
 
 
 def train_batches(
@@ -36,7 +26,7 @@ def train_batches(
     """This process's share of the batches of steps start…stop−1. Starting late costs nothing: a step names its rows."""
 
     def of(step: int) -> Batch:
-        return make_batch(split, order, step, shape=shape, process=process, processes=processes)
+        return make_batch(split, order, step, shape, process=process, processes=processes)
 
     example = of(start)
     dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]

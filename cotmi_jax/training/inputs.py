@@ -16,7 +16,6 @@ from cotmi_jax.data.example import Example
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.order import TrainOrder, make_shares
 from cotmi_jax.data.packing import PackShape, make_shape
-from cotmi_jax.data.pipeline import train_batches
 from cotmi_jax.data.sources import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.data.tasks import tasks_of
 from cotmi_jax.data.tokenizing import TokenLimits, TooLong, tokenize_split
@@ -173,6 +172,8 @@ class RunData:
 
     def batches(self, start: int, shape: PackShape | None) -> Iterator[Batch]:
         """This process's share of the batches from step `start` to the last."""
+        from cotmi_jax.data.pipeline import train_batches  # the only part that takes tensorflow
+
         place = {"process": self.process, "processes": self.processes}
         return train_batches(self.train, self.order, start, self.config.steps, shape=shape, **place)
 

@@ -1,0 +1,171 @@
+"""Speed of the input pipeline: packed and padded batches from prepared tokens, beside the reference set-up's collator.
+
+    python -m benchmarks.input --dataset=cqa
+
+The reference set-up collates with transformers and torch: two `DataCollatorForSeq2Seq`, one a task, behind a DataLoader
+that yields the same rows. All sides run in one process and one thread, in turns; tokens are real ones, without padding,
+and time is what the process spent on its core. Also printed: how much padding each leaves. As JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's copies otherwise start threads on the other cores
+
+import numpy as np  # noqa: E402
+
+from cotmi_jax.data.packing import make_batch  # noqa: E402
+from cotmi_jax.data.tokens import Batch, TokenizedSplit  # noqa: E402
+from cotmi_jax.training.inputs import RunData  # noqa: E402
+
+Counts = tuple[int, int]  # real input and target tokens of a batch; or all places, padding included
+
+
+def load(arguments: argparse.Namespace) -> RunData:
+    """The run's data, read back from a cache on disk."""
+    from cotmi_jax.config import base
+    from cotmi_jax.data.vocabulary import Vocabulary
+    from cotmi_jax.training.experiment import find_vocabulary
+
+    config = base()
+    config.data.dataset, config.data.root = arguments.dataset, arguments.data_root or ""
+    config.data.empty_rationale, config.model.init = "drop", "random"
+    config.batch_size, config.data.cache = arguments.batch_size, arguments.cache
+    vocabulary = Vocabulary(find_vocabulary(config))
+    RunData.of(config, vocabulary)
+    return RunData.of(config, vocabulary)
+
+
+def ours(data: RunData, *, packing: bool, steps: int) -> Callable[[], Iterator[Batch]]:
+    """Batches of the first steps, as this project makes them."""
+    shape = data.shape(shards=1) if packing else None
+
+    def batches() -> Iterator[Batch]:
+        for step in range(steps):
+            yield make_batch(data.train, data.order, step, shape)
+
+    return batches
+
+
+def piped(data: RunData, *, steps: int) -> Callable[[], Iterator[Batch]]:
+    """The same packed batches as a run gets them, through tf.data and its threads."""
+    from cotmi_jax.data.pipeline import train_batches
+
+    shape = data.shape(shards=1)
+    return lambda: train_batches(data.train, data.order, 0, steps, shape=shape)
+
+
+def reference(data: RunData, *, steps: int) -> Callable[[], Iterator[Batch]]:
+    """The same rows through a collator for each task."""
+    import torch
+    from transformers import DataCollatorForSeq2Seq, T5Tokenizer
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary = (
+            Path(data.config.data.root or os.environ.get("COTMI_DATA_ROOT", "../shared/data")) / "t5/spiece.model"
+        )
+        (Path(folder) / "spiece.model").write_bytes(vocabulary.read_bytes())
+        tokenizer = T5Tokenizer.from_pretrained(folder)
+    collate = DataCollatorForSeq2Seq(tokenizer)
+    rows = [features(data.train, row) for row in range(data.train.size)]
+    picked = [data.order.picks(step).rows.tolist() for step in range(steps)]
+
+    def both(examples: list[dict[str, dict[str, list[int]]]]) -> Batch:
+        return {task: dict(collate([example[task] for example in examples])) for task in data.train.tasks}
+
+    def batches() -> Iterator[Batch]:
+        yield from torch.utils.data.DataLoader(rows, batch_sampler=picked, collate_fn=both)
+
+    return batches
+
+
+def features(split: TokenizedSplit, row: int) -> dict[str, dict[str, list[int]]]:
+    """A row as a tokenized data set of transformers holds it."""
+    found = {}
+    for task, tokens in split.tasks.items():
+        ids, labels = (
+            ragged.flat[ragged.offsets[row] : ragged.offsets[row + 1]].tolist()
+            for ragged in (tokens.inputs, tokens.targets)
+        )
+        found[task] = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+    return found
+
+
+def places(batch: Batch) -> Counts:
+    """Token places of a batch, padding included."""
+    if "rows" in batch:
+        return batch["rows"]["inputs"].size, batch["rows"]["targets"].size
+    tasks = [batch[task] for task in ("predict", "explain")]
+    names = ("inputs", "targets") if "inputs" in tasks[0] else ("input_ids", "labels")
+    inputs, targets = (sum(int(np.prod(task[name].shape)) for task in tasks) for name in names)
+    return inputs, targets
+
+
+def measure(batches: Callable[[], Iterator[Batch]], clock: Callable[[], float]) -> tuple[float, np.ndarray]:
+    """Seconds for all batches, and their places."""
+    begun, total = clock(), np.zeros(2)
+    for batch in batches():
+        total += places(batch)
+    return clock() - begun, total
+
+
+def main() -> None:
+    """Parse the command line and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="cqa")
+    parser.add_argument("--data_root")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--sides", nargs="+", choices=("packed", "padded", "tf.data", "torch"), default=("packed", "torch")
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as cache:
+        arguments.cache = cache
+        data = load(arguments)
+        makers = {
+            "packed": lambda: ours(data, packing=True, steps=arguments.steps),
+            "padded": lambda: ours(data, packing=False, steps=arguments.steps),
+            "tf.data": lambda: piped(data, steps=arguments.steps),
+            "torch": lambda: reference(data, steps=arguments.steps),
+        }
+        sides = {side: makers[side]() for side in arguments.sides}
+        loads = [data.train.loads(data.order.picks(step)).sum(axis=0) for step in range(arguments.steps)]
+        tokens = np.sum(loads, axis=0)
+        spent: dict[str, list[float]] = {side: [] for side in sides}
+        for batches in sides.values():
+            next(batches())  # imports, first pages of the cache
+        totals = {}
+        for _ in range(arguments.rounds):
+            for side, batches in sides.items():
+                seconds, totals[side] = measure(batches, time.process_time)
+                spent[side].append(seconds)
+    report: dict[str, object] = {
+        "dataset": arguments.dataset,
+        "batch_size": arguments.batch_size,
+        "tokens_a_batch": float(tokens.sum() / arguments.steps),
+        "machine": platform.processor() or platform.machine(),
+    }
+    for side, seconds_of_rounds in spent.items():
+        seconds = statistics.median(seconds_of_rounds)
+        padding = 1.0 - tokens / totals[side]
+        report[side] = {
+            "tokens_per_second_and_core": tokens.sum() / seconds,
+            "milliseconds_a_batch": 1e3 * seconds / arguments.steps,
+            "input_padding": padding[0],
+            "target_padding": padding[1],
+        }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
