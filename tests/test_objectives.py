@@ -234,6 +234,24 @@ def test_cross_entropy_is_the_mean_over_all_real_tokens() -> None:
         np.testing.assert_allclose(terms[f"{task}_token_accuracy"].mean, np.mean(hits), rtol=1e-6)
 
 
+def test_weights_of_rationales_flow_into_the_rationales_loss_alone() -> None:
+    """A weighted mean over the rationales' tokens; at 0 the example teaches its label alone and is no pair."""
+    batch, logits = make_batch() | {"weight": np.array([1.0, 0.0, 0.5, 3.0], np.float32)}, make_logits()
+    objective = Objective("dss")
+    plain, weighted = (terms_of(objective, logits, each) for each in (make_batch(), batch))
+    assert float(weighted["predict"].sum) == float(plain["predict"].sum)
+    losses = []
+    for row in range(4):
+        alone = {"valid": np.arange(4) == row, "weight": np.ones(4, np.float32)}
+        losses.append(terms_of(objective, logits, make_batch() | alone)["explain"])
+    for name in ("sum", "weight"):
+        expected = sum(weight * getattr(term, name) for weight, term in zip(batch["weight"], losses, strict=True))
+        np.testing.assert_allclose(getattr(weighted["explain"], name), expected, rtol=1e-6)
+    information = cotmi("barber_agakov")
+    assert information.pairs(batch, 0).tolist() == [True, False, True, True]
+    assert Objective("standard").weights(batch, 0)["predict"] == sum(LENGTHS["predict"])
+
+
 @pytest.mark.parametrize("objective", [cotmi(name) for name in ESTIMATORS], ids=ESTIMATORS)
 def test_invalid_rows_change_nothing(objective: Objective) -> None:
     """Neither values nor gradients, whatever they hold; weights count the valid rows' tokens."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from cotmi_jax.data import dss
+from cotmi_jax.data import dss, tokenizing
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.order import eval_rows, host_share
@@ -135,6 +135,88 @@ def test_what_is_too_long_is_cut_before_its_eos_and_counted(vocabulary: Vocabula
 def test_a_limit_of_one_token_leaves_the_eos(vocabulary: Vocabulary) -> None:
     tokens = tokenized(vocabulary, max_target_tokens=1).tasks[PREDICT]
     assert rows_of(tokens.targets) == [[EOS_ID]] * len(EXAMPLES) and tokens.truncated_targets == len(EXAMPLES)
+
+
+def lengths(ragged: Ragged) -> list[int]:
+    return ragged.lengths.tolist()
+
+
+def test_what_is_too_long_may_be_skipped_and_counted(vocabulary: Vocabulary) -> None:
+    whole = tokenized(vocabulary)
+    explained = lengths(whole.tasks[EXPLAIN].targets)
+    limit = sorted(explained)[len(explained) // 2]
+    split = tokenized(vocabulary, max_target_tokens=limit, too_long="skip")
+    stays = [length <= limit for length in explained]
+    assert split.kept.tolist() == stays and split.size == sum(stays) < len(EXAMPLES)
+    kept = tuple(example for example, here in zip(EXAMPLES, stays, strict=True) if here)
+    for task, tokens in tokenized(vocabulary, kept).tasks.items():
+        for kind in ("inputs", "targets"):
+            assert rows_of(getattr(split.tasks[task], kind)) == rows_of(getattr(tokens, kind))
+        assert (split.tasks[task].truncated_inputs, split.tasks[task].truncated_targets) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"max_target_tokens": 30},
+            r"mine.jsonl:8: the rationale has \d+ tokens, more than config.data.max_target_tok",
+        ),
+        (
+            {"max_target_tokens": 4},
+            r"a/train/0: the label has \d+ tokens, more than config.data.max_target_tokens 4: r",
+        ),
+        (
+            {"max_input_tokens": 9},
+            r"a/train/0: the input has \d+ tokens, more than config.data.max_input_tokens 9: rai",
+        ),
+    ],
+)
+def test_what_is_too_long_may_be_an_error_that_names_its_place(
+    vocabulary: Vocabulary, limits: dict[str, int], message: str
+) -> None:
+    short = Example("a/train/0", "Tom has 3 pens and buys 4.", "( 3 + 4 )", "3 + 4 = 7.")
+    long = dataclasses.replace(short, id="a/train/1", more=(("It is " + "7 and " * 30, 1.0),), place="mine.jsonl:8")
+    tokenized(vocabulary, (short, long), too_long="error")
+    with pytest.raises(UserError, match=message):
+        tokenized(vocabulary, (short, long), too_long="error", **limits)
+
+
+def test_a_split_of_which_nothing_fits_is_refused(vocabulary: Vocabulary) -> None:
+    with pytest.raises(UserError, match="all 24 examples are longer than config.data.max_input_tokens 4 or"):
+        tokenized(vocabulary, max_input_tokens=4, too_long="skip")
+
+
+def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> None:
+    one, other = EXAMPLES[:2]
+    several = dataclasses.replace(one, weight=0.5, more=(("Because.", 2.0), ("Thus.", 0.0)))
+    for objective, task in (("dss", EXPLAIN), ("single_task", PREDICT)):
+        split = tokenized(vocabulary, (several, other), objective=objective)
+        alone = [dataclasses.replace(one, rationale=text) for text in (one.rationale, "Because.", "Thus.")]
+        expected = tokenized(vocabulary, (*alone, other), objective=objective)
+        assert rows_of(split.tasks[task].targets) == rows_of(expected.tasks[task].targets)
+        assert split.first.tolist() == [0, 3, 4] and split.weights.tolist() == [0.5, 2.0, 0.0, 1.0]
+        assert split.most_rationales == 3
+        for number in range(5):
+            batch = gather(split, np.array([0, 1, -1]), number)
+            turn = gather(expected, np.array([number % 3, 3, -1]))
+            np.testing.assert_array_equal(batch[task]["targets"], turn[task]["targets"])
+            assert batch["weight"].tolist() == [[0.5, 2.0, 0.0][number % 3], 1.0, 0.0]
+    labels = tokenized(vocabulary, (several, other)).tasks[PREDICT].targets
+    assert len(rows_of(labels)) == 2
+    standard = tokenized(vocabulary, (several, other), objective="standard")
+    assert standard.most_rationales == 1 and standard.weights.tolist() == [1.0, 1.0]
+
+
+def test_parts_make_the_split_whatever_their_size(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, seen = tokenized(vocabulary), []
+    monkeypatch.setattr(tokenizing, "PART", 7)
+    limits = TokenLimits(1024, 256)
+    parts = tokenizing.tokenize_split(
+        EXAMPLES, vocabulary, objective="dss", label_type="gt", limits=limits, progress=seen.append
+    )
+    assert parts.fingerprint() == whole.fingerprint()
+    assert seen == [7, 7, 7, 3]
 
 
 @pytest.mark.parametrize(
