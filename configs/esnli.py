@@ -9,8 +9,9 @@ example is left out of train.
     python -m cotmi_jax.evaluate --workdir=runs/esnli --split=test
 
 The other rows of the papers' tables: --config.objective.name=standard, single_task or dss; teacher labels instead of
-gold ones: --config.data.label_type=llm; the loss of the paper's own code: --config.mi.estimator=released; T5-small:
---config.model.init=google/t5-v1_1-small. Without network: --config.model.init=DIR, a downloaded checkpoint, or random.
+gold ones: --config.data.label_type=llm; the loss of the paper's own code, which reads padding:
+--config.mi.estimator=released --config.data.packing=False; T5-small: --config.model.init=google/t5-v1_1-small. Without
+network: --config.model.init=DIR, a downloaded checkpoint, or random.
 """
 
 from ml_collections import ConfigDict

@@ -317,7 +317,7 @@ def test_the_loss_weighs_the_terms(objective: Objective, coefficients: dict[str,
     assert objective.tasks == tasks
     assert objective.coefficients == pytest.approx(coefficients)
     batch, logits = make_batch(), make_logits()
-    batch = {name: value for name, value in batch.items() if name in (*tasks, "valid")}
+    batch = {name: value for name, value in batch.items() if name in (*tasks, "valid", "weight")}
     logits = {task: logits[task] for task in tasks}
     terms = terms_of(objective, logits, batch)
     assert set(terms) == {*coefficients, *(f"{task}_token_accuracy" for task in tasks)}

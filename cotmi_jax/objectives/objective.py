@@ -126,8 +126,9 @@ class Objective:
         if is_packed(batch):
             return packed_weights(batch["rows"], self.tasks.index(task))
         mask_BxT = token_mask(batch[task]["targets"], batch["valid"], pad_id)
-        weight_B = batch["weight"] if writes_rationale(self.name, task) else jnp.ones_like(batch["weight"])
-        return jnp.where(mask_BxT, weight_B[:, None], 0.0)
+        if not writes_rationale(self.name, task):
+            return mask_BxT.astype(jnp.float32)
+        return jnp.where(mask_BxT, batch["weight"][:, None], 0.0)
 
     def compute(
         self,
