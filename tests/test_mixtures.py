@@ -66,9 +66,9 @@ def test_a_dataset_string_that_names_nothing_is_refused(dataset, message):
 def test_components_of_one_name_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     paths = [write_jsonl(folder / "mine.jsonl", 3) for folder in (tmp_path, tmp_path / "other")]
-    dataset = f"jsonl:{paths[0]},jsonl:{paths[1]}"
-    with pytest.raises(UserError, match="two components are called jsonl:mine; rename a file"):
-        load_corpus(Loading(dataset=dataset))
+    for dataset, name in ((f"jsonl:{paths[0]},jsonl:{paths[1]}", "jsonl:mine"), ("svamp,tfds:dss/svamp", "svamp")):
+        with pytest.raises(UserError, match=f"two components are called {name}: leave one out"):
+            load_corpus(Loading(dataset=dataset, data_root="."))
 
 
 def test_a_mixture_is_its_components_one_after_the_other(tmp_path):
@@ -156,7 +156,11 @@ def test_a_fingerprint_changes_with_a_byte_of_any_file_and_is_found_without_pars
     assert corpus_fingerprint(loading) != before
     (tmp_path / file).write_bytes(content)
     assert corpus_fingerprint(loading) == before
-    write_jsonl(tmp_path / "mine" / "test.jsonl", 1)
+    valid = tmp_path / "mine" / "valid.jsonl"
+    renamed = valid.rename(valid.with_name("test.jsonl"))
+    assert corpus_fingerprint(loading) != before
+    renamed.rename(valid)
+    write_jsonl(renamed, 1)
     assert corpus_fingerprint(loading) != before
 
 
