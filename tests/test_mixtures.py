@@ -66,9 +66,9 @@ def test_a_dataset_string_that_names_nothing_is_refused(dataset, message):
 def test_components_of_one_name_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     paths = [write_jsonl(folder / "mine.jsonl", 3) for folder in (tmp_path, tmp_path / "other")]
-    dataset = f"jsonl:{paths[0]},jsonl:{paths[1]}"
-    with pytest.raises(UserError, match="two components are called jsonl:mine; rename a file"):
-        load_corpus(Loading(dataset=dataset))
+    for dataset, name in ((f"jsonl:{paths[0]},jsonl:{paths[1]}", "jsonl:mine"), ("svamp,tfds:dss/svamp", "svamp")):
+        with pytest.raises(UserError, match=f"two components are called {name}: leave one out"):
+            load_corpus(Loading(dataset=dataset, data_root="."))
 
 
 def test_a_mixture_is_its_components_one_after_the_other(tmp_path):
@@ -127,19 +127,15 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
     }
     assert set(changes) | {"data_root", "tfds_dir"} == {field.name for field in dataclasses.fields(Loading)}
     found = {corpus_fingerprint(dataclasses.replace(plain, **{key: value})) for key, value in changes.items()}
-    assert len(found | {corpus_fingerprint(plain)}) == len(changes) + 1
+    before = corpus_fingerprint(plain)
+    assert len(found | {before}) == len(changes) + 1
     moved = tmp_path / "moved"
     moved.mkdir()
-    (root.rename(moved / "release"), mine.rename(moved / "mine.jsonl"))
+    root.rename(moved / "release")
+    mine.rename(moved / "mine.jsonl")
     there = {"data_root": str(moved / "release"), "tfds_dir": "elsewhere"}
-    same = Loading(dataset=f"svamp=3,jsonl:{moved / 'mine.jsonl'},arithmetic", size=10, **there)
-    assert corpus_fingerprint(same) == corpus_fingerprint(plain_at(plain, moved))
-
-
-def plain_at(plain: Loading, moved: Path) -> Loading:
-    return dataclasses.replace(
-        plain, data_root=str(moved / "release"), dataset=f"svamp,jsonl:{moved / 'mine.jsonl'},arithmetic"
-    )
+    with_rates = f"svamp=3,jsonl:{moved / 'mine.jsonl'},arithmetic=0.5"
+    assert corpus_fingerprint(Loading(dataset=with_rates, size=10, **there)) == before
 
 
 @pytest.mark.parametrize("file", ["svamp/svamp_test.json", "svamp/llm/train_CoT_0.json", "mine/valid.jsonl"])
@@ -156,7 +152,11 @@ def test_a_fingerprint_changes_with_a_byte_of_any_file_and_is_found_without_pars
     assert corpus_fingerprint(loading) != before
     (tmp_path / file).write_bytes(content)
     assert corpus_fingerprint(loading) == before
-    write_jsonl(tmp_path / "mine" / "test.jsonl", 1)
+    valid = tmp_path / "mine" / "valid.jsonl"
+    renamed = valid.rename(valid.with_name("test.jsonl"))
+    assert corpus_fingerprint(loading) != before
+    renamed.rename(valid)
+    write_jsonl(renamed, 1)
     assert corpus_fingerprint(loading) != before
 
 

@@ -154,11 +154,20 @@ def test_ids_are_checked_and_splits_have_to_hold_something_usable(tmp_path):
 def test_a_set_that_is_not_prepared_is_an_error_with_the_command_that_prepares_it(tmp_path, name, command):
     builders = Path(anli.__file__).parent.parent
     command = command.replace("DIR", str(tmp_path), 1).replace("BUILDERS", str(builders))
-    with pytest.raises(UserError) as error:
-        load_corpus(Loading(dataset=f"tfds:{name}", tfds_dir=str(tmp_path)))
-    expected = f"tfds:{name} is not prepared in {tmp_path}: run python -m cotmi_jax.prepare {command}"
-    assert str(error.value) == expected
+    for load in (load_corpus, corpus_fingerprint):
+        with pytest.raises(UserError) as error:
+            load(Loading(dataset=f"tfds:{name}", tfds_dir=str(tmp_path)))
+        expected = f"tfds:{name} is not prepared in {tmp_path}: run python -m cotmi_jax.prepare {command}"
+        assert str(error.value) == expected
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=f"^tfds:{name} is not prepared in {tmp_path}/none: run "):
+        TfdsSource(name, f"{tmp_path}/none").read()
+
+
+def test_a_set_without_a_train_split_is_refused(tmp_path):
+    with prepared(tmp_path, "esnli", {"validation": ESNLI["validation"]}) as source:
+        with pytest.raises(UserError, match="^esnli/0.1.0 has no train split; prepare the set anew$"):
+            source.read()
 
 
 def test_the_default_folder_is_that_of_tensorflow_datasets(tmp_path, monkeypatch):

@@ -138,7 +138,8 @@ def find_data_root(data_root: str | None) -> Path:
     if DEFAULT_DATA_ROOT.is_dir():
         return DEFAULT_DATA_ROOT
     raise UserError(
-        f"no data root: pass data_root, set {DATA_ROOT_VARIABLE}, or use dataset 'arithmetic', which needs no files"
+        f"no data root: pass data_root, set {DATA_ROOT_VARIABLE}, or use dataset 'arithmetic', which needs no files; "
+        "with data of your own, data.vocabulary will do"
     )
 
 
@@ -147,7 +148,7 @@ def _sources(loading: Loading) -> list[tuple[Part, Source]]:
     names = [source.name for _, source in sources]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"dataset = {loading.dataset!r}: two components are called {name}; rename a file")
+            raise UserError(f"dataset = {loading.dataset!r}: two components are called {name}: leave one out")
     return sources
 
 

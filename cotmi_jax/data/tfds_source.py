@@ -65,11 +65,13 @@ class TfdsSource:
         """Train, and validation and test where there are such splits.
 
         Raises:
-          UserError: the set is not prepared, is damaged or, unless they are skipped, has a row
-            that cannot be used.
+          UserError: the set is not prepared, is damaged, has no train split or, unless they are skipped, has a row that
+            cannot be used.
         """
         builder, bad = self._builder(), BadRows(self.bad_rows)
         present = [split for split, theirs in TFDS_SPLITS.items() if theirs in builder.info.splits]
+        if "train" not in present:
+            raise UserError(f"{builder.info.full_name} has no train split; prepare the set anew")
         splits = {split: self._read_split(builder, split, bad) for split in present}
         return Corpus(self.name, splits, bad.skipped, tuple(bad.notes))
 
@@ -85,7 +87,7 @@ class TfdsSource:
             where = self.data_dir or "TensorFlow Datasets' folder"
             raise UserError(f"tfds:{self.argument} is not prepared in {where}: {self._command()}") from error
         except (OSError, tf.errors.OpError) as error:
-            raise UserError(f"tfds_dir = {self.data_dir!r} cannot be read: {error}") from error
+            raise UserError(f"tfds_dir = {self.data_dir!r} cannot be read: {' '.join(str(error).split())}") from error
 
     def _command(self) -> str:
         """How the set is prepared."""
