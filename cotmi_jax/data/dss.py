@@ -10,6 +10,7 @@ Completion k belongs to gold row k. ASDiv is laid out the same way and can exten
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cotmi_jax.data import teacher_format
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
@@ -22,6 +23,16 @@ TEACHERS = ("palm", "gpt-neox")
 ALIGNMENTS = ("strict", "prefix")
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 NUM_CHOICES = 5
+
+
+class Gold(NamedTuple):
+    """A gold row without the teacher's completion: fields as in `Example`."""
+
+    id: str
+    input: str
+    label: str
+    kind: LabelKind
+    place: str
 
 
 def read_dss(
@@ -72,9 +83,26 @@ def gold_file(folder: Path, name: str, split: str) -> Path:
     return folder / name / f"{name}_{split}.json"
 
 
+def read_gold(root: Path, name: str, split: str) -> tuple[Gold, ...]:
+    """The gold rows of one split of a set, or of "asdiv", in the order of the file.
+
+    Raises:
+      UserError: an unknown name, or a file that is missing, unreadable or not as laid out above.
+    """
+    check_choice("dataset", name, (*SETS, "asdiv"))
+    check_choice("split", split, SPLITS)
+    return _read_gold(find_release(root, name), name, split)
+
+
+def _read_gold(folder: Path, name: str, split: str) -> tuple[Gold, ...]:
+    kind: LabelKind = "equation" if name in ("asdiv", "svamp") else "text"
+    rows = enumerate(read_rows(gold_file(folder, name, split)))
+    return tuple(Gold(f"{name}/{split}/{i}", *_gold(name, row, place), kind, place) for i, (place, row) in rows)
+
+
 def _read_split(folder: Path, name: str, split: str, teacher: str, align: str) -> tuple[Example, ...]:
     gold_path = gold_file(folder, name, split)
-    golds = [(*_gold(name, row, place), place) for place, row in read_rows(gold_path)]
+    golds = _read_gold(folder, name, split)
     paths = _completion_files(folder, name, split, teacher)
     completions = [completion for path in paths for completion in _read_completions(path)]
     if not golds or not completions:
@@ -85,12 +113,12 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str) -
             f"complete the files, or pass align=prefix to use the first {min(len(golds), len(completions))}"
         )
     parse = _parser(name, teacher)
-    kind: LabelKind = "equation" if name in ("asdiv", "svamp") else "text"
     examples = []
-    for i, ((text, label, place), completion) in enumerate(zip(golds, completions, strict=False)):
+    for gold, completion in zip(golds, completions, strict=False):
         rationale, teacher_label = parse(completion)
-        where = f"{name}/{split}/{i}"
-        examples.append(Example(where, text, label, rationale, teacher_label, kind=kind, place=place))
+        examples.append(
+            Example(gold.id, gold.input, gold.label, rationale, teacher_label, kind=gold.kind, place=gold.place)
+        )
     return tuple(examples)
 
 
