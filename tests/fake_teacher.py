@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,9 +20,7 @@ class FakeTeacher:
     the first requests. requests: the bodies of all requests, in order; keys: their authorization headers.
     """
 
-    def __init__(
-        self, say: Callable[[str, int], str] | None = None, faults: tuple[Fault, ...] = (), delay_s: float = 0
-    ):
+    def __init__(self, say: Callable[[str, int], str] | None = None, faults: Sequence[Fault] = (), delay_s: float = 0):
         self.say = say or add_up
         self.faults = list(faults)
         self.delay_s = delay_s

@@ -153,8 +153,9 @@ class Annotation:
     def _check_paths(self) -> None:
         """Questions and journal are not to be written over."""
         sources = {Path(question.place.rpartition(":")[0]).resolve() for question in self.questions}
-        for path in (self.output, self._report, self.journal):
-            if path.resolve() in sources or (path != self.journal and path.resolve() == self.journal.resolve()):
+        kept = sources | {self.journal.resolve()}
+        for path, others in ((self.journal, sources), (self.output, kept), (self._report, kept)):
+            if path.resolve() in others:
                 raise UserError(f"{path} would be written over; choose another --output or --journal")
 
     @property
