@@ -70,6 +70,7 @@ def test_a_failed_request_is_tried_again(tmp_path, fault):
         assert annotation(tmp_path, teacher.url, sums(3), timeout=0.6, concurrency=1).run() == 0
     assert len(teacher.requests) == 4
     assert teacher.asked[0] == teacher.asked[1]
+    assert teacher.times[1] - teacher.times[0] < 1.4  # also where bytes keep trickling in
     assert [row["teacher_label"] for row in read_rows(tmp_path / "r.jsonl")] == ["10", "11", "12"]
     assert report(tmp_path)["responses"] == 3
 
@@ -131,6 +132,14 @@ def test_a_server_that_is_down_ends_the_run(tmp_path):
         with pytest.raises(UserError, match="20 questions in a row failed"):
             annotation(tmp_path, teacher.url, sums(100), max_retries=0, concurrency=1).run()
     assert len(teacher.requests) == 20
+
+
+def test_failures_among_answers_do_not_end_the_run(tmp_path):
+    honest = fake.slow(0)
+    with FakeTeacher(faults=[fake.status(500), honest] * 25) as teacher:
+        with pytest.raises(UserError, match="25 of 50 questions"):
+            annotation(tmp_path, teacher.url, sums(50), max_retries=0, concurrency=1).run()
+    assert len(teacher.requests) == 50
 
 
 def test_samples_that_a_response_lacks_are_asked_for_again(tmp_path):
@@ -203,11 +212,49 @@ def test_the_answer_is_given_where_no_sample_arrives_at_it(tmp_path):
         assert len(teacher.requests) == 6 and "correct answer is 77" in teacher.asked[-1]
 
 
+def test_the_answer_is_not_given_before_all_samples_are_there(tmp_path):
+    with FakeTeacher(faults=(fake.slow(0), fake.status(500))) as teacher:
+        run = annotation(tmp_path, teacher.url, sums(1, wrong_gold=[0]), samples=2, max_retries=0, rationalize=True)
+        teacher.largest_n = 1
+        with pytest.raises(UserError, match="1 of 1 questions"):
+            run.run()
+        assert len(teacher.requests) == 2
+        assert run.run() == 0
+        assert ["given" in text for text in teacher.asked[2:]] == [False, True, True]
+        fewer = dataclasses.replace(run, samples=1)
+        assert fewer.run() == 0
+    assert report(tmp_path)["rationales"]["rationalized_drop"] == 1
+
+
+def test_a_prompt_without_hint_is_refused_before_anything_is_asked(tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("parse: generic\n=== question\n{input}\n")
+    with FakeTeacher() as teacher:
+        with pytest.raises(UserError, match="no '=== hint' section"):
+            annotation(tmp_path, teacher.url, sums(1), prompt=own, rationalize=True).run()
+        assert not teacher.requests
+
+
+def test_a_question_that_does_not_fit_the_prompt_is_refused_before_anything_is_asked(tmp_path):
+    rows = [{"input": "A dog runs.</s>It sleeps."}, {"input": "A dog runs."}]
+    with FakeTeacher() as teacher:
+        with pytest.raises(UserError, match="q.jsonl:2: no </s>"):
+            annotation(tmp_path, teacher.url, rows, prompt="esnli").run()
+        assert not teacher.requests
+
+
+def test_half_characters_become_question_marks(tmp_path):
+    with FakeTeacher(lambda *_: "Smile \ud83d. So the answer is 10.") as teacher:
+        assert annotation(tmp_path, teacher.url, sums(1)).run() == 0
+    assert read_rows(tmp_path / "r.jsonl")[0]["rationale"] == ["Smile ?."]
+
+
 def test_filtering_anew_asks_nothing_and_needs_no_key(tmp_path, monkeypatch):
     rows = sums(4, wrong_gold=[2])
     with FakeTeacher() as teacher:
         annotation(tmp_path, teacher.url, rows).run()
     dropped = (tmp_path / "r.jsonl").read_bytes()
+    (tmp_path / "reader.jsonl").hardlink_to(tmp_path / "r.jsonl")
     monkeypatch.delenv("COTMI_TEST_KEY", raising=False)
     annotation(tmp_path, None, rows, policy=Policy("keep", 0.25, 1.0)).run()
     assert [row["weight"] for row in read_rows(tmp_path / "r.jsonl")] == [[1.0]] * 4
@@ -216,6 +263,8 @@ def test_filtering_anew_asks_nothing_and_needs_no_key(tmp_path, monkeypatch):
     annotation(tmp_path, None, rows).run()
     assert (tmp_path / "r.jsonl").read_bytes() == dropped
     assert len(teacher.requests) == 4
+    assert (tmp_path / "reader.jsonl").read_bytes() == dropped  # replaced, not written over
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_without_gold_the_majority_is_the_label(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from annotations import annotation, read_rows, sums, write_rows
 from conftest import REPOSITORY
-from fake_teacher import MODEL, FakeTeacher, slow
+from fake_teacher import MODEL, FakeTeacher, slow, status
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.teacher.journal import Choice, Journal, Record, read_journal
@@ -59,9 +59,9 @@ def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path, cut):
 
 def test_a_torn_header_is_written_again(tmp_path):
     path = tmp_path / "j"
-    whole = journal_of(path)
+    whole = journal_of(path, "a")
     path.write_bytes(whole[:10])
-    assert journal_of(path) == whole
+    assert journal_of(path, "a") == whole
 
 
 def test_a_torn_character_is_cut_off(tmp_path):
@@ -128,6 +128,23 @@ def test_a_full_disk_leaves_no_fragment(tmp_path, monkeypatch):
         monkeypatch.undo()
         journal.append(record("c"))
     assert set(read_journal(path, HEADER)) == {"a", "c"}
+
+
+def test_a_response_is_on_disk_before_the_next_is_asked_for(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    with Journal(tmp_path / "j", HEADER) as journal:
+        journal.append(record("a"))
+        journal.append(record("b"))
+    sizes = [len(line) for line in (tmp_path / "j").read_bytes().splitlines(keepends=True)]
+    assert synced == [sizes[0] + sizes[1], sum(sizes)]
+
+
+def test_settings_that_got_no_answer_bind_nobody(tmp_path):
+    with FakeTeacher(faults=(status(404),)) as teacher:
+        with pytest.raises(UserError, match="404"):
+            annotation(tmp_path, teacher.url, sums(1), model="orcale-1").run()
+        assert annotation(tmp_path, teacher.url, sums(1)).run() == 0
 
 
 def test_a_question_that_changed_is_refused_before_anything_is_asked(tmp_path):

@@ -63,7 +63,8 @@ class Annotation:
           UserError: what ended the run; or, once output and report are written, that questions are missing.
         """
         self._check_paths()
-        self._requests({})  # every question has to fit the prompt before the first is paid for
+        if self.rationalize:  # what the second round asks with is checked before the first is paid for
+            self.prompt.text(self.questions[0].input, self.questions[0].place, "")
         with Journal(self.journal, self.header) as journal:
             if journal.cut:
                 print(f"{self.journal}: cut off a torn last line of {journal.cut} bytes", file=sys.stderr)

@@ -118,7 +118,8 @@ class Teacher:
         return UserError(f"the server refused the request: {said}; {cure}, then the same command goes on")
 
     def _scrub(self, text: str) -> str:
-        """The text without the key: some servers repeat it in what they answer."""
+        """The text without the key, which some servers repeat; half characters, which no file takes, become "?"."""
+        text = text.encode("utf-8", "replace").decode()
         return text.replace(self._key, "[key]") if len(self._key) >= _SECRET_FROM else text
 
     def _clean(self, text: str) -> str:

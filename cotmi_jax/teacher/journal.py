@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -59,6 +59,7 @@ class Journal:
     def __init__(self, path: Path, header: Mapping[str, object]):
         self.path = path
         self.cut = 0
+        self._header = {"format": FORMAT, **header}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -68,15 +69,15 @@ class Journal:
             self._lock()
             self._mend()
             self.records = read_journal(path, header)
-            if os.fstat(self._file).st_size == 0:
-                self._write({"format": FORMAT, **header})
         except BaseException:
             os.close(self._file)
             raise
 
     def append(self, record: Record) -> None:
         """Returns once the response is on disk. UserError where the disk takes no more; then nothing of it stays."""
-        self._write(dataclasses.asdict(record) | {"choices": [choice._asdict() for choice in record.choices]})
+        row = dataclasses.asdict(record) | {"choices": [choice._asdict() for choice in record.choices]}
+        # The header comes with the first response: settings under which nothing was paid for bind nobody.
+        self._write([row] if os.fstat(self._file).st_size else [self._header, row])
         self.records[record.id].append(record)
 
     def __enter__(self) -> Self:
@@ -105,13 +106,13 @@ class Journal:
             os.ftruncate(self._file, len(kept) + 1 if kept else 0)
         os.fsync(self._file)
 
-    def _write(self, row: Mapping[str, object]) -> None:
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         size = os.fstat(self._file).st_size
         try:
             written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
+            while written < len(lines):
+                written += os.write(self._file, lines[written:])
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, size)
