@@ -26,6 +26,7 @@ class FakeTeacher:
         self.delay_s = delay_s
         self.largest_n = 100
         self.model = MODEL
+        self.finish_reason = "stop"
         self.usage: dict[str, int] | None = {"prompt_tokens": 100, "completion_tokens": 10}
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -34,6 +35,7 @@ class FakeTeacher:
         self.lock = threading.Lock()
 
     def __enter__(self) -> "FakeTeacher":
+        ThreadingHTTPServer.request_queue_size = 128
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.server.daemon_threads = True
         self.server.teacher = self  # type: ignore[attr-defined]
@@ -61,7 +63,11 @@ def completion(teacher: FakeTeacher, body: dict[str, Any]) -> dict[str, Any]:
     samples = range(min(body.get("n", 1), teacher.largest_n))
     text = body["messages"][-1]["content"]
     choices = [
-        {"index": k, "message": {"role": "assistant", "content": teacher.say(text, k)}, "finish_reason": "stop"}
+        {
+            "index": k,
+            "message": {"role": "assistant", "content": teacher.say(text, k)},
+            "finish_reason": teacher.finish_reason,
+        }
         for k in samples
     ]
     return {"id": "c", "object": "chat.completion", "model": teacher.model, "choices": choices, "usage": teacher.usage}

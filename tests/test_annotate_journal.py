@@ -97,10 +97,12 @@ def test_other_settings_are_refused(tmp_path, now, said):
     assert (tmp_path / "j").read_bytes() == before
 
 
-def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
-    (tmp_path / "j").write_text('{"input": "a question"}\n')
-    with pytest.raises(UserError, match="j:1: no journal of this program"):
+@pytest.mark.parametrize("content", ['{"input": "a question"}\n', "[]\n", "text\n"])
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path, content):
+    (tmp_path / "j").write_text(content)
+    with pytest.raises(UserError, match="j:1: no (line of a )?journal"):
         Journal(tmp_path / "j", HEADER)
+    assert (tmp_path / "j").read_text() == content
 
 
 def test_one_at_a_time(tmp_path):

@@ -44,6 +44,7 @@ def test_the_key_is_sent_and_never_written(tmp_path):
     write_rows(tmp_path / "q.jsonl", sums(2))
     with FakeTeacher(say, faults=(status(500, f"key {KEY} failed"),)) as teacher:
         teacher.model = f"oracle-1 {KEY}"
+        teacher.finish_reason = f"stop {KEY}"
         run = annotate(tmp_path, f"--base_url={teacher.url}", "--verbosity=1", OPENAI_API_KEY=KEY, OPENAI_LOG="debug")
     assert run.returncode == 0, run.stderr
     assert set(teacher.keys) == {f"Bearer {KEY}"}

@@ -153,7 +153,7 @@ class Annotation:
 
     def _check_paths(self) -> None:
         """Questions and journal are not to be written over."""
-        sources = {Path(question.place.rpartition(":")[0]).resolve() for question in self.questions}
+        sources = {Path(name).resolve() for name in {one.place.rpartition(":")[0] for one in self.questions}}
         kept = sources | {self.journal.resolve()}
         for path, others in ((self.journal, sources), (self.output, kept), (self._report, kept)):
             if path.resolve() in others:

@@ -97,7 +97,7 @@ class Teacher:
             raise Transient(self._clean(f"connection failed: {error.__cause__ or error}")) from None
         except (ValueError, TypeError, KeyError) as error:  # truncated or foreign JSON, also inside the client
             raise Transient(self._clean(f"unreadable response: {type(error).__name__} {error}")) from None
-        choices = tuple(Choice(self._scrub(choice.text), choice.finish_reason) for choice in reply.choices)
+        choices = tuple(Choice(self._scrub(text), reason and self._clean(reason)) for text, reason in reply.choices)
         return reply._replace(model=self._clean(reply.model), choices=choices)
 
     async def close(self) -> None:
@@ -130,8 +130,8 @@ def _reply(body: object) -> Reply:
     """What a chat completion says. ValueError, TypeError or KeyError where it is none."""
     if not isinstance(body, dict) or not isinstance(body.get("choices"), list) or not body["choices"]:
         raise ValueError(f"no choices in {body!r}")
-    usage = body.get("usage") or {}
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    usage = body.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     tokens_in, tokens_out = (count if isinstance(count, int) else None for count in counts)
     return Reply(str(body.get("model")), tuple(_choice(choice) for choice in body["choices"]), tokens_in, tokens_out)
 

@@ -91,8 +91,9 @@ class Journal:
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{self.path}: another run writes to it; wait, or choose another --journal") from error
+        except OSError as error:
+            why = "another run writes to it" if isinstance(error, BlockingIOError) else error.strerror
+            raise UserError(f"{self.path}: {why}; wait, or choose another --journal") from error
 
     def _mend(self) -> None:
         """Cut off a torn last line; one that lacks its line end alone is whole, and gets it."""
@@ -156,8 +157,8 @@ def _is_whole(line: bytes) -> bool:
         return False
 
 
-def _check_header(path: Path, found: Row, header: Mapping[str, object]) -> None:
-    if found.get("format") != FORMAT:
+def _check_header(path: Path, found: object, header: Mapping[str, object]) -> None:
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(f"{path}:1: no journal of this program ({FORMAT!r}); choose another --journal")
     there, now = {**dict.fromkeys(header), **found}, {**dict.fromkeys(found), **header, "format": FORMAT}
     differing = [key for key in there if there[key] != now[key]]
