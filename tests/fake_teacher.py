@@ -75,6 +75,7 @@ def completion(teacher: FakeTeacher, body: dict[str, Any]) -> dict[str, Any]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body in one packet: in two, the second waits for the first to be acknowledged
     body: dict[str, Any]
 
     def do_POST(self) -> None:

@@ -113,6 +113,8 @@ def test_a_prompt_without_instructions_or_examples_is_one_question(tmp_path):
         ("Q: {input}\n\n", "{input} {answer}\n\n", "own.txt:7: unknown placeholder {answer} in 'question'"),
         ("It is {answer}", "It is", "own.txt:10: 'hint' lacks the answer"),
         ("=== hint", "=== hints", "own.txt:10: unknown section 'hints'"),
+        ("=== hint", "===", "own.txt:10: unknown section '==='"),
+        ("Q: {input} It", "{premise} {hypothesis} It", "own.txt:13: no </s> between premise and hypothesis"),
         ("=== hint", "=== question", "own.txt:10: a second 'question' section; the first begins at line 7"),
         ("--- answer\nnobody", "", "own.txt:13: an example is a question"),
         ("--- answer\nnobody", "--- answer\n", "own.txt:13: an example is a question"),

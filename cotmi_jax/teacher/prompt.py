@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -120,15 +120,16 @@ def parse_prompt(path: Path) -> Prompt:
         raise UserError(f"{path}:1: no 'parse: RULE' line; give one of {', '.join(RULES)}")
     if "question" not in texts:
         raise UserError(f"{path}:1: no '=== question' section; give one that holds {{input}}")
-    for name in texts.keys() & {"question", "hint"}:
-        _check_template(name, *texts[name], path)
+    templates = {name: texts[name] for name in ("question", "hint") if name in texts}
+    for name, (line, template) in templates.items():
+        _check_template(name, line, template, path)
     return Prompt(
         path=path,
         rule=rule,
         instructions=texts.get("instructions", (0, ""))[1],
         question=texts["question"][1],
         hint=texts["hint"][1] if "hint" in texts else None,
-        examples=tuple(_worked(line, body, rule, path) for line, body in examples),
+        examples=tuple(_worked(line, body, rule, templates.values(), path) for line, body in examples),
     )
 
 
@@ -138,7 +139,7 @@ def _sections(path: Path) -> Iterator[tuple[int, str, str]]:
     for i, text in enumerate(read_text(path).split("\n"), start=1):
         if text.startswith("==="):
             yield line, name, "\n".join(body)
-            line, name, body = i, text.removeprefix("===").strip(), []
+            line, name, body = i, text.removeprefix("===").strip() or "===", []
         else:
             body.append(text)
     yield line, name, "\n".join(body)
@@ -173,7 +174,7 @@ def _check_template(name: str, line: int, template: str, path: Path) -> None:
         raise UserError(f"{path}:{line}: 'hint' lacks the answer it gives away; write {{answer}}")
 
 
-def _worked(line: int, body: str, rule: Rule, path: Path) -> Worked:
+def _worked(line: int, body: str, rule: Rule, templates: Iterable[tuple[int, str]], path: Path) -> Worked:
     place = f"{path}:{line}"
     text, *rest = re.split(r"^---(.*)$", body, flags=re.MULTILINE)
     parts = {name.strip(): value.strip() for name, value in zip(rest[::2], rest[1::2], strict=True)}
@@ -185,6 +186,8 @@ def _worked(line: int, body: str, rule: Rule, path: Path) -> Worked:
         raise UserError(f"{place}: the rule reads the answer {answer!r} off the completion, not {worked.answer!r}")
     if not rationale:
         raise UserError(f"{place}: the completion gives an answer but no rationale before it")
+    for _, template in templates:
+        _fill(template, worked.input, worked.answer, place)
     return worked
 
 
