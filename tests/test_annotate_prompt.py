@@ -1,8 +1,11 @@
 """Prompt files: those that come with the package, what is wrong with others, and the rules that read completions."""
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.accuracy import is_correct
@@ -187,3 +190,17 @@ def test_questions_keep_their_order_and_ids(tmp_path):
     path.write_text("\n")
     with pytest.raises(UserError, match="q.jsonl: holds no question"):
         read_questions(path, "text")
+
+
+def test_the_prompt_in_the_documentation_is_whole(tmp_path):
+    page = (REPOSITORY / "docs/annotation.md").read_text(encoding="utf-8")
+    block = page.partition("This is a whole one:\n\n")[2].partition("\n|")[0]
+    prompt = parse_prompt(write(tmp_path, textwrap.dedent(block)))
+    assert len(prompt.examples) == 1 and prompt.hint is not None
+
+
+def test_every_flag_in_the_documentation_exists():
+    page = (REPOSITORY / "docs/annotation.md").read_text(encoding="utf-8")
+    shell = (REPOSITORY / "cotmi_jax/annotate.py").read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"--([a-z_]+)", page)} - {"config", "workdir", "port"}
+    assert named and not {name for name in named if f'"{name}"' not in shell}

@@ -81,11 +81,12 @@ class Teacher:
           Transient: worth another try.
           UserError: no other try can succeed: bad key, unknown model, refused settings, used-up quota.
         """
-        body = self._settings | ({"n": samples} if samples > 1 else {})
+        # The body is merged over the arguments; as an argument, the client walks the types of every worked example.
+        body = {**self._settings, "messages": messages, **({"n": samples} if samples > 1 else {})}
         try:
             async with asyncio.timeout(self._timeout_s):  # the client's own runs anew with every byte that trickles in
                 raw = await self._client.chat.completions.with_raw_response.create(
-                    model=self._model, messages=list(messages), extra_body=body
+                    model=self._model, messages=[], extra_body=body
                 )
                 text = raw.text
             reply = _reply(json.loads(text))
