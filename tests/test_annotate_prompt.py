@@ -1,5 +1,6 @@
 """Prompt files: those that come with the package, what is wrong with others, and the rules that read completions."""
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -204,3 +205,14 @@ def test_every_flag_in_the_documentation_exists():
     shell = (REPOSITORY / "cotmi_jax/annotate.py").read_text(encoding="utf-8")
     named = {name for name in re.findall(r"--([a-z_]+)", page)} - {"config", "workdir", "port"}
     assert named and not {name for name in named if f'"{name}"' not in shell}
+
+
+def test_gold_rows_of_a_released_set_are_questions_without_its_completions(tmp_path):
+    (tmp_path / "asdiv").mkdir()
+    rows = [{"Body": "A jar holds 9 nuts.", "Question": "How many nuts?", "Answer": "9 (nuts)"}]
+    (tmp_path / "asdiv" / "asdiv_train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (question,) = read_released(str(tmp_path), "asdiv", "train")
+    assert question[:3] == ("asdiv/train/0", "A jar holds 9 nuts.\nHow many nuts?", "9")
+    assert question.place.endswith("asdiv_train.json:1")
+    with pytest.raises(UserError, match="asdiv_test.json"):
+        read_released(str(tmp_path), "asdiv", "test")
