@@ -1,0 +1,51 @@
+"""The rules by which completions of a chat model are taken apart: those of the released sets, and a generic one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cotmi_jax.data import teacher_format
+from cotmi_jax.data.example import LabelKind
+from cotmi_jax.data.tasks import ANSWER_MARK
+from cotmi_jax.evaluation.equation import evaluate_expression
+
+Parser = Callable[[str], tuple[str, str | None]]
+
+
+class Rule(NamedTuple):
+    """How a completion becomes rationale and answer, and how answers are compared."""
+
+    parse: Parser
+    kind: LabelKind
+
+
+def parse_generic(completion: str) -> tuple[str, str | None]:
+    """Any text label: "… So the answer is X." → X, the rest of the line without its final ".".
+
+    Like the rules of the release: no answer unless the mark occurs exactly once, and a rationale that never holds it.
+    """
+    rationale, *said = completion.split(ANSWER_MARK)
+    answer = said[0].strip().removeprefix(":").strip() if len(said) == 1 else ""
+    return rationale.strip(), answer.partition("\n")[0].strip().removesuffix(".") or None
+
+
+def _parse_anli(completion: str) -> tuple[str, str | None]:
+    """The release takes the last character off unseen; chat models often leave the full stop out that it stands for."""
+    said = completion.partition("Premise:")[0].rstrip()
+    return teacher_format.parse_anli(said if said.endswith(".") else said + ".", "palm")
+
+
+RULES = {
+    "cqa": Rule(teacher_format.parse_cqa, "text"),
+    "equation": Rule(teacher_format.parse_equation, "equation"),
+    "esnli": Rule(teacher_format.parse_esnli, "text"),
+    "anli": Rule(_parse_anli, "text"),
+    "generic": Rule(parse_generic, "text"),
+}
+
+
+def read_completion(completion: str, rule: Rule) -> tuple[str, str | None]:
+    """Rationale and answer; the answer is None where there is none, or where an equation has no value."""
+    rationale, answer = rule.parse(completion)
+    if answer is not None and rule.kind == "equation" and evaluate_expression(answer) is None:
+        answer = None
+    return rationale, answer

@@ -1,0 +1,164 @@
+"""Many requests at once: so many in flight, paced, tried again, journaled, and ended cleanly by a signal."""
+
+import asyncio
+import dataclasses
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+
+from tqdm import tqdm
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.teacher.client import Reply, Teacher, Transient
+from cotmi_jax.teacher.journal import Journal, Record, digest
+from cotmi_jax.teacher.pace import Pace, backoff
+from cotmi_jax.teacher.prompt import Message, Prompt
+from cotmi_jax.teacher.report import Totals
+
+# So many questions in a row without any answer: the server is down, and the run ends instead of trying them all.
+HOPELESS = 20
+CHARACTERS_PER_TOKEN = 4  # of English, roughly
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How hard the server is pressed. None: no limit."""
+
+    concurrency: int
+    samples_per_request: int | None
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    max_tokens: int
+    max_retries: int
+    backoff_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A question, as the turn that asks it, of which `samples` more are wanted."""
+
+    id: str
+    text: str
+    samples: int
+    hinted: bool = False
+
+
+def guess_tokens(messages: Sequence[Message]) -> int:
+    """Tokens in a conversation, for what has to be known before the server counts them."""
+    return sum(len(message["content"]) for message in messages) // CHARACTERS_PER_TOKEN
+
+
+class Asker:
+    """Asks and journals. After `ask`: `failed` says why a question went without, `fatal` what ended the run.
+
+    The first SIGINT or SIGTERM lets the requests in flight arrive, which are paid for; the second abandons them.
+    """
+
+    def __init__(self, teacher: Teacher, prompt: Prompt, journal: Journal, limits: Limits, totals: Totals):
+        self._teacher = teacher
+        self._prompt = prompt
+        self._journal = journal
+        self._limits = limits
+        self._totals = totals
+        self._requests = Pace(limits.requests_per_minute) if limits.requests_per_minute else None
+        self._tokens = Pace(limits.tokens_per_minute) if limits.tokens_per_minute else None
+        self._stop = asyncio.Event()
+        self._in_a_row = 0
+        self.interrupted = False
+        self.fatal: UserError | None = None
+        self.failed: dict[str, str] = {}
+        self.requests = 0
+        self.retries = 0
+
+    async def ask(self, requests: Sequence[Request], what: str) -> bool:
+        """Asks all of them; False where it ended early."""
+        loop = asyncio.get_running_loop()
+        total = sum(request.samples for request in requests)
+        # disable=None: no bar where standard error is no terminal.
+        with tqdm(total=total, desc=what, unit="sample", dynamic_ncols=True, disable=None) as self._bar:
+            shared = iter(requests)
+            workers = [asyncio.create_task(self._work(shared)) for _ in range(self._limits.concurrency)]
+            for name in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(name, self._on_signal, workers)
+            try:
+                results = await asyncio.gather(*workers, return_exceptions=True)
+            finally:
+                for name in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(name)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+                raise result
+        return not self._stop.is_set()
+
+    def _on_signal(self, workers: Iterable[asyncio.Task[None]]) -> None:
+        if self.interrupted:
+            for worker in workers:
+                worker.cancel()
+        self.interrupted = True
+        self._stop.set()
+        self._bar.set_description("waiting for what is in flight (interrupt again to abandon it)")
+
+    async def _work(self, requests: Iterator[Request]) -> None:
+        """One request after the other, of an iterator that all workers share."""
+        try:
+            for request in requests:
+                if self._stop.is_set():
+                    return
+                await self._answer(request)
+        except UserError as error:
+            self.fatal = self.fatal or error
+            self._stop.set()
+        except BaseException:
+            self._stop.set()
+            raise
+
+    async def _answer(self, request: Request) -> None:
+        missing = request.samples
+        while missing > 0:
+            try:
+                reply = await self._reply(request, min(missing, self._limits.samples_per_request or missing))
+            except Transient as error:
+                self.failed[request.id] = str(error)
+                self._in_a_row += 1
+                if self._in_a_row >= HOPELESS:
+                    raise UserError(f"{HOPELESS} questions in a row failed, last: {error}; is the server up?") from None
+                return
+            if reply is None:
+                return
+            self._in_a_row = 0
+            self._journal.append(Record(request.id, digest(request.text), request.hinted, *reply))
+            missing -= len(reply.choices)
+            self._totals.add(reply.tokens_in, reply.tokens_out)
+            self._bar.update(len(reply.choices))
+            self._bar.set_postfix_str(f"{self._totals}, {len(self.failed)} failed")
+
+    async def _reply(self, request: Request, samples: int) -> Reply | None:
+        """A response, after retries; None where the run is ending. Transient once the retries are used up."""
+        messages = self._prompt.conversation(request.text, hinted=request.hinted)
+        guess = guess_tokens(messages) + samples * self._limits.max_tokens
+        attempt = 0
+        while True:
+            await self._sleep(self._requests.reserve() if self._requests else 0.0)
+            await self._sleep(self._tokens.reserve(guess) if self._tokens else 0.0)
+            if self._stop.is_set():
+                return None
+            self.requests += 1
+            try:
+                reply = await self._teacher.ask(messages, samples)
+            except Transient as error:
+                if attempt == self._limits.max_retries:
+                    raise
+                await self._sleep(backoff(attempt, self._limits.backoff_s, error.retry_after_s))
+                attempt += 1
+                self.retries += 1
+                continue
+            if self._tokens and reply.tokens_in is not None and reply.tokens_out is not None:
+                self._tokens.settle(reply.tokens_in + reply.tokens_out - guess)
+            return reply
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleeps, but not beyond the end of the run."""
+        if seconds > 0:
+            try:
+                await asyncio.wait_for(self._stop.wait(), seconds)
+            except TimeoutError:
+                return

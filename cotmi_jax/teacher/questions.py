@@ -1,0 +1,83 @@
+"""The questions that a teacher is asked: from a user's JSON Lines file, or the gold rows of a released set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cotmi_jax.data.dss import find_release, gold_file
+from cotmi_jax.data.example import LabelKind
+from cotmi_jax.data.gold_format import read_gold
+from cotmi_jax.data.rows import Row, read_rows, text_field
+from cotmi_jax.data.sources import find_data_root
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.equation import evaluate_expression
+
+
+class Question(NamedTuple):
+    """label is the gold label, None where it is not known; place is "file:line" for messages."""
+
+    id: str
+    input: str
+    label: str | None
+    place: str
+
+
+def load_questions(
+    path: str | None, dataset: str | None, split: str, data_root: str | None, kind: LabelKind
+) -> list[Question]:
+    """Those of the file at `path` or, where there is none, of a split of a released set."""
+    if path is not None:
+        if not Path(path).is_file():
+            raise UserError(f"--questions={path}: no such file")
+        return read_questions(Path(path), kind)
+    assert dataset is not None  # one of the two is given: the flags see to it
+    return read_released(data_root, dataset, split)
+
+
+def read_questions(path: Path, kind: LabelKind) -> list[Question]:
+    """Rows with `input`, optionally `label` (gold) and `id`; the id defaults to "{file name}/{row from 0}".
+
+    Raises:
+      UserError: with file and line, a row that is broken, an id that occurs twice, a label that is no text or, of the
+        kind "equation", has no value.
+    """
+    questions = [_question(row, f"{path.stem}/{i}", place, kind) for i, (place, row) in enumerate(read_rows(path))]
+    first: dict[str, str] = {}
+    for question in questions:
+        if question.id in first:
+            raise UserError(f"{question.place}: id {question.id!r} is taken by {first[question.id]}; make ids unique")
+        first[question.id] = question.place
+    return _not_empty(questions, str(path))
+
+
+def read_released(data_root: str | None, name: str, split: str) -> list[Question]:
+    """The gold rows of a released split, asdiv among them. UserError for a bad row, or where there is no such file."""
+    root = find_data_root(data_root)
+    path = gold_file(find_release(root, name), name, split)
+    rows = enumerate(read_rows(path))
+    return _not_empty(
+        [Question(f"{name}/{split}/{i}", *read_gold(name, row, at), at) for i, (at, row) in rows], str(path)
+    )
+
+
+def _question(row: Row, default_id: str, place: str, kind: LabelKind) -> Question:
+    text = text_field(row, "input", place)
+    if not text.strip():
+        raise UserError(f"{place}: the input is empty; write the question or remove the row")
+    identity = row.get("id", default_id)
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or not str(identity).strip():
+        raise UserError(f"{place}: id = {identity!r:.50}; give a text or a whole number, or leave it out")
+    if row.get("label") is None:
+        return Question(str(identity), text, None, place)
+    label = text_field(row, "label", place)
+    if not label.strip():
+        raise UserError(f"{place}: the label is empty; write the gold label or leave the field out")
+    if kind == "equation" and evaluate_expression(label) is None:
+        raise UserError(f"{place}: label {label!r:.50} has no value; write an expression such as ( 84.0 / 2.0 ) or 42")
+    return Question(str(identity), text, label, place)
+
+
+def _not_empty(questions: Sequence[Question], where: str) -> list[Question]:
+    if not questions:
+        raise UserError(f"{where}: holds no question")
+    return list(questions)

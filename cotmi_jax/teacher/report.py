@@ -1,0 +1,192 @@
+"""What the annotation came to: agreement with gold, parse failures, lengths, tokens and cost."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cotmi_jax.data.example import LabelKind
+from cotmi_jax.evaluation.accuracy import Summary, is_correct, summarize
+from cotmi_jax.teacher.consistency import Annotated
+from cotmi_jax.teacher.journal import Choice, Records
+
+# What can become of a rationale, in the order of the report.
+FATES = (
+    "consistent",
+    "inconsistent_keep",
+    "inconsistent_downweight",
+    "inconsistent_drop",
+    "rationalized",
+    "rationalized_drop",
+    "duplicate",
+    "empty",
+)
+
+
+class Prices(NamedTuple):
+    """Dollars per million tokens; None where not known."""
+
+    tokens_in: float | None
+    tokens_out: float | None
+
+    def dollars(self, tokens_in: float, tokens_out: float) -> float | None:
+        """What so many tokens cost, or None."""
+        if self.tokens_in is None or self.tokens_out is None:
+            return None
+        return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
+
+
+@dataclasses.dataclass
+class Totals:
+    """Responses paid for, with the tokens of those that came with a count."""
+
+    prices: Prices
+    responses: int = 0
+    uncounted: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, tokens_in: int | None, tokens_out: int | None) -> None:
+        """One more response."""
+        self.responses += 1
+        self.uncounted += tokens_in is None or tokens_out is None
+        self.tokens_in += tokens_in or 0
+        self.tokens_out += tokens_out or 0
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars, where the prices are known."""
+        return self.prices.dollars(self.tokens_in, self.tokens_out)
+
+    def __str__(self) -> str:
+        cost = "" if self.cost is None else f", ${self.cost:.4f}"
+        return f"{self.tokens_in} + {self.tokens_out} tokens{cost}"
+
+
+def journal_totals(records: Records, prices: Prices) -> Totals:
+    """The totals of a whole journal."""
+    totals = Totals(prices)
+    for listed in records.values():
+        for record in listed:
+            totals.add(record.tokens_in, record.tokens_out)
+    return totals
+
+
+class Words(NamedTuple):
+    """Length of the rationales in the output, in words."""
+
+    mean: float
+    p95: float
+    max: int
+
+
+class Report(NamedTuple):
+    """Shares are of samples or questions that have a gold label; cost is in dollars."""
+
+    questions: int
+    with_gold: int
+    missing: int
+    without_label: int
+    without_rationale: int
+    samples: int
+    parse_failures: int
+    cut_by_length: int
+    agreement_samples: Summary | None
+    agreement_majority: Summary | None
+    rationales: dict[str, int]
+    words: Words | None
+    model: str
+    models: dict[str, int]
+    responses: int
+    responses_without_count: int
+    tokens_in: int
+    tokens_out: int
+    cost: float | None
+
+
+def make_report(
+    annotated: Sequence[Annotated],
+    samples: Sequence[Choice],
+    missing: int,
+    records: Records,
+    model: str,
+    kind: LabelKind,
+    prices: Prices,
+) -> Report:
+    """The report of a run.
+
+    Args:
+      annotated: every question.
+      samples: every sample of these questions, with and without hint.
+      missing: number of questions with fewer samples than asked for.
+      records: the journal, whose totals are those of all runs.
+      model: the teacher that was asked for.
+    """
+    gold = [(one, one.question.label) for one in annotated if one.question.label is not None and one.answers]
+    single = [_is(answer, label, kind) for one, label in gold for answer in one.answers]
+    voted = [_is(one.teacher_label, label, kind) for one, label in gold]
+    counts: Counter[str] = sum((one.counts for one in annotated), Counter())
+    lengths = [len(rationale.split()) for one in annotated for rationale, _ in one.rationales]
+    totals = journal_totals(records, prices)
+    return Report(
+        questions=len(annotated),
+        with_gold=sum(one.question.label is not None for one in annotated),
+        missing=missing,
+        without_label=sum(one.label is None for one in annotated),
+        without_rationale=sum(not one.rationales for one in annotated),
+        samples=sum(len(one.answers) for one in annotated),
+        parse_failures=sum(answer is None for one in annotated for answer in one.answers),
+        cut_by_length=sum(sample.finish_reason == "length" for sample in samples),
+        agreement_samples=summarize(single) if single else None,
+        agreement_majority=summarize(voted) if voted else None,
+        rationales={fate: counts[fate] for fate in FATES},
+        words=Words(float(np.mean(lengths)), float(np.percentile(lengths, 95)), max(lengths)) if lengths else None,
+        model=model,
+        models=dict(Counter(record.model for listed in records.values() for record in listed)),
+        responses=totals.responses,
+        responses_without_count=totals.uncounted,
+        tokens_in=totals.tokens_in,
+        tokens_out=totals.tokens_out,
+        cost=totals.cost,
+    )
+
+
+def report_row(report: Report) -> dict[str, object]:
+    """The report as JSON writes it."""
+    return report._asdict() | {"words": report.words._asdict() if report.words else None}
+
+
+def report_lines(report: Report) -> list[str]:
+    """The report for the terminal."""
+    cost = "" if report.cost is None else f", ${report.cost:.4f}"
+    lines = [
+        f"questions   {report.questions}, {report.with_gold} with gold; {report.missing} missing, "
+        f"{report.without_label} without label, {report.without_rationale} without rationale",
+        f"samples     {report.samples}; {report.parse_failures} unreadable, {report.cut_by_length} cut by length",
+        f"agreement   samples {_share(report.agreement_samples)}; majority {_share(report.agreement_majority)}",
+        "rationales  " + ", ".join(f"{count} {fate}" for fate, count in report.rationales.items() if count),
+        f"tokens      {report.tokens_in} in, {report.tokens_out} out, {report.responses} responses{cost}",
+    ]
+    if report.words:
+        lines.append(f"words       mean {report.words.mean:.1f}, p95 {report.words.p95:.0f}, max {report.words.max}")
+    if report.responses_without_count:
+        lines.append(f"warning     {report.responses_without_count} responses came without a token count")
+    # Servers answer for an alias with the full name of the version it stands for.
+    if others := sorted(name for name in report.models if not name.startswith(report.model)):
+        lines.append(f"warning     asked {report.model}, but {', '.join(others)} answered")
+    elif len(report.models) > 1:
+        lines.append(f"warning     more than one version answered: {', '.join(sorted(report.models))}")
+    return lines
+
+
+def _is(answer: str | None, label: str, kind: LabelKind) -> bool:
+    return answer is not None and is_correct(answer, label, kind)
+
+
+def _share(summary: Summary | None) -> str:
+    if summary is None:
+        return "not measured (no gold)"
+    low, high = summary["interval"]
+    return f"{summary['accuracy']:.4f} [{low:.4f}, {high:.4f}] of {summary['n']}"

@@ -1,0 +1,67 @@
+"""What the tests of annotation share: questions, a description of a run, and what it leaves on disk."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fake_teacher import MODEL
+
+from cotmi_jax.teacher.annotate import Annotation, Endpoint, Limits, Policy, Prices, request_settings
+from cotmi_jax.teacher.prompt import load_prompt
+from cotmi_jax.teacher.questions import load_questions
+
+Row = dict[str, Any]
+
+
+def sums(count: int, wrong_gold: Sequence[int] = ()) -> list[Row]:
+    """Questions q0, q1, … "What is i + 10?"; gold is right but for those of wrong_gold."""
+    return [
+        {"id": f"q{i}", "input": f"What is {i} + 10?", "label": str(i + 10 + (i in wrong_gold))} for i in range(count)
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def annotation(folder: Path, url: str | None, rows: Sequence[Row], **changes: Any) -> Annotation:
+    """A run over `rows` that leaves r.jsonl, r.journal.jsonl and r.report.json in the folder; retries wait little."""
+    options: dict[str, Any] = dict(samples=1, rationalize=False, prompt="generic", model=MODEL, settings={})
+    options |= dict(concurrency=4, samples_per_request=None, requests_per_minute=None, tokens_per_minute=None)
+    options |= dict(
+        max_retries=3, backoff=0.01, timeout=5.0, policy=Policy("drop", 0.25, 1.0), prices=Prices(None, None)
+    )
+    assert changes.keys() <= options.keys()
+    o = options | changes
+    prompt = load_prompt(str(o["prompt"]))
+    return Annotation(
+        questions=load_questions(str(write_rows(folder / "q.jsonl", rows)), None, "", None, prompt.rule.kind),
+        prompt=prompt,
+        endpoint=Endpoint(o["model"], url, "COTMI_TEST_KEY", o["timeout"]),
+        settings=request_settings(0.7, 64, json.dumps(o["settings"])),
+        samples=o["samples"],
+        rationalize=o["rationalize"],
+        limits=Limits(
+            o["concurrency"],
+            o["samples_per_request"],
+            o["requests_per_minute"],
+            o["tokens_per_minute"],
+            64,
+            o["max_retries"],
+            o["backoff"],
+        ),
+        policy=o["policy"],
+        prices=o["prices"],
+        output=folder / "r.jsonl",
+        journal=folder / "r.journal.jsonl",
+    )
+
+
+def report(folder: Path) -> Row:
+    return json.loads((folder / "r.report.json").read_text())

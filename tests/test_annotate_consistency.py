@@ -1,0 +1,119 @@
+"""Majority, filter and weights of a question's samples; pacing and waits."""
+
+import email.utils
+import random
+import time
+
+import pytest
+
+from cotmi_jax.teacher.answers import RULES
+from cotmi_jax.teacher.consistency import Policy, annotate_question, majority
+from cotmi_jax.teacher.journal import Choice
+from cotmi_jax.teacher.pace import Pace, backoff, retry_after
+from cotmi_jax.teacher.questions import Question
+
+DROP, KEEP, LESS = Policy("drop", 0.25, 0.5), Policy("keep", 0.25, 0.5), Policy("downweight", 0.25, 0.5)
+
+
+def said(*texts: str) -> list[Choice]:
+    """Completions from "rationale > answer"; without ">" no answer is given."""
+    return [Choice(text.replace(" >", ". So the answer is") + ".", "stop") for text in texts]
+
+
+def annotate(samples, policy=DROP, hinted=(), label="red"):
+    return annotate_question(Question("q", "Which?", label, "f:1"), samples, hinted, RULES["generic"], policy)
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind", "expected"),
+    [
+        (["a", "b", "b"], "text", "b"),
+        (["a", "b", "b", "a"], "text", "a"),
+        ([None, None, "b"], "text", "b"),
+        ([None], "text", None),
+        ([], "text", None),
+        (["(1 + 2)", "(2 * 2)", "(4.0)", "3"], "equation", "(1 + 2)"),
+        (["(1 + 2)", "(2 * 2)", "(8 / 2)"], "equation", "(2 * 2)"),
+        (["4", "4.0"], "text", "4"),
+    ],
+)
+def test_majority(answers, kind, expected):
+    assert majority(answers, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "rationales"),
+    [
+        (DROP, (("Warm.", 1.0),)),
+        (KEEP, (("Warm.", 1.0), ("Cold.", 1.0), ("Hmm.", 1.0))),
+        (LESS, (("Warm.", 1.0), ("Cold.", 0.25), ("Hmm.", 0.25))),
+    ],
+)
+def test_rationales_of_other_answers(policy, rationales):
+    """One without readable answer is of another answer."""
+    one = annotate(said("Warm > red", "Cold > blue", "Hmm"), policy)
+    assert one.rationales == rationales
+    assert one.answers == ("red", "blue", None) and one.teacher_label == "red"
+
+
+@pytest.mark.parametrize("answers", [("blue", "red", "red"), ("red", "blue", "red"), ("red", "red", "blue")])
+def test_identical_rationales_are_one_with_the_largest_weight(answers):
+    one = annotate(said(*(f"Same > {answer}" for answer in answers)), LESS)
+    assert one.rationales == (("Same.", 1.0),)
+    assert one.counts["duplicate"] == 2
+
+
+def test_gold_comes_before_the_majority():
+    one = annotate(said("A > blue", "B > blue", "C > red"))
+    assert (one.label, one.teacher_label, one.rationales) == ("red", "blue", (("C.", 1.0),))
+
+
+def test_without_gold_the_majority_is_what_rationales_have_to_give():
+    one = annotate(said("A > blue", "B > blue", "C > red"), label=None)
+    assert (one.label, one.rationales) == ("blue", (("A.", 1.0), ("B.", 1.0)))
+
+
+def test_with_the_answer_given_only_those_that_arrive_count():
+    one = annotate(said("A > blue"), KEEP, hinted=said("B > red", "C > green", "D"))
+    assert one.rationales == (("A.", 1.0), ("B.", 0.5))
+    assert one.answers == ("blue",) and one.teacher_label == "blue"
+    assert one.counts["rationalized"] == 1 and one.counts["rationalized_drop"] == 2
+
+
+def test_an_answer_found_without_help_makes_the_helped_ones_needless():
+    assert annotate(said("A > red"), hinted=said("B > red")).rationales == (("A.", 1.0),)
+
+
+def test_an_answer_without_rationale_teaches_nothing():
+    one = annotate([Choice("So the answer is red.", "stop")])
+    assert one.rationales == () and one.counts["empty"] == 1 and one.teacher_label == "red"
+
+
+def test_pace_spreads_amounts_evenly_and_corrects_them():
+    now = [100.0]
+    pace = Pace(60.0, clock=lambda: now[0])  # one a second
+    assert [pace.reserve(), pace.reserve(), pace.reserve(3)] == [0.0, 1.0, 2.0]
+    assert pace.reserve() == 5.0
+    pace.settle(-2.0)
+    assert pace.reserve() == 4.0
+    now[0] = 1000.0
+    assert [pace.reserve(), pace.reserve()] == [0.0, 1.0]  # time that passed unused is not saved up
+
+
+def test_waits_double_up_to_a_minute_and_are_drawn_from_zero_on():
+    random.seed(0)
+    for attempt, longest in ((0, 1.0), (3, 8.0), (20, 60.0)):
+        waits = [backoff(attempt, 1.0, None) for _ in range(2000)]
+        assert 0.95 * longest < max(waits) <= longest
+        assert min(waits) < 0.05 * longest
+    waits = [backoff(9, 2.0, 30.0) for _ in range(200)]
+    assert 30.0 <= min(waits) < 31.0 < max(waits) <= 32.0
+
+
+def test_retry_after_is_seconds_or_a_date():
+    assert retry_after({"retry-after": "2.5"}) == 2.5
+    assert retry_after({"retry-after": "9", "retry-after-ms": "250"}) == 0.25
+    assert retry_after({"retry-after": "soon"}) is None and retry_after({}) is None
+    assert retry_after({"retry-after": "inf"}) is None and retry_after({"retry-after": "-1"}) is None
+    assert retry_after({"retry-after": email.utils.formatdate(time.time() + 20)}) == pytest.approx(20, abs=1.5)
+    assert retry_after({"retry-after": email.utils.formatdate(time.time() - 20)}) == 0.0
