@@ -14,7 +14,8 @@ from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
 from cotmi_jax.data.sources import Component, Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.report import format_scores
-from cotmi_jax.training.experiment import Experiment, load_data, with_data_root
+from cotmi_jax.training.experiment import Experiment, with_data_root
+from cotmi_jax.training.inputs import load_data
 from cotmi_jax.training.scoring import accuracy_by_component
 
 quick_compilation = runs.quick_compilation
@@ -203,10 +204,10 @@ def mixture(tmp_path) -> dict[str, str]:
 
 def test_a_run_reports_skips_and_shares(mixture, tmp_path):
     config = runs.tiny_config({f"data.{key}": value for key, value in mixture.items()})
-    notes = Experiment.of(config, None).notes()
+    notes = Experiment.of(config, None).data.notes(None)
     assert "bad rows skipped: 1 of train" in notes
     assert f"  {tmp_path}/mine/train.jsonl:5: field 'input' holds no text; the row has no fields" in notes
-    assert "mixture: jsonl:mine 4 train at rate 3, jsonl:other 3 train at rate 1" in notes
+    assert "an epoch draws 5 of the 4 of jsonl:mine, 2 of the 3 of jsonl:other" in notes
 
 
 def test_accuracies_of_components_come_from_their_own_examples():

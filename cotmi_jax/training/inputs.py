@@ -136,8 +136,8 @@ class RunData:
 
         def read() -> tuple[Sequence[Example], Sequence[Example], dict[str, Any]]:
             loaded = load_data(config)
-            sizes = [component.size for component in loaded.components]
-            facts = {"sizes": sizes, "notes": _corpus_notes(config, loaded)}
+            components = [[component.name, component.size] for component in loaded.components]
+            facts = {"components": components, "notes": _corpus_notes(config, loaded)}
             return loaded.corpus.splits["train"], loaded.corpus.splits["valid"], facts
 
         def tokens(examples: Sequence[Example], split: str) -> TokenizedSplit:
@@ -146,7 +146,8 @@ class RunData:
 
         identity, recipe = _identity(config, vocabulary), Recipe(read, tokens)
         prepared, found = prepare(find_cache(config), identity, recipe, process=process, processes=processes)
-        parts = np.split(prepared.train.kept, np.cumsum(prepared.facts["sizes"])[:-1])
+        ends = np.cumsum([size for _, size in prepared.facts["components"]])
+        parts = np.split(prepared.train.kept, ends[:-1])
         shares = make_shares(
             [int(part.sum()) for part in parts], [part.rate for part in parse_dataset(config.data.dataset)]
         )
@@ -201,10 +202,10 @@ class RunData:
             f"data {config.dataset}: {self.train.size} train, {self.valid.size} valid; {source}",
             f"batches of {self.config.batch_size} (input→target tokens): {lengths}",
         ]
-        parts = parse_dataset(config.dataset)
-        if len(parts) > 1:
-            drawn = zip(parts, self.order.shares, strict=True)
-            shares = ", ".join(f"{share.quota} of {part.written}'s {share.size}" for part, share in drawn)
-            notes.append(f"an epoch: {shares} examples")
+        components = self.prepared.facts["components"]
+        if len(components) > 1:
+            drawn = zip(components, self.order.shares, strict=True)
+            shares = ", ".join(f"{share.quota} of the {share.size} of {name}" for (name, _), share in drawn)
+            notes.append(f"an epoch draws {shares}")
         notes += self.prepared.facts["notes"]
         return notes + _token_notes("train", self.train) + _token_notes("valid", self.valid)
