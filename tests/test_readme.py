@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from fake_teacher import MODEL, FakeTeacher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -35,14 +37,21 @@ def test_commands_run(data_root: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     environment["COTMI_DATA_ROOT"] = str(data_root)
     demo = f"{sys.executable} -m cotmi_jax.train --config={REPOSITORY}/configs/quickstart.py --workdir=runs/demo"
-    commands = [demo, *(line for line in shell_lines() if "cotmi_jax." in line)]
-    assert len(commands) >= 6
+    commands = [demo, *(line for line in shell_lines() if "cotmi_jax." in line or "> questions.jsonl" in line)]
+    assert len(commands) >= 9
+    with FakeTeacher() as teacher:
+        environment |= {"OPENAI_BASE_URL": teacher.url, "OPENAI_API_KEY": "none"}
+        run_commands(commands, tmp_path, environment)
+    transformers = pytest.importorskip("torch") and pytest.importorskip("transformers")
+    assert transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "student_hf").config.d_model == 128
+
+
+def run_commands(commands: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
     for command in commands:
         command = re.sub(r"^python|(?<=\| )python", sys.executable, command)
         if "evaluate" in command:  # the same command on the smallest set: a test of the command, not of the student
             command = command.replace("runs/cqa", "runs/demo")
+        command = re.sub(r"--model=gpt\S+", f"--model={MODEL}", command)
         command = re.sub(r"--config=\S*?(configs/\w+\.py)", rf"--config={REPOSITORY}/\1:smoke", command)
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-    transformers = pytest.importorskip("torch") and pytest.importorskip("transformers")
-    assert transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "student_hf").config.d_model == 128

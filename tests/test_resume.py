@@ -179,6 +179,17 @@ def test_places_rhythms_and_devices_may_change(tmp_path: Path) -> None:
     assert train(runs.tiny_config(changes), str(copy_of_trained(tmp_path))) == 6
 
 
+def test_a_run_of_an_older_version_is_read_with_defaults_and_not_gone_on_with(tmp_path: Path) -> None:
+    workdir = copy_of_trained(tmp_path)
+    record = json.loads((workdir / "run.json").read_text())
+    del record["config"]["data"]["packing"], record["config"]["mi"]
+    (workdir / "run.json").write_text(json.dumps(record))
+    config, *_ = read_run(workdir)
+    assert config.data.packing is True and config.mi.estimator == "infonce" and config.steps == 6
+    with pytest.raises(UserError, match="another config .*data.packing: absent → True"):
+        train(runs.tiny_config(), str(workdir))
+
+
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_changed_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
     workdir = copy_of_trained(tmp_path, latest=4)

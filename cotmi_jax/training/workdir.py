@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import differences
+from cotmi_jax.config import base, differences
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.config import T5Config
@@ -100,6 +100,11 @@ def _read_record(workdir: Path) -> Record:
 
 
 def read_run(workdir: Path) -> tuple[ConfigDict, T5Config, Vocabulary]:
-    """Config, student shape and vocabulary of a run. Raises UserError where the workdir holds none."""
+    """Config, student shape and vocabulary of a run. Raises UserError where the workdir holds none.
+
+    Keys that the run's version did not have yet are at their defaults.
+    """
     record = _read_record(workdir)
-    return ConfigDict(record["config"]), T5Config(**record["student"]), Vocabulary(workdir / VOCABULARY_FILE)
+    config = ConfigDict(base().to_dict())
+    config.update(ConfigDict(record["config"]))
+    return config, T5Config(**record["student"]), Vocabulary(workdir / VOCABULARY_FILE)

@@ -1,0 +1,23 @@
+"""One's own questions, with rationales from one's own teacher or by hand: JSON Lines, see docs/data.md.
+
+Claim: none, it is your data. A folder with train.jsonl, valid.jsonl and test.jsonl, or one file of train rows, a tenth
+of which becomes valid.
+
+    python -m cotmi_jax.train --config=configs/own.py --config.data.dataset=jsonl:rationales.jsonl --workdir=runs/own
+
+Where no rationale was good enough the label is learned alone. Equations as labels: --config.data.label_kind=equation.
+Without network: --config.model.init=DIR, a downloaded checkpoint, or random, with --config.data.vocabulary=FILE.
+"""
+
+from ml_collections import ConfigDict
+
+from cotmi_jax.config import base, variant
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; arg "smoke" shrinks it."""
+    config = base()
+    config.data.dataset = "jsonl:rationales.jsonl"
+    config.data.empty_rationale = "keep"
+    config.model.init = "google/t5-v1_1-base"
+    return variant(config, arg)
