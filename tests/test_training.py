@@ -109,6 +109,7 @@ def test_metrics_hold_every_step_once() -> None:
         assert {f"train/{name}" for name in terms | {"grad_norm", "learning_rate"}} <= line.keys()
         assert all(math.isfinite(value) for value in line.values())
     assert all(line["train/examples_per_second"] > 0 for line in train_lines[1:])
+    assert all(0 <= line["train/input_wait"] <= 1 for line in train_lines[1:])
     rates = [line["train/learning_rate"] for line in train_lines]
     np.testing.assert_allclose(rates, [1e-2 * (6 - step) / 6 for step in range(6)], rtol=1e-6)
 
