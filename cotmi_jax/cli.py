@@ -56,7 +56,13 @@ def guard(main: Callable[[], int | None]) -> int | None:
         absl_logging.set_verbosity(absl_logging.ERROR)
         logging.getLogger().setLevel(logging.ERROR)
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What reads the output, such as head, has seen enough. Python would flush again at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         if _TRACEBACK.value:
             raise

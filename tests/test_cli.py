@@ -40,9 +40,10 @@ def test_the_smoke_recipe_trains_and_says_no_more_than_it_should(tmp_path: Path)
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    first, second, *steps = done.stderr.splitlines()
-    assert first.startswith("data arithmetic: 64 train, 500 valid; padded tokens (input→target) predict ")
-    assert second.startswith("student: ") and second.endswith("; starting")
+    data, batches, student, *steps = done.stderr.splitlines()
+    assert data == f"data arithmetic: 64 train, 500 valid; tokens now in {os.environ['COTMI_CACHE']}"
+    assert batches.startswith("batches of 8 (input→target tokens): packed into ")
+    assert student.startswith("student: ") and student.endswith("; starting")
     assert [line.split()[:2] for line in steps] == [["step", f"{step}/4"] for step in (1, 2, 3, 4)]
     assert read_run(tmp_path / "run")[0].model.preset == "tiny"
 
@@ -376,3 +377,11 @@ def test_predicting_refuses(tmp_path: Path) -> None:
 def test_no_input_gives_no_output() -> None:
     result = runs.command("predict", f"--model={runs.trained()}", "--task=predict")
     assert result == (0, "", "")
+
+
+def test_output_that_is_not_read_to_its_end_is_no_error() -> None:
+    program = "from cotmi_jax import cli; cli.run(lambda: print('x' * 10_000_000))"
+    environment = os.environ | {"PYTHONPATH": str(runs.REPOSITORY)}
+    piped = f'{sys.executable} -c "{program}" | head -c 1'
+    done = subprocess.run(piped, shell=True, capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr) == ("x", "")
