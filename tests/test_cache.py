@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +33,11 @@ SPLITS = make_arithmetic(seed=3, num_train=30, num_valid=6, num_test=0).splits
 TRAIN = (dataclasses.replace(SPLITS["train"][0], more=(("Again.", 0.5),), weight=2.0), *SPLITS["train"][1:])
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_PATIENCE", 20.0)
+
+
 def tokens_of(examples: Sequence[Example]) -> TokenizedSplit:
     vocabulary = Vocabulary(VOCABULARY_PATH)
     return tokenize_split(examples, vocabulary, objective="dss", label_type="gt", limits=TokenLimits(40, 64, "skip"))
@@ -51,9 +57,12 @@ class Maker:
         self.tokenized.append((split, [example.id for example in examples]))
         return tokens_of(examples)
 
+    def check(self, split: TokenizedSplit, name: str, facts: dict[str, Any]) -> None:
+        assert len(split.kept) == {"train": len(TRAIN), "valid": len(SPLITS["valid"])}[name]
+
     @property
     def recipe(self) -> Recipe:
-        return Recipe(self.read, self.tokenize)
+        return Recipe(self.read, self.tokenize, self.check)
 
 
 def assert_same_split(actual: TokenizedSplit, expected: TokenizedSplit) -> None:
@@ -134,6 +143,9 @@ def _flip(path: Path) -> None:
         ("train.json", runs.truncate),
         ("valid.jsonl", runs.truncate),
         ("manifest.json", runs.truncate),
+        ("manifest.json", lambda path: path.write_text("[]")),
+        ("valid.jsonl", lambda path: path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))),
+        ("train.kept.npy", _flip),
         ("train.counts.npy", Path.unlink),
     ],
 )
@@ -269,5 +281,67 @@ def test_the_manifest_says_what_a_cache_was_made_of(tmp_path: Path) -> None:
     run_data(tmp_path)
     (place,) = tmp_path.iterdir()
     identity = json.loads((place / "manifest.json").read_text())["identity"]
-    assert identity.keys() == {"corpus", "vocabulary", "sequences", "settings"}
-    assert identity["sequences"] == "two tasks" and identity["settings"]["max_input_tokens"] == 1024
+    assert identity.keys() == {"corpus", "vocabulary", "sequences", "mark", "settings"}
+    assert (
+        identity["sequences"] == ["two tasks", "predict: ", "explain: "]
+        and identity["settings"]["max_input_tokens"] == 1024
+    )
+
+
+def test_a_killed_preparation_of_the_same_number_is_cleared_away(tmp_path: Path) -> None:
+    """Containers start again with the numbers of the processes that were killed in them."""
+    left = tmp_path / f"{key_of(IDENTITY)}.partial-{socket.gethostname()}+{os.getpid()}+00000000"
+    left.mkdir()
+    elsewhere = left.with_name(left.name.replace(f"{socket.gethostname()}+", f"{socket.gethostname()}-2+"))
+    elsewhere.mkdir()
+    prepare(tmp_path, IDENTITY, Maker().recipe)
+    assert not left.exists() and elsewhere.exists()
+
+
+def test_a_job_that_was_overtaken_takes_what_is_there(tmp_path: Path) -> None:
+    """Process 0 of two waits for a part that never comes, since another job has finished in the meantime."""
+    maker = Maker()
+
+    def read() -> Any:
+        prepare(tmp_path, IDENTITY, Maker().recipe)
+        return maker.read()
+
+    prepared, _ = prepare(tmp_path, IDENTITY, dataclasses.replace(maker.recipe, read=read), processes=2)
+    assert_whole(prepared)
+
+
+def test_shares_without_examples_are_no_error(tmp_path: Path) -> None:
+    """Three examples on four hosts."""
+    train = TRAIN[1:4]
+    makers = [Maker() for _ in range(4)]
+    recipes = [
+        dataclasses.replace(
+            maker.recipe, read=lambda: (train, SPLITS["valid"], {"notes": []}), check=lambda *arguments: None
+        )
+        for maker in makers
+    ]
+    threads = [
+        threading.Thread(
+            target=prepare, args=(tmp_path, IDENTITY, recipes[process]), kwargs={"process": process, "processes": 4}
+        )
+        for process in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    prepared, found = prepare(tmp_path, IDENTITY, recipes[0])
+    assert found
+    assert_same_split(prepared.train, tokens_of(train))
+
+
+def test_a_component_that_is_all_too_long_is_named(tmp_path: Path) -> None:
+    for folder, text in (("short", "Two pens."), ("long", "Two pens. " * 30)):
+        rows = [{"input": text, "label": "2", "rationale": f"It is {n}."} for n in range(12)]
+        (tmp_path / f"{folder}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = f"jsonl:{tmp_path}/short.jsonl,jsonl:{tmp_path}/long.jsonl"
+    changes = {"data.dataset": dataset, "data.max_input_tokens": 40, "data.too_long": "skip"}
+    with pytest.raises(
+        UserError, match="train of jsonl:long: all 10 examples are longer than config.data.max_input_to"
+    ):
+        run_data("none", **changes)

@@ -1,11 +1,14 @@
 """Which examples make up each batch: each once an epoch, mixtures at their rates, batches of balanced length."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from splits import random_split
+from splits import random_split, sequence
 
 from cotmi_jax.data.order import EXCESS, Picks, Share, TrainOrder, make_shares
-from cotmi_jax.data.tokens import TokenizedSplit
+from cotmi_jax.data.packing import make_shape, pack
+from cotmi_jax.data.tokens import Ragged, TokenizedSplit
 from cotmi_jax.errors import UserError
 
 
@@ -118,10 +121,30 @@ def test_balance_depends_on_seed_and_epoch_alone() -> None:
     assert not np.array_equal(balanced(split, seed=4).picks(10**9).rows, far.rows)
 
 
-def test_lengths_that_cannot_be_balanced_are_left_as_they_are() -> None:
+def test_epochs_within_a_batch_have_nothing_to_balance() -> None:
     split = random_split(6, seed=1)
-    order = balanced(split, batch_size=12)  # every batch holds two whole epochs
-    assert sorted(order.picks(0).rows.tolist()) == sorted([*range(6)] * 2)
+    order, plain = balanced(split, batch_size=12), TrainOrder.of(6, 12, 3)  # every batch holds two whole epochs
+    for step in range(5):
+        np.testing.assert_array_equal(order.picks(step).rows, plain.picks(step).rows)
+
+
+def test_the_budget_is_that_of_the_passes_with_the_longest_rationales() -> None:
+    """Examples with two and with three rationales, of which the last is long: both have it in every sixth pass."""
+    split = random_split(240, rationales=3, explanations=(2, 6))
+    last = np.zeros(len(split.weights), bool)
+    last[split.first[1:][np.diff(split.first) > 1] - 1] = True
+    targets = split.tasks["explain"].targets
+    long = [sequence(targets, row) * (10 if last[row] else 1) for row in range(len(last))]
+    tokens = dataclasses.replace(split.tasks["explain"], targets=Ragged.of(long))
+    split = dataclasses.replace(split, tasks=split.tasks | {"explain": tokens})
+    order = balanced(split, 24)
+    found = totals(order, split, 12 * 10)
+    assert (found <= order.cap).all()
+    heaviest = found[50:60].mean(axis=0)  # epoch 5
+    assert heaviest[1] > 0.97 * 24 * order.mean[1] and heaviest[1] > 1.2 * found[:10, 1].mean()
+    shape = make_shape(split, order, multiple=1)
+    for step in range(200):
+        pack(split, order.picks(step), shape)
 
 
 def test_rationales_take_turns_over_the_passes() -> None:

@@ -116,7 +116,9 @@ def test_one_shape_serves_every_batch_of_many_epochs() -> None:
 def test_a_batch_beyond_the_rows_is_refused() -> None:
     split, shape = made()
     tight = dataclasses.replace(shape, rows=2, input_length=24)
-    with pytest.raises(UserError, match=r"does not fit into 2 rows of 24 and \d+: set config.data.packing to False"):
+    with pytest.raises(
+        UserError, match=r"does not fit into 2 rows of 24 and \d+: set config.data.packing to False, in another"
+    ):
         pack(split, picks_of(split), tight)
 
 

@@ -15,7 +15,7 @@ from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.order import eval_rows, host_share
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, PREFIX, read_label, read_rationale, task_texts
-from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
+from cotmi_jax.data.tokenizing import TokenLimits, check_split, tokenize_split
 from cotmi_jax.data.tokens import MULTIPLE, Ragged, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, check_fits
 from cotmi_jax.errors import UserError
@@ -182,9 +182,14 @@ def test_what_is_too_long_may_be_an_error_that_names_its_place(
         tokenized(vocabulary, (short, long), too_long="error", **limits)
 
 
-def test_a_split_of_which_nothing_fits_is_refused(vocabulary: Vocabulary) -> None:
-    with pytest.raises(UserError, match="all 24 examples are longer than config.data.max_input_tokens 4 or"):
-        tokenized(vocabulary, max_input_tokens=4, too_long="skip")
+def test_a_split_of_which_nothing_is_left_is_refused(vocabulary: Vocabulary) -> None:
+    limits = TokenLimits(4, 256, "skip")
+    nothing = tokenized(vocabulary, max_input_tokens=4, too_long="skip")
+    with pytest.raises(UserError, match="train: all 24 examples are longer than config.data.max_input_tokens 4 or"):
+        check_split("train", nothing.kept, limits)
+    with pytest.raises(UserError, match="valid has no examples"):
+        check_split("valid", tokenized(vocabulary, ()).kept, limits)
+    check_split("train", tokenized(vocabulary).kept, limits)
 
 
 def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> None:
@@ -196,7 +201,7 @@ def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> N
         expected = tokenized(vocabulary, (*alone, other), objective=objective)
         assert rows_of(split.tasks[task].targets) == rows_of(expected.tasks[task].targets)
         assert split.first.tolist() == [0, 3, 4] and split.weights.tolist() == [0.5, 2.0, 0.0, 1.0]
-        assert split.most_rationales == 3
+        assert split.rationale_counts.tolist() == [3, 1]
         for number in range(5):
             batch = gather(split, np.array([0, 1, -1]), number)
             turn = gather(expected, np.array([number % 3, 3, -1]))
@@ -205,7 +210,7 @@ def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> N
     labels = tokenized(vocabulary, (several, other)).tasks[PREDICT].targets
     assert len(rows_of(labels)) == 2
     standard = tokenized(vocabulary, (several, other), objective="standard")
-    assert standard.most_rationales == 1 and standard.weights.tolist() == [1.0, 1.0]
+    assert standard.rationale_counts.tolist() == [1, 1] and standard.weights.tolist() == [1.0, 1.0]
 
 
 def test_parts_make_the_split_whatever_their_size(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,11 +265,6 @@ def test_an_unreadable_teacher_label_is_an_empty_target(vocabulary: Vocabulary) 
 def test_unknown_names_are_refused(vocabulary: Vocabulary, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         tokenized(vocabulary, **changes)
-
-
-def test_a_split_without_examples_is_refused(vocabulary: Vocabulary) -> None:
-    with pytest.raises(UserError, match="without examples"):
-        tokenized(vocabulary, ())
 
 
 @pytest.mark.parametrize("rationale", ["Three and four.", "So the answer is not 3. It is 4."])

@@ -15,9 +15,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,8 @@ from cotmi_jax.errors import UserError
 
 FORMAT = 1  # of the files; another one is another cache
 _POLL = 0.2  # seconds between looks at what other processes have done
-_PATIENCE = 600.0  # seconds without any news from them
+_PATIENCE = 1800.0  # seconds that the work of another process is waited for
+_TOKEN = secrets.token_hex(4)  # of this process: its number may have been that of a killed one
 
 Identity = Mapping[str, Any]  # everything the tokens depend on, ready for JSON
 
@@ -48,10 +51,11 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to make what is not there yet: read the examples, and tokenize some of them."""
+    """How to make what is not there yet: read the examples, tokenize some of them, and judge a whole split."""
 
     read: Callable[[], tuple[Sequence[Example], Sequence[Example], dict[str, Any]]]  # train, valid, facts
     tokenize: Callable[[Sequence[Example], str], TokenizedSplit]  # of a split
+    check: Callable[[TokenizedSplit, str, dict[str, Any]], None]  # raises UserError for a split that is of no use
 
 
 def fingerprint_of(train: TokenizedSplit, valid: TokenizedSplit) -> str:
@@ -73,54 +77,67 @@ def prepare(
       UserError: the folder cannot be written or read or is damaged, or other processes do not do their part.
     """
     if folder is None:
-        train, valid, facts = recipe.read()
-        tokens = recipe.tokenize(train, "train"), recipe.tokenize(valid, "valid")
-        return Prepared(*tokens, tuple(valid), facts, fingerprint_of(*tokens)), False
+        examples, valid, facts = recipe.read()
+        train, held_out = (recipe.tokenize(part, name) for part, name in ((examples, "train"), (valid, "valid")))
+        for split, name in ((train, "train"), (held_out, "valid")):
+            recipe.check(split, name, facts)
+        return Prepared(train, held_out, tuple(valid), facts, fingerprint_of(train, held_out)), False
     place = folder / key_of(identity)
     found = (place / "manifest.json").exists()
-    try:
-        if not found:
-            _make(place, identity, recipe, process, processes)
-        return _open(place, identity), found
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or place}: {error.strerror}; set config.data.cache to a folder to write in, or none"
-        ) from error
+    if not found:
+        _make(place, identity, recipe, process, processes)
+    return _open(place, identity), found
 
 
 def _make(place: Path, identity: Identity, recipe: Recipe, process: int, processes: int) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(place)
-    train, valid, facts = recipe.read()
-    begin, end = (len(train) * n // processes for n in (process, process + 1))
-    share = recipe.tokenize(train[begin:end], "train")
+    with _told(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(place)
+    examples, valid, facts = recipe.read()
+    begin, end = (len(examples) * n // processes for n in (process, process + 1))
+    train = recipe.tokenize(examples[begin:end], "train")
     if processes > 1:
         parts = [place.parent / f"{place.name}.part-{n}-of-{processes}" for n in range(processes)]
-        with _whole(parts[process]) as part:
-            _write_split(part, "train", share)
+        with _told(place), _whole(parts[process]) as part:
+            _write_split(part, "train", train)
         if process:
-            _wait(place / "manifest.json", process, processes)
+            _wait(place, None, 0, processes)
             return
         for number, part in enumerate(parts):
-            _wait(part / "train.json", number, processes)
-        share = TokenizedSplit.join([_read_split(part, "train") for part in parts])
+            if _wait(place, part, number, processes):
+                return  # another job with the same data was faster
+        train = TokenizedSplit.join([_read_split(part, "train") for part in parts])
     held_out = recipe.tokenize(valid, "valid")
-    with _whole(place) as partial:
-        _write_split(partial, "train", share)
+    for split, name in ((train, "train"), (held_out, "valid")):
+        recipe.check(split, name, facts)
+    with _told(place), _whole(place) as partial:
+        _write_split(partial, "train", train)
         _write_split(partial, "valid", held_out)
         lines = (json.dumps(dataclasses.asdict(example)) + "\n" for example in valid)
         (partial / "valid.jsonl").write_text("".join(lines))
-        manifest = {"identity": identity, "facts": facts, "fingerprint": fingerprint_of(share, held_out)}
+        tokens, rest = fingerprint_of(train, held_out), _checksum(partial)
+        manifest = {"identity": identity, "facts": facts, "fingerprint": tokens, "rest": rest}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    if processes > 1:
-        for part in parts:
-            shutil.rmtree(part)
+    for part in place.parent.glob(f"{place.name}.part-*-of-*"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """What goes wrong with the files of a cache as an error for people."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{error.filename or place}: {reason}; set config.data.cache to a folder to write in, or none"
+        ) from error
 
 
 @contextlib.contextmanager
 def _whole(place: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `place` at the end unless another process was faster."""
-    partial = place.with_name(f"{place.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    partial = place.with_name(f"{place.name}.partial-{socket.gethostname()}+{os.getpid()}+{_TOKEN}")
     partial.mkdir()
     try:
         yield partial
@@ -130,32 +147,43 @@ def _whole(place: Path) -> Iterator[Path]:
             if not place.is_dir():
                 raise
     finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _remove_abandoned(place: Path) -> None:
     """Clear away what killed preparations of this host left."""
-    host = f"partial-{socket.gethostname()}-"
-    for path in place.parent.glob(f"{place.name}*.{host}*"):
-        try:
-            os.kill(int(path.name.rpartition("-")[2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path)
-        except PermissionError:
-            pass  # alive, of another user
+    for path in place.parent.glob(f"{place.name}*.partial-*"):
+        host, pid, token = path.name.rpartition(".partial-")[2].rsplit("+", 2)
+        if host == socket.gethostname() and token != _TOKEN and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _wait(path: Path, process: int, processes: int) -> None:
-    """Until another process has written a file."""
+def _alive(pid: int) -> bool:
+    """Whether another process of this host has a number."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
+
+
+def _wait(place: Path, part: Path | None, process: int, processes: int) -> bool:
+    """Until there is the whole cache (True), or the part of a process (False)."""
     until = time.monotonic() + _PATIENCE
-    while not path.exists():
+    while not (place / "manifest.json").exists():
+        if part is not None and part.exists():
+            return False
         if time.monotonic() > until:
             raise UserError(
-                f"waited {_PATIENCE:g} s for {path} of process {process} of {processes}: set config.data.cache to a "
-                "folder that all hosts share, or to none, with which every host prepares all data in memory"
+                f"waited {_PATIENCE:g} s for {part or place} of process {process} of {processes}: set "
+                "config.data.cache to a folder that all hosts share, or to none: every host then prepares all data"
             )
         time.sleep(_POLL)
+    return True
 
 
 def _open(place: Path, identity: Identity) -> Prepared:
@@ -169,14 +197,23 @@ def _open(place: Path, identity: Identity) -> Prepared:
         train, valid = (_read_split(place, split) for split in ("train", "valid"))
         lines = (place / "valid.jsonl").read_text().splitlines()
         examples = tuple(_example(json.loads(line)) for line in lines)
-        whole = manifest["fingerprint"] == fingerprint_of(train, valid)
-    except (ValueError, KeyError, EOFError, FileNotFoundError) as error:
+        whole = manifest["fingerprint"] == fingerprint_of(train, valid) and manifest["rest"] == _checksum(place)
+    except (ValueError, LookupError, TypeError, EOFError, FileNotFoundError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{place} is damaged ({error}): delete it, and it is made again") from error
     if not whole:
         raise UserError(f"{place} is damaged (its checksum differs): delete it, and it is made again")
     return Prepared(train, valid, examples, manifest["facts"], manifest["fingerprint"])
+
+
+def _checksum(place: Path) -> int:
+    """CRC-32 of all files but the manifest and the tokens themselves, which the fingerprint covers."""
+    crc = 0
+    for path in sorted(place.iterdir()):
+        if path.name != "manifest.json" and not path.name.endswith((".inputs.npy", ".targets.npy")):
+            crc = zlib.crc32(path.read_bytes(), zlib.crc32(path.name.encode(), crc))
+    return crc
 
 
 def _example(fields: dict[str, Any]) -> Example:

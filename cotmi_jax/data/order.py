@@ -1,4 +1,4 @@
-"""Which examples make up each training batch: a pure function of (seed, epoch), in plain numpy."""
+"""Which examples make up each training batch: a pure function of seed and epoch, in plain numpy."""
 
 import dataclasses
 import functools
@@ -42,8 +42,8 @@ class Loads(Protocol):
     """What knows how long examples are."""
 
     @property
-    def most_rationales(self) -> int:
-        """Rationales of the example that has most."""
+    def rationale_counts(self) -> IntArray:
+        """Number of rationales of every example, which take turns over the passes."""
 
     def loads(self, picks: Picks) -> IntArray:
         """Input and target tokens of each over all tasks, int64 [len(picks), 2]."""
@@ -85,14 +85,15 @@ def _passes(size: int, seed: int, part: int, start: int, stop: int) -> Picks:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOrder:
-    """The examples of each training batch: a function of (seed, epoch) alone.
+    """The examples of each training batch: a function of seed and epoch, whatever the hosts and devices.
 
     An epoch holds every example of the train split once; with several shares, `quota` examples of each, mixed, which go
     through the share's rows evenly over the epochs. Epochs follow one another without a gap, so a batch may end one and
     begin the next. Asking for step 10⁶ costs what step 10 does: one epoch's permutation.
 
     With `tokens` batches are balanced: where a random one has more tokens than EXCESS allows, it exchanges a few
-    examples for lighter ones with other batches of its epoch, so that packed rows of one shape hold any batch.
+    examples for lighter ones with other batches of its epoch, so that packed rows of one shape hold any batch. The
+    order then depends on the lengths too, and so on the objective's tasks.
     """
 
     shares: tuple[Share, ...]
@@ -156,19 +157,21 @@ def _epoch(order: TrainOrder, number: int) -> Picks:
 def _budget(order: TrainOrder) -> tuple[np.ndarray, np.ndarray]:
     """Mean tokens of an example, and by how much a batch's mean may exceed it; inputs and targets, [2] each.
 
-    The mean is that of the pass whose rationales are longest. The excess leaves room for the longest example, however
-    small the batch is.
+    Examples with equally many rationales, which are at the same turn in every pass, count with the turn that is longest
+    over all of them. The excess leaves room for the longest example, however small the batch is.
     """
     assert order.tokens is not None
-    mean, longest = np.zeros(2), np.zeros(2)
-    for number in range(order.tokens.most_rationales):
-        total, offset = np.zeros(2), 0
-        for share in order.shares:
-            rows = np.arange(offset, offset + share.size)
-            loads = order.tokens.loads(Picks(rows, np.full_like(rows, number)))
-            total, longest = total + loads.mean(axis=0) * share.quota, np.maximum(longest, loads.max(axis=0))
-            offset += share.size
-        mean = np.maximum(mean, total / order.size)
+    total, longest, offset = np.zeros(2), np.zeros(2), 0
+    for share in order.shares:
+        rows = np.arange(offset, offset + share.size)
+        counts = order.tokens.rationale_counts[rows]
+        for count in np.unique(counts):
+            group = rows[counts == count]
+            turns = [order.tokens.loads(Picks(group, np.full_like(group, number))) for number in range(count)]
+            total += np.max([loads.sum(axis=0) for loads in turns], axis=0) * share.quota / share.size
+            longest = np.maximum(longest, np.max(turns, axis=(0, 1)))
+        offset += share.size
+    mean = total / order.size
     return mean, np.maximum(np.array(EXCESS) * mean, (longest - mean) / order.batch_size)
 
 
@@ -203,11 +206,16 @@ def _balance(order: TrainOrder, number: int, picks: Picks) -> Picks:
     return picks.take(places)
 
 
+def share_size(batch_size: int, processes: int) -> int:
+    """Examples that each process feeds. Raises UserError for an uneven split."""
+    if batch_size % processes:
+        raise UserError(f"batch of {batch_size} does not divide over {processes} processes: change config.batch_size")
+    return batch_size // processes
+
+
 def host_share(rows: IntArray, process: int, processes: int) -> IntArray:
     """The contiguous rows of a global batch that one process feeds. Raises UserError for an uneven split."""
-    if len(rows) % processes:
-        raise UserError(f"batch of {len(rows)} does not divide over {processes} processes: change config.batch_size")
-    share = len(rows) // processes
+    share = share_size(len(rows), processes)
     return rows[process * share : (process + 1) * share]
 
 

@@ -6,19 +6,21 @@ share of one process, by itself.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from cotmi_jax.data.order import IntArray, Picks, TrainOrder, host_share
-from cotmi_jax.data.tokens import Batch, Ragged, TokenizedSplit, gather, offsets_of, round_up
+from cotmi_jax.data.order import IntArray, Picks, TrainOrder, host_share, share_size
+from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather, offsets_of, round_up
 from cotmi_jax.errors import UserError
 
 PADDING = (0.10, 0.20)  # of input and target tokens, that rows should not exceed
 _TRIALS = 3072  # examples on which a shape is tried before it is taken
 _RESERVE = 1.015  # by which their sequences are then longer: batches to come are harder than those that were tried
 _SPARE = (1.02, 1.04, 1.06, 1.08, 1.12, 1.18, 1.25, 1.4, 1.7, 2.0, 3.0)  # tokens of rows over those of a batch
-_ATTEMPTS = 20  # at placing a batch, from different beginnings
+_EPOCHS = 12  # whose beginnings are tried: rationales take turns over them
+_ATTEMPTS = 100  # at placing a batch, from different beginnings
 _SWAPS = 500  # of sequence pairs between rows, in one attempt
 
 
@@ -46,14 +48,11 @@ class _Pairs(NamedTuple):
 
 def share_picks(split: TokenizedSplit, picks: Picks, process: int, processes: int) -> IntArray:
     """Which of a batch's examples one process feeds: as many as any other, with about as many tokens."""
-    if len(picks.rows) % processes:
-        raise UserError(
-            f"batch of {len(picks.rows)} does not divide over {processes} processes: change config.batch_size"
-        )
+    share = share_size(len(picks.rows), processes)
     if processes == 1:
-        return np.arange(len(picks.rows))
+        return np.arange(share)
     loads = split.loads(picks) / split.loads(picks).mean(axis=0)
-    total, room = np.zeros((processes, 2)), np.full(processes, len(picks.rows) // processes)
+    total, room = np.zeros((processes, 2)), np.full(processes, share)
     owner = np.empty(len(picks.rows), np.int64)
     for example in np.argsort(-loads.max(axis=1), kind="stable"):
         owner[example] = np.where(room > 0, (total + loads[example]).max(axis=1), np.inf).argmin()
@@ -122,29 +121,28 @@ def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, proce
     """The cheapest shape whose rows hold the batches of a balanced order; `multiple` divides the number of rows.
 
     Shapes with at most PADDING come first, where there are such. Cost counts padded tokens, and attention's part that
-    grows with their square. Shapes are tried on the first batches.
+    grows with their square. Shapes are tried on the first batches of the passes in which rationales take turns.
 
     Raises:
       UserError: no shape up to three times the tokens of a batch holds them.
     """
-    caps, pairs = order.cap, order.batch_size * len(split.tasks)
+    pairs, tokens = order.batch_size * len(split.tasks), order.batch_size * order.mean
     longest = split.input_length, max(split.target_lengths.values())
     shapes = set()
     for rows in range(multiple, max(pairs, multiple) + 1, multiple):
         for spare in _SPARE:
             inputs, targets = (
-                max(most, round_up(int(cap * spare / rows))) for cap, most in zip(caps, longest, strict=True)
+                max(most, round_up(int(cap * spare / rows))) for cap, most in zip(order.cap, longest, strict=True)
             )
             shapes.add(PackShape(rows, inputs, targets, segments=int(1.3 * pairs / rows) + 2))
-    trials = range(max(8, _TRIALS // order.batch_size))
-    tokens = order.batch_size * order.mean
 
     def key(shape: PackShape) -> tuple[bool, float, int]:
         padding = 1.0 - tokens / (shape.rows * np.array([shape.input_length, shape.target_length]))
         return bool((padding > PADDING).any()), _cost(shape), shape.rows
 
+    trials = _trials(split, order, processes)
     for shape in sorted(shapes, key=key):
-        if all(_holds(split, order.picks(step), shape, processes) for step in trials):
+        if all(_holds(pairs_of_share, shape, shape.rows // processes) for pairs_of_share in trials):
             return shape
     raise UserError(
         f"no packed rows hold every batch of {order.batch_size} examples over {processes} processes, of which the "
@@ -152,21 +150,30 @@ def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, proce
     )
 
 
+def _trials(split: TokenizedSplit, order: TrainOrder, processes: int) -> list[_Pairs]:
+    """What processes have to place in some batches from the beginning of each of the first epochs."""
+    epochs = min(_EPOCHS, math.lcm(*np.unique(split.rationale_counts).tolist()))
+    each = max(8, _TRIALS // order.batch_size) // epochs + 1
+    starts = [epoch * order.size // order.batch_size for epoch in range(epochs)]
+    trials = []
+    for step in sorted({start + number for start in starts for number in range(each)}):
+        picks = order.picks(step)
+        shares = (share_picks(split, picks, process, processes) for process in range(processes))
+        trials += [_pairs(split, picks.take(share)) for share in shares]
+    return trials
+
+
+def _holds(pairs: _Pairs, shape: PackShape, rows: int) -> bool:
+    """Whether pairs find their places with some reserve, and at the first attempt of those that `pack` makes."""
+    sizes = pairs.sizes(shape)
+    sizes[:, :2] = np.minimum(sizes[:, :2] * _RESERVE, 1.0)
+    return _place(sizes, rows, attempt=0) is not None
+
+
 def _cost(shape: PackShape) -> float:
     """Of a step, in tokens: a decoder layer does twice an encoder's work, and the vocabulary's logits come to it."""
     inputs, targets = shape.input_length, shape.target_length
     return shape.rows * (inputs * (1 + inputs / 1500) + targets * (2.4 + (inputs + targets) / 1500))
-
-
-def _holds(split: TokenizedSplit, picks: Picks, shape: PackShape, processes: int) -> bool:
-    """Whether every process places its share with some reserve, and at the first attempt of those that `pack` makes."""
-    for process in range(processes):
-        share = picks.take(share_picks(split, picks, process, processes))
-        sizes = _pairs(split, share).sizes(shape)
-        sizes[:, :2] = np.minimum(sizes[:, :2] * _RESERVE, 1.0)
-        if _place(sizes, shape.rows // processes, attempt=0) is None:
-            return False
-    return True
 
 
 def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, *, process: int = 0, processes: int = 1) -> Batch:
@@ -183,41 +190,66 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, *, process: int 
     """
     picks = picks.take(share_picks(split, picks, process, processes))
     rows, pairs = shape.rows // processes, _pairs(split, picks)
-    tries = (_place(pairs.sizes(shape), rows, attempt) for attempt in range(_ATTEMPTS))
-    row_P = next((found for found in tries if found is not None), None)
-    if row_P is None:
-        raise UserError(
-            f"a batch of {pairs.inputs.sum()} input and {pairs.targets.sum()} target tokens does not fit into {rows} "
-            f"rows of {shape.input_length} and {shape.target_length}: set config.data.packing to False"
-        )
-    order = np.argsort(row_P, kind="stable")
-    count_R = np.bincount(row_P, minlength=rows)
-    segment_P = np.empty_like(row_P)
-    segment_P[order] = np.arange(len(order)) - np.repeat(offsets_of(count_R)[:-1], count_R) + 1
+    row_P = _search(pairs, shape, rows)
+    segment_P = _segments(row_P)
     slot_P = row_P * shape.segments + segment_P - 1
-    size = len(picks.rows)
+    slot_by_task = dict(zip(split.tasks, slot_P.reshape(len(split.tasks), -1), strict=True))
     weight_B = split.weights[split.rationale_rows(*picks)]
     task, weight = np.full(rows * shape.segments, -1, np.int32), np.zeros(rows * shape.segments, np.float32)
-    slots = {}
-    laid: dict[str, list[IntArray]] = {"inputs": [], "targets": []}
+    flat: dict[str, list[IntArray]] = {"input": [], "target": []}
     for index, (name, tokens) in enumerate(split.tasks.items()):
-        here = slot_P[index * size : (index + 1) * size]
-        task[here], weight[here] = index, weight_B if tokens.varies else 1.0
-        slots[name] = (here + process * rows * shape.segments).astype(np.int32)
-        laid["inputs"].append(_tokens(tokens.inputs, picks.rows))
-        laid["targets"].append(_tokens(tokens.targets, split.target_rows(name, *picks)))
+        task[slot_by_task[name]] = index
+        weight[slot_by_task[name]] = weight_B if tokens.varies else 1.0
+        flat["input"].append(tokens.inputs.joined(picks.rows))
+        flat["target"].append(tokens.targets.joined(split.target_rows(name, *picks)))
     by_row = {"task": task.reshape(rows, -1), "weight": weight.reshape(rows, -1)}
     for kind, lengths, length in (
-        ("inputs", pairs.inputs, shape.input_length),
-        ("targets", pairs.targets, shape.target_length),
+        ("input", pairs.inputs, shape.input_length),
+        ("target", pairs.targets, shape.target_length),
     ):
-        by_row[kind], by_row[f"{kind[:-1]}_segments"] = _lay(
-            np.concatenate(laid[kind]), lengths, order, row_P, segment_P, (rows, length)
-        )
+        laid = _lay(np.concatenate(flat[kind]), lengths, row_P, segment_P, (rows, length))
+        by_row[f"{kind}s"], by_row[f"{kind}_segments"] = laid
+    before = process * rows * shape.segments
+    slots = {name: (slot_B + before).astype(np.int32) for name, slot_B in slot_by_task.items()}
     return {
         "rows": by_row,
-        "examples": {"valid": np.ones(size, bool), "weight": weight_B, "slots": slots},
+        "examples": {"valid": np.ones(len(picks.rows), bool), "weight": weight_B, "slots": slots},
     }
+
+
+def _search(pairs: _Pairs, shape: PackShape, rows: int) -> IntArray:
+    """The row of each pair. Raises UserError where none is found."""
+    for attempt in range(_ATTEMPTS):
+        row_P = _place(pairs.sizes(shape), rows, attempt)
+        if row_P is not None:
+            return row_P
+    raise UserError(
+        f"a batch of {pairs.inputs.sum()} input and {pairs.targets.sum()} target tokens does not fit into {rows} rows "
+        f"of {shape.input_length} and {shape.target_length}: set config.data.packing to False, in another --workdir"
+    )
+
+
+def _segments(row_P: IntArray) -> IntArray:
+    """Number of each pair in its row, from 1, in the order given."""
+    order, count_R = np.argsort(row_P, kind="stable"), np.bincount(row_P)
+    segment_P = np.empty_like(row_P)
+    segment_P[order] = np.arange(len(order)) - np.repeat(offsets_of(count_R)[:-1], count_R) + 1
+    return segment_P
+
+
+def _lay(
+    flat: IntArray, length_P: IntArray, row_P: IntArray, segment_P: IntArray, shape: tuple[int, int]
+) -> tuple[IntArray, IntArray]:
+    """Tokens of pairs, given one after the other, and their segments, both int32 of `shape`, from the left in rows."""
+    order = np.lexsort((segment_P, row_P))
+    filled_R = np.bincount(row_P, weights=length_P, minlength=shape[0]).astype(np.int64)
+    start_P = np.empty_like(length_P)  # in the row: what the pairs before take, less what lies in the rows before
+    start_P[order] = offsets_of(length_P[order])[:-1]
+    start_P -= offsets_of(filled_R)[row_P]
+    place = np.repeat(row_P * shape[1] + start_P - offsets_of(length_P)[:-1], length_P) + np.arange(len(flat))
+    tokens, segments = np.zeros(shape[0] * shape[1], np.int32), np.zeros(shape[0] * shape[1], np.int32)
+    tokens[place], segments[place] = flat, np.repeat(segment_P, length_P)
+    return tokens.reshape(shape), segments.reshape(shape)
 
 
 def make_batch(
@@ -234,31 +266,3 @@ def make_batch(
     if shape is not None:
         return pack(split, picks, shape, process=process, processes=processes)
     return gather(split, *(host_share(part, process, processes) for part in picks))
-
-
-def _tokens(ragged: Ragged, rows: IntArray) -> IntArray:
-    positions, _ = ragged.positions(rows)
-    return ragged.flat[positions].astype(np.int32)
-
-
-def _lay(
-    flat: IntArray,
-    length_P: IntArray,
-    order_P: IntArray,
-    row_P: IntArray,
-    segment_P: IntArray,
-    shape: tuple[int, int],
-) -> tuple[IntArray, IntArray]:
-    """Tokens of pairs, given one after the other, and their segments, both int32 of `shape`, in rows one by one."""
-    start_P = np.empty_like(length_P)  # in the row
-    sorted_lengths, sorted_rows = length_P[order_P], row_P[order_P]
-    before = np.cumsum(sorted_lengths) - sorted_lengths
-    of_row = np.full(shape[0], np.iinfo(np.int64).max)
-    np.minimum.at(of_row, sorted_rows, before)
-    start_P[order_P] = before - of_row[sorted_rows]
-    begin_P = row_P * shape[1] + start_P
-    own = np.cumsum(length_P) - length_P
-    place = np.repeat(begin_P - own, length_P) + np.arange(len(flat))
-    tokens, segments = np.zeros(shape[0] * shape[1], np.int32), np.zeros(shape[0] * shape[1], np.int32)
-    tokens[place], segments[place] = flat, np.repeat(segment_P, length_P)
-    return tokens.reshape(shape), segments.reshape(shape)

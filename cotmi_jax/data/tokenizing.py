@@ -47,28 +47,31 @@ def tokenize_split(
     limits: TokenLimits,
     progress: Callable[[int], None] | None = None,
 ) -> TokenizedSplit:
-    """Tokens of every task of `objective`, each sequence with a final eos.
+    """Tokens of every task of `objective`, each sequence with a final eos. It may be empty: see check_split.
 
     SentencePiece encodes the texts of a part on all cores. progress is told how many examples each part held.
 
     Raises:
-      UserError: no examples, none within the limits, or one beyond them where that is an error.
+      UserError: an unknown objective or label type, or a sequence beyond the limits where that is an error.
     """
-    if not examples:
-        raise UserError("a split without examples: check config.data.subsample and the data files")
     parts = []
-    for start in range(0, len(examples), PART):
+    for start in range(0, max(len(examples), 1), PART):
         part = examples[start : start + PART]
         parts.append(_tokenize_part(part, vocabulary, objective, label_type, limits))
         if progress:
             progress(len(part))
-    split = TokenizedSplit.join(parts)
-    if not split.size:
+    return TokenizedSplit.join(parts)
+
+
+def check_split(name: str, kept: np.ndarray, limits: TokenLimits) -> None:
+    """Raises UserError where nothing of a split, or of a part of one, was kept."""
+    if not len(kept):
+        raise UserError(f"{name} has no examples: check config.data.subsample and the data files")
+    if not kept.any():
         raise UserError(
-            f"all {len(examples)} examples are longer than config.data.max_input_tokens {limits.max_input_tokens} or "
-            f"max_target_tokens {limits.max_target_tokens}: raise them, or set config.data.too_long to cut"
+            f"{name}: all {len(kept)} examples are longer than config.data.max_input_tokens {limits.max_input_tokens} "
+            f"or max_target_tokens {limits.max_target_tokens}: raise them, or set config.data.too_long to cut"
         )
-    return split
 
 
 def _tokenize_part(
@@ -79,7 +82,7 @@ def _tokenize_part(
     limits: TokenLimits,
 ) -> TokenizedSplit:
     writes = objective != "standard"  # rationales
-    counts = np.array([len(example.rationales) if writes else 1 for example in examples])
+    counts = np.array([len(example.rationales) if writes else 1 for example in examples], np.int64)
     owner = np.repeat(np.arange(len(examples)), counts)
     weights = np.array([weight for example in examples for _, weight in example.rationales] if writes else 1.0)
     spread = [one for example in examples for one in _one_by_one(example)]

@@ -37,7 +37,7 @@ class Ragged:
         lengths = np.concatenate([part.lengths for part in parts])
         return cls(np.concatenate([part.flat for part in parts]), offsets_of(lengths))
 
-    @property
+    @functools.cached_property
     def lengths(self) -> IntArray:
         """Tokens of every sequence."""
         return np.diff(self.offsets)
@@ -47,11 +47,11 @@ class Ragged:
         """Tokens of the longest sequence, 0 if there is none."""
         return int(self.lengths.max(initial=0))
 
-    def positions(self, rows: IntArray) -> tuple[IntArray, IntArray]:
-        """Where in flat the tokens of sequences `rows` lie, one sequence after the other, and their lengths."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        before = np.cumsum(lengths) - lengths
-        return np.repeat(starts - before, lengths) + np.arange(lengths.sum()), lengths
+    def joined(self, rows: IntArray) -> IntArray:
+        """The tokens of sequences `rows`, one sequence after the other, int32."""
+        ends = offsets_of(self.lengths[rows])
+        position = np.repeat(self.offsets[rows] - ends[:-1], self.lengths[rows]) + np.arange(ends[-1])
+        return self.flat[position].astype(np.int32)
 
     def padded(self, rows: IntArray, length: int) -> IntArray:
         """Sequences `rows` as int32 [len(rows), length], padded with PAD_ID; a row of −1 is all padding."""
@@ -123,9 +123,9 @@ class TokenizedSplit:
         return {task: round_up(tokens.targets.longest) for task, tokens in self.tasks.items()}
 
     @functools.cached_property
-    def most_rationales(self) -> int:
-        """Rationales of the example that has most."""
-        return int(np.diff(self.first).max(initial=1))
+    def rationale_counts(self) -> IntArray:
+        """Number of rationales of every example."""
+        return np.diff(self.first)
 
     def rationale_rows(self, rows: IntArray, passes: IntArray | int) -> IntArray:
         """The rationale of each example whose turn it is in a pass over the data; −1 for a row of −1."""

@@ -17,8 +17,8 @@ from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.order import TrainOrder, make_shares
 from cotmi_jax.data.packing import PackShape, make_shape
 from cotmi_jax.data.sources import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
-from cotmi_jax.data.tasks import tasks_of
-from cotmi_jax.data.tokenizing import TokenLimits, TooLong, tokenize_split
+from cotmi_jax.data.tasks import ANSWER_MARK, PREFIX, tasks_of
+from cotmi_jax.data.tokenizing import TokenLimits, TooLong, check_split, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
@@ -65,15 +65,19 @@ def tokenize(
     Only training uses config.data.label_type, and only train loses examples: losses on held-out splits are against
     gold, and scores are of all examples.
     """
-    too_long: TooLong = config.data.too_long if train or config.data.too_long == "error" else "cut"
     return tokenize_split(
         examples,
         vocabulary,
         objective=config.objective.name,
         label_type=config.data.label_type if train else "gt",
-        limits=TokenLimits(config.data.max_input_tokens, config.data.max_target_tokens, too_long),
+        limits=_limits(config, train=train),
         progress=progress,
     )
+
+
+def _limits(config: ConfigDict, *, train: bool) -> TokenLimits:
+    too_long: TooLong = config.data.too_long if train or config.data.too_long == "error" else "cut"
+    return TokenLimits(config.data.max_input_tokens, config.data.max_target_tokens, too_long)
 
 
 def find_cache(config: ConfigDict) -> Path | None:
@@ -89,7 +93,8 @@ def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "corpus": corpus_fingerprint(loading_of(config)),
         "vocabulary": hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
-        "sequences": objective if len(tasks_of(objective)) == 1 else "two tasks",
+        "sequences": [objective] if len(tasks_of(objective)) == 1 else ["two tasks", *PREFIX.values()],
+        "mark": ANSWER_MARK,
         "settings": {name: data[name] for name in ("label_type", "max_input_tokens", "max_target_tokens", "too_long")},
     }
 
@@ -110,13 +115,22 @@ def _corpus_notes(config: ConfigDict, loaded: LoadedCorpus) -> list[str]:
 def _token_notes(name: str, split: TokenizedSplit) -> list[str]:
     """One line for each kind of sequence that was cut to the limits, and for what was left out."""
     notes = [
-        f"{name}: {count} of {split.size} {task} {kind} were longer than the limit and were cut"
+        f"{name}: {count} of {len(ragged.lengths)} {task} {kind} were longer than the limit and were cut"
         for task, tokens in split.tasks.items()
-        for kind, count in (("inputs", tokens.truncated_inputs), ("targets", tokens.truncated_targets))
+        for kind, ragged, count in (
+            ("inputs", tokens.inputs, tokens.truncated_inputs),
+            ("targets", tokens.targets, tokens.truncated_targets),
+        )
         if count
     ]
     skipped = len(split.kept) - split.size
     return notes + ([f"{name}: {skipped} of {len(split.kept)} examples longer than the limits skipped"] * bool(skipped))
+
+
+def _by_component(train: TokenizedSplit, facts: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
+    """Name of each component, and which of its train examples were kept."""
+    names, sizes = zip(*facts["components"], strict=True)
+    return list(zip(names, np.split(train.kept, np.cumsum(sizes)[:-1]), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +158,16 @@ class RunData:
             with tqdm(total=len(examples), desc=f"tokenizing {split}", unit="ex", leave=False, disable=None) as bar:
                 return tokenize(config, vocabulary, examples, train=split == "train", progress=bar.update)
 
-        identity, recipe = _identity(config, vocabulary), Recipe(read, tokens)
+        def check(split: TokenizedSplit, name: str, facts: dict[str, Any]) -> None:
+            if name == "train":
+                for component, kept in _by_component(split, facts):
+                    check_split(f"train of {component}", kept, _limits(config, train=True))
+            check_split(name, split.kept, _limits(config, train=name == "train"))
+
+        identity, recipe = _identity(config, vocabulary), Recipe(read, tokens, check)
         prepared, found = prepare(find_cache(config), identity, recipe, process=process, processes=processes)
-        ends = np.cumsum([size for _, size in prepared.facts["components"]])
-        parts = np.split(prepared.train.kept, ends[:-1])
-        shares = make_shares(
-            [int(part.sum()) for part in parts], [part.rate for part in parse_dataset(config.data.dataset)]
-        )
+        sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
+        shares = make_shares(sizes, [part.rate for part in parse_dataset(config.data.dataset)])
         order = TrainOrder(shares, config.batch_size, config.seed, prepared.train if config.data.packing else None)
         return cls(config, prepared, found, order, process, processes)
 
