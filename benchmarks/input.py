@@ -3,8 +3,8 @@
     python -m benchmarks.input --dataset=cqa
 
 The reference set-up collates with transformers and torch: two `DataCollatorForSeq2Seq`, one a task, behind a DataLoader
-that yields the same rows. All sides run in one process and one thread, in turns; tokens are real ones, without padding,
-and time is what the process spent on its core. Also printed: how much padding each leaves. As JSON.
+that yields the same rows. All sides run in one process, in turns; tokens are real ones, without padding, and time is
+what the process spent on all cores together. Also printed: how much padding each leaves. As JSON.
 """
 
 import argparse
@@ -21,23 +21,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's copies otherwise start 
 
 import numpy as np  # noqa: E402
 
+from cotmi_jax.config import base  # noqa: E402
 from cotmi_jax.data.packing import make_batch  # noqa: E402
 from cotmi_jax.data.tokens import Batch, TokenizedSplit  # noqa: E402
+from cotmi_jax.data.vocabulary import Vocabulary  # noqa: E402
+from cotmi_jax.training.experiment import find_vocabulary  # noqa: E402
 from cotmi_jax.training.inputs import RunData  # noqa: E402
 
 Counts = tuple[int, int]  # real input and target tokens of a batch; or all places, padding included
 
 
-def load(arguments: argparse.Namespace) -> RunData:
+def load(arguments: argparse.Namespace, cache: str) -> RunData:
     """The run's data, read back from a cache on disk."""
-    from cotmi_jax.config import base
-    from cotmi_jax.data.vocabulary import Vocabulary
-    from cotmi_jax.training.experiment import find_vocabulary
-
     config = base()
     config.data.dataset, config.data.root = arguments.dataset, arguments.data_root or ""
     config.data.empty_rationale, config.model.init = "drop", "random"
-    config.batch_size, config.data.cache = arguments.batch_size, arguments.cache
+    config.batch_size, config.data.cache = arguments.batch_size, cache
     vocabulary = Vocabulary(find_vocabulary(config))
     RunData.of(config, vocabulary)
     return RunData.of(config, vocabulary)
@@ -69,10 +68,7 @@ def reference(data: RunData, *, steps: int) -> Callable[[], Iterator[Batch]]:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary = (
-            Path(data.config.data.root or os.environ.get("COTMI_DATA_ROOT", "../shared/data")) / "t5/spiece.model"
-        )
-        (Path(folder) / "spiece.model").write_bytes(vocabulary.read_bytes())
+        (Path(folder) / "spiece.model").write_bytes(find_vocabulary(data.config).read_bytes())
         tokenizer = T5Tokenizer.from_pretrained(folder)
     collate = DataCollatorForSeq2Seq(tokenizer)
     rows = [features(data.train, row) for row in range(data.train.size)]
@@ -130,8 +126,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
-        arguments.cache = cache
-        data = load(arguments)
+        data = load(arguments, cache)
         makers = {
             "packed": lambda: ours(data, packing=True, steps=arguments.steps),
             "padded": lambda: ours(data, packing=False, steps=arguments.steps),

@@ -83,6 +83,25 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def check_host_blocks(mesh: Mesh) -> None:
+    """Raises UserError unless the parts of a batch that lie on a process's devices are its own contiguous block.
+
+    Batches are fed by process in order, and packed ones count rows over all of them.
+    """
+    parts = batch_shards(mesh)
+    held: dict[int, set[int]] = {}
+    for device, (part, *_) in batch_sharding(mesh).devices_indices_map((parts,)).items():
+        held.setdefault(device.process_index, set()).add(part.start or 0)
+    processes = len(held)
+    for process, found in sorted(held.items()):
+        block = range(process * parts // processes, (process + 1) * parts // processes)
+        if parts % processes or found != set(block):
+            raise UserError(
+                f"mesh {dict(mesh.shape)}: the devices of process {process} hold parts {sorted(found)} of a batch in "
+                f"{parts} parts over {processes} processes, not a block of their own: change config.mesh"
+            )
+
+
 def put_batch(batch: Mapping[str, PyTree], mesh: Mesh) -> PyTree:
     """Host arrays → device arrays split over the mesh along their first axis (this process gives its own rows)."""
     sharding = batch_sharding(mesh)

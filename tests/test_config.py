@@ -131,7 +131,7 @@ def test_a_run_may_go_on_with_other_places_rhythms_and_devices_but_no_other_reci
     value = flatten(base())[key]
     other = {bool: lambda: not value, str: lambda: f"{value}x"}.get(type(value), lambda: value + 1)()
     found = differences(base(), changed({key: other}))
-    may = key in ("data.root", "data.tfds_dir", "data.vocabulary") or key.startswith(
+    may = key in ("data.root", "data.tfds_dir", "data.vocabulary", "data.cache") or key.startswith(
         ("checkpoint.", "log.", "mesh.", "mi.monitor.")
     )
     assert found == ([] if may else [f"{key}: {value} → {other}"])

@@ -112,7 +112,7 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
         completions = (root / "svamp" / "llm" / f"{split}_CoT_0.json").read_text()
         (root / "gpt-neox" / "svamp" / f"{split}.json").write_text(completions)
     dataset = f"svamp,jsonl:{mine},arithmetic"
-    plain = Loading(dataset=dataset, data_root=str(root), size=10)
+    plain = Loading(dataset=dataset, data_root=str(root), size=10, subsample=0.9)
     changes = {
         "dataset": f"jsonl:{mine},svamp,arithmetic",
         "teacher": "gpt-neox",
@@ -130,13 +130,15 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
     found = {corpus_fingerprint(dataclasses.replace(plain, **{key: value})) for key, value in changes.items()}
     before = corpus_fingerprint(plain)
     assert len(found | {before}) == len(changes) + 1
+    whole = dataclasses.replace(plain, subsample=1.0)
+    assert corpus_fingerprint(whole) == corpus_fingerprint(dataclasses.replace(whole, seed=1))  # which draws nothing
     moved = tmp_path / "moved"
     moved.mkdir()
     root.rename(moved / "release")
     mine.rename(moved / "mine.jsonl")
     there = {"data_root": str(moved / "release"), "tfds_dir": "elsewhere"}
     with_rates = f"svamp=3,jsonl:{moved / 'mine.jsonl'},arithmetic=0.5"
-    assert corpus_fingerprint(Loading(dataset=with_rates, size=10, **there)) == before
+    assert corpus_fingerprint(Loading(dataset=with_rates, size=10, subsample=0.9, **there)) == before
 
 
 @pytest.mark.parametrize("file", ["svamp/svamp_test.json", "svamp/llm/train_CoT_0.json", "mine/valid.jsonl"])

@@ -107,9 +107,10 @@ def split_of(size: int, seed: int) -> TokenizedSplit:
 
     def task(repeats: int) -> TokenizedTask:
         rows = Ragged.of([[label] * repeats + [1] for label in labels])
-        return TokenizedTask(rows, rows, 8, 8, 0, 0)
+        return TokenizedTask(rows, rows, False, 0, 0)
 
-    return TokenizedSplit({"predict": task(1), "explain": task(5)}, size)
+    tasks = {"predict": task(1), "explain": task(5)}
+    return TokenizedSplit(tasks, np.arange(size + 1), np.ones(size, np.float32), np.ones(size, bool))
 
 
 def monitor_of(**changes: Any) -> tuple[InformationMonitor, dict]:

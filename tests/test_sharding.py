@@ -4,7 +4,11 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 from helpers import random_batch
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from cotmi_jax import sharding
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.critics import CRITICS, CriticConfig
 from cotmi_jax.mi.information import InformationConfig, networks_def
@@ -23,6 +28,7 @@ from cotmi_jax.sharding import (
     RULES,
     batch_sharding,
     batch_shards,
+    check_host_blocks,
     constrain_batch,
     make_mesh,
     put_batch,
@@ -182,3 +188,35 @@ def test_activations_are_pinned_where_there_is_a_mesh() -> None:
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(make_golden(), indent=1, sort_keys=True) + "\n")
+
+
+def hosts_of(owners: Sequence[int], sizes: tuple[int, int, int]) -> Any:
+    """A mesh of eight devices that say they belong to these processes, in the order of its batch's parts."""
+    devices = np.array([mock.Mock(process_index=owner) for owner in owners]).reshape(sizes)
+    return SimpleNamespace(devices=devices, shape=dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("owners", "sizes", "fits"),
+    [
+        ([0] * 8, (2, 2, 2), True),
+        ([0, 0, 0, 0, 1, 1, 1, 1], (4, 1, 2), True),
+        ([0, 0, 1, 1, 2, 2, 3, 3], (2, 2, 2), True),
+        ([0, 1, 0, 1, 0, 1, 0, 1], (8, 1, 1), False),  # not in one piece
+        ([1, 1, 1, 1, 0, 0, 0, 0], (8, 1, 1), False),  # in another order
+        ([0, 0, 0, 0, 1, 1, 1, 1], (1, 1, 8), False),  # parts that hosts share
+    ],
+)
+def test_each_process_holds_a_block_of_every_batch(
+    monkeypatch: pytest.MonkeyPatch, owners: list[int], sizes: tuple[int, int, int], fits: bool
+) -> None:
+    mesh = hosts_of(owners, sizes)
+    parts = sizes[0] * sizes[1]
+    places = {device: (slice(i * parts // 8, None),) for i, device in enumerate(mesh.devices.flat)}
+    sharding_of = SimpleNamespace(devices_indices_map=lambda shape: places)
+    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: sharding_of)
+    if fits:
+        check_host_blocks(mesh)
+    else:
+        with pytest.raises(UserError, match=r"the devices of process 0 hold parts \[.*\] of a batch in"):
+            check_host_blocks(mesh)

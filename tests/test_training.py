@@ -27,7 +27,7 @@ from cotmi_jax.models.config import T5Config, preset
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.training import inputs, loop
-from cotmi_jax.training.experiment import Experiment
+from cotmi_jax.training.experiment import Experiment, make_objective
 from cotmi_jax.training.loop import train
 from cotmi_jax.training.state import TrainState
 from cotmi_jax.training.workdir import read_run
@@ -92,6 +92,24 @@ def test_labels_trained_on_are_the_teachers_where_asked_and_scored_ones_never() 
             assert made.vocabulary.decode(ids) == getattr(example, labels[kind])
     assert gold.data.train.fingerprint() != teacher.data.train.fingerprint()
     assert gold.data.valid.fingerprint() == teacher.data.valid.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mi.estimator": "released"},
+            "released reads the padding of padded batches: set config.data.packing to False",
+        ),
+        (
+            {"objective.name": "single_task", "data.empty_rationale": "keep"},
+            "cannot learn a label alone; set it to drop",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_objective(runs.tiny_config(changes))
 
 
 # What a run leaves behind.

@@ -30,13 +30,13 @@ def train_batches(
 
     example = of(start)
     dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]
-    refused: list[UserError] = []
+    refused: dict[int, UserError] = {}
 
     def leaves(step: np.ndarray) -> list[np.ndarray]:
         try:
             return tf.nest.flatten(of(int(step)))
         except UserError as error:  # which tf.data would wrap in an error of its own
-            refused.append(error)
+            refused[int(step)] = error
             raise
 
     def to_batch(step: tf.Tensor) -> Batch:
@@ -48,5 +48,6 @@ def train_batches(
         yield from batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     except tf.errors.OpError:
         if refused:
-            raise refused[0] from None
+            first = min(refused)
+            raise UserError(f"step {first + 1}: {refused[first]}") from None
         raise

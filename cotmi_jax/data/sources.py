@@ -127,7 +127,8 @@ def corpus_fingerprint(loading: Loading) -> str:
     Where files lie does not count, and neither do rates, which do not change what is loaded.
     """
     found = [source.fingerprint() for _, source in _sources(loading)]
-    return digest(_VERSION, loading.subsample, loading.seed, loading.empty_rationale, *found)
+    drawn = (loading.subsample, loading.seed) if loading.subsample < 1 else ()
+    return digest(_VERSION, *drawn, loading.empty_rationale, *found)
 
 
 def find_data_root(data_root: str | None) -> Path:

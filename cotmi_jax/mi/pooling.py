@@ -25,7 +25,7 @@ def _clean(states_RxTxD: Array, member_RxNxT: Array) -> Array:
 def mean(states_RxTxD: Array, member_RxNxT: Array) -> Array:
     """Mean over an example's tokens."""
     weight_RxNxT = member_RxNxT.astype(jnp.float32)
-    total_RxNxD = jnp.einsum("rnt,rtd->rnd", weight_RxNxT, _clean(states_RxTxD, member_RxNxT))
+    total_RxNxD = jnp.einsum("rnt,rtd->rnd", weight_RxNxT, _clean(states_RxTxD, member_RxNxT), precision="highest")
     return total_RxNxD / jnp.maximum(weight_RxNxT.sum(axis=-1), 1.0)[..., None]
 
 
@@ -43,10 +43,10 @@ def maximum(states_RxTxD: Array, member_RxNxT: Array) -> Array:
 def attention(states_RxTxD: Array, member_RxNxT: Array, query_D: Array) -> Array:
     """Mean weighted by a softmax over an example's tokens of ⟨query, state⟩ / √D."""
     states_RxTxD = _clean(states_RxTxD, member_RxNxT)
-    score_RxT = jnp.einsum("rtd,d->rt", states_RxTxD, query_D) / states_RxTxD.shape[-1] ** 0.5
+    score_RxT = jnp.einsum("rtd,d->rt", states_RxTxD, query_D, precision="highest") / states_RxTxD.shape[-1] ** 0.5
     score_RxNxT = jnp.where(member_RxNxT, score_RxT[:, None, :], _MASKED)
     weight_RxNxT = jnp.where(member_RxNxT, jax.nn.softmax(score_RxNxT, axis=-1), 0.0)
-    return jnp.einsum("rnt,rtd->rnd", weight_RxNxT, states_RxTxD)
+    return jnp.einsum("rnt,rtd->rnd", weight_RxNxT, states_RxTxD, precision="highest")
 
 
 def first(states_RxTxD: Array, member_RxNxT: Array) -> Array:

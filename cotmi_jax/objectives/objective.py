@@ -25,7 +25,7 @@ from cotmi_jax.mi.pooling import members
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.t5 import T5
-from cotmi_jax.objectives.terms import Term, Terms, is_packed, packed_weights, token_mask
+from cotmi_jax.objectives.terms import Term, Terms, is_packed, packed_weights, slots_of, token_mask
 from cotmi_jax.objectives.token_scan import Pool, scan_tokens
 
 
@@ -104,7 +104,9 @@ class Objective:
         """The weight of each loss term, a function of the batch alone: micro-batches divide by the whole one's."""
         weights = {task: self._token_weights(batch, task, pad_id).sum() for task in self.tasks}
         others = [name for name in self.coefficients if name not in weights]
-        return weights | dict.fromkeys(others, self.pairs(batch, pad_id).sum(dtype=jnp.float32))
+        if others:
+            weights |= dict.fromkeys(others, self.pairs(batch, pad_id).sum(dtype=jnp.float32))
+        return weights
 
     def ramp(self, step: Array) -> Array:
         """Share of the mutual-information term's coefficients at a step."""
@@ -113,9 +115,7 @@ class Objective:
     def pairs(self, batch: Mapping, pad_id: int) -> Array:
         """Which examples have both a label and a rationale to tie together, bool [B]; one of weight 0 is none."""
         examples = batch["examples"] if is_packed(batch) else batch
-        valid_B = examples["valid"]
-        if any(writes_rationale(self.name, task) for task in self.tasks):
-            valid_B = valid_B & (examples["weight"] > 0)
+        valid_B = examples["valid"] & (examples["weight"] > 0)
         if not is_packed(batch):
             for task in self.tasks:
                 valid_B = valid_B & (batch[task]["targets"] != pad_id).any(axis=1)
@@ -159,7 +159,7 @@ class Objective:
         if features is not None:
             pairs_B = self.pairs(batch, student.config.pad_id)
             weight = pairs_B.sum(dtype=jnp.float32)
-            terms |= self.inform(None, None, features.by_example(None), pairs_B, weight, None, None)[1]
+            terms |= self.inform(None, None, features.by_example(slots_of(batch)), pairs_B, weight, None, None)[1]
         return terms
 
     def inform(

@@ -29,6 +29,11 @@ def is_packed(batch: Mapping) -> bool:
     return "rows" in batch
 
 
+def slots_of(batch: Mapping) -> Mapping[str, Array] | None:
+    """Where the sequence pairs of a packed batch lie, by task; None for a padded one."""
+    return batch["examples"]["slots"] if is_packed(batch) else None
+
+
 def packed_weights(rows: Mapping[str, Array], task: int) -> Array:
     """Loss weight of every target token of packed rows that belongs to a task, 0 elsewhere, float32 [R, T]."""
     weight_RxN = jnp.where(rows["task"] == task, rows["weight"], 0.0)

@@ -73,6 +73,11 @@ def make_objective(config: ConfigDict) -> Objective:
         compression_weight=mi.compression.weight,
     )
     objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, information)
+    if objective.name == "single_task" and config.data.empty_rationale == "keep":
+        raise UserError(
+            "config.data.empty_rationale keep: single_task writes rationale and label as one target and cannot learn a "
+            "label alone; set it to drop"
+        )
     if objective.has_information:
         information.check_batch(config.batch_size)
         if config.mi.estimator == "released" and config.data.packing:

@@ -13,7 +13,7 @@ from cotmi_jax.mi.information import Features
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.objectives.terms import Term, Terms, is_packed
+from cotmi_jax.objectives.terms import Term, Terms, is_packed, slots_of
 from cotmi_jax.sharding import PyTree
 from cotmi_jax.training.rng import Stream, step_key
 from cotmi_jax.training.state import StateDef, TrainState
@@ -72,7 +72,7 @@ class _Differentiable:
         self, params: Params, features: Features, part: Mapping, key: Array | None
     ) -> tuple[Array, tuple[Terms, MineState | None]]:
         """The mutual-information term of features, at full strength (the features' own gradient carries beta)."""
-        by_example = features.by_example(part["examples"]["slots"] if is_packed(part) else None)
+        by_example = features.by_example(slots_of(part))
         networks, pairs_B = self.information.networks, self.objective.pairs(part, self.student.config.pad_id)
         bound = frozen = None
         if networks is not None:
