@@ -91,7 +91,7 @@ def check_host_blocks(mesh: Mesh) -> None:
     parts = batch_shards(mesh)
     held: dict[int, set[int]] = {}
     for device, (part, *_) in batch_sharding(mesh).devices_indices_map((parts,)).items():
-        held.setdefault(device.process_index, set()).add(part.start or 0)
+        held.setdefault(device.process_index, set()).add(part.start or 0)  # type: ignore[attr-defined]
     processes = len(held)
     for process, found in sorted(held.items()):
         block = range(process * parts // processes, (process + 1) * parts // processes)
