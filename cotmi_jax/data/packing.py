@@ -17,7 +17,7 @@ from cotmi_jax.errors import UserError
 
 PADDING = (0.10, 0.20)  # of input and target tokens, that rows should not exceed
 _TRIALS = 3072  # examples on which a shape is tried before it is taken
-_RESERVE = 1.015  # by which their sequences are then longer: batches to come are harder than those that were tried
+_RESERVE = 1.03  # by which their sequences are then longer: batches to come are harder than those that were tried
 _SPARE = (1.02, 1.04, 1.06, 1.08, 1.12, 1.18, 1.25, 1.4, 1.7, 2.0, 3.0)  # tokens of rows over those of a batch
 _EPOCHS = 12  # whose beginnings are tried: rationales take turns over them
 _ATTEMPTS = 100  # at placing a batch, from different beginnings
@@ -73,11 +73,11 @@ def _place(size_PxK: np.ndarray, rows: int, attempt: int) -> IntArray | None:
     """The row of each pair, such that no row holds more than 1 of anything; None where the search ends without.
 
     Large pairs first, each to the row that is then least full; after that pairs leave overfull rows, alone or in
-    exchange, while it helps. Attempts beyond the first begin with another order.
+    exchange, while it helps. Attempts beyond the first begin with another order, and where nothing helps any more they
+    exchange two pairs at random and go on.
     """
-    first = size_PxK.max(axis=1)
-    if attempt:
-        first = first * np.random.default_rng(attempt).uniform(0.8, 1.0, len(first))
+    draw = np.random.default_rng(attempt)
+    first = size_PxK.max(axis=1) * (draw.uniform(0.8, 1.0, len(size_PxK)) if attempt else 1.0)
     row_P, load_RxK = np.empty(len(size_PxK), np.int64), np.zeros((rows, size_PxK.shape[1]))
     for pair in np.argsort(-first, kind="stable"):
         after = load_RxK + size_PxK[pair]
@@ -88,7 +88,12 @@ def _place(size_PxK: np.ndarray, rows: int, attempt: int) -> IntArray | None:
         if load_RxK[row].max() <= 1.0 + 1e-9:
             return row_P
         if not _relieve(size_PxK, row_P, load_RxK, row):
-            return None
+            if not attempt:
+                return None
+            ours, theirs = draw.choice(np.flatnonzero(row_P == row)), draw.integers(len(row_P))
+            row_P[[ours, theirs]] = row_P[[theirs, ours]]
+            load_RxK[:] = 0.0
+            np.add.at(load_RxK, row_P, size_PxK)
     return None
 
 
