@@ -2,7 +2,7 @@
 
 Claim to reach (accuracy on the 1,221 test questions, T5-base, gold labels): standard 62.19%, single task 61.37%, DSS
 63.29%, MI 63.88%; one run's standard error is 1.4 points. Cost: 10,000 steps of 64 examples of two tasks, packed into
-34 rows of 200 input and 72 target tokens.
+26 rows of 256 input and 96 target tokens.
 
     python -m cotmi_jax.train --config=configs/cqa.py --workdir=runs/cqa
     python -m cotmi_jax.evaluate --workdir=runs/cqa --split=test

@@ -2,7 +2,7 @@
 
 Claim to reach (accuracy on the 200 test problems, T5-base, gold labels): standard 62.63%, single task 63.00%, DSS
 65.50%, MI 68.00%; one run's standard error is 3.4 points. Cost: 10,000 steps of 64 examples of two tasks, packed into
-21 rows of 280 input and 176 target tokens.
+18 rows of 328 input and 208 target tokens.
 
     python -m cotmi_jax.train --config=configs/svamp.py --workdir=runs/svamp
     python -m cotmi_jax.evaluate --workdir=runs/svamp --split=test
