@@ -4,10 +4,12 @@
 
 The reference set-up collates with transformers and torch: two `DataCollatorForSeq2Seq`, one a task, behind a DataLoader
 that yields the same rows. All sides run in one process, in turns; tokens are real ones, without padding, and time is
-what the process spent on all cores together. Also printed: how much padding each leaves. As JSON.
+what the process spent on all cores together. Also printed: how much padding each leaves, the shape of packed batches,
+and the share of the examples that balancing moved to another batch. As JSON.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -95,6 +97,13 @@ def features(split: TokenizedSplit, row: int) -> dict[str, dict[str, list[int]]]
     return found
 
 
+def moved(data: RunData, steps: int) -> float:
+    """Share of the examples of the first steps that a purely random order has in another batch."""
+    plain = dataclasses.replace(data.order, tokens=None)
+    foreign = [np.setdiff1d(data.order.picks(step).rows, plain.picks(step).rows).size for step in range(steps)]
+    return sum(foreign) / (steps * data.order.batch_size)
+
+
 def places(batch: Batch) -> Counts:
     """Token places of a batch, padding included."""
     if "rows" in batch:
@@ -150,6 +159,8 @@ def main() -> None:
         "tokens_a_batch": float(tokens.sum() / arguments.steps),
         "machine": platform.processor() or platform.machine(),
     }
+    if "packed" in sides:
+        report |= {"shape": str(data.shape(shards=1)), "examples_moved": moved(data, arguments.steps)}
     for side, seconds_of_rounds in spent.items():
         seconds = statistics.median(seconds_of_rounds)
         padding = 1.0 - tokens / totals[side]

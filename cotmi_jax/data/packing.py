@@ -70,7 +70,7 @@ def _pairs(split: TokenizedSplit, picks: Picks) -> _Pairs:
 
 
 def _place(size_PxK: np.ndarray, rows: int, attempt: int) -> IntArray | None:
-    """The row of each pair, such that no row holds more than 1 of anything; None where the search ends without.
+    """The row of each of P pairs, such that no row holds more than 1 of any of K things; None where none is found.
 
     Large pairs first, each to the row that is then least full; after that pairs leave overfull rows, alone or in
     exchange, while it helps. Attempts beyond the first begin with another order, and where nothing helps any more they

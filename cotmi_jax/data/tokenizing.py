@@ -45,7 +45,7 @@ def tokenize_split(
     objective: Objective,
     label_type: LabelType,
     limits: TokenLimits,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> TokenizedSplit:
     """Tokens of every task of `objective`, each sequence with a final eos. It may be empty: see check_split.
 

@@ -81,8 +81,9 @@ class TokenizedTask:
 class TokenizedSplit:
     """A split ready for batching: every task's tokens, aligned by row.
 
-    Example i has the rationales first[i] … first[i + 1] − 1, whose weights in the loss are float32 `weights`.
-    kept says which of the examples it was made from are in it; the others were too long.
+    Of N examples, example i has the rationales first[i] … first[i + 1] − 1 (int64 [N + 1]), whose weights in the loss
+    are `weights` (float32 [first[N]]). kept (bool) says which of the examples it was made from are in it; the others
+    were too long.
     """
 
     tasks: dict[str, TokenizedTask]

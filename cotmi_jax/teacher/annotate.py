@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import replace_file
 from cotmi_jax.teacher.asking import Asker, Limits, Request, guess_tokens
 from cotmi_jax.teacher.client import Teacher, read_key
 from cotmi_jax.teacher.consistency import Annotated, Policy, agrees, annotate_question
@@ -215,14 +216,8 @@ def _row(one: Annotated) -> dict[str, object]:
 
 
 def _replace(path: Path, content: str) -> None:
-    """Writes a file in one go: at any moment there is the old one or the new one."""
-    unfinished = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        replace_file(path, content)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; the journal is complete, choose another --output") from error

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,12 @@ def load_data(config: ConfigDict) -> LoadedCorpus:
 
 
 def tokenize(
-    config: ConfigDict, vocabulary: Vocabulary, examples: Sequence[Example], *, train: bool, progress: Any = None
+    config: ConfigDict,
+    vocabulary: Vocabulary,
+    examples: Sequence[Example],
+    *,
+    train: bool,
+    progress: Callable[[int], object] | None = None,
 ) -> TokenizedSplit:
     """Tokens of a split.
 

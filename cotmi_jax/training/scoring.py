@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cotmi_jax.evaluation.accuracy import Summary, summarize
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
 from cotmi_jax.evaluation.plots import draw_information
+from cotmi_jax.files import replace_file
 from cotmi_jax.sharding import batch_shards, make_mesh
 from cotmi_jax.training.experiment import eval_decoding, make_objective
 from cotmi_jax.training.inputs import load_data, tokenize
@@ -36,13 +36,6 @@ class Scored:
     information: Measured | None
     output: Path
     drawn: bool
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    """Replace a file in one move, so that an interrupted evaluation leaves the former one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in lines))
-    os.replace(temporary, path)
 
 
 def accuracy_by_component(correct: list[bool], components: Sequence[Component], split: str) -> dict[str, Summary]:
@@ -118,8 +111,10 @@ def score(
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "metrics.json", [json.dumps(metrics, indent=1)])
-            _write(folder / "predictions.jsonl", (json.dumps(prediction) for prediction in predictions))
+            replace_file(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+            replace_file(
+                folder / "predictions.jsonl", "".join(json.dumps(prediction) + "\n" for prediction in predictions)
+            )
             drawn = draw_information(workdir, folder / "information.png")
         except OSError as error:
             raise UserError(f"cannot write results to {folder}: {error.strerror}") from error

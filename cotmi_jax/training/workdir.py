@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, differences
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import replace_file
 from cotmi_jax.models.config import T5Config
 
 Record = dict[str, Any]
@@ -67,17 +68,11 @@ def _revision() -> str | None:
         return None
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> None:
     """Write the run's files, and a line for this start. Only a start from step 0 may bring another vocabulary."""
     if step == 0:
-        _replace(workdir / VOCABULARY_FILE, vocabulary.read_bytes())
-    _replace(workdir / RUN_FILE, (json.dumps(record, indent=1) + "\n").encode())
+        replace_file(workdir / VOCABULARY_FILE, vocabulary.read_bytes())
+    replace_file(workdir / RUN_FILE, json.dumps(record, indent=1) + "\n")
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
