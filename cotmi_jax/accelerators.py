@@ -9,8 +9,8 @@ GIB = 1 << 30
 class Accelerator:
     """One device as JAX counts them: a chip of TPU v4 and later, a core of earlier TPUs, a whole GPU.
 
-    Figures are the makers' own, of dense bfloat16 (float16 where a device has no bfloat16 units). Model FLOP utilization
-    is measured against that peak whatever the run's dtype is (Chowdhery et al. 2022, appendix B).
+    Figures are the makers' own, of dense bfloat16 (float16 where a device has no bfloat16 units). Model FLOP
+    utilization is measured against that peak whatever the run's dtype is (Chowdhery et al. 2022, appendix B).
     """
 
     name: str
