@@ -4,15 +4,18 @@ Parameters name their dimensions logically (`embed`, `mlp`, …); this file alon
 name that the table lacks, or a dimension that its mesh axes do not divide, is an error: nothing is replicated silently.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.feed import Feed
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # a batch is split over both; fsdp also splits the parameters
@@ -83,29 +86,50 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_host_blocks(mesh: Mesh) -> None:
-    """Raises UserError unless the parts of a batch that lie on a process's devices are its own contiguous block.
+def make_feeds(mesh: Mesh) -> dict[int, Feed]:
+    """What each process feeds of a batch that lies on the mesh.
 
-    Batches are fed by process in order, and packed ones count rows over all of them.
+    Raises UserError where processes hold some parts in common and others not, or not equally many.
     """
-    parts = batch_shards(mesh)
     held: dict[int, set[int]] = {}
-    for device, (part, *_) in batch_sharding(mesh).devices_indices_map((parts,)).items():
-        held.setdefault(device.process_index, set()).add(part.start or 0)  # type: ignore[attr-defined]
-    processes = len(held)
-    for process, found in sorted(held.items()):
-        block = range(process * parts // processes, (process + 1) * parts // processes)
-        if parts % processes or found != set(block):
-            raise UserError(
-                f"mesh {dict(mesh.shape)}: the devices of process {process} hold parts {sorted(found)} of a batch in "
-                f"{parts} parts over {processes} processes, not a block of their own: change config.mesh"
-            )
+    for part, devices in enumerate(mesh.devices.reshape(batch_shards(mesh), -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(part)
+    distinct = sorted({tuple(sorted(parts)) for parts in held.values()})
+    if len({len(parts) for parts in distinct}) > 1 or sum(map(len, distinct)) != batch_shards(mesh):
+        raise UserError(
+            f"mesh {dict(mesh.shape)}: processes hold the parts {distinct} of a batch, neither the same ones nor apart "
+            "and equally many: change config.mesh"
+        )
+    feeds = {parts: Feed(number, len(distinct), parts) for number, parts in enumerate(distinct)}
+    return {process: feeds[tuple(sorted(parts))] for process, parts in held.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def make_feed(mesh: Mesh) -> Feed:
+    """What this process feeds. Raises UserError as make_feeds does."""
+    return make_feeds(mesh)[jax.process_index()]
 
 
 def put_batch(batch: Mapping[str, PyTree], mesh: Mesh) -> PyTree:
-    """Host arrays → device arrays split over the mesh along their first axis (this process gives its own rows)."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    """Host arrays → device arrays split over the mesh along their first axis; this process gives the rows of its feed.
+
+    Raises UserError where the rows do not divide over the mesh.
+    """
+    sharding, feed = batch_sharding(mesh), make_feed(mesh)
+
+    def put(x: np.ndarray) -> Array:
+        total = len(x) * feed.count
+        each = feed.size(total) // len(feed.parts)  # rows a part
+
+        def rows_of(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # as for a scalar
+            begin = feed.parts.index((index[0].start or 0) // each) * each
+            return x[begin : begin + each]
+
+        return jax.make_array_from_callback((total, *x.shape[1:]), sharding, rows_of)
+
+    return jax.tree.map(put, batch)
 
 
 def constrain_batch(x: Array) -> Array:

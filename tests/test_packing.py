@@ -19,6 +19,7 @@ from cotmi_jax.data.packing import PADDING, PackShape, make_shape, pack, share_p
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
+from cotmi_jax.feed import Feed
 from cotmi_jax.mi.critics import CriticConfig
 from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.student import Params, StudentDef
@@ -56,20 +57,23 @@ def picks_of(split: TokenizedSplit, step: int = 7) -> Picks:
 def test_rows_hold_every_sequence_pair_once(tasks: tuple[str, ...], processes: int) -> None:
     split = random_split(200, tasks=tasks, rationales=3)
     order = make_order(split, 16)
-    shape = make_shape(split, order, multiple=processes, processes=processes)
+    shape = make_shape(split, order, multiple=2 * processes, feeds=processes)
     for step in range(30):
         picks, found = order.picks(step), []
         for process in range(processes):
-            batch = pack(split, picks, shape, process=process, processes=processes)
+            # Of 2 · processes parts, every other one.
+            feed = Feed(process, processes, (process, process + processes))
+            batch = pack(split, picks, shape, feed)
             rows, examples = batch["rows"], batch["examples"]
             assert rows["inputs"].shape == (shape.rows // processes, shape.input_length)
             assert rows["targets"].shape == (shape.rows // processes, shape.target_length)
-            share = picks.take(share_picks(split, picks, process, processes))
-            before = process * shape.rows // processes * shape.segments
+            share = picks.take(share_picks(split, picks, feed))
             for example, (row, number) in enumerate(zip(*share, strict=True)):
                 for index, task in enumerate(tasks):
-                    slot = examples["slots"][task][example] - before
-                    at, segment = slot // shape.segments, slot % shape.segments + 1
+                    row_of_batch, segment = (
+                        int(n) for n in np.divmod(examples["slots"][task][example], shape.segments)
+                    )
+                    at, segment = feed.rows(shape.rows).tolist().index(row_of_batch), segment + 1
                     tokens, target = split.tasks[task], split.target_rows(task, np.array([row]), number)[0]
                     for kind, expected in (
                         ("input", sequence(tokens.inputs, row)),
@@ -95,13 +99,13 @@ def test_hosts_feed_the_same_batch_whatever_their_number() -> None:
     split = random_split(300, inputs=(2, 40))
     picks = make_order(split, 32).picks(5)
     for processes in (1, 2, 4):
-        shares = [share_picks(split, picks, process, processes) for process in range(processes)]
+        shares = [share_picks(split, picks, Feed(process, processes)) for process in range(processes)]
         assert [len(share) for share in shares] == [32 // processes] * processes
         assert sorted(np.concatenate(shares).tolist()) == list(range(32))
         loads = np.stack([split.loads(picks.take(share)).sum(axis=0) for share in shares])
         assert (loads.max(axis=0) <= 1.1 * loads.mean(axis=0)).all()
-    with pytest.raises(UserError, match="batch of 32 does not divide over 3 processes"):
-        share_picks(split, picks, 0, 3)
+    with pytest.raises(UserError, match="batch of 32 does not divide into the 3 parts that 3 hosts feed"):
+        share_picks(split, picks, Feed(0, 3))
 
 
 def test_one_shape_serves_every_batch_of_many_epochs() -> None:
@@ -124,7 +128,7 @@ def test_a_batch_beyond_the_rows_is_refused() -> None:
 
 def test_shapes_that_hold_nothing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_place", lambda *arguments, **named: None)
-    with pytest.raises(UserError, match="no packed rows hold every batch of 8 examples over 1 processes"):
+    with pytest.raises(UserError, match="no packed rows hold every batch of 8 examples of 1 hosts"):
         make_shape(made()[0], make_order(made()[0]), multiple=1)
 
 
@@ -220,9 +224,15 @@ def test_a_mesh_changes_nothing(name: str, sizes: dict[str, int]) -> None:
 def test_shares_of_several_processes_make_the_batch_of_one() -> None:
     objective = OBJECTIVES["decoder_mean"]
     split, _ = made()
-    shape = make_shape(split, make_order(split), multiple=2, processes=2)
-    shares = [pack(split, picks_of(split), shape, process=process, processes=2) for process in range(2)]
-    together = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
+    shape = make_shape(split, make_order(split), multiple=4, feeds=2)
+    feeds = Feed(0, 2, (0, 2)), Feed(1, 2, (1, 3))
+    shares = [pack(split, picks_of(split), shape, feed) for feed in feeds]
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        rows = np.concatenate([feed.rows(2 * len(parts[0])) for feed in feeds])
+        return np.concatenate(parts)[np.argsort(rows)]
+
+    together = jax.tree.map(join, *shares)
     assert_same(compute(objective, together), compute(objective, gather(split, *picks_of(split))))
 
 

@@ -13,6 +13,7 @@ from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
 from cotmi_jax.data.tokens import TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
+from cotmi_jax.feed import Feed
 
 ORDER = TrainOrder.of(size=10, batch_size=4, seed=1)
 
@@ -47,12 +48,14 @@ def test_nothing_is_left_at_the_end(split: TokenizedSplit) -> None:
 
 
 def test_processes_feed_one_batch_together(split: TokenizedSplit) -> None:
-    streams = [train_batches(split, ORDER, 2, 8, process=process, processes=2) for process in range(2)]
+    feeds = Feed(0, 2, (0, 3)), Feed(1, 2, (1, 2))
+    streams = [train_batches(split, ORDER, 2, 8, feed=feed) for feed in feeds]
+    place = np.argsort(np.concatenate([feed.rows(ORDER.batch_size) for feed in feeds]))
     for step, shares in enumerate(zip(*streams, strict=True), 2):
-        whole = jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
+        whole = jax.tree.map(lambda *parts: np.concatenate(parts)[place], *shares)
         assert_same_batch(whole, gather(split, *ORDER.picks(step)))
 
 
 def test_an_uneven_share_is_refused_as_bad_input(split: TokenizedSplit) -> None:
-    with pytest.raises(UserError, match="does not divide over 3 processes"):
-        next(train_batches(split, ORDER, 0, 2, process=0, processes=3))
+    with pytest.raises(UserError, match="does not divide into the 3 parts that 3 hosts feed"):
+        next(train_batches(split, ORDER, 0, 2, feed=Feed(0, 3)))

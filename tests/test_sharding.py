@@ -4,7 +4,6 @@
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from cotmi_jax import sharding
 from cotmi_jax.errors import UserError
+from cotmi_jax.feed import Feed
 from cotmi_jax.mi.critics import CRITICS, CriticConfig
 from cotmi_jax.mi.information import InformationConfig, networks_def
 from cotmi_jax.models.config import FAMILIES, PRESETS, preset
@@ -28,8 +28,8 @@ from cotmi_jax.sharding import (
     RULES,
     batch_sharding,
     batch_shards,
-    check_host_blocks,
     constrain_batch,
+    make_feeds,
     make_mesh,
     put_batch,
     replicated,
@@ -190,33 +190,57 @@ if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(make_golden(), indent=1, sort_keys=True) + "\n")
 
 
-def hosts_of(owners: Sequence[int], sizes: tuple[int, int, int]) -> Any:
-    """A mesh of eight devices that say they belong to these processes, in the order of its batch's parts."""
+def hosts_of(owners: list[int], sizes: tuple[int, int, int]) -> Any:
+    """A mesh of devices that say they belong to these processes, in the mesh's order."""
     devices = np.array([mock.Mock(process_index=owner) for owner in owners]).reshape(sizes)
-    return SimpleNamespace(devices=devices, shape=dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    return SimpleNamespace(devices=devices, shape=dict(zip(MESH_AXES, sizes, strict=True)))
 
 
 @pytest.mark.parametrize(
-    ("owners", "sizes", "fits"),
+    ("owners", "sizes", "expected"),
     [
-        ([0] * 8, (2, 2, 2), True),
-        ([0, 0, 0, 0, 1, 1, 1, 1], (4, 1, 2), True),
-        ([0, 0, 1, 1, 2, 2, 3, 3], (2, 2, 2), True),
-        ([0, 1, 0, 1, 0, 1, 0, 1], (8, 1, 1), False),  # not in one piece
-        ([1, 1, 1, 1, 0, 0, 0, 0], (8, 1, 1), False),  # in another order
-        ([0, 0, 0, 0, 1, 1, 1, 1], (1, 1, 8), False),  # parts that hosts share
+        ([0] * 8, (2, 2, 2), {0: Feed(0, 1, (0, 1, 2, 3))}),
+        ([0, 0, 0, 0, 1, 1, 1, 1], (4, 1, 2), {0: Feed(0, 2, (0, 1)), 1: Feed(1, 2, (2, 3))}),
+        ([1, 1, 1, 1, 0, 0, 0, 0], (8, 1, 1), {1: Feed(0, 2, (0, 1, 2, 3)), 0: Feed(1, 2, (4, 5, 6, 7))}),
+        # The order in which make_mesh lays the chips of v5p:2x2x2 in a row.
+        ([0, 1, 0, 1, 0, 1, 0, 1], (8, 1, 1), {0: Feed(0, 2, (0, 2, 4, 6)), 1: Feed(1, 2, (1, 3, 5, 7))}),
+        # Hosts whose chips split one part between them feed the same rows.
+        ([0, 0, 0, 0, 1, 1, 1, 1], (1, 1, 8), {0: Feed(0, 1, (0,)), 1: Feed(0, 1, (0,))}),
+        (
+            [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3],
+            (2, 2, 4),
+            {0: Feed(0, 2, (0, 1)), 1: Feed(0, 2, (0, 1)), 2: Feed(1, 2, (2, 3)), 3: Feed(1, 2, (2, 3))},
+        ),
     ],
 )
-def test_each_process_holds_a_block_of_every_batch(
-    monkeypatch: pytest.MonkeyPatch, owners: list[int], sizes: tuple[int, int, int], fits: bool
+def test_each_process_feeds_what_its_devices_hold(
+    owners: list[int], sizes: tuple[int, int, int], expected: dict[int, Feed]
 ) -> None:
-    mesh = hosts_of(owners, sizes)
-    parts = sizes[0] * sizes[1]
-    places = {device: (slice(i * parts // 8, None),) for i, device in enumerate(mesh.devices.flat)}
-    sharding_of = SimpleNamespace(devices_indices_map=lambda shape: places)
-    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: sharding_of)
-    if fits:
-        check_host_blocks(mesh)
-    else:
-        with pytest.raises(UserError, match=r"the devices of process 0 hold parts \[.*\] of a batch in"):
-            check_host_blocks(mesh)
+    assert make_feeds(hosts_of(owners, sizes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("owners", "sizes"), [([0, 0, 0, 1, 1, 1, 1, 1], (8, 1, 1)), ([0, 0, 0, 1, 1, 1, 1, 1], (4, 1, 2))]
+)
+def test_processes_that_hold_some_parts_in_common_are_refused(owners: list[int], sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(UserError, match=r"processes hold the parts \[\(.*\)\] of a batch, neither"):
+        make_feeds(hosts_of(owners, sizes))
+
+
+def test_a_feed_gives_each_part_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a pod whose mesh lays the chips of two hosts by turns; the other host's rows are never asked for."""
+    feed, placed = Feed(1, 2, (1, 3)), {}
+    monkeypatch.setattr(sharding, "make_feed", lambda mesh: feed)
+
+    def make(shape: tuple[int, ...], where: NamedSharding, rows_of: Any) -> None:
+        for part in feed.parts:
+            index = (slice(part * shape[0] // 4, (part + 1) * shape[0] // 4), slice(None))
+            placed[part] = (shape, rows_of(index))
+
+    monkeypatch.setattr(jax, "make_array_from_callback", make)
+    whole = np.arange(16).reshape(8, 2)
+    put_batch({"inputs": whole[feed.rows(8)]}, make_mesh(4, 1, 2))
+    assert feed.rows(8).tolist() == [2, 3, 6, 7]
+    for part, (shape, rows) in placed.items():
+        assert shape == (8, 2)
+        np.testing.assert_array_equal(rows, whole[2 * part : 2 * part + 2])

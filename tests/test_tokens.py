@@ -13,12 +13,13 @@ import sentencepiece
 from cotmi_jax.data import dss, tokenizing
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.order import eval_rows, host_share
+from cotmi_jax.data.order import eval_rows
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, PREFIX, read_label, read_rationale, task_texts
 from cotmi_jax.data.tokenizing import TokenLimits, check_split, tokenize_split
 from cotmi_jax.data.tokens import MULTIPLE, Ragged, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, check_fits
 from cotmi_jax.errors import UserError
+from cotmi_jax.feed import Feed
 
 EXAMPLES = make_arithmetic(seed=3, num_train=24, num_valid=0, num_test=0).splits["train"]
 
@@ -90,12 +91,11 @@ def test_evaluation_takes_every_row_once_in_order(size: int, batches: int) -> No
 
 
 def test_hosts_share_a_batch_without_overlap_and_refuse_an_uneven_one() -> None:
-    rows = np.arange(12)
-    shares = [host_share(rows, process, 3) for process in range(3)]
-    assert [len(share) for share in shares] == [4, 4, 4]
-    np.testing.assert_array_equal(np.concatenate(shares), rows)
-    with pytest.raises(UserError, match=r"batch of 12 does not divide over 5 processes"):
-        host_share(rows, 0, 5)
+    feeds = [Feed(0, 3, (0, 4)), Feed(1, 3, (1, 2)), Feed(2, 3, (3, 5))]
+    assert [feed.rows(12).tolist() for feed in feeds] == [[0, 1, 8, 9], [2, 3, 4, 5], [6, 7, 10, 11]]
+    assert [feed.size(12) for feed in feeds] == [4, 4, 4]
+    with pytest.raises(UserError, match="batch of 9 does not divide into the 6 parts that 3 hosts feed"):
+        feeds[0].rows(9)
 
 
 # Tokenizing.

@@ -206,19 +206,6 @@ def _balance(order: TrainOrder, number: int, picks: Picks) -> Picks:
     return picks.take(places)
 
 
-def share_size(batch_size: int, processes: int) -> int:
-    """Examples that each process feeds. Raises UserError for an uneven split."""
-    if batch_size % processes:
-        raise UserError(f"batch of {batch_size} does not divide over {processes} processes: change config.batch_size")
-    return batch_size // processes
-
-
-def host_share(rows: IntArray, process: int, processes: int) -> IntArray:
-    """The contiguous rows of a global batch that one process feeds. Raises UserError for an uneven split."""
-    share = share_size(len(rows), processes)
-    return rows[process * share : (process + 1) * share]
-
-
 def eval_rows(size: int, batch_size: int) -> list[IntArray]:
     """Every row once, in order, in batches of batch_size; the last is filled up with −1."""
     padded = np.full(-(-size // batch_size) * batch_size, -1, np.int64)

@@ -2,7 +2,7 @@
 
 A sequence pair, one task's input and target of one example, is the unit that is placed; its input and its target lie in
 the same row under the same segment number. The examples of a batch are those of the padded form; what is packed is the
-share of one process, by itself.
+share of one feed, by itself.
 """
 
 import dataclasses
@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cotmi_jax.data.order import IntArray, Picks, TrainOrder, host_share, share_size
+from cotmi_jax.data.order import IntArray, Picks, TrainOrder
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather, offsets_of, round_up
 from cotmi_jax.errors import UserError
+from cotmi_jax.feed import WHOLE, Feed
 
 PADDING = (0.10, 0.20)  # of input and target tokens, that rows should not exceed
 _TRIALS = 3072  # examples on which a shape is tried before it is taken
@@ -26,7 +27,7 @@ _SWAPS = 500  # of sequence pairs between rows, in one attempt
 
 @dataclasses.dataclass(frozen=True)
 class PackShape:
-    """Shape of packed batches over all processes: rows R, lengths S and T, at most N sequence pairs a row."""
+    """Shape of packed batches over all feeds: rows R, lengths S and T, at most N sequence pairs a row."""
 
     rows: int
     input_length: int
@@ -46,19 +47,19 @@ class _Pairs(NamedTuple):
         return np.stack([self.inputs / shape.input_length, self.targets / shape.target_length, each], axis=1)
 
 
-def share_picks(split: TokenizedSplit, picks: Picks, process: int, processes: int) -> IntArray:
-    """Which of a batch's examples one process feeds: as many as any other, with about as many tokens."""
-    share = share_size(len(picks.rows), processes)
-    if processes == 1:
+def share_picks(split: TokenizedSplit, picks: Picks, feed: Feed) -> IntArray:
+    """Which of a batch's examples a feed packs: as many as any other, with about as many tokens."""
+    share = feed.size(len(picks.rows))
+    if feed.count == 1:
         return np.arange(share)
     loads = split.loads(picks) / split.loads(picks).mean(axis=0)
-    total, room = np.zeros((processes, 2)), np.full(processes, share)
+    total, room = np.zeros((feed.count, 2)), np.full(feed.count, share)
     owner = np.empty(len(picks.rows), np.int64)
     for example in np.argsort(-loads.max(axis=1), kind="stable"):
         owner[example] = np.where(room > 0, (total + loads[example]).max(axis=1), np.inf).argmin()
         total[owner[example]] += loads[example]
         room[owner[example]] -= 1
-    return np.flatnonzero(owner == process)
+    return np.flatnonzero(owner == feed.number)
 
 
 def _pairs(split: TokenizedSplit, picks: Picks) -> _Pairs:
@@ -122,7 +123,7 @@ def _relieve(size_PxK: np.ndarray, row_P: IntArray, load_RxK: np.ndarray, row: i
     return True
 
 
-def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, processes: int = 1) -> PackShape:
+def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, feeds: int = 1) -> PackShape:
     """The cheapest shape whose rows hold the batches of a balanced order; `multiple` divides the number of rows.
 
     Shapes with at most PADDING come first, where there are such. Cost counts padded tokens, and attention's part that
@@ -145,25 +146,25 @@ def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, proce
         padding = 1.0 - tokens / (shape.rows * np.array([shape.input_length, shape.target_length]))
         return bool((padding > PADDING).any()), _cost(shape), shape.rows
 
-    trials = _trials(split, order, processes)
+    trials = _trials(split, order, feeds)
     for shape in sorted(shapes, key=key):
-        if all(_holds(pairs_of_share, shape, shape.rows // processes) for pairs_of_share in trials):
+        if all(_holds(pairs_of_share, shape, shape.rows // feeds) for pairs_of_share in trials):
             return shape
     raise UserError(
-        f"no packed rows hold every batch of {order.batch_size} examples over {processes} processes, of which the "
+        f"no packed rows hold every batch of {order.batch_size} examples of {feeds} hosts, of which the "
         f"longest has {longest[0]} input tokens: set config.data.packing to False"
     )
 
 
-def _trials(split: TokenizedSplit, order: TrainOrder, processes: int) -> list[_Pairs]:
-    """What processes have to place in some batches from the beginning of each of the first epochs."""
+def _trials(split: TokenizedSplit, order: TrainOrder, feeds: int) -> list[_Pairs]:
+    """What feeds have to place in some batches from the beginning of each of the first epochs."""
     epochs = min(_EPOCHS, math.lcm(*np.unique(split.rationale_counts).tolist()))
     each = max(8, _TRIALS // order.batch_size) // epochs + 1
     starts = [epoch * order.size // order.batch_size for epoch in range(epochs)]
     trials = []
     for step in sorted({start + number for start in starts for number in range(each)}):
         picks = order.picks(step)
-        shares = (share_picks(split, picks, process, processes) for process in range(processes))
+        shares = (share_picks(split, picks, Feed(number, feeds)) for number in range(feeds))
         trials += [_pairs(split, picks.take(share)) for share in shares]
     return trials
 
@@ -181,20 +182,20 @@ def _cost(shape: PackShape) -> float:
     return shape.rows * (inputs * (1 + inputs / 1500) + targets * (2.4 + (inputs + targets) / 1500))
 
 
-def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, *, process: int = 0, processes: int = 1) -> Batch:
-    """One process's share of the packed batch of these examples.
+def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, feed: Feed = WHOLE) -> Batch:
+    """A feed's share of the packed batch of these examples.
 
     rows: inputs and input_segments [R, S], targets and target_segments [R, T], where segments are numbered from 1 in
       every row and 0 is padding; task and weight [R, N]: which task a segment is of (−1: none) and its weight in the
       loss.
     examples: valid and weight [B] as in the padded form; slots {task: [B]}: where its sequence pair lies, row · N +
-      segment − 1, rows counted over all processes.
+      segment − 1, rows counted over the whole batch.
 
     Raises:
       UserError: the rows do not hold the batch.
     """
-    picks = picks.take(share_picks(split, picks, process, processes))
-    rows, pairs = shape.rows // processes, _pairs(split, picks)
+    picks = picks.take(share_picks(split, picks, feed))
+    rows, pairs = feed.size(shape.rows), _pairs(split, picks)
     row_P = _search(pairs, shape, rows)
     segment_P = _segments(row_P)
     slot_P = row_P * shape.segments + segment_P - 1
@@ -214,8 +215,11 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, *, process: int 
     ):
         laid = _lay(np.concatenate(flat[kind]), lengths, row_P, segment_P, (rows, length))
         by_row[f"{kind}s"], by_row[f"{kind}_segments"] = laid
-    before = process * rows * shape.segments
-    slots = {name: (slot_B + before).astype(np.int32) for name, slot_B in slot_by_task.items()}
+    # Where those rows lie in the whole batch.
+    shift_R = (feed.rows(shape.rows) - np.arange(rows)) * shape.segments
+    slots = {
+        name: (slot_B + shift_R[slot_B // shape.segments]).astype(np.int32) for name, slot_B in slot_by_task.items()
+    }
     return {
         "rows": by_row,
         "examples": {"valid": np.ones(len(picks.rows), bool), "weight": weight_B, "slots": slots},
@@ -262,12 +266,10 @@ def make_batch(
     order: TrainOrder,
     step: int,
     shape: PackShape | None,
-    *,
-    process: int = 0,
-    processes: int = 1,
+    feed: Feed = WHOLE,
 ) -> Batch:
-    """One process's share of the batch of a step: packed into rows of a shape or, without one, padded."""
+    """A feed's share of the batch of a step: packed into rows of a shape or, without one, padded."""
     picks = order.picks(step)
     if shape is not None:
-        return pack(split, picks, shape, process=process, processes=processes)
-    return gather(split, *(host_share(part, process, processes) for part in picks))
+        return pack(split, picks, shape, feed)
+    return gather(split, *picks.take(feed.rows(len(picks.rows))))

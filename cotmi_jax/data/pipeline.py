@@ -9,6 +9,7 @@ from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.packing import PackShape, make_batch
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.errors import UserError
+from cotmi_jax.feed import WHOLE, Feed
 
 tf.config.set_visible_devices([], "GPU")  # tensorflow feeds; the accelerator is JAX's
 
@@ -20,13 +21,12 @@ def train_batches(
     stop: int,
     *,
     shape: PackShape | None = None,
-    process: int = 0,
-    processes: int = 1,
+    feed: Feed = WHOLE,
 ) -> Iterator[Batch]:
-    """This process's share of the batches of steps start…stop−1. Starting late costs nothing: a step names its rows."""
+    """A feed's share of the batches of steps start…stop−1. Starting late costs nothing: a step names its rows."""
 
     def of(step: int) -> Batch:
-        return make_batch(split, order, step, shape, process=process, processes=processes)
+        return make_batch(split, order, step, shape, feed)
 
     example = of(start)
     dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]

@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.order import eval_rows, host_share
+from cotmi_jax.data.order import eval_rows
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -17,7 +17,7 @@ from cotmi_jax.models.decoding import Decoding, generate
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Terms
-from cotmi_jax.sharding import put_batch, replicated
+from cotmi_jax.sharding import make_feed, put_batch, replicated
 
 Prediction = dict[str, str | bool | None]
 
@@ -42,7 +42,7 @@ class Evaluator:
     def _batches(self, split: TokenizedSplit, limit: int) -> Iterator[tuple[Batch, np.ndarray]]:
         """Device batches with their global rows; −1 fills up the last one."""
         for rows in eval_rows(min(split.size, limit or split.size), self._batch_size):
-            share = host_share(rows, jax.process_index(), jax.process_count())
+            share = rows[make_feed(self._mesh).rows(len(rows))]
             yield put_batch(gather(split, share), self._mesh), rows
 
     def losses(self, params: Params, split: TokenizedSplit, *, limit: int = 0) -> dict[str, float]:

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cotmi_jax.data.order import eval_rows, host_share
+from cotmi_jax.data.order import eval_rows
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import PAD_ID
@@ -26,7 +26,7 @@ from cotmi_jax.mi.estimate import Estimate, estimate_parts, make_reader
 from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.sharding import put_batch, replicated
+from cotmi_jax.sharding import make_feed, put_batch, replicated
 
 Features = dict[str, np.ndarray]  # "z", "v", "x", "first", "y": [N, D]
 MIN_PAIRS = 8  # held out: two at a time, four times
@@ -121,7 +121,7 @@ class InformationMonitor:
         blocks: dict[str, list[np.ndarray]] = {}
         for places in eval_rows(len(rows_N), self._batch_size):
             rows = np.where(places < 0, -1, rows_N[places])
-            share = host_share(rows, jax.process_index(), jax.process_count())
+            share = rows[make_feed(self._mesh).rows(len(rows))]
             found = self._states(params, put_batch(gather(split, share), self._mesh))
             for name, feature in jax.device_get(found).items():
                 blocks.setdefault(name, []).append(feature[rows >= 0])

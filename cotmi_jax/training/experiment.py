@@ -11,6 +11,7 @@ from cotmi_jax.data.sources import find_data_root
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.information import check_monitor
+from cotmi_jax.feed import WHOLE, Feed
 from cotmi_jax.mi.critics import CriticConfig
 from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
@@ -121,7 +122,13 @@ class Experiment:
 
     @classmethod
     def of(
-        cls, config: ConfigDict, begun: tuple[T5Config, Vocabulary] | None, *, process: int = 0, processes: int = 1
+        cls,
+        config: ConfigDict,
+        begun: tuple[T5Config, Vocabulary] | None,
+        feed: Feed = WHOLE,
+        *,
+        process: int = 0,
+        processes: int = 1,
     ) -> "Experiment":
         """Read, check and tokenize everything the config names.
 
@@ -131,5 +138,5 @@ class Experiment:
         check_monitor(config)
         vocabulary = begun[1] if begun else Vocabulary(find_vocabulary(config))
         student, params = (begun[0], None) if begun else make_student(config, vocabulary)
-        data = RunData.of(config, vocabulary, process=process, processes=processes)
+        data = RunData.of(config, vocabulary, feed, process=process, processes=processes)
         return cls(config, vocabulary, student, params, objective, data)

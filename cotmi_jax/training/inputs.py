@@ -22,6 +22,7 @@ from cotmi_jax.data.tokenizing import TokenLimits, TooLong, check_split, tokeniz
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
+from cotmi_jax.feed import WHOLE, Feed
 
 CACHE_VARIABLE = "COTMI_CACHE"
 DEFAULT_CACHE = Path("~/.cache/cotmi_jax")
@@ -146,11 +147,12 @@ class RunData:
     prepared: Prepared
     found: bool  # in the cache
     order: TrainOrder
-    process: int
-    processes: int
+    feed: Feed
 
     @classmethod
-    def of(cls, config: ConfigDict, vocabulary: Vocabulary, *, process: int = 0, processes: int = 1) -> "RunData":
+    def of(
+        cls, config: ConfigDict, vocabulary: Vocabulary, feed: Feed = WHOLE, *, process: int = 0, processes: int = 1
+    ) -> "RunData":
         """From the cache, or read and tokenized into it. Raises UserError for whatever is wrong with the data."""
 
         def read() -> tuple[Sequence[Example], Sequence[Example], dict[str, Any]]:
@@ -174,7 +176,7 @@ class RunData:
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
         shares = make_shares(sizes, [part.rate for part in parse_dataset(config.data.dataset)])
         order = TrainOrder(shares, config.batch_size, config.seed, prepared.train if config.data.packing else None)
-        return cls(config, prepared, found, order, process, processes)
+        return cls(config, prepared, found, order, feed)
 
     @property
     def train(self) -> TokenizedSplit:
@@ -191,14 +193,13 @@ class RunData:
         if not self.config.data.packing:
             return None
         multiple = shards * self.config.micro_batches
-        return make_shape(self.train, self.order, multiple=multiple, processes=self.processes)
+        return make_shape(self.train, self.order, multiple=multiple, feeds=self.feed.count)
 
     def batches(self, start: int, shape: PackShape | None) -> Iterator[Batch]:
         """This process's share of the batches from step `start` to the last."""
         from cotmi_jax.data.pipeline import train_batches  # the only part that takes tensorflow
 
-        place = {"process": self.process, "processes": self.processes}
-        return train_batches(self.train, self.order, start, self.config.steps, shape=shape, **place)
+        return train_batches(self.train, self.order, start, self.config.steps, shape=shape, feed=self.feed)
 
     def position(self, step: int) -> dict[str, int | str]:
         """Where in the data a run stands after `step` steps, and which data."""

@@ -19,7 +19,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
 from cotmi_jax.models.student import StudentDef, count_parameters
-from cotmi_jax.sharding import batch_shards, check_host_blocks, make_mesh, put_batch
+from cotmi_jax.sharding import batch_shards, make_feed, make_mesh, put_batch
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_json, restore_state, saved
 from cotmi_jax.training.experiment import Experiment, eval_decoding, with_data_root
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
@@ -212,10 +212,9 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     check_same_config(workdir, config)
     mesh = make_mesh(**config.mesh.to_dict())
     check_batches(config, batch_shards(mesh))
-    check_host_blocks(mesh)
     begun = read_run(workdir)[1:] if saved(workdir, "latest") else None
     place = {"process": jax.process_index(), "processes": jax.process_count()}
-    experiment = Experiment.of(config, begun, **place)
+    experiment = Experiment.of(config, begun, make_feed(mesh), **place)
     start = _start(workdir, experiment)
     if start >= config.steps:
         print(f"{workdir} is complete: {start} of {config.steps} steps")
