@@ -104,7 +104,9 @@ def test_micro_batches_of_a_t5_are_the_batch() -> None:
     assert_trees_close(compute("t5", information(), micro_batches=4), whole, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [("toy", (8, 1, 1)), ("toy", (1, 8, 1)), ("t5", (2, 2, 2))], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("toy", (8, 1, 1)), ("toy", (1, 8, 1)), ("t5", (2, 2, 2)), ("t5", (1, 2, 4))], ids=str
+)
 def test_eight_devices_are_one(kind: str, sizes: tuple[int, int, int]) -> None:
     """Each holds a row or two: negatives are on the others."""
     objective, mesh, params = objective_of(information()), make_mesh(*sizes), make_params(kind, information())

@@ -1,9 +1,10 @@
 """Where every parameter lies on every mesh, compared with a file; meshes; and what does not fit, in words.
 
-`python tests/test_sharding.py` writes golden/sharding.json anew. Read its diff: each line is a parameter that moves.
+`python tests/test_sharding.py` writes golden/sharding/ anew. Read its diff: each line is an array that moves.
 """
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +17,15 @@ from helpers import random_batch
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from cotmi_jax import sharding
+from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 from cotmi_jax.feed import Feed
 from cotmi_jax.mi.critics import CRITICS, CriticConfig
 from cotmi_jax.mi.information import InformationConfig, networks_def
-from cotmi_jax.models.config import FAMILIES, PRESETS, preset
+from cotmi_jax.models.config import FAMILIES, PRESETS, T5Config, preset
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.sharding import (
     MESH_AXES,
     RULES,
@@ -35,57 +38,120 @@ from cotmi_jax.sharding import (
     replicated,
     resolve,
 )
-from cotmi_jax.training.state import param_shardings
+from cotmi_jax.training.optimizer import make_optimizers
+from cotmi_jax.training.state import StateDef, param_shardings
 
-GOLDEN = Path(__file__).parent / "golden" / "sharding.json"
-MESHES = {"1x4x2": (1, 4, 2), "1x16x16": (1, 16, 16)}  # (data, fsdp, tensor); few presets have 16 heads to split
+GOLDEN = Path(__file__).parent / "golden" / "sharding"
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (4, 64, 1), (1, 16, 16))
+OPTIMIZERS = ("adamw", "adafactor")
+Spots = dict[str, tuple[tuple[int, ...], NamedSharding]]  # path → shape and sharding
 
 
-def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
+def abstract_mesh(sizes: tuple[int, int, int]) -> Any:
     """A mesh without devices, so that any size can be laid out."""
     return AbstractMesh(sizes, MESH_AXES)
 
 
-def shardings_of(network: ModuleDef, mesh: AbstractMesh) -> dict[str, tuple[tuple[int, ...], NamedSharding]]:
-    """Parameter → (shape, sharding)."""
-    where = param_shardings(network.shapes, network.axes, mesh)  # type: ignore[arg-type]
-    shapes = jax.tree_util.tree_leaves_with_path(network.shapes)
-    names = ["/".join(entry.key for entry in path) for path, _ in shapes]
-    placed = jax.tree.leaves(where)
-    return {name: (leaf.shape, spot) for name, (_, leaf), spot in zip(names, shapes, placed, strict=True)}
+def spots(shapes: Any, where: Any) -> Spots:
+    """Every leaf with its sharding. Dict keys make its path, before them the field that an optimizer keeps it in."""
+    leaves, placed = jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(where)
+    names = [
+        "/".join(part.strip("./") for part in (jax.tree_util.keystr((entry,), simple=True) for entry in path))
+        for path, _ in leaves
+    ]
+    return {name: (leaf.shape, spot) for name, (_, leaf), spot in zip(names, leaves, placed, strict=True)}
 
 
-def describe(shape: tuple[int, ...], where: NamedSharding) -> str:
-    """Shape of the whole, the mesh axis of each dimension, shape on each device."""
-    spec = ", ".join(axis or "-" for axis in where.spec)
-    return f"{list(shape)} ({spec}) {list(where.shard_shape(shape))}"
+def shardings_of(network: ModuleDef, mesh: Any) -> Spots:
+    """Of the parameters of a network."""
+    return spots(network.shapes, param_shardings(network.shapes, network.axes, mesh))
 
 
-def make_golden() -> dict[str, dict[str, dict[str, str] | str]]:
-    """Family and preset, or critic → mesh → parameter → description, or what is wrong with the mesh."""
-    networks: dict[str, ModuleDef] = {
-        f"{family} {name}": StudentDef.of(preset(name, family)) for family in FAMILIES for name in PRESETS
-    }
-    networks |= {
-        f"critic {name}": networks_def(InformationConfig(critic=CriticConfig(name)), preset("base")) for name in CRITICS
-    }
-    golden: dict[str, dict[str, dict[str, str] | str]] = {}
-    for name, network in networks.items():
-        meshes = golden.setdefault(name, {})
-        for title, sizes in MESHES.items():
-            try:
-                found = shardings_of(network, abstract_mesh(sizes))
-                meshes[title] = {path: describe(*placed) for path, placed in found.items()}
-            except UserError as error:
-                meshes[title] = str(error)
+def state_of(config: T5Config, optimizer: str, sizes: tuple[int, int, int]) -> StateDef:
+    """The state of a run with the default objective, critic included."""
+    settings = base()
+    settings.optimizer.name = optimizer
+    return StateDef.of(StudentDef.of(config), make_optimizers(settings), abstract_mesh(sizes), Objective("cotmi"))
+
+
+def bytes_of(state: StateDef) -> int:
+    """Bytes that each device holds."""
+    local = jax.tree.map(lambda leaf, spot: spot.shard_shape(leaf.shape), state.shapes, state.shardings)
+    sizes = jax.tree.map(lambda leaf, shape: math.prod(shape) * leaf.dtype.itemsize, state.shapes, local)
+    return sum(jax.tree.leaves(sizes))
+
+
+def describe(state: StateDef) -> dict[str, dict[str, str]]:
+    """Path → shape and, for each dimension, the mesh axis that splits it: of parameters, and of whatever an optimizer
+    keeps beside them that does not lie as its parameter does."""
+    found: dict[str, dict[str, str]] = {"parameters": {}, "optimizer": {}}
+    for name, (shape, where) in spots(state.shapes, state.shardings).items():
+        kind, _, path = name.partition("/")
+        text = f"{list(shape)} ({', '.join(axis or '-' for axis in where.spec)})"
+        if kind == "params":
+            found["parameters"][path] = text
+        elif shape == (1,):
+            continue  # Adafactor's placeholder for a moment that it does not keep
+        elif not any(path.endswith(f"/{owner}") and text == its for owner, its in found["parameters"].items()):
+            found["optimizer"][path or kind] = text
+    return found
+
+
+def make_golden(config: T5Config) -> dict[str, dict[str, Any]]:
+    """Where every array of a state lies, and of each mesh how many bytes a device holds, or why the mesh is refused.
+
+    A mesh changes how much of an array lies where, never along which of its dimensions it is split.
+    """
+    golden: dict[str, dict[str, Any]] = {"bytes a device": {}}
+    for sizes in MESHES:
+        title = "x".join(map(str, sizes))
+        try:
+            states = {name: state_of(config, name, sizes) for name in OPTIMIZERS}
+        except UserError as error:
+            golden["bytes a device"][title] = str(error)
+            continue
+        golden["bytes a device"][title] = {name: bytes_of(state) for name, state in states.items()}
+        for name, state in states.items():
+            found = describe(state)
+            for key, value in (("parameters", found["parameters"]), (name, found["optimizer"])):
+                assert golden.setdefault(key, value) == value
     return golden
 
 
-def test_every_parameter_of_every_preset_lies_where_it_lay() -> None:
-    golden, found = json.loads(GOLDEN.read_text()), make_golden()
-    assert found.keys() == golden.keys()
-    for name in golden:
-        assert found[name] == golden[name], name
+def written(family: str, name: str) -> Path:
+    """The golden file of a preset."""
+    return GOLDEN / f"{family}-{name}.json"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_leaf_of_every_preset_lies_where_it_lay(family: str, name: str) -> None:
+    assert make_golden(preset(name, family)) == json.loads(written(family, name).read_text())
+
+
+def test_adam_keeps_its_moments_where_the_parameters_are() -> None:
+    """And Adafactor a row and a column of each matrix, which lie as the dimensions that they keep."""
+    adam, adafactor = (describe(state_of(preset("base"), name, (1, 2, 2))) for name in OPTIMIZERS)
+    assert all(text == "[] ()" for text in adam["optimizer"].values())  # counts of steps
+    matrix = "student/decoder/blocks/mlp/gate"
+    assert adam["parameters"][matrix] == "[12, 768, 2048] (-, fsdp, tensor)"
+    factors = {
+        side: text
+        for side in ("row", "col")
+        for path, text in adafactor["optimizer"].items()
+        if path.endswith(f"v_{side}/{matrix}")
+    }
+    assert factors == {"row": "[12, 768] (-, fsdp)", "col": "[12, 2048] (-, tensor)"}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_every_critic_is_split(name: str) -> None:
+    """Its largest matrix over fsdp, and no leaf twice."""
+    found = shardings_of(
+        networks_def(InformationConfig(critic=CriticConfig(name)), preset("base")), abstract_mesh((1, 4, 2))
+    )
+    largest, where = max(found.values(), key=lambda spot: math.prod(spot[0]))
+    assert math.prod(where.shard_shape(largest)) * 4 == math.prod(largest)
 
 
 def test_a_split_parameter_is_one_that_the_table_splits() -> None:
@@ -186,10 +252,6 @@ def test_activations_are_pinned_where_there_is_a_mesh() -> None:
     np.testing.assert_array_equal(pinned, x)
 
 
-if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(make_golden(), indent=1, sort_keys=True) + "\n")
-
-
 def hosts_of(owners: list[int], sizes: tuple[int, int, int]) -> Any:
     """A mesh of devices that say they belong to these processes, in the mesh's order."""
     devices = np.array([mock.Mock(process_index=owner) for owner in owners]).reshape(sizes)
@@ -244,3 +306,10 @@ def test_a_feed_gives_each_part_its_own_rows(monkeypatch: pytest.MonkeyPatch) ->
     for part, (shape, rows) in placed.items():
         assert shape == (8, 2)
         np.testing.assert_array_equal(rows, whole[2 * part : 2 * part + 2])
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for family in FAMILIES:
+        for name in PRESETS:
+            written(family, name).write_text(json.dumps(make_golden(preset(name, family)), indent=1) + "\n")
