@@ -6,12 +6,13 @@ name that the table lacks, or a dimension that its mesh axes do not divide, is a
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cotmi_jax.errors import UserError
@@ -37,22 +38,40 @@ RULES: dict[str, str | None] = {
 PyTree = Any
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Mesh of all devices with axes (data, fsdp, tensor); one size may be -1, the rest of the devices.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh of all devices, or of those given, with axes (data, fsdp, tensor); one size may be -1, the rest of them.
 
-    Axes are Auto: since JAX 0.9 make_mesh's default is Explicit, under which a vocabulary-sharded look-up raises.
+    On a TPU neighbours in the mesh are neighbours in the torus. Slices, which only the data-centre network connects,
+    lie along `data`. Axes are Auto: since JAX 0.9 jax.make_mesh's default is Explicit, under which a
+    vocabulary-sharded look-up raises.
     """
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    devices = jax.devices() if devices is None else devices
+    shape = _mesh_shape({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    # A single slice's devices may have no index. GPUs have one for each group that NVLink connects, which any axis may
+    # cross.
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices > 1:
+        if shape[0] % slices:
+            raise UserError(f"config.mesh.data {shape[0]} does not divide over {slices} slices: make it a multiple")
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, ...]:
+    """The sizes with -1 filled in. Raises UserError where they do not multiply to the number of devices."""
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    devices = jax.device_count()
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f"mesh {sizes}: sizes are positive and at most one is -1")
     if free and devices % fixed == 0:
         sizes[free[0]] = devices // fixed
     if math.prod(sizes.values()) != devices:
         raise UserError(f"mesh {sizes} does not cover {devices} devices: change config.mesh")
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return tuple(sizes.values())
 
 
 def resolve(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> NamedSharding:
