@@ -14,6 +14,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.training import compilation
 from cotmi_jax.training.compilation import default_folder, use_compilation_cache
 
+QUICK = {"objective.name": "standard", "model.scan_layers": True}  # to compile
 SETTINGS = (
     *("jax_compilation_cache_dir", "jax_enable_compilation_cache"),
     "jax_persistent_cache_min_compile_time_secs",
@@ -46,7 +47,7 @@ def count_hits(file: Path) -> None:
 
 
 def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Path) -> None:
-    folder, config = tmp_path / "programs", runs.tiny_config({"eval.every": 0, "steps": 2})
+    folder, config = tmp_path / "programs", runs.tiny_config({"eval.every": 0, "steps": 2} | QUICK)
     config.compilation_cache = str(folder)
     flags, counts, files = runs.config_flags(config), {}, {}
     for name in ("first", "second"):

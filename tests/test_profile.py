@@ -1,4 +1,4 @@
-"""Traces: exactly the steps asked for, readable, ended in any case, no other run for it; what a run says of its time."""
+"""Traces: exactly the steps asked for, ended in any case, no other run for it; and what a run says of its time."""
 
 import contextlib
 import io
