@@ -1,5 +1,6 @@
 """The configuration of a run: every key with its unit, the checks across keys, and the CPU-size `smoke` variant."""
 
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -83,6 +84,11 @@ def base() -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every = 50  # steps between lines of training metrics
+
+    config.profile = ""  # steps traced for TensorBoard's profiler, such as 10-15 (both included), or 10; "": none
+    # Folder of compiled programs, may be gs://; "": JAX_COMPILATION_CACHE_DIR, else xla in $COTMI_CACHE or
+    # ~/.cache/cotmi_jax; none: compile at each start.
+    config.compilation_cache = ""
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch only; -1: all that are left
@@ -193,8 +199,19 @@ def validate(config: ConfigDict) -> None:
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")
+    profiled_steps(config)
     if config.data.augment_asdiv and all(part.written != "svamp" for part in parse_dataset(config.data.dataset)):
         raise UserError(f"config.data.augment_asdiv needs config.data.dataset svamp, not {config.data.dataset!r}")
+
+
+def profiled_steps(config: ConfigDict) -> range:
+    """The steps that config.profile names, counted from 1; empty for none. Raises UserError where it names none."""
+    if not config.profile:
+        return range(0)
+    match = re.fullmatch(r"([1-9]\d*)(?:-(\d+))?", config.profile)
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise UserError(f"config.profile is {config.profile!r}: give a step or first-last, such as 10-15, or nothing")
+    return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
 def check_batches(config: ConfigDict, shards: int) -> None:
@@ -220,7 +237,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
-# Where files lie, how often things are written or measured and over which devices a run is spread changes no result.
+# Where files lie, what is written or measured and how often, and over which devices a run is spread changes no result.
 _MAY_DIFFER = (
     "data.root",
     "data.tfds_dir",
@@ -230,6 +247,8 @@ _MAY_DIFFER = (
     "log.",
     "mesh.",
     "mi.monitor.",
+    "profile",
+    "compilation_cache",
 )
 
 

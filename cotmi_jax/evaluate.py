@@ -15,14 +15,19 @@ _EXAMPLES = flags.DEFINE_integer(
 _INFORMATION = flags.DEFINE_bool(
     "information", True, "Measure held-out mutual information too, on critics fitted to train examples."
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: keep none."
+)
 flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
     """Evaluate from the flags."""
     from cotmi_jax.evaluation.report import format_examples, format_scores
+    from cotmi_jax.training.compilation import use_compilation_cache
     from cotmi_jax.training.scoring import score
 
+    use_compilation_cache(_COMPILATION_CACHE.value)
     result = score(
         _WORKDIR.value,
         _SPLIT.value,

@@ -20,6 +20,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of --method=sample.")
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Lines answered together (one by one on a terminal).", lower_bound=1
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: keep none."
+)
 flags.mark_flag_as_required("model")
 
 
@@ -33,8 +36,10 @@ def main() -> None:
     from cotmi_jax.evaluation.answering import Answerer
     from cotmi_jax.models.decoding import Decoding
     from cotmi_jax.sharding import make_mesh
+    from cotmi_jax.training.compilation import use_compilation_cache
     from cotmi_jax.training.restore import load_trained, parse_which
 
+    use_compilation_cache(_COMPILATION_CACHE.value)
     decoding = Decoding(
         _METHOD.value,
         max_tokens=_MAX_TOKENS.value,

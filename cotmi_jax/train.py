@@ -12,9 +12,13 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     """Train from the flags."""
-    from cotmi_jax.training.loop import train  # after the flags: a mistyped one is answered at once
+    # After the flags: a mistyped one is answered at once.
+    from cotmi_jax.training.compilation import use_compilation_cache
+    from cotmi_jax.training.loop import train
 
-    train(cli.loaded_config(_CONFIG), _WORKDIR.value)
+    config = cli.loaded_config(_CONFIG)
+    use_compilation_cache(config.compilation_cache)
+    train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import base, check_batches, differences, flatten, smoke, validate
+from cotmi_jax.config import base, check_batches, differences, flatten, profiled_steps, smoke, validate
 from cotmi_jax.errors import UserError
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
@@ -93,6 +93,9 @@ def test_an_unknown_variant_is_refused(arg: str) -> None:
         ({"model.dropout": -0.1}, "config.model.dropout is -0.1"),
         ({"model.dtype": "float16"}, "config.model.dtype is 'float16': choose one of float32, bfloat16"),
         ({"model.remat": "all"}, "config.model.remat is 'all': choose one of none, dots, full"),
+        ({"profile": "all"}, "config.profile is 'all': give a step or first-last, such as 10-15, or nothing"),
+        ({"profile": "0-3"}, "config.profile is '0-3'"),
+        ({"profile": "15-10"}, "config.profile is '15-10'"),
         ({"data.augment_asdiv": True}, "config.data.augment_asdiv needs config.data.dataset svamp, not 'cqa'"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
@@ -107,6 +110,15 @@ def test_limits_themselves_are_allowed() -> None:
     validate(changed({"steps": 1, "batch_size": 1, "eval.every": 0, "optimizer.warmup_steps": 0, "model.dropout": 0.0}))
     validate(changed({"steps": 5, "optimizer.warmup_steps": 4, "batch_size": 12, "micro_batches": 4}))
     validate(changed({"data.augment_asdiv": True, "data.dataset": "svamp"}))
+
+
+def test_profiled_steps_are_counted_as_the_lines_of_metrics() -> None:
+    assert [profiled_steps(changed({"profile": text})) for text in ("", "7", "10-15", "3-3")] == [
+        range(0),
+        range(7, 8),
+        range(10, 16),
+        range(3, 4),
+    ]
 
 
 def test_batches_have_to_split_evenly() -> None:
@@ -131,9 +143,9 @@ def test_a_run_may_go_on_with_other_places_rhythms_and_devices_but_no_other_reci
     value = flatten(base())[key]
     other = {bool: lambda: not value, str: lambda: f"{value}x"}.get(type(value), lambda: value + 1)()
     found = differences(base(), changed({key: other}))
-    may = key in ("data.root", "data.tfds_dir", "data.vocabulary", "data.cache") or key.startswith(
-        ("checkpoint.", "log.", "mesh.", "mi.monitor.")
-    )
+    may = key in (
+        *("data.root", "data.tfds_dir", "data.vocabulary", "data.cache", "profile", "compilation_cache"),
+    ) or key.startswith(("checkpoint.", "log.", "mesh.", "mi.monitor."))
     assert found == ([] if may else [f"{key}: {value} → {other}"])
 
 

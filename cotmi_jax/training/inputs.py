@@ -201,6 +201,18 @@ class RunData:
 
         return train_batches(self.train, self.order, start, self.config.steps, shape=shape, feed=self.feed)
 
+    def lengths(self, step: int) -> np.ndarray:
+        """Input and target tokens of every sequence pair in the batch of a step, counted from 1: int64 [pairs, 2].
+
+        Of the whole batch, whatever this process's share of it is.
+        """
+        picks = self.order.picks(step - 1)
+        pairs = [
+            (tokens.inputs.lengths[picks.rows], tokens.targets.lengths[self.train.target_rows(task, *picks)])
+            for task, tokens in self.train.tasks.items()
+        ]
+        return np.concatenate(pairs, axis=1).T
+
     def position(self, step: int) -> dict[str, int | str]:
         """Where in the data a run stands after `step` steps, and which data."""
         return {"step": step, "examples": step * self.config.batch_size, "fingerprint": self.prepared.fingerprint}

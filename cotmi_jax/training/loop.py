@@ -12,7 +12,8 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import check_batches, validate
+from cotmi_jax.accelerators import find_accelerator
+from cotmi_jax.config import check_batches, profiled_steps, validate
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
@@ -23,10 +24,11 @@ from cotmi_jax.sharding import batch_shards, make_feed, make_mesh, put_batch
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_json, restore_state, saved
 from cotmi_jax.training.experiment import Experiment, eval_decoding, with_data_root
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
+from cotmi_jax.training.profile import Profile
 from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
-from cotmi_jax.training.throughput import Throughput
+from cotmi_jax.training.throughput import CHECKPOINT, EVALUATION, SHOWN, Throughput, Work
 from cotmi_jax.training.workdir import check_same_config, read_run, record_start, run_directory, run_record
 from cotmi_jax.training.writers import MetricWriter, Progress
 
@@ -64,6 +66,7 @@ class Run:
     progress: Progress
     record: dict
     best: tuple[float, float]  # accuracy, then minus the label loss: what a better student has more of
+    throughput: Throughput = dataclasses.field(default_factory=Throughput)
 
     def check(self, step: int, metrics: Mapping[str, Array]) -> dict[str, float]:
         """Read a step's metrics. Raises UserError where one is not finite, with the parts of a broken term."""
@@ -112,11 +115,27 @@ class Run:
         quality = (scores["accuracy"], -losses["predict"])
         if quality > self.best:
             self.best = quality
-            self.checkpoints.save_best({"student": params}, step, metrics, self.record)
+            with self.throughput.during(CHECKPOINT):
+                self.checkpoints.save_best({"student": params}, step, metrics, self.record)
 
     def steps(self, start: int, interrupt: Interrupt) -> int:
         """Train from step `start` to the end or to an interrupt; returns the step reached, which is saved."""
-        config = self.config
+        kind = self.mesh.devices.flat[0].device_kind
+        accelerator = find_accelerator(kind)
+        if accelerator is None:
+            self.progress.say(f"no train/mfu: the peak speed of device {kind} is not known (cotmi_jax/accelerators.py)")
+        self.throughput = Throughput(accelerator.flops * self.mesh.size if accelerator else None)
+        wanted, starts = profiled_steps(self.config), range(start + 1, self.config.steps + 1)
+        folder = self.checkpoints.workdir / "tensorboard"
+        with Profile(wanted, starts, folder, self.throughput, self.progress.say) as profile:
+            reached = self._train(start, interrupt, profile)
+        with self.throughput.during(CHECKPOINT):
+            self.checkpoints.wait()
+        self.progress.say(f"steps {start + 1} to {reached} in {self.throughput.summary()}")
+        return reached
+
+    def _train(self, start: int, interrupt: Interrupt, profile: Profile) -> int:
+        config, throughput = self.config, self.throughput
         step_function = make_train_step(
             self.state_def,
             self.experiment.objective,
@@ -124,32 +143,33 @@ class Run:
             micro_batches=config.micro_batches,
         )
         streams = train_streams(config.seed)
-        batches = self.experiment.data.batches(start, self.shape)
-        throughput, pending = Throughput(), None
+        batches = throughput.feed(self.experiment.data.batches(start, self.shape))
+        pending = None
         step = start
-        for step, batch in enumerate(throughput.feed(batches), start + 1):
+        for step, batch in enumerate(profile.feed(batches, start + 1), start + 1):
             self.state, metrics = step_function(self.state, put_batch(batch, self.mesh), streams)
             throughput.running = metrics
+            profile.end(step, metrics)
             # Reading the step before while this one runs keeps the device busy.
             if pending is not None:
-                self._finish(*pending, throughput)
+                self._finish(*pending)
             pending = (step, metrics)
             evaluates = self._due(step, config.eval.every)
             measures = self.information is not None and self._due(step, config.mi.monitor.every)
             stops = interrupt.signal is not None  # read once: a signal that comes while saving ends the next step
             saves = step % config.checkpoint.every == 0 or step == config.steps or stops
             if evaluates or measures or saves:
-                self._finish(*pending, throughput)  # never save or score what is not finite
+                self._finish(*pending)  # never save or score what is not finite
                 pending = None
-                throughput.stop()
             if evaluates:
-                self.evaluate(step)
+                with throughput.during(EVALUATION):
+                    self.evaluate(step)
             if measures:
-                self.monitor(step)
+                with throughput.during(EVALUATION):
+                    self.monitor(step)
             if saves:
-                self.save(step)
-            if evaluates or measures or saves:
-                throughput.start()
+                with throughput.during(CHECKPOINT):
+                    self.save(step)
             if stops:
                 break
         return step
@@ -157,15 +177,17 @@ class Run:
     def _due(self, step: int, every: int) -> bool:
         return bool(every) and (step % every == 0 or step == self.config.steps)
 
-    def _finish(self, step: int, metrics: Mapping[str, Array], throughput: Throughput) -> None:
+    def _finish(self, step: int, metrics: Mapping[str, Array]) -> None:
         values = self.check(step, metrics)
-        throughput.step()
+        experiment = self.experiment
+        self.throughput.step(Work.of(experiment.student, self.config.batch_size, experiment.data.lengths(step)))
         self.progress.step()
         if step % self.config.log.every == 0 or step == self.config.steps:
-            speed = throughput.read(self.config.batch_size)
+            speed = self.throughput.read()
             self.writer.write(step, {f"train/{name}": value for name, value in (values | speed).items()})
-            shown = ("loss", *self.experiment.objective.coefficients)
-            self.progress.report(step, {name: values[name] for name in shown} | speed)
+            shown = ("loss", *experiment.objective.coefficients)
+            known = {name: speed[name] for name in SHOWN if name in speed}
+            self.progress.report(step, {name: values[name] for name in shown} | known)
 
 
 def _start(workdir: Path, experiment: Experiment) -> int:

@@ -1,60 +1,126 @@
-"""How fast a run trains, and how much of the time its device waits for input."""
+"""Where the time of a run goes, and how much of what its devices could do it makes use of."""
 
-import math
+import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from cotmi_jax.data.tokens import Batch
+from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.flops import step_flops
+
+FIRST, STEP, INPUT = "first_step", "step", "input"
+EVALUATION, CHECKPOINT, PROFILE = "evaluation", "checkpoint", "profile"
+_USUAL = (INPUT, STEP, EVALUATION, CHECKPOINT)  # what every reading names; others where they took any time
+
+
+class Work(NamedTuple):
+    """What a step has to do whatever the hardware, padding left out."""
+
+    examples: int
+    tokens: int  # of inputs and targets
+    flops: float  # of the model, forward and backward
+
+    @classmethod
+    def of(cls, student: T5Config, examples: int, lengths_Px2: np.ndarray) -> "Work":
+        """Of a batch whose P sequence pairs have so many input and target tokens, each attending to its own alone."""
+        flops = sum(
+            step_flops(student, rows=1, input_length=inputs, target_length=targets)
+            for inputs, targets in lengths_Px2.tolist()
+        )
+        return cls(examples, int(lengths_Px2.sum()), flops)
 
 
 class Throughput:
-    """Speed of training alone: the first step, which compiles, evaluation and saving are not counted."""
+    """Splits the time of a run, from its making on, into phases without a gap.
 
-    def __init__(self) -> None:
-        self._steps, self._spent, self._waited, self._since = 0, 0.0, 0.0, math.nan
+    first_step: until the first step is done, which fills the input pipeline and compiles; it counts as no step below.
+    input: the loop waited for a batch and the device had nothing left to do. An upper bound of the device's wait, which
+    may have been busy for a part of it. step: the rest of training. Others are those of `during`.
+    """
+
+    def __init__(self, peak: float | None = None):
+        """`peak`: FLOP/s of all devices of the run together; None where it is not known."""
+        self._peak, self._phase, self._since = peak, FIRST, time.perf_counter()
+        self._seconds: dict[str, float] = defaultdict(float)  # by phase, since the last reading
+        self._total: dict[str, float] = defaultdict(float)  # by phase, until the last reading
+        self._done: list[Work] = []  # in steps since the last reading
         self.running: Mapping[str, jax.Array] = {}  # what the device was last given to compute
 
-    def feed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, with the time that each was waited for counted where the device had run out of work meanwhile.
+    def _lap(self, phase: str | None = None) -> None:
+        """What has passed since the last call is time of a phase, the present one by default."""
+        now = time.perf_counter()
+        self._seconds[phase or self._phase] += now - self._since
+        self._since = now
 
-        That is an upper bound: the device may have been busy for a part of it.
-        """
+    def feed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the time that each is waited for counted as input where the device is idle by then."""
         while True:
-            begun = time.perf_counter()
+            self._lap()
             batch = next(batches, None)
             if batch is None:
                 return
-            if not math.isnan(self._since) and self._idle():
-                self._waited += time.perf_counter() - begun
+            if self._phase == STEP and self._idle():
+                self._lap(INPUT)
             yield batch
 
     def _idle(self) -> bool:
         return all(value.is_ready() for value in self.running.values())  # type: ignore[attr-defined]
 
-    def step(self) -> None:
-        """One more step is done; the first starts the clock."""
-        if math.isnan(self._since):
-            self.start()
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """The time inside is that of a phase; of the inner one where they are nested."""
+        self._lap()
+        outer, self._phase = self._phase, phase
+        try:
+            yield
+        finally:
+            self._lap()
+            self._phase = outer
+
+    def step(self, work: Work) -> None:
+        """One more step is done."""
+        self._lap()
+        if self._phase == FIRST:
+            self._phase = STEP
         else:
-            self._steps += 1
+            self._done.append(work)
 
-    def stop(self) -> None:
-        """Stop the clock."""
-        self._spent += time.perf_counter() - self._since
+    def read(self) -> dict[str, float]:
+        """What has passed since the last reading.
 
-    def start(self) -> None:
-        """Let the clock run again."""
-        self._since = time.perf_counter()
+        seconds_{phase}: wall time, which they add up to. Where steps were done besides the first, over input and step:
+        seconds_per_step, examples_per_second, tokens_per_second, input_wait (the share of input), and mfu where the
+        peak is known: model FLOP utilization (Chowdhery et al. 2022, appendix B) by the FLOPs of real tokens, so that
+        padding, masked attention and rematerialization count as loss.
+        """
+        self._lap()
+        seconds, done = self._seconds, self._done
+        found = {f"seconds_{phase}": seconds[phase] for phase in dict.fromkeys((*_USUAL, *seconds))}
+        training = seconds[INPUT] + seconds[STEP]
+        if done and training:
+            found["seconds_per_step"] = training / len(done)
+            found["examples_per_second"] = sum(work.examples for work in done) / training
+            found["tokens_per_second"] = sum(work.tokens for work in done) / training
+            found["input_wait"] = seconds[INPUT] / training
+            if self._peak is not None:
+                found["mfu"] = sum(work.flops for work in done) / training / self._peak
+        for phase, part in seconds.items():
+            self._total[phase] += part
+        self._seconds, self._done = defaultdict(float), []
+        return found
 
-    def read(self, batch_size: int) -> dict[str, float]:
-        """Seconds a step, examples a second and the share of the time that the device waited for input, since the last
-        reading; nothing where no step was counted."""
-        if not self._steps:
-            return {}
-        self.stop()
-        seconds, waited = self._spent / self._steps, self._waited / self._spent
-        self._steps, self._spent, self._waited = 0, 0.0, 0.0
-        self.start()
-        return {"seconds_per_step": seconds, "examples_per_second": batch_size / seconds, "input_wait": waited}
+    def summary(self) -> str:
+        """Wall time so far, and the share of each phase, largest first. Counts as a reading."""
+        self.read()
+        total = sum(self._total.values())
+        phases = sorted(self._total, key=self._total.__getitem__, reverse=True)
+        shares = (f"{phase.replace('_', ' ')} {self._total[phase] / total:.1%}" for phase in phases)
+        return f"{total:.1f} s: " + ", ".join(shares)
+
+
+SHOWN = ("seconds_per_step", "examples_per_second", "tokens_per_second", "mfu", "input_wait")

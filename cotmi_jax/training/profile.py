@@ -1,0 +1,102 @@
+"""Traces of chosen steps for TensorBoard's profiler (XProf): what host and devices do, on one time line."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import jax
+
+from cotmi_jax.data.tokens import Batch
+from cotmi_jax.training.throughput import PROFILE, Throughput
+
+
+class Profile:
+    """Traces the steps of `wanted` that this start runs, into {folder}/plugins/profile/{time}/{host}.xplane.pb.
+
+    The trace begins when the device has done everything before the first of them, with the wait for its batch, and ends
+    when the device is done with the last. Each is marked as step "train" with its number. Evaluations and checkpoints
+    between them are in the trace too, outside the marks. As a context manager it ends a trace that is still open, so
+    that what was traced before an interrupt or an error is not lost.
+    """
+
+    def __init__(self, wanted: range, starts: range, folder: Path, throughput: Throughput, say: Callable[[str], None]):
+        """`starts`: the steps of this start. Says what of `wanted` lies outside, and where a trace was written."""
+        self._steps = range(max(wanted.start, starts.start), min(wanted.stop, starts.stop))
+        self._folder, self._throughput, self._say = folder, throughput, say
+        self._mark: jax.profiler.StepTraceAnnotation | None = None
+        self._traced: range | None = None  # steps of an open trace that have ended
+        self._result: Mapping[str, jax.Array] = {}  # of the latest step
+        if self._steps != wanted:
+            traced = f"only {_named(self._steps)}" if self._steps else "nothing"
+            say(f"config.profile asks for {_named(wanted)}, this start runs {_named(starts)}: {traced} will be traced")
+
+    def feed(self, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
+        """The batches of the steps from `first` on; what is traced of a step begins before its batch is waited for."""
+        step = first
+        while True:
+            self._begin(step)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+            step += 1
+
+    def _begin(self, step: int) -> None:
+        if step not in self._steps:
+            return
+        if step == self._steps.start:
+            jax.block_until_ready(self._result)
+            with self._throughput.during(PROFILE):
+                jax.profiler.start_trace(self._folder, profiler_options=_options())
+            self._traced = range(step, step)
+        self._mark = jax.profiler.StepTraceAnnotation("train", step_num=step)
+        self._mark.__enter__()
+
+    def end(self, step: int, result: Mapping[str, jax.Array]) -> None:
+        """A step was given to the device, which will make `result`."""
+        self._result = result
+        if self._traced is None:
+            return
+        last = step + 1 == self._steps.stop
+        if last:
+            jax.block_until_ready(result)
+        self._unmark()
+        self._traced = range(self._traced.start, step + 1)
+        if last:
+            self._stop()
+
+    def _unmark(self) -> None:
+        if self._mark is not None:
+            self._mark.__exit__(None, None, None)
+            self._mark = None
+
+    def _stop(self) -> None:
+        assert self._traced is not None
+        with self._throughput.during(PROFILE):
+            jax.profiler.stop_trace()
+        self._say(f"{_named(self._traced)} traced: tensorboard --logdir={self._folder} shows it (pip install xprof)")
+        self._traced = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._unmark()
+        if self._traced is not None:
+            self._stop()
+
+
+def _options() -> jax.profiler.ProfileOptions:
+    options = jax.profiler.ProfileOptions()
+    # Every Python call otherwise, about a hundred thousand a step: that slows what is measured.
+    options.python_tracer_level = 0
+    return options
+
+
+def _named(steps: range) -> str:
+    if not steps:
+        return "no step"
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
