@@ -1,9 +1,15 @@
 """Floating-point operations that a training step needs, from the shapes alone. Imports nothing of jax."""
 
+from typing import TypeVar
+
+import numpy as np
+
 from cotmi_jax.models.config import T5Config
 
+Length = TypeVar("Length", float, np.ndarray)  # one, or float64 of many rows: a result for each
 
-def forward_flops(config: T5Config, *, rows: int, input_length: int, target_length: int) -> float:
+
+def forward_flops(config: T5Config, *, rows: int, input_length: Length, target_length: Length) -> Length:
     """Floating-point operations of one forward pass over rows of input_length tokens into target_length.
 
     The matrix multiplications alone, two operations a multiply-add: projections, attention over whole rows (what masks
@@ -20,7 +26,7 @@ def forward_flops(config: T5Config, *, rows: int, input_length: int, target_leng
     return 2.0 * rows * (stacks + target_length * d * config.vocab_size)
 
 
-def step_flops(config: T5Config, *, rows: int, input_length: int, target_length: int) -> float:
+def step_flops(config: T5Config, *, rows: int, input_length: Length, target_length: Length) -> Length:
     """Floating-point operations of forward and backward pass: three times the forward pass.
 
     Work that rematerialization does twice counts once, so that a rate made of this is model FLOP utilization and not
