@@ -40,12 +40,14 @@ def test_the_smoke_recipe_trains_and_says_no_more_than_it_should(tmp_path: Path)
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    data, batches, student, *steps = done.stderr.splitlines()
+    data, batches, student, unknown, *steps, summary = done.stderr.splitlines()
     assert data == f"data arithmetic: 64 train, 500 valid; tokens now in {os.environ['COTMI_CACHE']}"
     assert batches.startswith("batches of 8 (input→target tokens): packed into ")
     assert student.startswith("student: ") and student.endswith("; starting")
+    assert unknown.startswith("no train/mfu: ") and summary.startswith("steps 1 to 4 in ")
     assert [line.split()[:2] for line in steps] == [["step", f"{step}/4"] for step in (1, 2, 3, 4)]
     assert read_run(tmp_path / "run")[0].model.preset == "tiny"
+    assert list(Path(os.environ["COTMI_CACHE"]).glob("xla/*/jit_step-*"))  # for the next start
 
 
 @pytest.mark.parametrize(

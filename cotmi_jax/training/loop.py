@@ -66,7 +66,7 @@ class Run:
     progress: Progress
     record: dict
     best: tuple[float, float]  # accuracy, then minus the label loss: what a better student has more of
-    throughput: Throughput = dataclasses.field(default_factory=Throughput)
+    throughput: Throughput = dataclasses.field(default_factory=Throughput)  # of the last call of steps
 
     def check(self, step: int, metrics: Mapping[str, Array]) -> dict[str, float]:
         """Read a step's metrics. Raises UserError where one is not finite, with the parts of a broken term."""

@@ -16,6 +16,7 @@ from cotmi_jax.models.flops import step_flops
 FIRST, STEP, INPUT = "first_step", "step", "input"
 EVALUATION, CHECKPOINT, PROFILE = "evaluation", "checkpoint", "profile"
 _USUAL = (INPUT, STEP, EVALUATION, CHECKPOINT)  # what every reading names; others where they took any time
+SHOWN = ("seconds_per_step", "examples_per_second", "tokens_per_second", "mfu", "input_wait")  # beside the loss
 
 
 class Work(NamedTuple):
@@ -119,6 +120,3 @@ class Throughput:
         phases = sorted(self._total, key=self._total.__getitem__, reverse=True)
         shares = (f"{phase.replace('_', ' ')} {self._total[phase] / total:.1%}" for phase in phases)
         return f"{total:.1f} s: " + ", ".join(shares)
-
-
-SHOWN = ("seconds_per_step", "examples_per_second", "tokens_per_second", "mfu", "input_wait")
