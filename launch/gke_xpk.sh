@@ -18,20 +18,20 @@ Train on TPU slices of a GKE cluster that XPK made (xpk cluster create).
   --workload=W        lower case letters, digits and -, at most 39 of them
   --tpu-type=T        v5litepod-16, v6e-64, …; --num-slices=1 of them
   --docker-image=I            an image with the packages in requirements.txt, jax[tpu], and this repository as WORKDIR
-  --base-docker-image=I       any image with Python 3.11 or newer, such as python:3.12: XPK copies the commit at HEAD into it with
-                              docker, pushes it to gcr.io/PROJECT, and pip installs it on every worker before training
+  --base-docker-image=I       any image with Python 3.11 or newer, such as python:3.12: XPK copies the commit at HEAD
+                              into it with docker, pushes it to gcr.io/PROJECT; every worker pip installs it first
   --extras=tpu        what is then installed: pip install -e '.[EXTRAS]'
   --max-restarts=50   how often XPK starts the workload again after a lost host
   --grace=300         seconds a worker has to save when it is to go
-  --env=NAME          hand this variable's value to the run (repeat). Name only: xpk reads the value from this environment;
-                      in the cluster it is part of the workload's specification, readable to who may read that
+  --env=NAME          hand this variable's value to the run (repeat). Name only: xpk reads the value from this
+                      environment; in the cluster it stands in the workload's specification, for who may read that
   --priority=P        very-low, low, medium, high, very-high; --spot, --on-demand, --reservation=R as for xpk
   --python=python3    interpreter in the image; --module=M instead of cotmi_jax.train
   --xpk-flag=F        further flags for xpk workload create (repeat)
   --dry-run           print the commands and run none
 
---workdir is gs://… or, with --shared-workdir, a volume that every worker mounts. Needs xpk, gcloud and, for logs, kubectl;
-logs keeps the cluster's credentials in a file that is deleted again.
+--workdir is gs://… or, with --shared-workdir, a volume that every worker mounts. Needs xpk, gcloud and, for logs,
+kubectl; logs keeps the cluster's credentials in a file that is deleted again.
 HELP
 }
 
@@ -40,8 +40,8 @@ max_restarts=50 grace=300 priority='' spot='' on_demand='' reservation='' shared
 no_follow='' python=python3
 xpk_flag=()
 
-# xpk VERB ARGUMENT…: prints an xpk command on the cluster.
-xpk() {
+# workload VERB ARGUMENT…: prints an xpk command on the cluster.
+workload() {
   quote xpk workload "$1" --cluster="$cluster" --zone="$zone" ${project:+--project="$project"} "${@:2}"
 }
 
@@ -60,7 +60,7 @@ start() {
     run "printf '%s\\n' $(quote "${env[@]}") >\"\$scratch/names\""
     files+=" --env-file=\"\$scratch/names\""
   fi
-  run "$(xpk create --workload="$workload" --tpu-type="$tpu_type" --num-slices="$num_slices" \
+  run "$(workload create --workload="$workload" --tpu-type="$tpu_type" --num-slices="$num_slices" \
     ${docker_image:+--docker-image="$docker_image"} \
     ${base_docker_image:+--base-docker-image="$base_docker_image"} \
     --max-restarts="$max_restarts" --termination-grace-period-seconds="$grace" ${priority:+--priority="$priority"} \
@@ -70,11 +70,11 @@ start() {
 }
 
 delete() {
-  run "$(xpk delete --workload="$workload" --force)"
+  run "$(workload delete --workload="$workload" --force)"
 }
 
 list() {
-  run "$(xpk list)"
+  run "$(workload list)"
 }
 
 resume() {
@@ -84,20 +84,20 @@ resume() {
     list
     delete
   else
-    listed=$(eval "$(xpk list --filter-by-job="$workload")") || die "xpk cannot list the workloads of $cluster: see its message"
+    listed=$(eval "$(workload list --filter-by-job="$workload")") || die "xpk cannot list the workloads of $cluster"
     ! grep -Eq "^$workload([[:space:]]|\$)" <<<"$listed" || delete
   fi
   start
 }
 
 logs() {
-  local follow=--follow
+  local follow=--follow jobset=jobset.sigs.k8s.io index=batch.kubernetes.io/job-completion-index
   [[ ! $no_follow ]] || follow=--follow=false
   open_scratch
   run "KUBECONFIG=\"\$scratch/kubeconfig\" $(quote gcloud container clusters get-credentials "$cluster" \
     --location="${zone%-?}" ${project:+--project="$project"})"
   run "KUBECONFIG=\"\$scratch/kubeconfig\" $(quote kubectl logs --tail="$lines" $follow --container=jax-tpu \
-    --selector="jobset.sigs.k8s.io/jobset-name=$workload,jobset.sigs.k8s.io/job-index=$slice,batch.kubernetes.io/job-completion-index=$worker")"
+    --selector="$jobset/jobset-name=$workload,$jobset/job-index=$slice,$index=$worker")"
   close_scratch
 }
 
@@ -106,25 +106,28 @@ command=${1:-}
 shift || true
 case $command in
   run | resume)
-    accepted="$training workload= tpu-type= num-slices= docker-image= base-docker-image= extras= max-restarts= grace= priority= spot
-      on-demand reservation= shared-workdir xpk-flag+"
+    accepted="$training workload= tpu-type= num-slices= docker-image= base-docker-image= extras= max-restarts= grace="
+    accepted+=" priority= spot on-demand reservation= shared-workdir xpk-flag+"
     ;;
   list) accepted='' ;;
   logs) accepted="workload= slice= worker= lines= no-follow" ;;
   delete) accepted="workload=" ;;
   *) die "unknown command ${command@Q}: run, resume, list, logs or delete; see launch/$script --help" ;;
 esac
-flags "dry-run cluster= zone= project= ${accepted//$'\n'/ }" "$@"
+flags "dry-run cluster= zone= project= $accepted" "$@"
 need cluster zone
 [[ $command == list ]] || need workload
-[[ ! $workload || $workload =~ ^[a-z]([a-z0-9-]{0,37}[a-z0-9])?$ ]] || die "--workload=$workload is no name for XPK: lower case letters, digits and -, at most 39"
+[[ ! $workload || $workload =~ ^[a-z]([a-z0-9-]{0,37}[a-z0-9])?$ ]] ||
+  die "--workload=$workload is no name for XPK: lower case letters, digits and -, at most 39"
 need_count num_slices grace lines
 if [[ $command == run || $command == resume ]]; then
   need tpu-type
-  [[ ${docker_image:+1} != "${base_docker_image:+1}" ]] || die "give one of --docker-image and --base-docker-image: see launch/$script --help"
+  [[ ${docker_image:+1} != "${base_docker_image:+1}" ]] ||
+    die "give one of --docker-image and --base-docker-image: see launch/$script --help"
   trainer python >/dev/null
   workdir=$(workdir_of)
-  [[ ! $workdir || $workdir == *://* || $shared_workdir ]] || die "--workdir=$workdir is a directory of a container, which goes with it: take gs://…, or --shared-workdir"
+  [[ ! $workdir || $workdir == *://* || $shared_workdir ]] ||
+    die "--workdir=$workdir is a directory of a container and goes with it: take gs://…, or --shared-workdir"
 fi
 [[ $command == run ]] && command=start
 "$command"

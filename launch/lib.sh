@@ -7,7 +7,8 @@ die() {
   exit 2
 }
 
-((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "bash $BASH_VERSION is too old, 4.4 is needed (macOS: brew install bash)"
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  die "bash $BASH_VERSION is too old, 4.4 is needed (macOS: brew install bash)"
 
 script=${0##*/}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -47,7 +48,7 @@ note() {
   fi
 }
 
-# flags "NAME= LIST+ SWITCH …" ARGUMENT…: sets the variable of every --flag (- becomes _) and, after --, `arguments`.
+# flags "NAME= LIST+ SWITCH …" ARGUMENT…: sets each --flag's variable (- becomes _), and `arguments` to those after --.
 # NAME= takes a value, LIST+ is an array and may be repeated, SWITCH takes none.
 flags() {
   local known=" $1 " flag value
@@ -67,7 +68,7 @@ flags() {
       if [[ $1 == *=* ]]; then
         value=${1#*=}
       else
-        (($# > 1)) || die "--$flag needs a value: --$flag=…"
+        [[ $# -gt 1 && $2 != --* ]] || die "--$flag needs a value: --$flag=…"
         value=$2 && shift
       fi
     else
@@ -108,7 +109,8 @@ need_count() {
 check_env() {
   local name
   for name in "${env[@]}"; do
-    [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || die "--env takes the name of a variable and no value, which ps would show: export it, then --env=NAME"
+    [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] ||
+      die "--env takes the name of a variable and no value, which ps would show: export it, then --env=NAME"
     [[ -v $name ]] || die "--env=$name is not set here: export it first"
   done
 }
@@ -116,7 +118,8 @@ check_env() {
 # Prints the training command of an interpreter as shell words.
 trainer() {
   local argument
-  ((${#arguments[@]})) || die "nothing to run: what is for the trainer comes after --, as in -- --config=configs/cqa.py --workdir=…"
+  ((${#arguments[@]})) ||
+    die "nothing to run: what is for the trainer comes after --, as in -- --config=configs/cqa.py --workdir=…"
   for argument in "${arguments[@]}"; do
     [[ $argument != *$'\n'* ]] || die "a line break in ${argument@Q}: leave it out, not every launcher can pass it on"
   done
@@ -135,11 +138,12 @@ workdir_of() {
     esac
     return
   done
-  [[ $module != cotmi_jax.train ]] || die "--workdir is missing: -- … --workdir=DIRECTORY, from which the run also goes on"
+  [[ $module != cotmi_jax.train ]] ||
+    die "--workdir is missing: -- … --workdir=DIRECTORY, from where the run also goes on"
 }
 
-# several_hosts TYPE [SLICES]: whether that many TPU slices of a type have more than one host. A host holds 8 chips of v5e
-# and v6e, and 4 chips, which count as 8 cores, of v2 to v5p.
+# several_hosts TYPE [SLICES]: whether that many TPU slices of a type have more than one host. A host holds 8 chips of
+# v5e and v6e, and 4 chips, which count as 8 cores, of v2 to v5p.
 several_hosts() {
   [[ ! ${1##*-} =~ ^[0-9]+$ ]] || ((${1##*-} > 8 || ${2:-1} > 1))
 }
@@ -153,7 +157,8 @@ open_scratch() {
 }
 # Puts the commit at HEAD there, with .git, so that starts.jsonl names the commit.
 clone_code() {
-  git -C "$root" rev-parse --quiet --verify HEAD >/dev/null || die "$root is not a git checkout: its commit is what is copied"
+  git -C "$root" rev-parse --quiet --verify HEAD >/dev/null ||
+    die "$root is not a git checkout: its commit is what is copied"
   [[ $dry_run || ! $(git -C "$root" status --porcelain) ]] || note "what is not committed is not copied"
   run "git clone --quiet --depth=1 $(quote "file://$root") \"\$scratch/code\""
 }

@@ -15,8 +15,8 @@ Train on this machine's CPU, in the foreground. With several processes it is a r
   --python=python3    interpreter with pip install -e .; --module=M instead of cotmi_jax.train
   --dry-run           print the commands and run none
 
-Ctrl-C and SIGTERM reach every process, which saves; where one fails, the others are told to end. The exit code is that of
-the first that failed. The same command again goes on from --workdir.
+Ctrl-C and SIGTERM reach every process, which saves; where one fails, the others are told to end. The exit code is that
+of the first that failed. The same command again goes on from --workdir.
 HELP
 }
 
@@ -32,7 +32,8 @@ end_all() {
 # Prints the command of a process, or of the only one.
 process() {
   printf 'JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=%s ' "$devices"
-  (($# == 0)) || printf 'COTMI_COORDINATOR=127.0.0.1:%s COTMI_PROCESSES=%s COTMI_PROCESS_ID=%s ' "$port" "$processes" "$1"
+  (($# == 0)) ||
+    printf 'COTMI_COORDINATOR=127.0.0.1:%s COTMI_PROCESSES=%s COTMI_PROCESS_ID=%s ' "$port" "$processes" "$1"
   trainer "$python"
 }
 

@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
   cat <<'HELP'
-Train on GPUs of a SLURM cluster. The checkout, the virtual environment and --workdir are on a file system all nodes share.
+Train on GPUs of a SLURM cluster. Checkout, virtual environment and --workdir are on a file system that all nodes share.
 
   launch/slurm.sh run    --name=N --nodes=2 --gpus-per-node=8 --time=24:00:00 --venv=DIR -- TRAINER FLAGS…     submit
   launch/slurm.sh logs   --name=N --job=ID [--log-dir=.] [--lines=50] [--no-follow]
@@ -14,7 +14,7 @@ Train on GPUs of a SLURM cluster. The checkout, the virtual environment and --wo
   launch/slurm.sh delete --job=ID        scancel: SIGKILL follows after the cluster's KillWait, 30 s by default
 
   --nodes=1, --gpus-per-node=1   what to ask for; --time, --partition, --account, --cpus-per-task, --mem as for sbatch
-  --processes-per-node=P   one per GPU (default), which is how JAX understands SLURM, or 1, a process for all GPUs of a node
+  --processes-per-node=P   one per GPU (default), which is how JAX understands SLURM, or 1, for all GPUs of a node
   --venv=DIR          virtual environment with pip install -e '.[cuda]'; or --python=PYTHON; or
   --container=FILE    an image for apptainer exec --nv, whose python3 (--python) has the packages
   --setup=LINE        a line of shell for the job, before training, such as 'module load cuda' (repeat)
@@ -25,8 +25,8 @@ Train on GPUs of a SLURM cluster. The checkout, the virtual environment and --wo
   --sbatch-flag=F, --srun-flag=F   further flags (repeat)
   --dry-run           print the job and the commands, and run none
 
-A job that is preempted, loses a node or reaches its time limit is queued again and goes on from --workdir. Only HOME, PATH,
-USER and the variables of --env are taken from the submitting shell.
+A job that is preempted, loses a node or reaches its time limit is queued again and goes on from --workdir. Only HOME,
+PATH, USER and the variables of --env are taken from the submitting shell.
 HELP
 }
 
@@ -47,7 +47,7 @@ JOB
   quote cd "$root" && echo
   if ((nodes * processes_per_node > 1)); then echo "export COTMI_COORDINATOR=auto"; fi
   if ((processes_per_node < gpus_per_node)); then
-    echo "export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus_per_node - 1))) # under SLURM JAX would take one GPU a process"
+    echo "export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus_per_node - 1))) # JAX takes one GPU a process under SLURM"
   fi
   cat <<'JOB'
 again=
@@ -103,8 +103,8 @@ command=${1:-}
 shift || true
 case $command in
   run)
-    accepted="$training name= nodes= gpus-per-node= processes-per-node= time= partition= account= cpus-per-task= mem= venv= container= \
-setup+ grace= log-dir= sbatch-flag+ srun-flag+"
+    accepted="$training name= nodes= gpus-per-node= processes-per-node= time= partition= account= cpus-per-task= mem="
+    accepted+=" venv= container= setup+ grace= log-dir= sbatch-flag+ srun-flag+"
     ;;
   logs) accepted="name= job= log-dir= lines= no-follow" ;;
   status | stop | delete) accepted="job=" ;;
@@ -115,8 +115,10 @@ if [[ $command == run ]]; then
   need name time
   processes_per_node=${processes_per_node:-$gpus_per_node}
   need_count nodes gpus-per-node processes-per-node grace
-  ((processes_per_node == gpus_per_node || processes_per_node == 1)) || die "--processes-per-node=$processes_per_node is neither 1 nor --gpus-per-node=$gpus_per_node"
-  [[ ! ($venv && $container) && ! ($venv && $python) ]] || die "--venv has its own interpreter: leave out --container and --python"
+  ((processes_per_node == gpus_per_node || processes_per_node == 1)) ||
+    die "--processes-per-node=$processes_per_node is neither 1 nor --gpus-per-node=$gpus_per_node"
+  [[ ! ($venv && $container) && ! ($venv && $python) ]] ||
+    die "--venv has its own interpreter: leave out --container and --python"
   trainer python >/dev/null
   workdir_of >/dev/null
   command=submit

@@ -9,13 +9,13 @@ Train on a Cloud TPU VM: one host, or a slice of several.
 
   launch/tpu_vm.sh create --name=N --zone=Z --type=T     order the TPU and wait until it is there
   launch/tpu_vm.sh setup  --name=N --zone=Z              copy the commit at HEAD to every worker, install it
-  launch/tpu_vm.sh run    --name=N --zone=Z --type=T -- TRAINER FLAGS…       start on every worker; outlives the connection
+  launch/tpu_vm.sh run    --name=N --zone=Z --type=T -- TRAINER FLAGS…    start; outlives the connection
   launch/tpu_vm.sh logs   --name=N --zone=Z [--worker=0] [--lines=50] [--no-follow]
   launch/tpu_vm.sh status --name=N --zone=Z              state of the TPU and of the run on every worker
-  launch/tpu_vm.sh stop   --name=N --zone=Z [--grace=300]                    SIGTERM, so that the run saves; later SIGKILL
-  launch/tpu_vm.sh resume … (flags of create and run) -- TRAINER FLAGS…      whatever is missing of create, setup and run
-  launch/tpu_vm.sh watch  … (flags of create and run) -- TRAINER FLAGS…      resume until the run is finished
-  launch/tpu_vm.sh delete --name=N --zone=Z              deletes without saving: stop first. Until then the TPU costs money
+  launch/tpu_vm.sh stop   --name=N --zone=Z [--grace=300]          SIGTERM, so that the run saves; later SIGKILL
+  launch/tpu_vm.sh resume … (flags of create and run) -- TRAINER FLAGS…    whatever is missing of create, setup, run
+  launch/tpu_vm.sh watch  … (flags of create and run) -- TRAINER FLAGS…    resume until the run is finished
+  launch/tpu_vm.sh delete --name=N --zone=Z              deletes, without saving: stop first. It costs money until then
 
   --name, --zone, --project=P   as for gcloud; without --project, gcloud's own
   --type=T            accelerator type: v5litepod-64, v6e-8, v5p-32, v4-8, …
@@ -23,8 +23,8 @@ Train on a Cloud TPU VM: one host, or a slice of several.
   --queued            order through queued resources, and use the same flag with delete, status, resume and watch
   --spot              cheaper, and taken away at any time: see watch
   --valid-until-duration=6h     give up waiting in the queue after that (with --queued)
-  --env=NAME          hand this variable's value to the run (repeat). Name only: the value travels in a file that only you
-                      can read, is deleted when the run has read it, and is shown in no command
+  --env=NAME          hand this variable's value to the run (repeat). Name only: the value travels in a file that only
+                      you can read, is deleted when the run has read it, and is shown in no command
   --extras=tpu        what setup installs: pip install -e '.[EXTRAS]'
   --python=PYTHON     interpreter on the workers for setup (3.11 or newer; found, or brought by uv, without it)
   --module=M          instead of cotmi_jax.train
@@ -34,8 +34,9 @@ Train on a Cloud TPU VM: one host, or a slice of several.
   --create-flag=F, --ssh-flag=F   further flags for gcloud … create, and for gcloud … ssh and scp (repeat)
   --dry-run           print the commands and run none
 
-What is given after -- goes to python -m cotmi_jax.train on every worker, word for word. A run goes on from its --workdir, so
-that must be gs://… where the TPU has several hosts or may be lost. Needs gcloud, logged in (gcloud auth login).
+What is given after -- goes to python -m cotmi_jax.train on every worker, word for word. A run goes on from its
+--workdir, so that must be gs://… where the TPU has several hosts or may be lost.
+Needs gcloud, logged in (gcloud auth login).
 HELP
 }
 
@@ -74,10 +75,12 @@ copy() {
 
 order() {
   if [[ $queued ]]; then
-    run "$(gcp queued-resources create "$name" --node-id="$name" --accelerator-type="$type" --runtime-version="$version" \
-      ${spot:+--spot} ${valid_until_duration:+--valid-until-duration="$valid_until_duration"} "${create_flag[@]}")"
+    run "$(gcp queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
+      --runtime-version="$version" ${spot:+--spot} \
+      ${valid_until_duration:+--valid-until-duration="$valid_until_duration"} "${create_flag[@]}")"
   else
-    run "$(gcp tpu-vm create "$name" --accelerator-type="$type" --version="$version" ${spot:+--spot} "${create_flag[@]}")"
+    run "$(gcp tpu-vm create "$name" --accelerator-type="$type" --version="$version" ${spot:+--spot} \
+      "${create_flag[@]}")"
   fi
 }
 
@@ -149,7 +152,9 @@ wait_until_ready() {
   fi
   while now=$(state) && [[ $now != READY ]]; do
     case $now in
-      PREEMPTED | TERMINATED | SUSPENDED | FAILED) die "$name is $now: delete it, then create it again (resume does both)" ;;
+      PREEMPTED | TERMINATED | SUSPENDED | FAILED)
+        die "$name is $now: delete it, then create it again (resume does both)"
+        ;;
     esac
     note "$name is $now"
     sleep "$poll"
@@ -178,7 +183,8 @@ start() {
     file=" --env-file=../$run_files/env"
     open_scratch
     # printf is part of bash: no process shows the values.
-    run "(umask 077; for name in $(quote "${env[@]}"); do printf 'export %s=%q\n' \"\$name\" \"\${!name}\"; done >\"\$scratch/env\")"
+    run "(umask 077; for name in $(quote "${env[@]}"); do\
+ printf 'export %s=%q\n' \"\$name\" \"\${!name}\"; done >\"\$scratch/env\")"
     run "$(copy env "$run_files/env")"
   fi
   ! several_hosts "$type" || command+="COTMI_COORDINATOR=auto "
@@ -243,7 +249,8 @@ watch() {
       missing) (setup && start) || note "could not be started, again in $poll s" ;;
       again) (start) || note "could not be started, again in $poll s" ;;
       failed)
-        ((retries-- > 0)) || die "the run on $name failed: see launch/$script logs; the TPU is still there and costs money"
+        ((retries-- > 0)) ||
+          die "the run on $name failed: see launch/$script logs; the TPU is still there and costs money"
         (start) || note "could not be started, again in $poll s"
         ;;
       stopped | finished)
@@ -256,7 +263,8 @@ watch() {
 }
 
 logs() {
-  run "$(remote "$worker" "bash cotmi_jax/launch/worker.sh logs --dir=$run_files --lines=$lines${no_follow:+ --no-follow}")"
+  run "$(remote "$worker" \
+    "bash cotmi_jax/launch/worker.sh logs --dir=$run_files --lines=$lines${no_follow:+ --no-follow}")"
 }
 
 status() {
@@ -281,7 +289,10 @@ case $command in
   stop) accepted="grace=" ;;
   status | delete) accepted='' ;;
   resume | watch) accepted="$training $ordering extras= shared-workdir retries=" ;;
-  *) die "unknown command ${command@Q}: create, setup, run, logs, status, stop, resume, watch or delete; see launch/$script --help" ;;
+  *)
+    die "unknown command ${command@Q}: create, setup, run, logs, status, stop, resume, watch, delete;" \
+      "see launch/$script --help"
+    ;;
 esac
 flags "dry-run name= zone= project= queued ssh-flag+ $accepted" "$@"
 need name zone
@@ -298,8 +309,10 @@ if [[ $accepted == *shared-workdir* ]]; then
   trainer python >/dev/null
   workdir=$(workdir_of)
   if [[ $workdir && $workdir != *://* && ! $shared_workdir ]]; then
-    ! several_hosts "$type" || die "--workdir=$workdir is a local directory, and the hosts of a $type share none: take gs://…, or --shared-workdir"
-    [[ $command == run ]] || die "--workdir=$workdir goes with the TPU when that is preempted: take gs://…, or --shared-workdir"
+    ! several_hosts "$type" ||
+      die "--workdir=$workdir is local, and the hosts of a $type share none: take gs://…, or --shared-workdir"
+    [[ $command == run ]] ||
+      die "--workdir=$workdir goes with the TPU when that is preempted: take gs://…, or --shared-workdir"
   fi
 fi
 [[ $command == run ]] && command=start

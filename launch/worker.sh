@@ -10,11 +10,11 @@ One machine's part of a run. The other launchers call it; on a single machine it
   launch/worker.sh setup  --venv=DIR [--extras=tpu] [--python=PYTHON]   make the virtual environment
   launch/worker.sh start  --dir=DIR [--env-file=FILE] -- COMMAND…        run COMMAND, which outlives this shell
   launch/worker.sh logs   --dir=DIR [--lines=N] [--no-follow]
-  launch/worker.sh status --dir=DIR                                      none, running, finished, stopped, interrupted, failed N
+  launch/worker.sh status --dir=DIR                      none, running, finished, stopped, interrupted or failed N
   launch/worker.sh stop   --dir=DIR [--grace=300]                        SIGTERM, so that the run saves; later SIGKILL
   launch/worker.sh foreground [--dir=DIR] -- COMMAND…    run COMMAND, passing SIGTERM on; 143 where it was interrupted
 
---dir       a directory of the run's own; holds log, pid, exit (the exit code) and lock (held while COMMAND runs; a reboot frees it).
+--dir       a directory of the run's own; holds log, pid, exit (the exit code) and lock (held while COMMAND runs).
 --env-file  is read by bash, and deleted, before COMMAND is started.
 setup takes the newest of python3.12, python3.11 and python3 that is at least 3.11; where there is none, uv brings one.
 HELP
@@ -119,7 +119,7 @@ stop() {
   kill -TERM "$pid"
   flock --timeout "$grace" "$dir/lock" true || {
     kill -KILL -- "-$pid" # the process group that setsid made
-    die "$(hostname): killed, since it had not ended $grace s after SIGTERM: it goes on from an earlier checkpoint; next time a longer --grace"
+    die "$(hostname): killed $grace s after SIGTERM: goes on from an earlier checkpoint; next time a longer --grace"
   }
   echo "$(hostname): stopped"
 }
@@ -137,5 +137,6 @@ case $command in
     ;;
   *) die "unknown command ${command@Q}: setup, start, logs, status, stop or foreground; see launch/$script --help" ;;
 esac
-[[ $command != start && $command != foreground ]] || ((${#arguments[@]})) || die "nothing to run: -- COMMAND… is missing"
+[[ $command != start && $command != foreground ]] || ((${#arguments[@]})) ||
+  die "nothing to run: -- COMMAND… is missing"
 "$command"
