@@ -1,7 +1,8 @@
 """What the launchers call, played on this machine: gcloud with TPU workers, xpk, kubectl, SLURM's tools, and a trainer.
 
 `install` puts links to this file, one for each name, into a directory for PATH. Every call adds a line of JSON to
-{FAKE_CLUSTER}/calls.jsonl. With FAKE_PASSIVE nothing else happens.
+{FAKE_CLUSTER}/calls.jsonl. With FAKE_PASSIVE nothing else happens; a call that
+has FAKE_FAILURE among its arguments fails.
 
 Workers of the one TPU are directories {FAKE_CLUSTER}/worker-{i}, in which bash runs what ssh is given, without this
 environment. {FAKE_CLUSTER}/states lists what `describe` of the node answers, one line a question, READY after the
@@ -138,6 +139,8 @@ def main(name: str, arguments: list[str]) -> int:
         call["input"] = sys.stdin.read()
     with (here / "calls.jsonl").open("a") as file:
         file.write(json.dumps(call) + "\n")
+    if os.environ.get("FAKE_FAILURE") in arguments:
+        return 1
     if os.environ.get("FAKE_PASSIVE"):
         print(("ACTIVE" if "queued-resources" in arguments else "READY") if "describe" in arguments else "")
     elif name == "gcloud" and arguments[:2] == ["compute", "tpus"]:

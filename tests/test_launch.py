@@ -265,6 +265,15 @@ def test_pasting_a_dry_run_does_the_same(launcher: str, flags: str, trains: bool
     assert not list(fakes.glob("tmp.*"))
 
 
+@pytest.mark.parametrize("failure", ["scp", "ssh"])
+def test_a_failure_ends_the_launcher_and_leaves_no_secret_behind(failure: str, checkout: Path, fakes: Path) -> None:
+    variables = environment(fakes, FAKE_PASSIVE="1", FAKE_FAILURE=failure)
+    done = launch(checkout, "tpu_vm", f"run {POD} --env=HF_TOKEN", TRAIN, variables)
+    assert done.returncode == 1
+    assert [call["arguments"][3] for call in recorded(fakes)] == ["scp", "ssh"][: 1 + (failure == "ssh")]
+    assert not list(fakes.glob("tmp.*"))
+
+
 # TPU workers.
 
 
@@ -424,7 +433,7 @@ def test_local_processes_are_told_apart_and_end_together(checkout: Path, fakes: 
 def test_local_trains(tmp_path: Path) -> None:
     """The real trainer on two devices."""
     variables = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    quick = ["--config.objective.name=standard", "--config.eval.every=0"]
+    quick = ["--config.objective.name=standard", "--config.eval.every=0", "--config.steps=2"]
     command = [f"--config={REPOSITORY}/configs/quickstart.py:smoke", f"--workdir={tmp_path}/a run", *quick]
     done = launch(REPOSITORY, "local", f"--devices=2 --python={sys.executable}", ["--", *command], variables)
     assert done.returncode == 0, done.stderr
