@@ -115,12 +115,15 @@ def train(here: Path, arguments: Sequence[str]) -> int:
     names = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
     given = {n: v for n, v in os.environ.items() if n in names or n.startswith("COTMI_")}
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), os._exit(0)))
-    with (here / "trainings.jsonl").open("a") as file:
-        file.write(json.dumps({"arguments": list(arguments), "environment": given}) + "\n")
     print("training", flush=True)
+    notes = here / "trainings.jsonl"
+    with notes.open("a") as file:
+        file.write(json.dumps({"arguments": list(arguments), "environment": given}) + "\n")
     what = (here / "trainer").read_text() if (here / "trainer").exists() else "0"
-    # "7 in 1": the process whose id is 1 ends with 7, the others wait for a signal.
+    # "7 in 1": the process whose id is 1 ends with 7 once all have started, the others wait for a signal.
     code, _, process = what.partition(" in ")
+    while process and len(notes.read_text().splitlines()) < int(os.environ["COTMI_PROCESSES"]):
+        time.sleep(0.05)
     if code == "wait" or (process and process != os.environ.get("COTMI_PROCESS_ID")):
         time.sleep(30)
     return int(code) if code != "wait" else 1
