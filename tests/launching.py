@@ -78,15 +78,9 @@ def until(condition: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def background(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own session, of which nothing is left in the end."""
-    process = subprocess.Popen(
-        command,
-        env=dict(variables),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """A process of a group of its own, of which nothing is left in the end."""
+    quiet, heard = subprocess.DEVNULL, subprocess.PIPE
+    process = subprocess.Popen(command, env=dict(variables), stdout=quiet, stderr=heard, text=True, process_group=0)
     try:
         yield process
     finally:

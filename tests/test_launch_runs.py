@@ -106,7 +106,8 @@ def test_a_workload_gets_its_arguments(checkout: Path, fakes: Path) -> None:
     calls = [call["arguments"] for call in recorded(fakes)]
     assert [call[1] for call in calls] == ["list", "delete", "create"]
     assert "--workload=w" in calls[1]
-    pod = f"cd {checkout}; ({fake_cluster.flag(calls[2], 'command')}) & PID=$!; trap 'kill -TERM $PID' TERM; wait; wait $PID; exit $?"
+    command = fake_cluster.flag(calls[2], "command")
+    pod = f"cd {checkout}; ({command}) & PID=$!; trap 'kill -TERM $PID' TERM; wait; wait $PID; exit $?"
     with background(["bash", "-c", pod], variables) as process:
         until(lambda: recorded(fakes, "trainings"))
         process.send_signal(signal.SIGTERM)
