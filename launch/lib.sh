@@ -1,0 +1,168 @@
+# shellcheck shell=bash disable=SC2034
+# What the launchers share: flags, quoting, and a dry run that prints the very lines that would be run.
+set -euo pipefail
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  die "bash $BASH_VERSION is too old, 4.4 is needed (macOS: brew install bash)"
+
+script=${0##*/}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly script root
+
+# Flags of whatever starts the trainer.
+readonly training="python= module= env+"
+dry_run='' python='' module=cotmi_jax.train
+env=()
+arguments=()
+
+# Prints its arguments as shell words that give them back exactly.
+quote() {
+  local word line=''
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
+    line+=" $word"
+  done
+  printf '%s' "${line# }"
+}
+
+# Runs a line of shell here, or prints it where this is a dry run: what is printed is what would be run. Ends the shell
+# where the line fails, since `set -e` does not inside what is tried with ||.
+run() {
+  if [[ $dry_run ]]; then
+    printf '%s\n' "$1"
+  else
+    eval "$1" || exit
+  fi
+}
+
+note() {
+  if [[ $dry_run ]]; then
+    printf '# %s\n' "$*"
+  else
+    printf '%s: %s\n' "$script" "$*" >&2
+  fi
+}
+
+# flags "NAME= LIST+ SWITCH …" ARGUMENT…: sets each --flag's variable (- becomes _), and `arguments` to those after --.
+# NAME= takes a value, LIST+ is an array and may be repeated, SWITCH takes none.
+flags() {
+  local known=" $1 " flag value
+  shift
+  while (($#)); do
+    case $1 in
+      --) arguments=("${@:2}") && break ;;
+      --help) usage && exit 0 ;;
+      --*) ;;
+      *) die "unexpected argument ${1@Q}: what is for the trainer comes after --" ;;
+    esac
+    flag=${1%%=*} && flag=${flag#--}
+    if [[ $known == *" $flag "* ]]; then
+      [[ $1 != *=* ]] || die "--$flag takes no value"
+      value=1
+    elif [[ $known == *" $flag= "* || $known == *" $flag+ "* ]]; then
+      if [[ $1 == *=* ]]; then
+        value=${1#*=}
+      else
+        [[ $# -gt 1 && $2 != --* ]] || die "--$flag needs a value: --$flag=…"
+        value=$2 && shift
+      fi
+    else
+      die "unknown flag --$flag: see launch/$script --help (what is for the trainer comes after --)"
+    fi
+    shift
+    if [[ $known == *" $flag+ "* ]]; then
+      local -n list=${flag//-/_}
+      list+=("$value")
+      unset -n list
+    else
+      [[ $value ]] || die "--$flag needs a value: --$flag=…"
+      printf -v "${flag//-/_}" %s "$value"
+    fi
+  done
+  check_env
+}
+
+# Dies where one of the named flags was not given.
+need() {
+  local flag variable
+  for flag in "$@"; do
+    variable=${flag//-/_}
+    [[ ${!variable} ]] || die "--$flag is missing: see launch/$script --help"
+  done
+}
+
+# Dies where one of the named flags is not a whole number from 1 on.
+need_count() {
+  local flag variable
+  for flag in "$@"; do
+    variable=${flag//-/_}
+    [[ ${!variable} =~ ^[1-9][0-9]*$ ]] || die "--$flag=${!variable} is not a whole number from 1 on"
+  done
+}
+
+# The value of an --env is never on a command line, which ps shows to everybody on the machine.
+check_env() {
+  local name
+  for name in "${env[@]}"; do
+    [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] ||
+      die "--env takes the name of a variable and no value, which ps would show: export it, then --env=NAME"
+    [[ -v $name ]] || die "--env=$name is not set here: export it first"
+  done
+}
+
+# Prints the training command of an interpreter as shell words.
+trainer() {
+  local argument
+  ((${#arguments[@]})) ||
+    die "nothing to run: what is for the trainer comes after --, as in -- --config=configs/cqa.py --workdir=…"
+  for argument in "${arguments[@]}"; do
+    [[ $argument != *$'\n'* ]] || die "a line break in ${argument@Q}: leave it out, not every launcher can pass it on"
+  done
+  quote "$1" -m "$module" "${arguments[@]}"
+}
+
+# Prints the --workdir among the trainer's arguments; dies where training lacks one.
+workdir_of() {
+  local index argument
+  for index in "${!arguments[@]}"; do
+    argument=${arguments[index]}
+    case $argument in
+      --workdir=*) printf '%s' "${argument#*=}" ;;
+      --workdir) printf '%s' "${arguments[index + 1]:-}" ;;
+      *) continue ;;
+    esac
+    return
+  done
+  [[ $module != cotmi_jax.train ]] ||
+    die "--workdir is missing: -- … --workdir=DIRECTORY, from where the run also goes on"
+}
+
+# several_hosts TYPE [SLICES]: whether that many TPU slices of a type have more than one host. A host holds 8 chips of
+# v5e and v6e, and 4 chips, which count as 8 cores, of v2 to v5p.
+several_hosts() {
+  [[ ! ${1##*-} =~ ^[0-9]+$ ]] || ((${1##*-} > 8 || ${2:-1} > 1))
+}
+
+# A directory that is gone when the launcher ends; the lines of `run` call it "$scratch".
+scratch=''
+open_scratch() {
+  trap '[[ ! $scratch ]] || rm -rf -- "$scratch"' EXIT
+  # shellcheck disable=SC2016
+  run 'scratch=$(mktemp -d)'
+}
+# Puts the commit at HEAD there, with .git, so that starts.jsonl names the commit.
+clone_code() {
+  git -C "$root" rev-parse --quiet --verify HEAD >/dev/null ||
+    die "$root is not a git checkout: its commit is what is copied"
+  [[ $dry_run || ! $(git -C "$root" status --porcelain) ]] || note "what is not committed is not copied"
+  run "git clone --quiet --depth=1 $(quote "file://$root") \"\$scratch/code\""
+}
+close_scratch() {
+  # shellcheck disable=SC2016
+  run 'rm -rf -- "$scratch"'
+}

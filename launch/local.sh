@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Training on the CPU of this machine, in one process or, over loopback, as several hosts would.
+# shellcheck source=launch/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+  cat <<'HELP'
+Train on this machine's CPU, in the foreground. With several processes it is a rehearsal of several hosts.
+
+  launch/local.sh [--devices=1] [--processes=1] -- TRAINER FLAGS…
+
+  --devices=D         fake devices of each process
+  --processes=P       processes, which find each other at 127.0.0.1; lines of all but the first are marked [process]
+  --port=12355        TCP port of the first process, with several
+  --python=python3    interpreter with pip install -e .; --module=M instead of cotmi_jax.train
+  --dry-run           print the commands and run none
+
+Ctrl-C and SIGTERM reach every process, which saves; where one fails, the others are told to end. The exit code is that
+of the first that failed. The same command again goes on from --workdir.
+HELP
+}
+
+devices=1 processes=1 port=12355 python=python3
+children=()
+
+# Asks every process to save and end.
+end_all() {
+  local child
+  for child in "${children[@]}"; do kill -TERM "$child" 2>/dev/null || true; done
+}
+
+# Prints the command of a process, or of the only one.
+process() {
+  printf 'JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=%s ' "$devices"
+  (($# == 0)) ||
+    printf 'COTMI_COORDINATOR=127.0.0.1:%s COTMI_PROCESSES=%s COTMI_PROCESS_ID=%s ' "$port" "$processes" "$1"
+  trainer "$python"
+}
+
+# Starts a line of shell in the background, or prints it.
+start() {
+  run "$1 &"
+  [[ $dry_run ]] || children+=("$!")
+}
+
+# Waits for every process; returns the exit code of the first that failed.
+wait_for_all() {
+  local child code result=0
+  local -a left=("${children[@]}") running
+  while ((${#left[@]})); do
+    sleep 0.2
+    running=()
+    for child in "${left[@]}"; do
+      if kill -0 "$child" 2>/dev/null; then
+        running+=("$child")
+        continue
+      fi
+      code=0
+      wait "$child" || code=$?
+      if ((code && !result)); then
+        result=$code
+        end_all
+      fi
+    done
+    left=("${running[@]}")
+  done
+  return "$result"
+}
+
+flags "dry-run python= module= devices= processes= port=" "$@"
+need_count devices processes port
+trainer python >/dev/null
+workdir_of >/dev/null
+trap end_all TERM INT
+if ((processes == 1)); then
+  start "$(process)"
+else
+  start "$(process 0)"
+  for ((index = 1; index < processes; index++)); do
+    start "$(process "$index") > >(sed -u 's/^/[$index] /') 2> >(sed -u 's/^/[$index] /' >&2)"
+  done
+fi
+if [[ $dry_run ]]; then
+  echo wait
+else
+  wait_for_all
+fi

@@ -1,0 +1,160 @@
+"""What the launchers call, played on this machine: gcloud with TPU workers, xpk, kubectl, SLURM's tools, and a trainer.
+
+`install` puts links to this file, one for each name, into a directory for PATH. Every call adds a line of JSON to
+{FAKE_CLUSTER}/calls.jsonl. With FAKE_PASSIVE nothing else happens; a call that
+has FAKE_FAILURE among its arguments fails.
+
+Workers of the one TPU are directories {FAKE_CLUSTER}/worker-{i}, in which bash runs what ssh is given, without this
+environment. {FAKE_CLUSTER}/states lists what `describe` of the node answers, one line a question, READY after the
+last; a TPU that is asked and found PREEMPTED loses its workers.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+NAMES = ("gcloud", "xpk", "kubectl", "sbatch", "srun", "scancel", "squeue", "scontrol", "python3", "hostname")
+WORKERS = 2
+
+
+def install(directory: Path) -> None:
+    """Put the fakes into a directory."""
+    directory.mkdir()
+    for name in NAMES:
+        (directory / name).write_text(f'#!/bin/sh\nexec {sys.executable} -SE {Path(__file__).resolve()} {name} "$@"\n')
+        (directory / name).chmod(0o755)
+    sleep = directory / "sleep"  # no test waits as long as a user would
+    sleep.write_text(f"#!/bin/sh\nexec {shutil.which('sleep')} 0.1\n")
+    sleep.chmod(0o755)
+
+
+def flag(arguments: Sequence[str], name: str) -> str:
+    """The value of --name=value."""
+    return next(a.split("=", 1)[1] for a in arguments if a.startswith(f"--{name}="))
+
+
+def workers(here: Path) -> list[Path]:
+    """The home directories of the TPU's workers."""
+    return sorted(here.glob("worker-*"))
+
+
+def node_state(here: Path) -> str:
+    """What the next `describe` answers."""
+    states = here / "states"
+    first, *rest = states.read_text().split() or ["READY"]
+    states.write_text("\n".join(rest))
+    return first if workers(here) or first != "READY" else "GONE"
+
+
+def preempt(here: Path) -> None:
+    """End everything on the workers as a lost machine does; only the state of the node stays."""
+    for home in workers(here):
+        pid = home / "cotmi_jax_run" / "pid"
+        if pid.exists():
+            try:
+                os.killpg(int(pid.read_text()), signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it had ended
+        shutil.rmtree(home)
+
+
+def make_workers(here: Path) -> None:
+    """New machines, with a virtual environment whose python is the fake one."""
+    for index in range(WORKERS):
+        python = here / f"worker-{index}" / "cotmi_jax_venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.symlink_to(shutil.which("python3") or "")
+
+
+def ssh(here: Path, arguments: Sequence[str]) -> int:
+    """Run --command on the workers, as gcloud does: at once, and failing where one fails."""
+    chosen = workers(here) if flag(arguments, "worker") == "all" else [workers(here)[int(flag(arguments, "worker"))]]
+    keep = {name: os.environ[name] for name in ("PATH", "FAKE_CLUSTER") if name in os.environ}
+    running = [
+        subprocess.Popen(["bash", "-c", flag(arguments, "command")], cwd=home, env=keep | {"HOME": str(home)})
+        for home in chosen
+    ]
+    return max(process.wait() for process in running)
+
+
+def gcloud(here: Path, arguments: Sequence[str]) -> int:
+    """`gcloud compute tpus {tpu-vm,queued-resources} …`."""
+    match arguments[2:4]:
+        case [_, "create"]:
+            if workers(here):
+                print("ERROR: ALREADY_EXISTS", file=sys.stderr)
+                return 1
+            make_workers(here)
+        case [_, "delete"]:
+            preempt(here)
+        case ["queued-resources", "describe"] if workers(here):
+            print("ACTIVE")
+        case ["tpu-vm", "describe"] if (state := node_state(here)) != "GONE":
+            if state == "PREEMPTED":
+                preempt(here)
+            print(state)
+        case [_, "describe"]:
+            print("ERROR: (gcloud.compute.tpus.describe) NOT_FOUND: Resource was not found", file=sys.stderr)
+            return 1
+        case ["tpu-vm", "scp"]:
+            for home in workers(here):
+                shutil.copy(arguments[4], home / arguments[5].split(":", 1)[1])
+        case ["tpu-vm", "ssh"]:
+            return ssh(here, arguments)
+    return 0
+
+
+def train(here: Path, arguments: Sequence[str]) -> int:
+    """A trainer that notes what it was given, and then does what {FAKE_CLUSTER}/trainer says."""
+    names = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
+    given = {n: v for n, v in os.environ.items() if n in names or n.startswith("COTMI_")}
+    signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), os._exit(0)))
+    print("training", flush=True)
+    notes = here / "trainings.jsonl"
+    with notes.open("a") as file:
+        file.write(json.dumps({"arguments": list(arguments), "environment": given}) + "\n")
+    what = (here / "trainer").read_text() if (here / "trainer").exists() else "0"
+    # "7 in 1": the process whose id is 1 ends with 7 once all have started, the others wait for a signal.
+    code, _, process = what.partition(" in ")
+    while process and len(notes.read_text().splitlines()) < int(os.environ["COTMI_PROCESSES"]):
+        time.sleep(0.05)
+    if code == "wait" or (process and process != os.environ.get("COTMI_PROCESS_ID")):
+        time.sleep(30)
+    return int(code) if code != "wait" else 1
+
+
+def main(name: str, arguments: list[str]) -> int:
+    """Play the program of that name."""
+    here = Path(os.environ["FAKE_CLUSTER"])
+    if name == "hostname":
+        print("here")
+        return 0
+    if name == "python3" and arguments[:1] == ["-m"] and arguments[1].startswith("cotmi_jax"):
+        return train(here, arguments[2:])
+    call = {"name": name, "arguments": arguments}
+    if name == "sbatch":
+        call["input"] = sys.stdin.read()
+    with (here / "calls.jsonl").open("a") as file:
+        file.write(json.dumps(call) + "\n")
+    if os.environ.get("FAKE_FAILURE") in arguments:
+        return 1
+    if os.environ.get("FAKE_PASSIVE"):
+        print(("ACTIVE" if "queued-resources" in arguments else "READY") if "describe" in arguments else "")
+    elif name == "gcloud" and arguments[:2] == ["compute", "tpus"]:
+        return gcloud(here, arguments)
+    elif name == "srun":
+        command = arguments[next(i for i, a in enumerate(arguments) if not a.startswith("--")) :]
+        os.execvp(command[0], command)
+    elif name == "xpk" and "list" in arguments:
+        print("Jobset Name\nw-1  medium\nw  medium")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

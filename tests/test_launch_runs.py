@@ -1,0 +1,190 @@
+"""The launchers do on fake machines what they should do on real ones: start, follow, save, stop, go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_cluster
+import launching
+import pytest
+from launching import (
+    POD,
+    REPOSITORY,
+    SECRET,
+    TPU,
+    TRAIN,
+    TRICKY,
+    WORKLOAD,
+    background,
+    environment,
+    launch,
+    recorded,
+    until,
+)
+
+checkout, fakes = launching.checkout, launching.fakes
+
+# TPU workers.
+
+
+def test_a_pod_from_create_to_delete(checkout: Path, fakes: Path) -> None:
+    """Arguments and secrets arrive on every worker as they were given; stop lets the run save."""
+    variables = environment(fakes)
+    pod = f"{TPU} --type=v5litepod-16"
+    (fakes / "trainer").write_text("wait")
+    for command in (f"create {pod}", f"setup {TPU}"):
+        done = launch(checkout, "tpu_vm", command, [], variables)
+        assert done.returncode == 0, done.stderr
+    done = launch(checkout, "tpu_vm", f"run {pod} --env=HF_TOKEN", [*TRAIN, *TRICKY], variables)
+    assert done.returncode == 0, done.stderr
+    until(lambda: len(recorded(fakes, "trainings")) == fake_cluster.WORKERS)
+    assert recorded(fakes, "trainings") == fake_cluster.WORKERS * [
+        {"arguments": [*TRAIN[1:], *TRICKY], "environment": {"HF_TOKEN": SECRET, "COTMI_COORDINATOR": "auto"}}
+    ]
+    assert "secret" not in json.dumps(recorded(fakes))
+    assert list(fakes.glob("worker-*/cotmi_jax_run/env")) == []
+    again = launch(checkout, "tpu_vm", f"run {pod}", TRAIN, variables)
+    assert again.returncode != 0 and "has a run already" in again.stderr
+    assert launch(checkout, "tpu_vm", f"status {TPU}", [], variables).stdout.count("running pid") == 2
+    assert launch(checkout, "tpu_vm", f"stop {TPU}", [], variables).stdout == 2 * "here: stopped\n"
+    logs = launch(checkout, "tpu_vm", f"logs {TPU} --worker=1 --no-follow", [], variables).stdout.splitlines()
+    assert logs[0].startswith("--- ") and logs[1:] == ["training", "saved"]
+    assert launch(checkout, "tpu_vm", f"status {TPU}", [], variables).stdout == "READY\n" + 2 * "stopped\n"
+    assert launch(checkout, "tpu_vm", f"delete {TPU}", [], variables).returncode == 0
+    assert list(fakes.glob("worker-*")) == []
+
+
+@pytest.mark.parametrize("queued", ["", " --queued"])
+def test_watch_goes_on_after_a_preemption(queued: str, checkout: Path, fakes: Path) -> None:
+    """Started once, preempted once, started anew with the same arguments, finished; the TPU is left for the user."""
+    variables = environment(fakes)
+    (fakes / "states").write_text("READY READY PREEMPTED")
+    (fakes / "trainer").write_text("wait")
+    command = [
+        "bash",
+        str(checkout / "launch/tpu_vm.sh"),
+        *f"watch {POD} --spot --poll=1 --env=HF_TOKEN{queued}".split(),
+        *TRAIN,
+    ]
+    with background(command, variables) as watch:
+        until(lambda: len(recorded(fakes, "trainings")) == 2)
+        (fakes / "trainer").write_text("0")
+        _, said = watch.communicate(timeout=20)
+    assert watch.returncode == 0, said
+    assert "PREEMPTED" in said and "the run is finished" in said and "costs money" in said
+    trainings = recorded(fakes, "trainings")
+    assert len(trainings) == 4 and all(training == trainings[0] for training in trainings)
+    verbs = [call["arguments"][3] for call in recorded(fakes) if call["name"] == "gcloud"]
+    assert [v for v in verbs if v in ("create", "delete")] == ["create", "delete", "create"]
+    assert "secret" not in json.dumps(recorded(fakes)) + said
+
+
+@pytest.mark.parametrize(("code", "starts"), [("75", 2), ("3", 1)])
+def test_watch_starts_again_only_what_was_interrupted(code: str, starts: int, checkout: Path, fakes: Path) -> None:
+    (fakes / "trainer").write_text(code)
+    command = ["bash", str(checkout / "launch/tpu_vm.sh"), *f"watch {POD} --poll=1".split(), *TRAIN]
+    with background(command, environment(fakes)) as watch:
+        if starts == 2:
+            until(lambda: len(recorded(fakes, "trainings")) == 2)
+            (fakes / "trainer").write_text("0")
+        _, said = watch.communicate(timeout=20)
+    assert (watch.returncode, len(recorded(fakes, "trainings"))) == (0 if starts == 2 else 2, 2 * starts), said
+
+
+# GKE, SLURM, GPUs, CPU.
+
+
+def test_a_workload_gets_its_arguments(checkout: Path, fakes: Path) -> None:
+    """As XPK runs --command: in a subshell of the bash that gets SIGTERM. An interrupted run is not a finished one."""
+    variables = environment(fakes)
+    (fakes / "trainer").write_text("wait")
+    done = launch(checkout, "gke_xpk", f"resume {WORKLOAD} --docker-image=i", [*TRAIN, *TRICKY], variables)
+    assert done.returncode == 0, done.stderr
+    calls = [call["arguments"] for call in recorded(fakes)]
+    assert [call[1] for call in calls] == ["list", "delete", "create"]
+    assert "--workload=w" in calls[1]
+    command = fake_cluster.flag(calls[2], "command")
+    pod = f"cd {checkout}; ({command}) & PID=$!; trap 'kill -TERM $PID' TERM; wait; wait $PID; exit $?"
+    with background(["bash", "-c", pod], variables) as process:
+        until(lambda: recorded(fakes, "trainings"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+    assert recorded(fakes, "trainings") == [
+        {"arguments": [*TRAIN[1:], *TRICKY], "environment": {"COTMI_COORDINATOR": "auto", "HF_TOKEN": SECRET}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "number", "requeued"), [("wait", signal.SIGUSR1, True), ("75", None, True), ("3", None, False)]
+)
+def test_a_slurm_job_is_queued_again_when_its_time_is_up(
+    trainer: str, number: int | None, requeued: bool, checkout: Path, fakes: Path
+) -> None:
+    variables = environment(fakes)
+    (fakes / "trainer").write_text(trainer)
+    flags = "run --name=n --time=1:00 --gpus-per-node=4 --processes-per-node=1 --nodes=2 --env=HF_TOKEN"
+    assert launch(checkout, "slurm", flags, [*TRAIN, *TRICKY], variables).returncode == 0
+    (submitted,) = recorded(fakes)
+    assert "--requeue" in submitted["arguments"] and "--export=HOME,PATH,USER,HF_TOKEN" in submitted["arguments"]
+    (fakes / "job.sh").write_text(submitted["input"])
+    shellcheck = [Path(sys.executable).with_name("shellcheck"), "-S", "warning", fakes / "job.sh"]
+    assert subprocess.run(shellcheck, stdout=subprocess.DEVNULL).returncode == 0
+    job = ["bash", str(fakes / "job.sh")]  # not -l: this machine's profile is not the cluster's
+    with background(job, variables | {"SLURM_JOB_ID": "17"}) as process:
+        until(lambda: recorded(fakes, "trainings"))
+        if number:
+            process.send_signal(number)
+        assert process.wait(10) == (0 if number else int(trainer))
+    (training,) = recorded(fakes, "trainings")
+    assert training["arguments"] == [*TRAIN[1:], *TRICKY]
+    assert training["environment"]["COTMI_COORDINATOR"] == "auto"
+    assert training["environment"]["JAX_LOCAL_DEVICE_IDS"] == "0,1,2,3"
+    asked = [call["arguments"] for call in recorded(fakes) if call["name"] == "scontrol"]
+    assert asked == ([["requeue", "17"]] if requeued else [])
+
+
+def test_gpus_outlive_the_shell_and_stop(checkout: Path, fakes: Path) -> None:
+    variables = environment(fakes)
+    (fakes / "trainer").write_text("wait")
+    run = f"run --dir={fakes}/state --gpus=1,3 --xla-flags=--a\\ --b"
+    assert launch(checkout, "gpus", run, [*TRAIN, *TRICKY], variables).returncode == 0
+    until(lambda: recorded(fakes, "trainings"))
+    (training,) = recorded(fakes, "trainings")
+    assert training["arguments"] == [*TRAIN[1:], *TRICKY]
+    assert training["environment"] == {"CUDA_VISIBLE_DEVICES": "1,3", "XLA_FLAGS": "--a --b", "HF_TOKEN": SECRET}
+    assert launch(checkout, "gpus", f"status --dir={fakes}/state", [], variables).stdout.startswith("running pid ")
+    assert launch(checkout, "gpus", f"stop --dir={fakes}/state", [], variables).returncode == 0
+    assert launch(checkout, "gpus", f"status --dir={fakes}/state", [], variables).stdout == "stopped\n"
+    (fakes / "trainer").write_text("3")
+    assert launch(checkout, "gpus", run, TRAIN, variables).returncode == 0
+    until(lambda: launch(checkout, "gpus", f"status --dir={fakes}/state", [], variables).stdout == "failed 3\n")
+
+
+def test_local_processes_are_told_apart_and_end_together(checkout: Path, fakes: Path) -> None:
+    (fakes / "trainer").write_text("7 in 1")
+    done = launch(checkout, "local", "--processes=3 --devices=2 --port=12399", [*TRAIN, *TRICKY], environment(fakes))
+    assert done.returncode == 7
+    assert sorted(done.stdout.splitlines()) == ["[1] training", "[2] saved", "[2] training", "saved", "training"]
+    trainings = sorted(recorded(fakes, "trainings"), key=lambda t: t["environment"]["COTMI_PROCESS_ID"])
+    for index, training in enumerate(trainings):
+        assert training["arguments"] == [*TRAIN[1:], *TRICKY]
+        assert training["environment"] == {
+            "COTMI_COORDINATOR": "127.0.0.1:12399",
+            "COTMI_PROCESSES": "3",
+            "COTMI_PROCESS_ID": str(index),
+            "JAX_NUM_CPU_DEVICES": "2",
+            "HF_TOKEN": SECRET,
+        }
+
+
+def test_local_trains(tmp_path: Path) -> None:
+    """The real trainer on two devices."""
+    variables = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    quick = ["--config.objective.name=standard", "--config.eval.every=0", "--config.steps=2"]
+    command = [f"--config={REPOSITORY}/configs/quickstart.py:smoke", f"--workdir={tmp_path}/a run", *quick]
+    done = launch(REPOSITORY, "local", f"--devices=2 --python={sys.executable}", ["--", *command], variables)
+    assert done.returncode == 0, done.stderr
+    assert "'data': 2" in done.stderr and (tmp_path / "a run" / "run.json").is_file()
