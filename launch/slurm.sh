@@ -59,11 +59,9 @@ JOB
   echo " $(trainer "$interpreter") &"
   cat <<'JOB'
 step=$!
-while true; do
-  code=0
-  wait "$step" || code=$?
-  kill -0 "$step" 2>/dev/null || break
-done
+while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done # a trapped signal ends wait before the step
+code=0
+wait "$step" || code=$?
 # 75: another node is gone.
 if [[ $again ]] || ((code == 75)); then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

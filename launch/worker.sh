@@ -71,11 +71,9 @@ foreground() {
   "${arguments[@]}" &
   child=$!
   [[ ! $dir ]] || echo $$ >"$dir/pid"
-  while true; do # a trapped signal ends wait before the child
-    code=0
-    wait "$child" || code=$?
-    kill -0 "$child" 2>/dev/null || break
-  done
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a trapped signal ends wait before the child
+  code=0
+  wait "$child" || code=$?
   # The trainer ends with 0 once it has saved, and with 75 where another host is gone. That is no finished run, and no
   # failed one either: 143, which is also among the codes from 127 on after which XPK restarts.
   if [[ $interrupted && $code == 0 || $code == 75 ]]; then code=143; fi
