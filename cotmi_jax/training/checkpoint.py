@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.student import Params
 from cotmi_jax.sharding import PyTree
