@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -23,11 +24,10 @@ if INSTALLED:
     os.environ.setdefault("EPATH_USE_TF", "0")
 
 if TYPE_CHECKING:
-    from pathlib import Path  # epath has no types, and promises the methods of this one
+    from pathlib import Path as Path  # epath has no types, and promises the methods of this one
 else:
-    from etils.epath import Path
+    from etils.epath import Path as Path  # for others to take from here
 
-__all__ = ["Path", "absolute", "append_line", "as_path", "is_remote", "make_folder", "reason", "replace_file", "told"]
 _REMOTE = "gs://"
 
 
@@ -120,6 +120,12 @@ def replace_file(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a large file, on disk or in a bucket, part by part. OSError as of reading and writing."""
+    with source.open("rb") as reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing, 1 << 24)
 
 
 def append_line(path: Path, line: str) -> None:
