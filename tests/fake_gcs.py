@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-_API = re.compile(
-    r"(?:/download|/upload)?/storage/v1/b/([^/]+)(?:/(o)(?:/([^/]+)(?:/(rewriteTo)/b/[^/]+/o/([^/]+))?)?)?$"
-)
+_OBJECT = r"/([^/]+)(?:/(rewriteTo)/b/[^/]+/o/([^/]+))?"
+_API = re.compile(rf"(?:/download|/upload)?/storage/v1/b/([^/]+)(?:/(o)(?:{_OBJECT})?)?")
 
 
 class FakeGcs:

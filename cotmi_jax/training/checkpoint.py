@@ -103,8 +103,9 @@ class Checkpoints:
 def saved(workdir: Path, which: Literal["latest", "best"] | int) -> Saved | None:
     """The latest or best checkpoint of a workdir, or that of a step; None where there is none."""
     directory = workdir / (BEST if which == "best" else LATEST)
-    # Orbax renames a directory to its bare number when it is complete.
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    # Orbax renames a directory to its bare number when it is complete; in a bucket it leaves a mark in it instead.
+    numbered = [path for path in directory.glob("*") if path.name.isdigit()]
+    steps = sorted(int(path.name) for path in numbered if ocp.utils.is_checkpoint_finalized(path))
     if not steps or (isinstance(which, int) and which not in steps):
         return None
     return Saved(directory, which if isinstance(which, int) else steps[-1])
