@@ -87,7 +87,9 @@ def reason(error: Exception) -> str:
     """Why a file operation failed, in one line."""
     if isinstance(error, FileNotFoundError):  # of a bucket it has no words of its own
         return "No such file or directory"
-    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200] or repr(error)
+    if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
+        return error.strerror
+    return " ".join(str(error).split())[:200] or repr(error)
 
 
 @contextlib.contextmanager
