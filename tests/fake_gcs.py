@@ -5,13 +5,16 @@ Clients find it by the environment of `FakeGcs.environment`: gcsfs, google-cloud
 
 import contextlib
 import json
+import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+import fsspec
 
 _OBJECT = r"/([^/]+)(?:/(rewriteTo)/b/[^/]+/o/([^/]+))?"
 _API = re.compile(rf"(?:/download|/upload)?/storage/v1/b/([^/]+)(?:/(o)(?:{_OBJECT})?)?")
@@ -33,7 +36,7 @@ class FakeGcs:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables for the processes that are to use it; unset GOOGLE_APPLICATION_CREDENTIALS is needed too."""
+        """Variables for the processes that are to use it."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
@@ -215,3 +218,11 @@ def serving(bucket: str) -> Iterator[FakeGcs]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def use(environment: dict[str, str], then: Callable[[], None] | None = None) -> None:
+    """Have this process take the server for Cloud Storage, which gcsfs has not been imported in."""
+    os.environ.update(environment)
+    fsspec.config.set_conf_env(fsspec.config.conf)
+    if then is not None:
+        then()

@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import fake_gcs
@@ -35,22 +35,12 @@ quick_compilation = runs.quick_compilation
 RUN = "gs://bucket/runs/one"
 
 
-def use(environment: dict[str, str], then: Callable[[], None] | None = None) -> None:
-    """Have this process take the server for Cloud Storage."""
-    import fsspec
-
-    os.environ.update(environment)
-    fsspec.config.set_conf_env(fsspec.config.conf)  # read when fsspec is imported, which it is
-    if then is not None:
-        then()
-
-
 @pytest.fixture(scope="module")
 def store() -> Iterator[fake_gcs.FakeGcs]:
     with fake_gcs.serving("bucket") as store, pytest.MonkeyPatch.context() as patch:
         for name in store.environment:
             patch.setenv(name, "")  # so that they are as before in the end
-        use(store.environment)
+        fake_gcs.use(store.environment)
         yield store
 
 
@@ -72,7 +62,7 @@ def workdir(store: fake_gcs.FakeGcs) -> files.Path:
     """A run in the bucket that was killed after step 5 and gone on with."""
     flags = [f"--workdir={RUN}", *runs.config_flags(runs.tiny_config())]
     killed = functools.partial(runs.signal_after, 5, signal.SIGKILL)
-    before = functools.partial(use, store.environment, killed)
+    before = functools.partial(fake_gcs.use, store.environment, killed)
     result = runs.command("train", *flags, devices=jax.device_count(), before=before)
     assert result.code == -signal.SIGKILL, result.err
     assert "runs/one/metrics.jsonl" in store.names() and "runs/one/checkpoints/2/commit_success.txt" in store.names()

@@ -8,7 +8,7 @@
 import dataclasses
 import datetime
 import json
-import os
+import secrets
 import subprocess
 import sys
 from importlib import metadata
@@ -32,7 +32,7 @@ def run_directory(path: str) -> Path:
     workdir = as_path(absolute(path))
     with told(f"cannot write to --workdir {workdir}"):
         make_folder(workdir)
-        probe = workdir / f".writable.{os.getpid()}"
+        probe = workdir / f".writable.{secrets.token_hex(4)}"  # hosts may have the same process numbers
         probe.touch()
         probe.unlink()
     return workdir
