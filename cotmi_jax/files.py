@@ -72,15 +72,28 @@ def _check_bucket(bucket: str) -> None:
             raise OSError("there is no such bucket") from error
 
 
+def check_described(path: Path) -> None:
+    """Ask a bucket what it is, as orbax does when it first lists or deletes checkpoints. Raises UserError."""
+    if is_remote(path):
+        from google.cloud import storage
+
+        out = (
+            "it takes the permission storage.buckets.get (docs/data.md), and $GOOGLE_CLOUD_PROJECT outside Google Cloud"
+        )
+        with told(f"{path} cannot hold checkpoints", out):
+            storage.Client().get_bucket(str(path).removeprefix(_REMOTE).partition("/")[0])
+
+
 def _failures() -> tuple[type[Exception], ...]:
     """What a file operation raises for reasons outside this program."""
     if "gcsfs" not in sys.modules:
         return (OSError,)
     import aiohttp
     from gcsfs.retry import HttpError
+    from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import GoogleAuthError
 
-    return (OSError, HttpError, GoogleAuthError, aiohttp.ClientError)
+    return (OSError, HttpError, GoogleAPICallError, GoogleAuthError, aiohttp.ClientError)
 
 
 def reason(error: Exception) -> str:

@@ -28,6 +28,7 @@ class FakeGcs:
         self.objects: dict[str, tuple[bytes, int]] = {}  # content and generation by name
         self.writes: list[str] = []
         self.refuse = 0
+        self.describes_bucket = True  # what the permission storage.buckets.get allows
         self.delay = 0.0  # seconds before an answer
         self.lock = threading.Lock()
         self.uploads: dict[str, tuple[str, bytes]] = {}  # resumable ones under way
@@ -113,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
         bucket, objects, name, rewrite, target = (text and unquote(text) for text in found.groups())
         if bucket != store.bucket:
             return self._error(404, "The specified bucket does not exist.")
+        if not objects and not store.describes_bucket:
+            return self._error(403, "storage.buckets.get denied")
         if not objects:
             described: dict[str, object] = {"kind": "storage#bucket", "name": bucket, "id": bucket, "location": "US"}
             return self._answer(200, described)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path
+from cotmi_jax.files import Path, check_described, told
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.student import Params
 from cotmi_jax.sharding import PyTree
@@ -40,10 +40,9 @@ class Saved:
 
 
 def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
-    try:
+    check_described(directory)
+    with told(f"cannot write checkpoints to {directory}"):
         return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
-    except OSError as error:
-        raise UserError(f"cannot write checkpoints to {directory}: {error.strerror or error}") from error
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
