@@ -12,21 +12,17 @@ flags.mark_flags_as_required(["model", "output"])
 
 def main() -> None:
     """Export from the flags."""
-    from pathlib import Path
-
     import jax
 
-    from cotmi_jax.errors import UserError
+    from cotmi_jax.files import absolute, as_path, told
     from cotmi_jax.models.hf import save_hf
     from cotmi_jax.sharding import make_mesh
     from cotmi_jax.training.restore import load_trained, parse_which
 
     trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value), make_mesh())
-    output = Path(_OUTPUT.value).expanduser().absolute()
-    try:
+    output = as_path(absolute(_OUTPUT.value))
+    with told(f"cannot write --output {output}"):
         save_hf(jax.device_get(trained.params), trained.student.config, output, vocabulary_file=trained.vocabulary.path)
-    except OSError as error:
-        raise UserError(f"cannot write --output {output}: {error.strerror or error}") from error
     print(f"written: {output}")
 
 

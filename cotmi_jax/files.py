@@ -1,14 +1,152 @@
-"""Writing files so that a kill leaves the old one or the new one, never a part."""
+"""Files and folders, on disk or in a bucket of Google Cloud Storage, by one kind of path.
 
+What a user may name as gs://BUCKET/… goes through `as_path`, whose Path behaves as pathlib's in both places. A bucket
+holds objects only: a folder is there while an object's name begins with it, an object appears whole or not at all, and
+nothing is appended to one.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import logging
 import os
-from pathlib import Path
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cotmi_jax.errors import UserError
+
+INSTALLED = importlib.util.find_spec("gcsfs") is not None
+if INSTALLED:
+    # One client for all of gs://, orbax's and TensorFlow Datasets' files too: left alone, epath imports tensorflow.
+    os.environ.setdefault("EPATH_USE_TF", "0")
+
+if TYPE_CHECKING:
+    from pathlib import Path as Path  # epath has no types, and promises the methods of this one
+else:
+    from etils.epath import Path as Path  # for others to take from here
+
+_REMOTE = "gs://"
+
+
+def is_remote(path: "str | os.PathLike[str]") -> bool:
+    """Whether a path is one in a bucket."""
+    return os.fspath(path).startswith(_REMOTE)
+
+
+def absolute(text: str) -> str:
+    """The text of a path that means the same from any folder."""
+    return text if is_remote(text) else str(pathlib.Path(text).expanduser().absolute())
+
+
+def as_path(text: str) -> Path:
+    """The path that a user means. UserError for URLs other than gs://BUCKET…, and for a bucket that cannot be used."""
+    scheme, found, rest = text.partition("://")
+    if not found:
+        return Path(text).expanduser()
+    bucket = rest.partition("/")[0]
+    if scheme != "gs" or not bucket:
+        raise UserError(f"{text}: give a local path, or gs://BUCKET/PATH")
+    if not INSTALLED:
+        raise UserError(f"{text}: gs:// needs gcsfs: run pip install 'cotmi_jax[gcs]', or give a local path")
+    _check_bucket(bucket)
+    return Path(text)
+
+
+@functools.cache
+def _check_bucket(bucket: str) -> None:
+    """Ask for one name in a bucket, once: what is wrong with credentials or network is wrong everywhere in it."""
+    import fsspec
+
+    # Listings are not to be remembered: tensorstore and other hosts write too.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    for name in ("gcsfs", "gcsfs.retry"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a traceback before every error is not for the user
+    out = "check the name, log in (gcloud auth application-default login), or give a local path"
+    with told(f"{_REMOTE}{bucket} cannot be used", out):
+        try:
+            fsspec.filesystem("gcs", finalize_on_close=True).call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+        except FileNotFoundError as error:
+            raise OSError("there is no such bucket") from error
+
+
+def check_described(path: Path) -> None:
+    """Ask a bucket what it is, as orbax does when it first lists or deletes checkpoints. Raises UserError."""
+    if is_remote(path):
+        from google.cloud import storage
+
+        out = (
+            "it takes the permission storage.buckets.get (docs/data.md), and $GOOGLE_CLOUD_PROJECT outside Google Cloud"
+        )
+        with told(f"{path} cannot hold checkpoints", out):
+            storage.Client().get_bucket(str(path).removeprefix(_REMOTE).partition("/")[0])
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a file operation raises for reasons outside this program."""
+    if "gcsfs" not in sys.modules:
+        return (OSError,)
+    import aiohttp
+    from gcsfs.retry import HttpError
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.auth.exceptions import GoogleAuthError
+
+    return (OSError, HttpError, GoogleAPICallError, GoogleAuthError, aiohttp.ClientError)
+
+
+def reason(error: Exception) -> str:
+    """Why a file operation failed, in one line."""
+    if isinstance(error, FileNotFoundError):  # of a bucket it has no words of its own
+        return "No such file or directory"
+    if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
+        return error.strerror
+    return " ".join(str(error).split())[:200] or repr(error)
+
+
+@contextlib.contextmanager
+def told(what: str, way_out: str = "") -> Iterator[None]:
+    """Failing file operations as UserError: what, why, and the way out."""
+    try:
+        yield
+    except _failures() as error:
+        raise UserError(f"{what}: {reason(error)}" + (f"; {way_out}" if way_out else "")) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where there are folders. OSError as of making."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file in one move, text as UTF-8, on disk when this returns. OSError as of writing."""
+    """Write a file in one move, text as UTF-8, on disk when this returns: a kill leaves the old one or the new one.
+
+    OSError as of writing.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        path.write_bytes(data)
+        return
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a large file, on disk or in a bucket, part by part. OSError as of reading and writing."""
+    with source.open("rb") as reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing, 1 << 24)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a small text file. OSError as of writing."""
+    if is_remote(path):
+        replace_file(path, (path.read_text() if path.exists() else "") + line + "\n")
+        return
+    with path.open("a") as lines:
+        lines.write(line + "\n")

@@ -6,7 +6,9 @@ from absl import flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the run is written, and gone on from.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything of the run is written, and gone on from; may be gs://."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,93 @@ def test_processes_that_share_no_folder_are_told_so(tmp_path: Path, monkeypatch:
             prepare(tmp_path / str(process), IDENTITY, Maker().recipe, process=process, processes=2)
 
 
+class Meeting:
+    """gather of threads that stand for the processes of a run."""
+
+    def __init__(self, processes: int):
+        self._said = [""] * processes
+        self._barrier = threading.Barrier(processes, timeout=20)
+
+    def of(self, process: int) -> cache.Gather:
+        def gather(text: str) -> list[str]:
+            self._said[process] = text
+            self._barrier.wait()
+            heard = list(self._said)
+            self._barrier.wait()
+            return heard
+
+        return gather
+
+
+def side_by_side(run: Callable[[int, cache.Gather], Any], processes: int) -> list[Any]:
+    """What the processes return, or the UserError that each of them ends with."""
+    meeting, results = Meeting(processes), [None] * processes
+
+    def target(process: int) -> None:
+        try:
+            results[process] = run(process, meeting.of(process))
+        except UserError as error:
+            results[process] = error
+
+    threads = [threading.Thread(target=target, args=(process,)) for process in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_processes_find_out_whether_they_share_a_folder(tmp_path: Path) -> None:
+    def shared(*folders: Path) -> list[bool]:
+        return side_by_side(lambda process, gather: cache.is_shared(folders[process], gather), len(folders))
+
+    assert shared(tmp_path / "one", tmp_path / "one", tmp_path / "one") == [True] * 3
+    assert shared(tmp_path / "one", tmp_path / "two", tmp_path / "one") == [False] * 3
+    assert [*(tmp_path / "one").iterdir(), *(tmp_path / "two").iterdir()] == []  # nothing is left behind
+    (tmp_path / "file").write_text("")
+    assert shared(tmp_path / "file", tmp_path / "file") == [False] * 2  # and no error
+
+
 # The cache of a run.
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
+def test_hosts_need_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    parts, tokenized = threading.Lock(), []
+    tokenize = inputs.tokenize
+
+    def counting(config: Any, vocabulary: Any, examples: Any, **more: Any) -> Any:
+        with parts:
+            tokenized.append(len(examples))
+        return tokenize(config, vocabulary, examples, **more)
+
+    monkeypatch.setattr(inputs, "tokenize", counting)
+
+    def prepared(process: int, gather: cache.Gather) -> RunData:
+        config = runs.tiny_config({"data.cache": str(tmp_path / names[process])})
+        return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, gather=gather)
+
+    first, second = side_by_side(prepared, 2)
+    assert sorted(tokenized) == ([10, 10, 500] if names == ("a", "a") else [20, 20, 500, 500])
+    assert first.prepared.fingerprint == second.prepared.fingerprint
+    assert (first.processes, second.process) == (2, 1)  # each feeds its share, whoever prepared it
+    assert {place.name for place in tmp_path.iterdir()} == set(names)
+    for name in set(names):
+        assert len(list((tmp_path / name).iterdir())) == 1
+
+
+def test_hosts_with_other_data_are_refused(tmp_path: Path) -> None:
+    def prepared(process: int, gather: cache.Gather) -> RunData:
+        config = runs.tiny_config({"data.cache": str(tmp_path / str(process)), "data.size": 20 + process})
+        return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, gather=gather)
+
+    for error in side_by_side(prepared, 2):
+        assert isinstance(error, UserError) and "process 1 has other data" in str(error)
+
+
+def test_a_cache_in_a_bucket_is_refused() -> None:
+    with pytest.raises(UserError, match="config.data.cache gs://b/tokens: .* leave it empty"):
+        inputs.find_cache(runs.tiny_config({"data.cache": "gs://b/tokens"}))
 
 
 def run_data(folder: Path | str, **changes: Any) -> RunData:

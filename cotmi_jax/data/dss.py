@@ -10,7 +10,6 @@ Completion k belongs to gold row k. ASDiv is laid out the same way and can exten
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from cotmi_jax.data import teacher_format
@@ -20,6 +19,7 @@ from cotmi_jax.data.grammar import DSS_SETS
 from cotmi_jax.data.rows import BadRows, check_choice, parse_json, read_raw_rows, read_text
 from cotmi_jax.data.source import digest, digest_files
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path
 
 TEACHERS = ("palm", "gpt-neox")
 ALIGNMENTS = ("strict", "prefix")

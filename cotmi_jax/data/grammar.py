@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import absolute, is_remote
 
 Kind = Literal["dss", "arithmetic", "jsonl", "tfds"]
 DSS_SETS = ("anli1", "cqa", "esnli", "svamp")
@@ -45,7 +46,7 @@ def with_absolute_paths(dataset: str) -> str:
     """The same data sets, their files named absolutely, so that they are found from any folder."""
     written = []
     for part in parse_dataset(dataset):
-        name = f"jsonl:{Path(part.argument).absolute()}" if part.kind == "jsonl" else part.written
+        name = f"jsonl:{absolute(part.argument)}" if part.kind == "jsonl" else part.written
         # A path with "=" needs a rate behind it, so that its own end is not read as one.
         written.append(name if part.rate == 1 and "=" not in name else f"{name}={part.rate:.12g}")
     return ",".join(written)
@@ -64,7 +65,7 @@ def _parse_part(text: str) -> Part:
     if written in DSS_SETS:
         return Part("dss", written, rate, written)
     if prefix == "jsonl" and argument:
-        return Part("jsonl", str(Path(argument).expanduser()), rate, written)
+        return Part("jsonl", argument if is_remote(argument) else str(Path(argument).expanduser()), rate, written)
     if prefix == "tfds" and colon:
         if argument not in TFDS_SETS:
             raise UserError(f"dataset = {written!r}: of TensorFlow Datasets there are {', '.join(TFDS_SETS)}")

@@ -2,12 +2,12 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
 from cotmi_jax.data.rows import BadRows, RawRow, Row, check_text, read_raw_rows, text_field
 from cotmi_jax.data.source import digest, digest_files
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path
 
 
 @dataclasses.dataclass(frozen=True)

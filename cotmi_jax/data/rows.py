@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, told
 
 Row = dict[str, object]
 BAD_ROWS = ("error", "skip")
@@ -136,10 +136,8 @@ def read_text(path: Path) -> str:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file. UserError where it cannot be read."""
-    try:
+    with told(str(path), "restore the file, or correct the path to it"):
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; restore the file, or correct the path to it") from error
 
 
 def _decode(content: bytes, path: Path, first_line: int = 1) -> str:

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol
 
 from cotmi_jax.data.example import Corpus
 from cotmi_jax.data.rows import read_bytes
+from cotmi_jax.files import Path
 
 
 class Source(Protocol):

@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 from cotmi_jax.data.arithmetic import ArithmeticSource
 from cotmi_jax.data.dss import DssSource
@@ -17,6 +16,7 @@ from cotmi_jax.data.splits import subsample as subsample_examples
 from cotmi_jax.data.splits import with_valid_split
 from cotmi_jax.data.tfds_source import TfdsSource
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, as_path
 
 DATA_ROOT_VARIABLE = "COTMI_DATA_ROOT"
 DEFAULT_DATA_ROOT = Path("../shared/data")
@@ -135,7 +135,7 @@ def find_data_root(data_root: str | None) -> Path:
     """The argument, else $COTMI_DATA_ROOT, else ../shared/data if it exists; UserError where none of them is given."""
     given = data_root or os.environ.get(DATA_ROOT_VARIABLE)
     if given:
-        return Path(given).expanduser()
+        return as_path(given)
     if DEFAULT_DATA_ROOT.is_dir():
         return DEFAULT_DATA_ROOT
     raise UserError(
@@ -159,7 +159,7 @@ def _source(part: Part, loading: Loading) -> Source:
     if part.kind == "jsonl":
         labels = tuple(label.strip() for label in loading.labels.split(",") if label.strip())
         kind: LabelKind = "equation" if loading.label_kind == "equation" else "text"
-        return JsonlSource(Path(part.argument), labels, kind, loading.bad_rows)
+        return JsonlSource(as_path(part.argument), labels, kind, loading.bad_rows)
     if part.kind == "tfds":
         return TfdsSource(part.argument, loading.tfds_dir, loading.teacher, loading.bad_rows)
     return DssSource(

@@ -1,11 +1,11 @@
 """SentencePiece vocabularies in T5's convention: pad 0, eos 1, and `</s>` in a text stands for eos."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import sentencepiece
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path
 
 PAD_ID = 0
 EOS_ID = 1
@@ -24,7 +24,7 @@ class Vocabulary:
             raise UserError(f"no vocabulary at {path}: set config.data.vocabulary to a SentencePiece model file")
         self.path = path
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
         except (RuntimeError, OSError) as error:
             raise UserError(f"{path} is not a SentencePiece model") from error
         ids = (self._processor.pad_id(), self._processor.eos_id())

@@ -1,10 +1,12 @@
 """Pictures of a run's measurements."""
 
+import io
 import json
-from pathlib import Path
 from typing import Any
 
 import matplotlib
+
+from cotmi_jax.files import Path, replace_file
 
 matplotlib.use("agg")  # files only; before pyplot is imported
 import matplotlib.pyplot as plt  # noqa: E402
@@ -52,6 +54,8 @@ def draw_information(workdir: Path, path: Path) -> bool:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     _between(left, lines)
     figure.colorbar(_plane(right, lines), ax=right, label="training step")
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
     plt.close(figure)
+    replace_file(path, picture.getvalue())
     return True

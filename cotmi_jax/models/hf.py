@@ -2,7 +2,7 @@
 
 import json
 import math
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ import sentencepiece
 from flax import traverse_util
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import copy_file, is_remote, make_folder
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.hf_config import config_from_hf, config_to_hf, head_is_embedding
 from cotmi_jax.models.hf_names import EMBEDDING, EMBEDDING_COPIES, HEAD, OBSOLETE, Leaf, leaves
@@ -51,7 +52,8 @@ def save_hf(
     """Writes a checkpoint that transformers 4 and 5 load as T5ForConditionalGeneration, and T5Tokenizer if wanted.
 
     Weights are float32 safetensors, in shards if they pass max_shard_bytes. The directory appears complete or not at
-    all. Raises UserError if it exists and is not empty, or if the vocabulary is not one a T5 of this config can have.
+    all; in a bucket config.json comes last, without which nothing reads the rest. Raises UserError if it exists and is
+    not empty, or if the vocabulary is not one a T5 of this config can have.
     """
     files: dict[str, dict[str, object]] = {
         "config.json": config_to_hf(config),
@@ -65,16 +67,21 @@ def save_hf(
         files["tokenizer_config.json"] = _tokenizer_fields(vocabulary_file, config)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty: give a new directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
+    make_folder(directory.parent)
+    beside = None if is_remote(directory) else directory.parent  # from where a folder can be moved
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=beside) as scratch:
         staged = Path(scratch) / directory.name  # Not scratch itself, which nobody else may enter.
         staged.mkdir()
         for name, fields in files.items():
             _write_json(staged / name, fields)
         if vocabulary_file is not None:
-            shutil.copyfile(vocabulary_file, staged / VOCABULARY)
+            (staged / VOCABULARY).write_bytes(vocabulary_file.read_bytes())
         _write_weights(params, leaves(config), staged, max_shard_bytes)
-        staged.rename(directory)
+        if not is_remote(directory):
+            os.rename(staged, directory)
+            return
+        for file in sorted(staged.iterdir(), key=lambda file: file.name == "config.json"):
+            copy_file(file, directory / file.name)
 
 
 def _to_params(tensors: dict[str, StoredTensor], expected: list[Leaf], config: T5Config, directory: Path) -> Params:
@@ -162,7 +169,7 @@ def _tokenizer_fields(vocabulary_file: Path, config: T5Config) -> dict[str, obje
     same ids only where single spaces are all there is.
     """
     try:
-        vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary_file))
+        vocabulary = sentencepiece.SentencePieceProcessor(model_proto=vocabulary_file.read_bytes())
     except (RuntimeError, OSError) as error:
         raise UserError(f"{vocabulary_file}: not a SentencePiece model") from error
     special, size = [vocabulary.id_to_piece(token) for token in range(3)], vocabulary.get_piece_size()

@@ -1,5 +1,9 @@
 """Where a checkpoint is: a directory, the Hugging Face cache, or the hub."""
 
+import atexit
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 
 import huggingface_hub
@@ -7,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import as_path, copy_file, is_remote, told
 from cotmi_jax.models.hf_weights import has_weights
 
 VOCABULARY = "spiece.model"
@@ -14,6 +19,7 @@ _TOKENIZER = [VOCABULARY, "tokenizer.json", "tokenizer_config.json", "special_to
 _FILES = ["config.json", "generation_config.json", *_TOKENIZER]
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+_WEIGHTS = _SAFETENSORS + _PICKLES
 _TIMEOUT = 10.0  # seconds; the hub's own client has none
 # The root of the HTTP library's exceptions: which library that is depends on huggingface_hub's release.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -22,9 +28,12 @@ _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
     """Directory of a checkpoint that is given as a directory or as a name on the hub, such as "google/flan-t5-small".
 
-    A name is looked up in the cache first (cache_dir, or where HF_HOME has it), so that a student does not change
-    while it is in use; what the cache lacks is downloaded. Raises UserError that says what to do if neither has it.
+    A directory in a bucket (gs://…) is copied to this machine. A name is looked up in the cache first (cache_dir, or
+    where HF_HOME has it), so that a student does not change while it is in use; what the cache lacks is downloaded.
+    Raises UserError that says what to do if neither has it.
     """
+    if is_remote(source):
+        return _fetch(str(source))
     if Path(source).is_dir():
         return Path(source)
     name = str(source)
@@ -45,6 +54,21 @@ def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
             f"{name}: neither a directory nor in the cache, and the hub cannot be used ({reason}): on a machine that "
             f"reaches it run `hf download {name} --local-dir DIR` and give DIR, or set HF_HOME to a cache that has it"
         ) from error
+
+
+@functools.cache
+def _fetch(url: str) -> Path:
+    """A local copy of a directory in a bucket, for as long as this process lives."""
+    place = as_path(url)
+    with told(f"cannot read {url}"):
+        files = [file for file in place.iterdir() if any(file.match(pattern) for pattern in _FILES + _WEIGHTS)]
+        if not files:
+            raise UserError(f"{url}: no files of a checkpoint there: give the folder of a Hugging Face checkpoint")
+        directory = Path(tempfile.mkdtemp(prefix="cotmi_jax_"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        for file in files:
+            copy_file(file, directory / file.name)
+    return directory
 
 
 def _cached(name: str, cache_dir: Path | None) -> Path | None:

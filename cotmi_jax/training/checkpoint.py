@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, check_described, told
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.student import Params
 from cotmi_jax.sharding import PyTree
@@ -40,10 +40,9 @@ class Saved:
 
 
 def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
-    try:
+    check_described(directory)
+    with told(f"cannot write checkpoints to {directory}"):
         return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
-    except OSError as error:
-        raise UserError(f"cannot write checkpoints to {directory}: {error.strerror or error}") from error
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
@@ -103,8 +102,9 @@ class Checkpoints:
 def saved(workdir: Path, which: Literal["latest", "best"] | int) -> Saved | None:
     """The latest or best checkpoint of a workdir, or that of a step; None where there is none."""
     directory = workdir / (BEST if which == "best" else LATEST)
-    # Orbax renames a directory to its bare number when it is complete.
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    # Orbax renames a directory to its bare number when it is complete; in a bucket it leaves a mark in it instead.
+    numbered = [path for path in directory.glob("*") if path.name.isdigit()]
+    steps = sorted(int(path.name) for path in numbered if ocp.utils.is_checkpoint_finalized(path))
     if not steps or (isinstance(which, int) and which not in steps):
         return None
     return Saved(directory, which if isinstance(which, int) else steps[-1])

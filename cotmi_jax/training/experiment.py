@@ -1,7 +1,6 @@
 """From a config to the parts of a run: vocabulary, student, data, objective."""
 
 import dataclasses
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -12,6 +11,7 @@ from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.information import check_monitor
 from cotmi_jax.feed import WHOLE, Feed
+from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.mi.critics import CriticConfig
 from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
@@ -28,7 +28,7 @@ _VOCAB_MULTIPLE = 128  # so that the vocabulary splits over a tensor axis
 def find_vocabulary(config: ConfigDict) -> Path:
     """The SentencePiece file of a run, by the rule beside config.data.vocabulary."""
     if config.data.vocabulary:
-        return Path(config.data.vocabulary).expanduser()
+        return as_path(config.data.vocabulary)
     if config.data.dataset == "arithmetic" and config.model.init == "random":
         return VOCABULARY_PATH
     if config.model.init != "random":
@@ -98,9 +98,9 @@ def with_data_root(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.data.dataset = with_absolute_paths(config.data.dataset)
     if any(part.kind == "dss" for part in parse_dataset(config.data.dataset)):
-        config.data.root = str(find_data_root(config.data.root or None).absolute())
+        config.data.root = absolute(str(find_data_root(config.data.root or None)))
     if config.data.tfds_dir and "://" not in config.data.tfds_dir:
-        config.data.tfds_dir = str(Path(config.data.tfds_dir).expanduser().absolute())
+        config.data.tfds_dir = absolute(config.data.tfds_dir)
     return config
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from cotmi_jax.data.cache import Prepared, Recipe, prepare
+from cotmi_jax.data.cache import Gather, Prepared, Recipe, is_shared, prepare
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.order import TrainOrder, make_shares
@@ -23,9 +23,11 @@ from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.feed import WHOLE, Feed
+from cotmi_jax.files import is_remote
+from cotmi_jax.training import hosts
 
 CACHE_VARIABLE = "COTMI_CACHE"
-DEFAULT_CACHE = Path("~/.cache/cotmi_jax")
+DEFAULT_CACHE = "~/.cache/cotmi_jax"
 
 
 def loading_of(config: ConfigDict) -> Loading:
@@ -87,10 +89,16 @@ def _limits(config: ConfigDict, *, train: bool) -> TokenLimits:
 
 
 def find_cache(config: ConfigDict) -> Path | None:
-    """The folder of config.data.cache; None where tokens are kept in memory alone."""
+    """The folder of config.data.cache; None where tokens are kept in memory alone. UserError for one in a bucket."""
     if config.data.cache == "none":
         return None
-    return Path(config.data.cache or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser().absolute()
+    folder = config.data.cache or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
+    if is_remote(folder):
+        raise UserError(
+            f"config.data.cache {folder}: tokens are mapped into memory from local files: leave it empty, and hosts "
+            "that share no folder prepare the data each for itself"
+        )
+    return Path(folder).expanduser().absolute()
 
 
 def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -139,6 +147,16 @@ def _by_component(train: TokenizedSplit, facts: dict[str, Any]) -> list[tuple[st
     return list(zip(names, np.split(train.kept, np.cumsum(sizes)[:-1]), strict=True))
 
 
+def _check_same(fingerprints: list[str]) -> None:
+    """Raises UserError where processes have other data than the first."""
+    for process, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise UserError(
+                f"process {process} has other data ({fingerprint}) than process 0 ({fingerprints[0]}): give all hosts "
+                "the same files"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class RunData:
     """The data of a run: tokens of train and valid, the examples that are scored, and the order of training."""
@@ -151,9 +169,19 @@ class RunData:
 
     @classmethod
     def of(
-        cls, config: ConfigDict, vocabulary: Vocabulary, feed: Feed = WHOLE, *, process: int = 0, processes: int = 1
+        cls,
+        config: ConfigDict,
+        vocabulary: Vocabulary,
+        feed: Feed = WHOLE,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        gather: Gather = hosts.gather,
     ) -> "RunData":
-        """From the cache, or read and tokenized into it. Raises UserError for whatever is wrong with the data."""
+        """From the cache, or read and tokenized into it. Raises UserError for whatever is wrong with the data.
+
+        Processes divide the work where they share the folder of the cache, and else do all of it, each for itself.
+        """
 
         def read() -> tuple[Sequence[Example], Sequence[Example], dict[str, Any]]:
             loaded = load_data(config)
@@ -172,7 +200,12 @@ class RunData:
             check_split(name, split.kept, _limits(config, train=name == "train"))
 
         identity, recipe = _identity(config, vocabulary), Recipe(read, tokens, check)
-        prepared, found = prepare(find_cache(config), identity, recipe, process=process, processes=processes)
+        folder = find_cache(config)
+        divided = processes > 1 and folder is not None and is_shared(folder, gather)
+        part = {"process": process, "processes": processes} if divided else {}
+        prepared, found = prepare(folder, identity, recipe, **part)
+        if processes > 1:
+            _check_same(gather(prepared.fingerprint))
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
         shares = make_shares(sizes, [part.rate for part in parse_dataset(config.data.dataset)])
         order = TrainOrder(shares, config.batch_size, config.seed, prepared.train if config.data.packing else None)

@@ -3,7 +3,6 @@
 import dataclasses
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 
 import jax
@@ -19,6 +18,7 @@ from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
+from cotmi_jax.files import Path
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import batch_shards, make_feed, make_mesh, put_batch
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_json, restore_state, saved
@@ -86,6 +86,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """Checkpoint the state after `step`."""
+        self.writer.flush()
         self.checkpoints.save(self.state, step, self.experiment.data.position(step), self.record)
 
     def monitor(self, step: int) -> None:

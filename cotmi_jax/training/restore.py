@@ -1,7 +1,6 @@
 """A trained student from wherever it lies: a workdir, or a Hugging Face directory or hub name."""
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -10,6 +9,7 @@ from jax.sharding import Mesh
 from cotmi_jax.data.tasks import Objective
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.training import checkpoint
@@ -42,7 +42,7 @@ def parse_which(text: str) -> Which:
 
 def is_workdir(source: str) -> bool:
     """Whether source is the workdir of a training run."""
-    return (Path(source).expanduser() / RUN_FILE).exists()
+    return (as_path(source) / RUN_FILE).exists()
 
 
 def load_workdir(workdir: Path, which: Which, mesh: Mesh) -> Trained:
@@ -62,7 +62,7 @@ def load_workdir(workdir: Path, which: Which, mesh: Mesh) -> Trained:
 def load_trained(source: str, which: Which, mesh: Mesh) -> Trained:
     """The student at `source`, a workdir or whatever load_hf reads. `which` is for workdirs only."""
     if is_workdir(source):
-        return load_workdir(Path(source).expanduser().absolute(), which, mesh)
+        return load_workdir(as_path(absolute(source)), which, mesh)
     directory = resolve_source(source)
     config, host_params = load_hf(directory)
     vocabulary = Vocabulary(directory / VOCABULARY_FILE)

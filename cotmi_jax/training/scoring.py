@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from cotmi_jax.evaluation.accuracy import Summary, summarize
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
 from cotmi_jax.evaluation.plots import draw_information
-from cotmi_jax.files import replace_file
+from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, told
 from cotmi_jax.sharding import batch_shards, make_mesh
 from cotmi_jax.training.experiment import eval_decoding, make_objective
 from cotmi_jax.training.inputs import load_data, tokenize
@@ -64,10 +63,10 @@ def score(
     against gold labels, in nats (accuracies of tokens as shares); counts of truncated inputs and targets; of a mixture
     `components`: the accuracy of each; with `information`, the held-out mutual information of a student that explains.
     """
-    workdir = Path(workdir_path).expanduser().absolute()
+    workdir = as_path(absolute(workdir_path))
     config, _, vocabulary = read_run(workdir)
     if data_root is not None:
-        config.data.root = str(Path(data_root).expanduser().absolute())
+        config.data.root = absolute(data_root)
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         trained = load_workdir(workdir, parse_which(checkpoint), mesh)
@@ -106,16 +105,14 @@ def score(
         metrics["components"] = accuracy_by_component(correct, data.components, split_name)
     if information and EXPLAIN in objective.tasks:
         metrics["information"] = measured.summary() if measured else None  # None: too few examples
-    folder = Path(output).expanduser().absolute() if output else workdir / "evaluation" / split_name
+    folder = as_path(absolute(output)) if output else workdir / "evaluation" / split_name
     drawn = False
     if jax.process_index() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        with told(f"cannot write results to {folder}"):
+            make_folder(folder)
             replace_file(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
             replace_file(
                 folder / "predictions.jsonl", "".join(json.dumps(prediction) + "\n" for prediction in predictions)
             )
             drawn = draw_information(workdir, folder / "information.png")
-        except OSError as error:
-            raise UserError(f"cannot write results to {folder}: {error.strerror}") from error
     return Scored(metrics, predictions, measured, folder, drawn)

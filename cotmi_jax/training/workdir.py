@@ -8,11 +8,10 @@
 import dataclasses
 import datetime
 import json
-import os
+import secrets
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, differences
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import replace_file
+from cotmi_jax.files import Path, absolute, append_line, as_path, make_folder, replace_file, told
 from cotmi_jax.models.config import T5Config
 
 Record = dict[str, Any]
@@ -30,14 +29,12 @@ RUN_FILE, STARTS_FILE, VOCABULARY_FILE = "run.json", "starts.jsonl", "spiece.mod
 
 def run_directory(path: str) -> Path:
     """The workdir, made and proved writable. Raises UserError."""
-    workdir = Path(path).expanduser().absolute()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable.{os.getpid()}"
+    workdir = as_path(absolute(path))
+    with told(f"cannot write to --workdir {workdir}"):
+        make_folder(workdir)
+        probe = workdir / f".writable.{secrets.token_hex(4)}"  # hosts may have the same process numbers
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
     return workdir
 
 
@@ -80,8 +77,7 @@ def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> 
         "revision": _revision(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
-    with (workdir / STARTS_FILE).open("a") as lines:
-        lines.write(json.dumps(start) + "\n")
+    append_line(workdir / STARTS_FILE, json.dumps(start))
 
 
 def _read_record(workdir: Path) -> Record:

@@ -4,10 +4,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from cotmi_jax.files import Path, is_remote
+from cotmi_jax.training.mirror import Mirror
 
 
 def _truncate(path: Path, step: int) -> None:
@@ -30,9 +32,13 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, *, start: int):
+        self._mirror = Mirror(workdir) if is_remote(workdir) else None
+        if self._mirror:
+            self._mirror.fetch("metrics.jsonl")
+            workdir = self._mirror.folder
         path = workdir / "metrics.jsonl"
         _truncate(path, start)
-        self._lines = path.open("a", buffering=1)
+        self._lines = open(path, "a", buffering=1)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -41,11 +47,20 @@ class MetricWriter:
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()  # else a kill takes up to two minutes of it, which a resumed run does not write again
+        if self._mirror:
+            self._mirror.copy(now=False)
+
+    def flush(self) -> None:
+        """Return once all of it is in the workdir: due before a checkpoint, after which nothing is written again."""
+        if self._mirror:
+            self._mirror.copy(now=True)
 
     def close(self) -> None:
         """Flush both."""
         self._lines.close()
         self._tensorboard.close()
+        if self._mirror:
+            self._mirror.close()
 
 
 class Progress:

@@ -1,0 +1,76 @@
+"""Paths and files, on disk; test_gcs.py has those in a bucket."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cotmi_jax import files
+from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
+from cotmi_jax.errors import UserError
+
+
+def test_a_path_means_what_the_user_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert str(files.as_path("a/b")) == "a/b"
+    assert str(files.as_path("~/b")) == str(tmp_path / "home" / "b")
+    assert files.absolute("a/b") == str(tmp_path / "a" / "b")
+    assert files.absolute("~/b") == str(tmp_path / "home" / "b")
+    assert files.absolute("gs://bucket/a") == "gs://bucket/a"
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/a", "http://host/a", "gs://", "gs:///a"])
+def test_other_urls_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"{text}: give a local path, or gs://BUCKET/PATH"):
+        files.as_path(text)
+
+
+def test_a_bucket_needs_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "INSTALLED", False)
+    with pytest.raises(UserError, match="gs://bucket/run: gs:// needs gcsfs: run pip install 'cotmi_jax\\[gcs\\]'"):
+        files.as_path("gs://bucket/run")
+
+
+def test_data_sets_in_a_bucket_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (part,) = parse_dataset("jsonl:gs://bucket/mine.jsonl=2")
+    assert (part.argument, part.rate) == ("gs://bucket/mine.jsonl", 2)
+    written = with_absolute_paths("jsonl:gs://bucket/mine.jsonl=2,jsonl:own.jsonl")
+    assert written == f"jsonl:gs://bucket/mine.jsonl=2,jsonl:{tmp_path}/own.jsonl"
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = files.Path(tmp_path / "a.json")
+    files.replace_file(path, "grüß")
+    assert path.read_bytes() == "grüß".encode()
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace_file(path, b"half")
+    assert path.read_bytes() == "grüß".encode()
+
+
+def test_lines_are_added_and_folders_made(tmp_path: Path) -> None:
+    folder = files.Path(tmp_path / "a" / "b")
+    files.make_folder(folder)
+    files.make_folder(folder)
+    for line in ("one", "two"):
+        files.append_line(folder / "lines", line)
+    assert (folder / "lines").read_text() == "one\ntwo\n"
+
+
+def test_failures_are_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^results: No such file or directory; look elsewhere$"):
+        with files.told("results", "look elsewhere"):
+            (tmp_path / "nothing").read_bytes()
+    with pytest.raises(UserError, match="^results: Is a directory$"):
+        with files.told("results"):
+            tmp_path.read_bytes()
+    assert files.reason(OSError("Forbidden: b/o\nno access")) == "Forbidden: b/o no access"
+    with pytest.raises(ZeroDivisionError):  # a defect stays one
+        with files.told("results"):
+            raise ZeroDivisionError
