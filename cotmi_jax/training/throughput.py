@@ -8,6 +8,8 @@ import jax
 
 from cotmi_jax.data.tokens import Batch
 
+TIMINGS = ("seconds_per_step", "examples_per_second", "input_wait")  # what read gives: no two runs have the same
+
 
 class Throughput:
     """Speed of training alone: the first step, which compiles, evaluation and saving are not counted."""
