@@ -22,9 +22,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> int:
     """Soak from the flags."""
+    import jax
+
     from cotmi_jax.config import validate
     from cotmi_jax.training.soak import soak
 
+    jax.config.update("jax_platforms", "cpu")  # the trainers need the accelerators, which belong to one process
     config = cli.loaded_config(_CONFIG)
     validate(config)
     flag = flags.FLAGS["config"]

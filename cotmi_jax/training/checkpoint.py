@@ -88,6 +88,11 @@ def _items(state: TrainState) -> dict[str, PyTree]:
     return items
 
 
+def _raised_anyway(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is more than the traceback of what orbax raises too."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 class Checkpoints:
     """Writes a run's checkpoints, asynchronously: save returns once the arrays are copied off the devices.
 
@@ -96,6 +101,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep: int):
+        logging.getLogger("absl").addFilter(_raised_anyway)
         self.workdir = workdir
         self._latest = _manager(workdir / LATEST, keep)
         self._best = _manager(workdir / BEST, 1)

@@ -127,10 +127,8 @@ def _train(command: Sequence[str], workdir: Path, seconds: float | None) -> bool
             process.kill()  # also where this process is being interrupted
             process.wait()
     if code:
-        said = log.read_text(errors="replace").strip().splitlines()
-        raise UserError(
-            f"training in {workdir} failed with exit code {code}: {said[-1] if said else 'no word'} ({log})"
-        )
+        *_, said = ["no word", *log.read_text(errors="replace").strip().splitlines()]
+        raise UserError(f"training in {workdir} failed with exit code {code}: {said} ({log})")
     return True
 
 
