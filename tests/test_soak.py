@@ -119,7 +119,7 @@ TRAINER = """
     workdir.mkdir(exist_ok=True)
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    kept = lines if "careless" in sys.argv else [line for line in lines if json.loads(line)["step"] <= len(lines) // 3 * 3]
+    kept = lines if "careless" in sys.argv else lines[: len(lines) // 3 * 3]
     path.write_text("".join(line + "\\n" for line in kept))
     start = len(kept) // 3 * 3
     with (workdir / "starts.jsonl").open("a") as starts:

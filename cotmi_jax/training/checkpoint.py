@@ -107,47 +107,45 @@ class Checkpoints:
         self._best = _manager(workdir / BEST, 1)
 
     def save(self, state: TrainState, step: int, data: Json, config: Json) -> None:
-        """Save everything needed to go on after `step`; does nothing if that step is saved already."""
-        trees = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        self._save(
-            self._latest,
-            step,
-            ocp.args.Composite(**trees, data=ocp.args.JsonSave(data), config=ocp.args.JsonSave(config)),
-        )
+        """Save everything needed to go on after `step`; does nothing if that step is saved already.
+
+        The best student is on disk before: a run that goes on after its step would not find it again.
+        """
+        with _writing(self.workdir / BEST):
+            self._best.wait_until_finished()
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(config)}
+        _save(self._latest, self.workdir / LATEST, step, items)
 
     def save_best(self, params: Params, step: int, metrics: Json, config: Json) -> None:
         """Replace the best student. A run that replays steps after a restart keeps the result it finds again."""
-        self._save(
-            self._best,
-            step,
-            ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                metrics=ocp.args.JsonSave(metrics),
-                config=ocp.args.JsonSave(config),
-            ),
-        )
-
-    def _save(self, manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> None:
-        if manager.latest_step() == step:
-            return
-        directory = Path(manager.directory)
-        with _writing(directory):
-            if not directory.exists():  # orbax would make it anew, in whatever lies under a mount that went
-                raise FileNotFoundError(errno.ENOENT, "", str(directory))
-            manager.save(step, args=args)
+        items = {"params": ocp.args.StandardSave(params)}
+        items |= {"metrics": ocp.args.JsonSave(metrics), "config": ocp.args.JsonSave(config)}
+        _save(self._best, self.workdir / BEST, step, items)
 
     def wait(self) -> None:
         """Return once everything is on disk."""
-        for manager in (self._latest, self._best):
-            with _writing(Path(manager.directory)):
+        for manager, folder in ((self._latest, LATEST), (self._best, BEST)):
+            with _writing(self.workdir / folder):
                 manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, then end; both folders are ended even where one cannot be written."""
         with contextlib.ExitStack() as ends:
-            for manager in (self._latest, self._best):
-                ends.enter_context(_writing(Path(manager.directory)))
+            for manager, folder in ((self._latest, LATEST), (self._best, BEST)):
+                ends.enter_context(_writing(self.workdir / folder))
                 ends.callback(manager.close)
+
+
+def _save(
+    manager: ocp.CheckpointManager, directory: Path, step: int, items: dict[str, ocp.args.CheckpointArgs]
+) -> None:
+    if manager.latest_step() == step:
+        return
+    with _writing(directory):
+        if not directory.exists():  # orbax would make it anew, in whatever lies under a mount that went
+            raise FileNotFoundError(errno.ENOENT, "", str(directory))
+        manager.save(step, args=ocp.args.Composite(**items))
 
 
 def steps_saved(directory: Path) -> list[int]:
@@ -233,7 +231,7 @@ def _leaves(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
     handler = ocp.PyTreeCheckpointHandler()
     stored, shape = jax.tree_util.tree_flatten_with_path(handler.metadata(directory).tree)
     sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for _, leaf in stored]
-    to_host = shape.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * len(stored))
+    to_host = jax.tree.unflatten(shape, [ocp.RestoreArgs(restore_type=np.ndarray)] * len(stored))
     start = 0
     while start < len(stored):
         stop, size = start + 1, sizes[start]
@@ -241,7 +239,7 @@ def _leaves(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
             size += sizes[stop]
             stop += 1
         wanted = [leaf if start <= index < stop else ocp.PLACEHOLDER for index, (_, leaf) in enumerate(stored)]
-        arguments = ocp.args.PyTreeRestore(item=shape.unflatten(wanted), restore_args=to_host)
+        arguments = ocp.args.PyTreeRestore(item=jax.tree.unflatten(shape, wanted), restore_args=to_host)
         arrays = jax.tree.leaves(handler.restore(directory, args=arguments))
         for index in range(start, stop):
             yield f"{directory.name}{jax.tree_util.keystr(stored[index][0])}", arrays[index]
@@ -290,6 +288,11 @@ def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
         with _reading(checkpoint):
             return _read(checkpoint, args)
     except UnreadableError as error:
+        if checkpoint.step not in steps_saved(checkpoint.directory):
+            raise UserError(
+                f"checkpoint {checkpoint} went while it was read, as a run that is still training replaces its "
+                "checkpoints: give the same command again"
+            ) from error
         reason = damage(checkpoint)
         if reason is None:  # a wrong shape, say: no fault of the files
             raise UserError(f"checkpoint {checkpoint} is whole, but not what is to be restored ({error})") from error

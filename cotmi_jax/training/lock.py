@@ -134,7 +134,8 @@ class _Beating:
 
     def __init__(self, workdir: Path, periods: Periods):
         self._workdir, self._path, self._periods = workdir, workdir / OWNER_FILE, periods
-        self._myself = _myself() | {"token": secrets.token_hex(8)}
+        self._token = secrets.token_hex(8)
+        self._myself = _myself() | {"token": self._token}
         self._lost: str | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="workdir_beat", daemon=True)
@@ -194,7 +195,7 @@ class _Beating:
                 print(f"cannot renew {self._path}: {error}; trying again", file=sys.stderr, flush=True)
 
     def _mine(self, text: str) -> bool:
-        return self._myself["token"] in text
+        return self._token in text
 
     def _young(self, text: str) -> bool:
         try:

@@ -75,8 +75,9 @@ def _same(one: np.ndarray | Json, other: np.ndarray | Json) -> bool:
 def _compare_checkpoints(one: Saved | None, other: Saved | None) -> list[str]:
     if one is None or other is None or one.step != other.step:
         return [f"{other} is not of the step of {one}"] if one != other else []
-    found = []
-    for left, right in itertools.zip_longest(contents(one), contents(other), fillvalue=("nothing", {})):
+    found: list[str] = []
+    nothing: tuple[str, np.ndarray | Json] = ("nothing", {})
+    for left, right in itertools.zip_longest(contents(one), contents(other), fillvalue=nothing):
         if left[0] != right[0]:
             return [*found, f"{other}: {right[0]} where {one} has {left[0]}"]
         if not _same(left[1], right[1]):
