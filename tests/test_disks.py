@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_where_there_is_room(make_d
     result = runs.command("train", *flags, devices=8)
     assert result.code == 2 and "Traceback" not in result.err, result.err
     assert result.err.splitlines()[-1] == f"error: cannot write {workdir}/checkpoints: {FULL}"
+    assert [line["step"] for line in runs.read_metrics(workdir)][-1] < 6  # it did not go on until the next one
     assert steps_saved(workdir / "checkpoints") == [2] and steps_saved(workdir / "best") == [3]
     disk.enlarge()
     assert train(runs.tiny_config(), str(workdir)) == 6
@@ -101,6 +103,20 @@ def test_a_checkpoint_that_found_no_room_is_none_and_hides_nothing(make_disk: Ca
     assert choose(disk.place).latest == Saved(disk.place / "checkpoints", 1) and choose(disk.place).damaged == ()
     runs.save_states(disk.place, 2)  # what was left of it is gone, and it is small this time
     assert runs.steps_in(disk.place / "checkpoints") == [1, 2]
+
+
+def test_a_write_that_failed_is_noticed_before_the_next_one(make_disk: Callable[[str], Disk]) -> None:
+    disk = make_disk("2m")
+    checkpoints = Checkpoints(disk.place, keep=1)
+    checkpoints.save(runs.small_state(1.0), 1, {}, {})
+    checkpoints.wait()
+    large = jnp.asarray(np.random.default_rng(0).normal(size=(10**6,)), jnp.float32)
+    checkpoints.save(TrainState(jnp.int32(0), {"student": {"w": large}}, (jnp.ones(1),), None), 2, {}, {})
+    with pytest.raises(UserError, match=f"^cannot write {disk.place}/checkpoints: {FULL}"), ended_by(checkpoints.close):
+        for _ in range(3000):
+            checkpoints.check()
+            time.sleep(0.01)
+    assert choose(disk.place).latest == Saved(disk.place / "checkpoints", 1)
 
 
 def test_metrics_that_find_no_room_are_an_error_and_what_there_is_stays_readable(

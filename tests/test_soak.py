@@ -1,5 +1,6 @@
 """Soaking: runs that are killed again and again are compared with one that was left alone."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -64,7 +65,7 @@ def change_optimizer(workdir: Path) -> None:
     data, config = (json.loads((place / item / "metadata").read_text()) for item in ("data", "config"))
     shutil.rmtree(place)
     checkpoints = Checkpoints(workdir, keep=2)
-    checkpoints.save(state._replace(opt_state=tree.unflatten(leaves)), 6, data, config)
+    checkpoints.save(dataclasses.replace(state, opt_state=tree.unflatten(leaves)), 6, data, config)
     checkpoints.close()
 
 

@@ -88,7 +88,32 @@ def _items(state: TrainState) -> dict[str, PyTree]:
     return items
 
 
-def _raised_anyway(record: logging.LogRecord) -> bool:
+_report_unraisable = sys.unraisablehook
+
+
+def _report_others(unraisable: Any) -> None:  # sys.UnraisableHookArgs exists for type checkers only
+    if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading")):
+        _report_unraisable(unraisable)
+
+
+def _unlike_what_is_given_up(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
+def _silence_what_is_given_up() -> None:
+    """When one array cannot be read or written, orbax closes its event loop while tensorstore is at the others.
+
+    Each of those then reports by itself that the loop is closed, from a thread that nothing can wait for, or that it
+    failed too, when its task is collected. Such reports may come at any later time, so this is not taken back.
+    """
+    global _report_unraisable
+    if sys.unraisablehook is not _report_others:
+        _report_unraisable, sys.unraisablehook = sys.unraisablehook, _report_others
+    logging.getLogger("asyncio").addFilter(_unlike_what_is_given_up)
+    logging.getLogger("absl").addFilter(_more_than_raised)
+
+
+def _more_than_raised(record: logging.LogRecord) -> bool:
     """Whether a line of the log is more than the traceback of what orbax raises too."""
     return not (record.exc_info and "orbax" in record.pathname)
 
@@ -96,15 +121,17 @@ def _raised_anyway(record: logging.LogRecord) -> bool:
 class Checkpoints:
     """Writes a run's checkpoints, asynchronously: save returns once the arrays are copied off the devices.
 
-    What goes wrong while one is written is raised, as UserError, by the next save, save_best, wait or close. What is
+    What goes wrong while one is written is raised, as UserError, by the next check, save, save_best, wait
+    or close. What is
     there of it is under a temporary name, which counts as no checkpoint, and the earlier ones stay.
     """
 
     def __init__(self, workdir: Path, *, keep: int):
-        logging.getLogger("absl").addFilter(_raised_anyway)
+        _silence_what_is_given_up()
         self.workdir = workdir
         self._latest = _manager(workdir / LATEST, keep)
         self._best = _manager(workdir / BEST, 1)
+        self._folders = ((self._latest, workdir / LATEST), (self._best, workdir / BEST))
 
     def save(self, state: TrainState, step: int, data: Json, config: Json) -> None:
         """Save everything needed to go on after `step`; does nothing if that step is saved already.
@@ -123,17 +150,24 @@ class Checkpoints:
         items |= {"metrics": ocp.args.JsonSave(metrics), "config": ocp.args.JsonSave(config)}
         _save(self._best, self.workdir / BEST, step, items)
 
+    def check(self) -> None:
+        """Raise what went wrong with a checkpoint whose writing has ended. Waits for nothing."""
+        for manager, directory in self._folders:
+            if not manager.is_saving_in_progress():
+                with _writing(directory):
+                    manager.wait_until_finished()
+
     def wait(self) -> None:
         """Return once everything is on disk."""
-        for manager, folder in ((self._latest, LATEST), (self._best, BEST)):
-            with _writing(self.workdir / folder):
+        for manager, directory in self._folders:
+            with _writing(directory):
                 manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, then end; both folders are ended even where one cannot be written."""
         with contextlib.ExitStack() as ends:
-            for manager, folder in ((self._latest, LATEST), (self._best, BEST)):
-                ends.enter_context(_writing(self.workdir / folder))
+            for manager, directory in self._folders:
+                ends.enter_context(_writing(directory))
                 ends.callback(manager.close)
 
 
@@ -173,28 +207,6 @@ def find(workdir: Path, which: Literal["latest", "best"] | int) -> Saved:
     return found
 
 
-@contextlib.contextmanager
-def _abandoned_reads_are_silent() -> Iterator[None]:
-    """When one array cannot be read, orbax closes its event loop while tensorstore still reads the others.
-
-    Each of those then reports by itself that the loop is closed, from a thread that nothing can wait for, or that it
-    failed too, when its task is collected. Such reports may come at any later time, so after a failure this stays.
-    """
-    before = sys.unraisablehook
-
-    def report(unraisable: Any) -> None:  # sys.UnraisableHookArgs exists for type checkers only
-        if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading")):
-            before(unraisable)
-
-    sys.unraisablehook = report
-    try:
-        yield
-    except Exception:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        raise
-    sys.unraisablehook = before
-
-
 class UnreadableError(Exception):
     """Something of a checkpoint cannot be read; the text says what."""
 
@@ -206,9 +218,9 @@ def _first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _reading(checkpoint: Saved, item: str = "") -> Iterator[None]:
     """Names as UnreadableError what tensorstore and orbax raise for missing, truncated or foreign files."""
+    _silence_what_is_given_up()
     try:
-        with _abandoned_reads_are_silent():
-            yield
+        yield
     except UserError:
         raise
     except Exception as error:

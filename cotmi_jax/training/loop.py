@@ -164,6 +164,7 @@ class Run:
 
     def _finish(self, step: int, metrics: Mapping[str, Array], throughput: Throughput) -> None:
         self.owner.check()
+        self.checkpoints.check()
         values = self.check(step, metrics)
         throughput.step()
         self.progress.step()

@@ -104,10 +104,10 @@ def _hit(workdir: Path, before: tuple[list[Json], list[Json]], seconds: float, e
         return Kill(seconds, "starting", reached, reached)
     since = starts[-1]["step"]
     step = metrics[-1]["step"] if metrics and metrics != before[1] else since
-    if any(not path.name.isdigit() for folder in (LATEST, BEST) for path in (workdir / folder).glob("*")):
-        phase = "saving"
-    elif step <= since:
+    if step <= since:
         phase = "compiling"
+    elif any(not path.name.isdigit() for folder in (LATEST, BEST) for path in (workdir / folder).glob("*")):
+        phase = "saving"
     elif eval_every and step % eval_every == 0 and not any(name.startswith("valid/") for name in metrics[-1]):
         phase = "evaluating"
     else:
