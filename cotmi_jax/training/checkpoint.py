@@ -121,9 +121,8 @@ def _more_than_raised(record: logging.LogRecord) -> bool:
 class Checkpoints:
     """Writes a run's checkpoints, asynchronously: save returns once the arrays are copied off the devices.
 
-    What goes wrong while one is written is raised, as UserError, by the next check, save, save_best, wait
-    or close. What is
-    there of it is under a temporary name, which counts as no checkpoint, and the earlier ones stay.
+    What goes wrong while one is written is raised, as UserError, by the next check, save, save_best, wait or close.
+    What is there of it is under a temporary name, which counts as no checkpoint, and the earlier ones stay.
     """
 
     def __init__(self, workdir: Path, *, keep: int):

@@ -92,7 +92,7 @@ def _locked_file(workdir: Path) -> FileIO | None:
             file = FileIO(path, "a+")  # not inherited by what the process starts: the lock is this process's alone
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                if _is_at(file, path):
                     return file
                 file.close()  # the former owner removed it between the two
             except BlockingIOError as error:
@@ -105,6 +105,13 @@ def _locked_file(workdir: Path) -> FileIO | None:
                     raise
                 print(f"{workdir} cannot be locked ({error.strerror}): a beat in {path} guards it", file=sys.stderr)
                 return None
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 class _Locked:
