@@ -6,6 +6,7 @@ nothing is appended to one.
 """
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import logging
@@ -13,7 +14,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cotmi_jax.errors import UserError
@@ -29,6 +30,8 @@ else:
     from etils.epath import Path as Path  # for others to take from here
 
 _REMOTE = "gs://"
+_CURES: dict[int | None, str] = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
+_CURES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable")
 
 
 def is_remote(path: "str | os.PathLike[str]") -> bool:
@@ -84,7 +87,7 @@ def check_described(path: Path) -> None:
             storage.Client().get_bucket(str(path).removeprefix(_REMOTE).partition("/")[0])
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def failures() -> tuple[type[Exception], ...]:
     """What a file operation raises for reasons outside this program."""
     if "gcsfs" not in sys.modules:
         return (OSError,)
@@ -100,8 +103,8 @@ def reason(error: Exception) -> str:
     """Why a file operation failed, in one line."""
     if isinstance(error, FileNotFoundError):  # of a bucket it has no words of its own
         return "No such file or directory"
-    if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
-        return error.strerror
+    if isinstance(error, OSError) and error.errno and type(error).__module__ == "builtins":
+        return error.strerror or os.strerror(error.errno)
     return " ".join(str(error).split())[:200] or repr(error)
 
 
@@ -110,8 +113,43 @@ def told(what: str, way_out: str = "") -> Iterator[None]:
     """Failing file operations as UserError: what, why, and the way out."""
     try:
         yield
-    except _failures() as error:
+    except failures() as error:
         raise UserError(f"{what}: {reason(error)}" + (f"; {way_out}" if way_out else "")) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes a run's files at `path`: what fails becomes a UserError with the path and the way out."""
+    try:
+        yield
+    except failures() as error:
+        cure = _CURES.get(getattr(error, "errno", None), "see that it is there and can be reached")
+        raise UserError(
+            f"cannot write {path}: {reason(error)}: {cure}, and the same command goes on from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def ended_by(*ends: Callable[[], None]) -> Iterator[None]:
+    """Call every one of `ends`, in order, however the body ends.
+
+    What ended the body comes first: a UserError of an end is raised only where nothing was before, else it is a note.
+    """
+    first: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        first = error
+    for end in ends:
+        try:
+            end()
+        except UserError as error:
+            if first is None:
+                first = error
+            else:
+                first.add_note(str(error))
+    if first is not None:
+        raise first
 
 
 def make_folder(path: Path) -> None:

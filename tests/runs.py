@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -29,7 +30,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, flatten, smoke
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.sharding import make_mesh
-from cotmi_jax.training.checkpoint import find, restore_state
+from cotmi_jax.training.checkpoint import Checkpoints, find, restore_state
 from cotmi_jax.training.experiment import make_objective
 from cotmi_jax.training.loop import train
 from cotmi_jax.training.optimizer import make_optimizers
@@ -162,6 +163,20 @@ def read_state(workdir: Path, which: str | int = "latest", **mesh_sizes: int) ->
     mesh = make_mesh(**mesh_sizes)
     definition = StateDef.of(StudentDef.of(student), make_optimizers(config), mesh, make_objective(config))
     return jax.device_get(restore_state(find(workdir, which), definition.abstract))
+
+
+def small_state(value: float) -> TrainState:
+    """A state that no student has, to save quickly."""
+    params = {"student": {"w": value * jnp.arange(1000)}}
+    return TrainState(jnp.int32(0), params, (jnp.float32(value), {"m": jnp.ones((3, 4))}), None)
+
+
+def save_states(workdir: Path, *steps: int, keep: int = 5) -> None:
+    """Save a small state as the checkpoint of each step."""
+    checkpoints = Checkpoints(workdir, keep=keep)
+    for step in steps:
+        checkpoints.save(small_state(step), step, {"position": step}, {"seed": 0})
+    checkpoints.close()
 
 
 def assert_same(actual: Any, expected: Any) -> None:

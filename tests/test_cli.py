@@ -296,11 +296,8 @@ def test_a_damaged_checkpoint_is_one_line_too(tmp_path: Path) -> None:
     (best,) = runs.steps_in(tmp_path / "run" / "best")
     for name, flag in (("evaluate", "workdir"), ("predict", "model")):
         result = runs.command(name, f"--{flag}={tmp_path / 'run'}")
-        runs.assert_refused(result, f"checkpoint {tmp_path / 'run' / 'best' / str(best)} is damaged")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
-    flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={tmp_path / 'run'}"]
-    result = runs.command("train", *flags, devices=8)
-    runs.assert_refused(result, f"checkpoint {tmp_path / 'run' / 'checkpoints' / '4'} is damaged")
+        damaged, other = (tmp_path / "run" / name for name in (f"best/{best}", "checkpoints/6"))
+        runs.assert_refused(result, f"checkpoint {damaged} is damaged (params: ", f"there are {tmp_path}", str(other))
 
 
 # Predicting and exporting.

@@ -1,12 +1,10 @@
 """A run that is stopped in any way and started again ends as if never stopped; what keeps it from going on."""
 
 import functools
-import gc
 import json
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,58 +221,6 @@ def test_a_new_beginning_takes_the_vocabulary_it_is_given(tmp_path: Path) -> Non
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
     record_start(tmp_path, record, tmp_path / "spiece.model", 4)  # as a run that goes on does
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
-
-
-# Damage.
-
-
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "params: array cut short": lambda checkpoint: runs.truncate(runs.largest(checkpoint / "params")),
-    "params: array lost": lambda checkpoint: runs.largest(checkpoint / "params").unlink(),
-    "params: manifest lost": lambda checkpoint: (checkpoint / "params" / "manifest.ocdbt").unlink(),
-    "params: tree cut short": lambda checkpoint: runs.truncate(checkpoint / "params" / "_METADATA"),
-    "params: lost": lambda checkpoint: shutil.rmtree(checkpoint / "params"),
-    "optimizer: array cut short": lambda checkpoint: runs.truncate(runs.largest(checkpoint / "optimizer")),
-    "optimizer: lost": lambda checkpoint: shutil.rmtree(checkpoint / "optimizer"),
-    "data: cut short": lambda checkpoint: runs.truncate(checkpoint / "data" / "metadata"),
-    "data: lost": lambda checkpoint: shutil.rmtree(checkpoint / "data"),
-}
-
-
-def assert_damage_is_named(workdir: Path, checkpoint: Path) -> None:
-    before = files(workdir)
-    with pytest.raises(UserError) as error:
-        train(runs.tiny_config(), str(workdir))
-    message = str(error.value)
-    assert message.startswith(f"checkpoint {checkpoint} is damaged (") and "\n" not in message
-    assert message.endswith("move that directory away to use an earlier one")
-    assert files(workdir) == before
-    del error
-    gc.collect()  # the reads that orbax gave up complain when they go: here, not in another test
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_nothing_is_written(tmp_path: Path, damage: str) -> None:
-    workdir = copy_of_trained(tmp_path, latest=4)
-    DAMAGES[damage](workdir / "checkpoints" / "4")
-    assert_damage_is_named(workdir, workdir / "checkpoints" / "4")
-
-
-def test_a_damaged_best_checkpoint_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    workdir = copy_of_trained(tmp_path, latest=4)
-    (best,) = (workdir / "best").iterdir()
-    runs.truncate(best / "metrics" / "metrics")
-    assert_damage_is_named(workdir, best)
-
-
-def test_moving_the_damaged_checkpoint_away_helps(tmp_path: Path) -> None:
-    workdir = copy_of_trained(tmp_path)
-    runs.truncate(runs.largest(workdir / "checkpoints" / "6" / "params"))
-    shutil.move(workdir / "checkpoints" / "6", tmp_path / "damaged")
-    assert train(runs.tiny_config(), str(workdir)) == 6
-    assert starts(workdir) == [0, 4]
-    assert_same_run(workdir)
 
 
 def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path: Path) -> None:

@@ -18,13 +18,15 @@ from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
-from cotmi_jax.files import Path
+from cotmi_jax.files import Path, ended_by
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import batch_shards, make_feed, make_mesh, put_batch
-from cotmi_jax.training.checkpoint import Checkpoints, find, restore_json, restore_state, saved
+from cotmi_jax.training.checkpoint import Checkpoints, Saved, restore_json, restore_state, saved
 from cotmi_jax.training.experiment import Experiment, eval_decoding, with_data_root
+from cotmi_jax.training.lock import Owner, workdir_lock
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
 from cotmi_jax.training.profile import Profile
+from cotmi_jax.training.recovery import choose, set_aside
 from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
@@ -64,6 +66,7 @@ class Run:
     checkpoints: Checkpoints
     writer: MetricWriter
     progress: Progress
+    owner: Owner
     record: dict
     best: tuple[float, float]  # accuracy, then minus the label loss: what a better student has more of
     throughput: Throughput = dataclasses.field(default_factory=Throughput)  # of the last call of steps
@@ -86,6 +89,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """Checkpoint the state after `step`."""
+        self.owner.check()
         self.writer.flush()
         self.checkpoints.save(self.state, step, self.experiment.data.position(step), self.record)
 
@@ -179,6 +183,8 @@ class Run:
         return bool(every) and (step % every == 0 or step == self.config.steps)
 
     def _finish(self, step: int, metrics: Mapping[str, Array]) -> None:
+        self.owner.check()
+        self.checkpoints.check()
         values = self.check(step, metrics)
         experiment = self.experiment
         self.throughput.step(Work.of(experiment.student, self.config.batch_size, experiment.data.lengths(step)))
@@ -191,9 +197,8 @@ class Run:
             self.progress.report(step, {name: values[name] for name in shown} | known)
 
 
-def _start(workdir: Path, experiment: Experiment) -> int:
+def _start(latest: Saved | None, experiment: Experiment) -> int:
     """The step to go on from, 0 without a checkpoint. Raises UserError where the data is not the run's."""
-    latest = saved(workdir, "latest")
     if latest is None:
         return 0
     position, expected = restore_json(latest, "data"), experiment.data.position(latest.step)
@@ -219,8 +224,7 @@ def make_monitor(
     return InformationMonitor(student, experiment.objective, config, mesh, batch_size=config.eval.batch_size)
 
 
-def _best_so_far(workdir: Path) -> tuple[float, float]:
-    best = saved(workdir, "best")
+def _best_so_far(best: Saved | None) -> tuple[float, float]:
     if best is None:
         return (-1.0, 0.0)
     metrics = restore_json(best, "metrics")
@@ -232,13 +236,19 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     validate(config)
     config = with_data_root(config)
     workdir = run_directory(workdir_path)
+    with workdir_lock(workdir) as owner:
+        return _train(config, workdir, owner)
+
+
+def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     check_same_config(workdir, config)
     mesh = make_mesh(**config.mesh.to_dict())
     check_batches(config, batch_shards(mesh))
-    begun = read_run(workdir)[1:] if saved(workdir, "latest") else None
+    choice = choose(workdir)
+    begun = read_run(workdir)[1:] if choice.latest else None
     place = {"process": jax.process_index(), "processes": jax.process_count()}
     experiment = Experiment.of(config, begun, make_feed(mesh), **place)
-    start = _start(workdir, experiment)
+    start = _start(choice.latest, experiment)
     if start >= config.steps:
         print(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
@@ -246,16 +256,17 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     with jax.set_mesh(mesh):
         student = StudentDef.of(experiment.student)
         state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
-        if start:
-            state = restore_state(find(workdir, "latest"), state_def.abstract)
+        if choice.latest is not None:
+            state = restore_state(choice.latest, state_def.abstract)
         elif experiment.initial_params is not None:
             state = state_def.from_student(experiment.initial_params, stream_key(config.seed, "init"))
         else:
             state = state_def.init(stream_key(config.seed, "init"))
-        best = _best_so_far(workdir)
+        best = _best_so_far(choice.best)
         record = run_record(config, experiment.student)
         record_start(workdir, record, experiment.vocabulary.path, start)
         progress = Progress(start=start, stop=config.steps)
+        set_aside(workdir, choice, progress.say)
         for note in experiment.data.notes(shape):
             progress.say(note)
         progress.say(
@@ -270,16 +281,11 @@ def train(config: ConfigDict, workdir_path: str) -> int:
         writer = MetricWriter(workdir, start=start)
         run = Run(
             config, experiment, mesh, shape, state_def, state, evaluator, information, checkpoints, writer, progress,
-            record, best,
+            owner, record, best,
         )  # fmt: skip
         interrupt = Interrupt()
-        try:
+        with ended_by(interrupt.restore, progress.close, checkpoints.close, writer.close):
             reached = run.steps(start, interrupt)
-        finally:
-            interrupt.restore()
-            progress.close()
-            checkpoints.close()
-            writer.close()
     if reached < config.steps:
         print(f"interrupted after step {reached} of {config.steps}: the same command goes on from there")
     return reached

@@ -4,7 +4,7 @@ import pathlib
 import tempfile
 import time
 
-from cotmi_jax.files import Path, replace_file, told
+from cotmi_jax.files import Path, replace_file, told, writing
 
 _SECONDS = 30.0  # between copies; Cloud Storage takes one a second of an object, and each is the whole of it
 
@@ -33,7 +33,7 @@ class Mirror:
             if path.is_dir() or path.stat().st_size == self._copied.get(path):
                 continue
             content, target = path.read_bytes(), self._place / str(path.relative_to(self.folder))
-            with told(f"cannot write {target}"):
+            with writing(target):
                 replace_file(target, content)
             self._copied[path] = len(content)
         self._last = time.monotonic()

@@ -34,6 +34,9 @@ class Work(NamedTuple):
         return cls(examples, int(lengths_Px2.sum()), float(flops.sum()))
 
 
+TIMINGS = ("seconds_per_step", "examples_per_second", "input_wait")  # what read gives: no two runs have the same
+
+
 class Throughput:
     """Splits the time of a run, from its making on, into phases without a gap.
 

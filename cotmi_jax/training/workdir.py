@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, differences
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, absolute, append_line, as_path, make_folder, replace_file, told
+from cotmi_jax.files import Path, absolute, append_line, as_path, make_folder, replace_file, told, writing
 from cotmi_jax.models.config import T5Config
 
 Record = dict[str, Any]
@@ -68,8 +68,10 @@ def _revision() -> str | None:
 def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> None:
     """Write the run's files, and a line for this start. Only a start from step 0 may bring another vocabulary."""
     if step == 0:
-        replace_file(workdir / VOCABULARY_FILE, vocabulary.read_bytes())
-    replace_file(workdir / RUN_FILE, json.dumps(record, indent=1) + "\n")
+        with writing(workdir / VOCABULARY_FILE):
+            replace_file(workdir / VOCABULARY_FILE, vocabulary.read_bytes())
+    with writing(workdir / RUN_FILE):
+        replace_file(workdir / RUN_FILE, json.dumps(record, indent=1) + "\n")
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -77,7 +79,8 @@ def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> 
         "revision": _revision(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
-    append_line(workdir / STARTS_FILE, json.dumps(start))
+    with writing(workdir / STARTS_FILE):
+        append_line(workdir / STARTS_FILE, json.dumps(start))
 
 
 def _read_record(workdir: Path) -> Record:

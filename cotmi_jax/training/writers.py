@@ -1,15 +1,22 @@
 """Where a run's numbers go: JSON lines, TensorBoard, and a progress bar or plain lines."""
 
+import contextlib
+import errno
 import json
-import os
 import sys
+import time
 from collections.abc import Mapping
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from cotmi_jax.files import Path, is_remote
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, is_remote, replace_file, writing
 from cotmi_jax.training.mirror import Mirror
+
+METRICS_FILE = "metrics.jsonl"
 
 
 def _truncate(path: Path, step: int) -> None:
@@ -17,36 +24,66 @@ def _truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: no line of metrics ({error}): take it out") from error
+    replace_file(path, "".join(kept))
+
+
+class _Scalars:
+    """Numbers for TensorBoard, in a file of this start. Written at once: its own writer keeps them in a thread, which
+    dies where the disk is full and leaves the run waiting for it."""
+
+    def __init__(self, folder: Path, *, start: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        # TensorBoard drops what former starts wrote from this step on.
+        self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._events.flush()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._write(Event(step=step, summary=scalar(name, value)))
+        self._events.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
+
+    def close(self) -> None:
+        self._events.close()
 
 
 class MetricWriter:
     """Appends {"step": …, name: value} lines to {workdir}/metrics.jsonl and the same scalars to {workdir}/tensorboard.
 
     Started at step n it first drops what an interrupted run wrote after n, so that the file holds every step once.
+    Everything raises UserError where the files cannot be written.
     """
 
     def __init__(self, workdir: Path, *, start: int):
         self._mirror = Mirror(workdir) if is_remote(workdir) else None
         if self._mirror:
-            self._mirror.fetch("metrics.jsonl")
+            self._mirror.fetch(METRICS_FILE)
             workdir = self._mirror.folder
-        path = workdir / "metrics.jsonl"
-        _truncate(path, start)
-        self._lines = open(path, "a", buffering=1)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._path, self._folder = workdir / METRICS_FILE, workdir / "tensorboard"
+        with writing(self._path):
+            _truncate(self._path, start)
+            self._lines = open(self._path, "a", buffering=1)
+        with writing(self._folder):
+            self._scalars = _Scalars(self._folder, start=start)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of a step."""
-        self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()  # else a kill takes up to two minutes of it, which a resumed run does not write again
+        """Write the metrics of a step; on disk they are with the system when this returns."""
+        with writing(self._path):
+            if not self._path.exists():  # an open file takes lines even when nobody will ever find it again
+                raise FileNotFoundError(errno.ENOENT, "", str(self._path))
+            self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
+        with writing(self._folder):
+            self._scalars.write(step, metrics)
         if self._mirror:
             self._mirror.copy(now=False)
 
@@ -56,11 +93,11 @@ class MetricWriter:
             self._mirror.copy(now=True)
 
     def close(self) -> None:
-        """Flush both."""
-        self._lines.close()
-        self._tensorboard.close()
-        if self._mirror:
-            self._mirror.close()
+        """Flush all."""
+        ends = [self._lines.close, self._scalars.close] + ([self._mirror.close] if self._mirror else [])
+        with writing(self._folder), contextlib.ExitStack() as closing:
+            for end in reversed(ends):  # the last one in is called first
+                closing.callback(end)
 
 
 class Progress:

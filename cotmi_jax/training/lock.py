@@ -1,0 +1,229 @@
+"""One training run in a workdir at a time: who is in it, and what keeps a second one out.
+
+{workdir}/owner.json    host, pid, start and, without locks, token and beat of the run that is in it
+
+Where the file system has locks, owner.json is locked for as long as the process lives: whatever ends it leaves no lock.
+Elsewhere, as in an object store, the owner writes a new beat every 20 seconds; a file whose beat is old is nobody's.
+Reading a workdir, as evaluation does, takes no lock.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from io import FileIO
+from typing import Protocol
+
+import jax
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, ended_by, failures, is_remote, reason, writing
+
+OWNER_FILE = "owner.json"
+_READ_BYTES = 4096  # of the owner file, more than it ever has
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Owner(Protocol):
+    """The run that has a workdir to itself."""
+
+    def check(self) -> None:
+        """Raises UserError where another run has taken the workdir over. Costs nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Periods:
+    """Of the heartbeat, in seconds. `stale` is above several beats, so that a slow store takes no workdir away."""
+
+    beat: float = 20.0
+    stale: float = 60.0
+    settle: float = 5.0  # between taking over and looking whether somebody else did so at the same time
+
+
+def _myself() -> dict[str, str | int]:
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+
+
+def _description(text: str) -> str:
+    """The owner that a file names, as one line."""
+    try:
+        owner = json.loads(text)
+        return f"{owner['host']}, process {owner['pid']}, since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "one that has not said yet who it is"
+
+
+def _refusal(workdir: Path, text: str) -> UserError:
+    return UserError(
+        f"another run is training in {workdir} ({_description(text)}): wait for it, end it, or take another --workdir"
+    )
+
+
+@contextlib.contextmanager
+def workdir_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]:
+    """Own a workdir for the length of the body; the first process does so for all of a job. Raises UserError.
+
+    In object stores, and where the file system cannot lock, which is said, a heartbeat takes the place of the lock.
+    """
+    if jax.process_index():
+        yield _Locked()
+        return
+    file = None if is_remote(workdir) else _locked_file(workdir)
+    with heartbeat_lock(workdir, periods) if file is None else _file_lock(workdir, file) as owner:
+        yield owner
+
+
+def _locked_file(workdir: Path) -> FileIO | None:
+    """The owner file, locked; None where the file system has no locks. Raises UserError."""
+    path = workdir / OWNER_FILE
+    with writing(path):
+        while True:
+            file = FileIO(path, "a+")  # not inherited by what the process starts: the lock is this process's alone
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(file, path):
+                    return file
+                file.close()  # the former owner removed it between the two
+            except BlockingIOError as error:
+                text = os.pread(file.fileno(), _READ_BYTES, 0).decode(errors="replace")
+                file.close()
+                raise _refusal(workdir, text) from error
+            except OSError as error:
+                file.close()
+                if error.errno not in _NO_LOCKS:
+                    raise
+                print(f"{workdir} cannot be locked ({error.strerror}): a beat in {path} guards it", file=sys.stderr)
+                return None
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+class _Locked:
+    """What holds a lock, which nobody can take over."""
+
+    def check(self) -> None:
+        """Nothing to see."""
+
+
+@contextlib.contextmanager
+def _file_lock(workdir: Path, file: FileIO) -> Iterator[Owner]:
+    path = workdir / OWNER_FILE
+
+    def end() -> None:
+        with file, writing(path):
+            path.unlink(missing_ok=True)  # before the lock goes: the file is not another run's yet
+
+    with ended_by(end):
+        with writing(path):
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), json.dumps(_myself()).encode(), 0)
+        yield _Locked()
+
+
+class _Beating:
+    """A token in the owner file that a thread renews; whoever finds another's there has lost the workdir."""
+
+    def __init__(self, workdir: Path, periods: Periods):
+        self._workdir, self._path, self._periods = workdir, workdir / OWNER_FILE, periods
+        self._token = secrets.token_hex(8)
+        self._myself = _myself() | {"token": self._token}
+        self._lost: str | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="workdir_beat", daemon=True)
+
+    def check(self) -> None:
+        """Raises UserError where another run has the workdir now, or where it is not renewed any more."""
+        if self._lost is not None:
+            raise UserError(
+                f"another run has taken {self._workdir} over ({_description(self._lost)}): this one ends and leaves it "
+                "alone; give every run a --workdir of its own"
+            )
+        if not self._thread.is_alive():
+            raise UserError(f"{self._path} is no longer renewed: another run could take the workdir over")
+
+    def take(self) -> None:
+        """Become the owner, after a wait where the last beat is young. Raises UserError where somebody else is."""
+        found = self._read()
+        if found is not None and self._young(found):
+            print(
+                f"{self._path} is of {_description(found)}: waiting {self._periods.stale:g} seconds for a sign of life",
+                file=sys.stderr,
+                flush=True,
+            )
+            end = time.monotonic() + self._periods.stale
+            while found is not None and time.monotonic() < end:
+                time.sleep(self._periods.beat / 4)
+                now = self._read()
+                if now is not None and now != found:
+                    raise _refusal(self._workdir, now)
+                found = now  # None: that run has ended
+        self._write()
+        time.sleep(self._periods.settle)
+        written = self._read()
+        if written is None or not self._mine(written):
+            raise _refusal(self._workdir, written or "")
+        self._thread.start()
+
+    def release(self) -> None:
+        """Stop the beat; the file goes if it is still this run's."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with writing(self._path):
+            text = self._read()
+            if text is not None and self._mine(text):
+                self._path.unlink()
+
+    def _renew(self) -> None:
+        while not self._end.wait(self._periods.beat):
+            try:
+                text = self._read()
+                if text is not None and not self._mine(text):
+                    self._lost = text
+                    return
+                self._write()
+            except failures() as error:  # it may come back, and who takes over meanwhile is noticed then
+                print(f"cannot renew {self._path}: {reason(error)}; trying again", file=sys.stderr, flush=True)
+
+    def _mine(self, text: str) -> bool:
+        return self._token in text
+
+    def _young(self, text: str) -> bool:
+        try:
+            return time.time() - json.loads(text)["beat"] < self._periods.stale
+        except (ValueError, KeyError, TypeError):
+            return True  # perhaps in the middle of being written
+
+    def _read(self) -> str | None:
+        try:
+            return self._path.read_text()
+        except FileNotFoundError:
+            return None
+
+    def _write(self) -> None:
+        self._path.write_text(json.dumps(self._myself | {"beat": time.time()}))
+
+
+@contextlib.contextmanager
+def heartbeat_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]:
+    """workdir_lock for folders without locks. A killed run keeps the next one waiting for `stale` seconds at most."""
+    beating = _Beating(workdir, periods)
+    with writing(workdir / OWNER_FILE):
+        beating.take()
+    with ended_by(beating.release):
+        yield beating
