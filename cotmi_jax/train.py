@@ -12,9 +12,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     """Train from the flags."""
-    from cotmi_jax.training.loop import train  # after the flags: a mistyped one is answered at once
+    config = cli.loaded_config(_CONFIG)
+    from cotmi_jax.distributed import together  # after the flags: a mistyped one is answered at once
+    from cotmi_jax.training.loop import train
 
-    train(cli.loaded_config(_CONFIG), _WORKDIR.value)
+    with together(preemption=True, show_traceback=flags.FLAGS.traceback):
+        train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """The training loop: feeds the step, reads its metrics one step late, evaluates, saves, and goes on where it was."""
 
 import dataclasses
-import signal
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 import jax
 import numpy as np
@@ -15,6 +13,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import check_batches, validate
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.distributed import EndingTogether, check_workdir, is_first, wait_for_all
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
@@ -22,6 +21,7 @@ from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import batch_shards, check_host_blocks, make_mesh, put_batch
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_json, restore_state, saved
 from cotmi_jax.training.experiment import Experiment, eval_decoding, with_data_root
+from cotmi_jax.training.interrupt import Interrupt
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
 from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState
@@ -29,22 +29,6 @@ from cotmi_jax.training.step import make_train_step
 from cotmi_jax.training.throughput import Throughput
 from cotmi_jax.training.workdir import check_same_config, read_run, record_start, run_directory, run_record
 from cotmi_jax.training.writers import MetricWriter, Progress
-
-
-class Interrupt:
-    """Turns SIGTERM and SIGINT into a flag that the loop reads between steps, so that it can save before it ends."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-
-    def restore(self) -> None:
-        """Give the signals back to their former handlers."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 @dataclasses.dataclass
@@ -136,7 +120,7 @@ class Run:
             pending = (step, metrics)
             evaluates = self._due(step, config.eval.every)
             measures = self.information is not None and self._due(step, config.mi.monitor.every)
-            stops = interrupt.signal is not None  # read once: a signal that comes while saving ends the next step
+            stops = interrupt.stops(step)  # asked once: a signal that comes while saving ends the next step
             saves = step % config.checkpoint.every == 0 or step == config.steps or stops
             if evaluates or measures or saves:
                 self._finish(*pending, throughput)  # never save or score what is not finite
@@ -216,9 +200,13 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     begun = read_run(workdir)[1:] if saved(workdir, "latest") else None
     place = {"process": jax.process_index(), "processes": jax.process_count()}
     experiment = Experiment.of(config, begun, **place)
+    wait_for_all("data")
     start = _start(workdir, experiment)
+    check_workdir(workdir, start)  # no process writes there before all have read what they go on from
+    first = is_first()
     if start >= config.steps:
-        print(f"{workdir} is complete: {start} of {config.steps} steps")
+        if first:
+            print(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
     shape = experiment.data.shape(batch_shards(mesh))
     with jax.set_mesh(mesh):
@@ -232,8 +220,9 @@ def train(config: ConfigDict, workdir_path: str) -> int:
             state = state_def.init(stream_key(config.seed, "init"))
         best = _best_so_far(workdir)
         record = run_record(config, experiment.student)
-        record_start(workdir, record, experiment.vocabulary.path, start)
-        progress = Progress(start=start, stop=config.steps)
+        if first:
+            record_start(workdir, record, experiment.vocabulary.path, start)
+        progress = Progress(start=start, stop=config.steps, silent=not first)
         for note in experiment.data.notes(shape):
             progress.say(note)
         progress.say(
@@ -245,19 +234,20 @@ def train(config: ConfigDict, workdir_path: str) -> int:
         )
         information = make_monitor(experiment, student, mesh, progress)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-        writer = MetricWriter(workdir, start=start)
+        writer = MetricWriter(workdir if first else None, start=start)
         run = Run(
             config, experiment, mesh, shape, state_def, state, evaluator, information, checkpoints, writer, progress,
             record, best,
         )  # fmt: skip
         interrupt = Interrupt()
         try:
-            reached = run.steps(start, interrupt)
+            with EndingTogether():
+                reached = run.steps(start, interrupt)
         finally:
             interrupt.restore()
             progress.close()
             checkpoints.close()
             writer.close()
-    if reached < config.steps:
+    if reached < config.steps and first:
         print(f"interrupted after step {reached} of {config.steps}: the same command goes on from there")
     return reached

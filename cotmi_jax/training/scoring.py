@@ -11,6 +11,7 @@ import numpy as np
 
 from cotmi_jax.data.sources import Component
 from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.distributed import is_first, wait_for_all
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.accuracy import Summary, summarize
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
@@ -69,6 +70,7 @@ def score(
     if data_root is not None:
         config.data.root = str(Path(data_root).expanduser().absolute())
     mesh = make_mesh()
+    wait_for_all("mesh")
     with jax.set_mesh(mesh):
         trained = load_workdir(workdir, parse_which(checkpoint), mesh)
         data = load_data(config)
@@ -77,6 +79,7 @@ def score(
             raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
         examples = corpus.splits[split_name]
         split = tokenize(config, vocabulary, examples, train=False)
+        wait_for_all("data")
         objective = make_objective(config)
         batch_size = -(-config.eval.batch_size // batch_shards(mesh)) * batch_shards(mesh)
         evaluator = Evaluator(trained.student, objective, vocabulary, mesh, batch_size=batch_size)
@@ -108,7 +111,7 @@ def score(
         metrics["information"] = measured.summary() if measured else None  # None: too few examples
     folder = Path(output).expanduser().absolute() if output else workdir / "evaluation" / split_name
     drawn = False
-    if jax.process_index() == 0:
+    if is_first():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")

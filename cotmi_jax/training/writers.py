@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -26,10 +27,14 @@ def _truncate(path: Path, step: int) -> None:
 class MetricWriter:
     """Appends {"step": …, name: value} lines to {workdir}/metrics.jsonl and the same scalars to {workdir}/tensorboard.
 
-    Started at step n it first drops what an interrupted run wrote after n, so that the file holds every step once.
+    Started at step n it first drops what an interrupted run wrote after n, so that the file holds every step once. Without
+    a workdir, as in all processes but the first, it writes nothing.
     """
 
-    def __init__(self, workdir: Path, *, start: int):
+    def __init__(self, workdir: Path | None, *, start: int):
+        self._lines: IO[str] | None = None
+        if workdir is None:
+            return
         path = workdir / "metrics.jsonl"
         _truncate(path, start)
         self._lines = path.open("a", buffering=1)
@@ -37,6 +42,8 @@ class MetricWriter:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step."""
+        if self._lines is None:
+            return
         self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
@@ -44,16 +51,19 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flush both."""
+        if self._lines is None:
+            return
         self._lines.close()
         self._tensorboard.close()
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line now and then, fit for a log."""
+    """A bar on a terminal; elsewhere a line now and then, fit for a log; nothing where it is silent."""
 
-    def __init__(self, *, start: int, stop: int):
-        self._stop = stop
-        self._bar = tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+    def __init__(self, *, start: int, stop: int, silent: bool = False):
+        self._stop, self._silent = stop, silent
+        bar = not silent and sys.stderr.isatty()
+        self._bar = tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True) if bar else None
 
     def step(self) -> None:
         """One more step is done."""
@@ -65,14 +75,14 @@ class Progress:
         text = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-        else:
+        elif not self._silent:
             print(f"step {step}/{self._stop} {text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line of its own."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        else:
+        elif not self._silent:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
