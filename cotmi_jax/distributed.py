@@ -8,7 +8,7 @@ They are told of each other by environment variables, so that the command is the
     COTMI_COORDINATOR=auto        alone: JAX finds all three (Cloud TPU, GKE with TPUs, SLURM, Open MPI)
     COTMI_HEARTBEAT=SECONDS       after how long a silence a process counts as gone; 30 by default
 
-Without any of them there is one process. All share one workdir; only the first, process 0, writes files and speaks.
+Without any of them there is one process. All share one workdir; the first, process 0, alone writes and speaks.
 
 None can go on without the others. One that fails tells them why, and they end with it; one that is killed, or whose host
 is lost, is noticed within COTMI_HEARTBEAT and a few seconds, at once where the coordinator or a CPU collective notices.
@@ -48,7 +48,7 @@ _COORDINATOR, _PROCESSES, _PROCESS_ID, _HEARTBEAT = (
 _NOTICE = "cotmi_jax/failed"  # under this key a process that fails says so
 _NOTICE_SECONDS = 1.0  # for a notice to arrive
 _FOREVER = 2**31 - 1  # milliseconds
-# How a collective fails when a process that takes part is gone (Gloo on CPUs, NCCL on GPUs), and not for lack of memory.
+# How a collective fails when a process is gone (Gloo on CPUs, NCCL on GPUs), and not for lack of memory.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "onnection")
 _ADVICE = "start the job again, it goes on from its last checkpoint"
 
@@ -118,7 +118,10 @@ def _end(code: int, text: str) -> NoReturn:
 def _aborted(_: int) -> None:
     """The runtime learns that a process is gone, logs it in its own way and aborts: say what it means and what to do."""
     if not _joined.is_set():
-        _end(GONE, f"error: {_who()}: not all processes came to {global_state.coordinator_address} within {JOIN_SECONDS} s")
+        _end(
+            GONE,
+            f"error: {_who()}: not all processes came to {global_state.coordinator_address} within {JOIN_SECONDS} s",
+        )
     _end(GONE, f"error: {_who()}: another process is gone, or cannot be reached: {_ADVICE}")
 
 
@@ -247,6 +250,10 @@ def check_workdir(workdir: Path, step: int) -> None:
         mark.unlink()
     if not seen.all():
         blind = ", ".join(map(str, np.flatnonzero(seen == 0)))
-        raise UserError(f"--workdir {workdir}: process {blind} does not see there what process 0 wrote: share the folder")
+        raise UserError(
+            f"--workdir {workdir}: process {blind} does not see there what process 0 wrote: share the folder"
+        )
     if len(set(steps.tolist())) > 1:
-        raise UserError(f"--workdir {workdir}: processes find different latest checkpoints, {steps.tolist()}: start again")
+        raise UserError(
+            f"--workdir {workdir}: processes find different latest checkpoints, {steps.tolist()}: start again"
+        )

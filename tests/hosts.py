@@ -1,4 +1,4 @@
-"""Commands as several processes on this machine, which find each other on the loopback, each with its own fake devices."""
+"""Commands as several processes on this machine, each with fake devices of its own."""
 
 import dataclasses
 import functools
@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,10 +15,11 @@ import runs
 Hook = Callable[[], None]
 
 
-def _free_port() -> int:
+def free_address() -> str:
+    """HOST:PORT for a coordinator on the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _prepare(place: dict[str, str], hook: Hook | None) -> None:
@@ -47,26 +47,35 @@ class Host:
 
 
 def start(
-    name: str, *arguments: str, processes: int, devices: int = 8, hooks: Sequence[Hook | None] = (), heartbeat: int = 20
+    name: str,
+    *arguments: str,
+    processes: int,
+    devices: int = 8,
+    hooks: Sequence[Hook | None] = (),
+    heartbeat: int = 20,
+    address: str | None = None,
+    only: int | None = None,
 ) -> list[Host]:
     """Start `python -m cotmi_jax.{name} {arguments}` as so many processes, with so many devices in all.
 
-    hooks[i] is called in process i before the command is.
+    hooks[i] is called in process i before the command is. With `only`, that process alone is started.
     """
-    address, hosts = f"127.0.0.1:{_free_port()}", []
-    for number in range(processes):
+    address, hosts = address or free_address(), []
+    for number in range(processes) if only is None else [only]:
         folder = Path(tempfile.mkdtemp(dir=runs.scratch()))
         (folder / "in").touch()
         place = {"COTMI_COORDINATOR": address, "COTMI_PROCESSES": str(processes), "COTMI_PROCESS_ID": str(number)}
         place["COTMI_HEARTBEAT"] = str(heartbeat)
         before = functools.partial(_prepare, place, hooks[number] if hooks else None)
-        arguments_ = (f"cotmi_jax.{name}", [*arguments], folder, devices // processes, before)
-        process = runs._server().Process(target=runs._child, args=arguments_)
+        child = (f"cotmi_jax.{name}", [*arguments], folder, devices // processes, before)
+        process = runs._server().Process(target=runs._child, args=child)
         process.start()
         hosts.append(Host(process, folder))
     return hosts
 
 
-def run(name: str, *arguments: str, processes: int, devices: int = 8, hooks: Sequence[Hook | None] = ()) -> list[runs.Result]:
+def run(
+    name: str, *arguments: str, processes: int, devices: int = 8, hooks: Sequence[Hook | None] = ()
+) -> list[runs.Result]:
     """start, and wait for all."""
     return [host.result() for host in start(name, *arguments, processes=processes, devices=devices, hooks=hooks)]

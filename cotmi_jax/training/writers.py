@@ -27,8 +27,8 @@ def _truncate(path: Path, step: int) -> None:
 class MetricWriter:
     """Appends {"step": …, name: value} lines to {workdir}/metrics.jsonl and the same scalars to {workdir}/tensorboard.
 
-    Started at step n it first drops what an interrupted run wrote after n, so that the file holds every step once. Without
-    a workdir, as in all processes but the first, it writes nothing.
+    Started at step n it first drops what an interrupted run wrote after n, so that the file holds every step once. In
+    all processes but the first it is given no workdir and writes nothing.
     """
 
     def __init__(self, workdir: Path | None, *, start: int):
