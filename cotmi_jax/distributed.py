@@ -116,13 +116,11 @@ def _end(code: int, text: str) -> NoReturn:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
-    """The runtime learns that a process is gone, logs it in its own way and aborts: say what it means and what to do."""
+    """Handler of SIGABRT: where the runtime learns that a process is gone, it logs that in its own way and aborts."""
+    lost = "another process is gone, or cannot be reached"
     if not _joined.is_set():
-        _end(
-            GONE,
-            f"error: {_who()}: not all processes came to {global_state.coordinator_address} within {JOIN_SECONDS} s",
-        )
-    _end(GONE, f"error: {_who()}: another process is gone, or cannot be reached: {_ADVICE}")
+        lost = f"not all processes came to {global_state.coordinator_address} within {JOIN_SECONDS} s"
+    _end(GONE, f"error: {_who()}: {lost}: {_ADVICE}")
 
 
 def _listen() -> None:

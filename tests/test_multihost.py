@@ -128,32 +128,22 @@ def _signal_at(number: int, step: int, pause: float) -> None:
     Interrupt.stops = signalling  # type: ignore[method-assign]
 
 
-@pytest.fixture(scope="module", params=[signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def stopped(request: pytest.FixtureRequest) -> Path:
-    """The workdir of two processes, one of which was told to stop after step 2."""
-    workdir = runs.scratch() / f"stopped{request.param}"
-    hooks = [None, functools.partial(_signal_at, request.param, 2, 1.0)]
-    first, second = hosts.run("train", *flags(workdir), processes=2, hooks=hooks)
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 4), (signal.SIGINT, 1)])
+def test_a_stop_saves_everywhere_and_any_number_of_processes_goes_on(
+    straight: Path, tmp_path: Path, number: int, processes: int
+) -> None:
+    hooks = [None, functools.partial(_signal_at, number, 2, 1.0)]
+    first, second = hosts.run("train", *flags(tmp_path), processes=2, hooks=hooks)
     assert first.code == second.code == 0, (first, second)
-    (reached,) = {runs.steps_in(workdir / "checkpoints")[-1]}
+    reached = runs.steps_in(tmp_path / "checkpoints")[-1]
     assert 2 < reached < STEPS
     assert first.out == f"interrupted after step {reached} of {STEPS}: the same command goes on from there\n"
-    assert (second.out, second.err) == ("", "")
-    assert list(losses(workdir)) == list(range(1, reached + 1))
-    return workdir
-
-
-@pytest.mark.parametrize("processes", [1, 4])
-def test_a_stop_saves_everywhere_and_any_number_of_processes_goes_on(
-    straight: Path, stopped: Path, tmp_path: Path, processes: int
-) -> None:
-    workdir = tmp_path / "run"
-    shutil.copytree(stopped, workdir)
-    saved = runs.steps_in(workdir / "checkpoints")[-1]
-    for result in hosts.run("train", *flags(workdir), processes=processes):
+    assert second.out == ""
+    assert list(losses(tmp_path)) == list(range(1, reached + 1))
+    for result in hosts.run("train", *flags(tmp_path), processes=processes):
         assert result.code == 0, result
-    assert starts(workdir) == [0, saved]
-    assert_same_losses(workdir, straight)
+    assert starts(tmp_path) == [0, reached]
+    assert_same_losses(tmp_path, straight)
 
 
 def assert_ends_with_a_killed_one(workdir: Path, *, killed: int, step: int) -> None:
@@ -187,8 +177,10 @@ def _stop_beating() -> None:
 
 def test_a_silent_process_is_noticed_in_time(tmp_path: Path) -> None:
     started = hosts.start("train", *flags(tmp_path), processes=2, hooks=[None, _stop_beating], heartbeat=5)
-    other = started[0].result()
-    started[1].process.kill()
+    try:
+        other = started[0].result()
+    finally:
+        started[1].process.kill()
     assert other.code == GONE, other
     assert other.err.splitlines()[-1] == (
         "error: process 0 of 2: another process is gone, or cannot be reached: "
