@@ -10,10 +10,10 @@ They are told of each other by environment variables, so that the command is the
 
 Without any of them there is one process. All share one workdir; the first, process 0, alone writes and speaks.
 
-None can go on without the others. One that fails tells them why, and they end with it; one that is killed, or whose host
-is lost, is noticed within COTMI_HEARTBEAT and a few seconds, at once where the coordinator or a CPU collective notices.
-Either way each prints one last line. Exit codes: 2 for an error of the user's and 1 for any other in the process that
-fails, GONE in those that end because of it.
+None can go on without the others. One that fails tells them why, and they end with it. One that is killed, or whose
+host is lost, is noticed within COTMI_HEARTBEAT and a few seconds; process 0, at once. Each of the others says so in its
+last line, after the runtime's own log where that noticed first. Exit codes: in the process that fails 2 for an error of
+the user's and 1 for any other; in those that end because of it 75 (GONE).
 """
 
 import contextlib
@@ -175,7 +175,7 @@ class EndingTogether:
 def together(*, preemption: bool, show_traceback: bool = False) -> Iterator[None]:
     """Join the other processes, before any device is used, for the time of the block; end it with all of them.
 
-    preemption: whether SIGTERM is for training.interrupt to handle; else it ends the process as ever.
+    preemption: whether SIGTERM is noted for training.interrupt, from here on; else it ends the process as ever.
 
     Raises:
       UserError: there are other processes that this one was not told of, or they cannot be joined.
@@ -185,7 +185,7 @@ def together(*, preemption: bool, show_traceback: bool = False) -> Iterator[None
         yield
         return
     jax.config.update("jax_enable_preemption_service", preemption)
-    before = _libc.signal(signal.SIGABRT, _aborted)
+    _libc.signal(signal.SIGABRT, _aborted)  # Python's own handlers run only where abort() has not ended the process yet
     _join(place)
     _joined.set()
     listener = threading.Thread(target=_listen, daemon=True)
@@ -195,7 +195,7 @@ def together(*, preemption: bool, show_traceback: bool = False) -> Iterator[None
         jax.distributed.shutdown()  # waits until all are here
     _joined.clear()
     listener.join()
-    _libc.signal(signal.SIGABRT, before)
+    _libc.signal(signal.SIGABRT, 0)  # the default: _aborted must not run in an interpreter that ends
 
 
 def _join(place: Place) -> None:
@@ -212,8 +212,8 @@ def _join(place: Place) -> None:
         if place.coordinator:
             raise UserError(f"{_COORDINATOR}={place.coordinator}: {error}") from error
         raise UserError(
-            f"{_COORDINATOR}=auto: JAX does not find the processes of this job ({error}): set {_COORDINATOR}=HOST:PORT, "
-            f"{_PROCESSES} and {_PROCESS_ID}"
+            f"{_COORDINATOR}=auto: JAX does not find the processes of this job ({error}): set "
+            f"{_COORDINATOR}=HOST:PORT, {_PROCESSES} and {_PROCESS_ID}"
         ) from error
 
 

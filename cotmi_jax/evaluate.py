@@ -1,4 +1,7 @@
-"""Score a trained student on a split: python -m cotmi_jax.evaluate --workdir=W --split=test."""
+"""Score a trained student on a split: python -m cotmi_jax.evaluate --workdir=W --split=test.
+
+Several hosts give the same command, with the environment variables that cotmi_jax/distributed.py names.
+"""
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 

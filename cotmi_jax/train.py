@@ -1,4 +1,7 @@
-"""Train a student: python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart."""
+"""Train a student: python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart.
+
+Several hosts give the same command, with the environment variables that cotmi_jax/distributed.py names.
+"""
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 

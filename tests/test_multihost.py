@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Mapping
