@@ -22,6 +22,7 @@ import dataclasses
 import os
 import secrets
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -184,6 +185,8 @@ def together(*, preemption: bool, show_traceback: bool = False) -> Iterator[None
     if place is None:
         yield
         return
+    if place.coordinator and place.process == 0:
+        _check_port(place.coordinator)
     jax.config.update("jax_enable_preemption_service", preemption)
     _libc.signal(signal.SIGABRT, _aborted)  # Python's own handlers run only where abort() has not ended the process yet
     _join(place)
@@ -196,6 +199,16 @@ def together(*, preemption: bool, show_traceback: bool = False) -> Iterator[None
     _joined.clear()
     listener.join()
     _libc.signal(signal.SIGABRT, 0)  # the default: _aborted must not run in an interpreter that ends
+
+
+def _check_port(address: str) -> None:
+    """Raises UserError where the coordinator could not listen: the runtime crashes."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the runtime: a port of late may be taken again
+        try:
+            probe.bind(("", int(address.rpartition(":")[2])))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"{_COORDINATOR}={address}: cannot listen there ({error}): choose another port") from error
 
 
 def _join(place: Place) -> None:

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -270,6 +271,18 @@ def test_the_place_of_a_process(variables: Mapping[str, str], expected: Place | 
 def test_half_a_place_is_refused(variables: Mapping[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Place.of(variables)
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for name, value in {"COORDINATOR": address, "PROCESSES": "2", "PROCESS_ID": "0"}.items():
+            monkeypatch.setenv(f"COTMI_{name}", value)
+        with pytest.raises(UserError, match=f"COTMI_COORDINATOR={address}: cannot listen there .*in use"):
+            with distributed.together(preemption=False):
+                pass
 
 
 def test_processes_that_were_not_told_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
