@@ -1,4 +1,7 @@
-"""Score a trained student on a split: python -m cotmi_jax.evaluate --workdir=W --split=test."""
+"""Score a trained student on a split: python -m cotmi_jax.evaluate --workdir=W --split=test.
+
+Several hosts give the same command, with the environment variables that cotmi_jax/distributed.py names.
+"""
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 
@@ -23,24 +26,28 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> None:
     """Evaluate from the flags."""
+    from cotmi_jax.distributed import is_first, together
     from cotmi_jax.evaluation.report import format_examples, format_scores
     from cotmi_jax.training.compilation import use_compilation_cache
     from cotmi_jax.training.scoring import score
 
     use_compilation_cache(_COMPILATION_CACHE.value)
-    result = score(
-        _WORKDIR.value,
-        _SPLIT.value,
-        checkpoint=_CHECKPOINT.value,
-        output=_OUTPUT.value,
-        data_root=_DATA_ROOT.value,
-        information=_INFORMATION.value,
-    )
-    print(format_scores(result.metrics, result.information))
-    if _EXAMPLES.value:
-        print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
-    picture = ", information.png" if result.drawn else ""
-    print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl{picture}")
+    with together(preemption=False, show_traceback=flags.FLAGS.traceback):
+        result = score(
+            _WORKDIR.value,
+            _SPLIT.value,
+            checkpoint=_CHECKPOINT.value,
+            output=_OUTPUT.value,
+            data_root=_DATA_ROOT.value,
+            information=_INFORMATION.value,
+        )
+        if not is_first():
+            return
+        print(format_scores(result.metrics, result.information))
+        if _EXAMPLES.value:
+            print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
+        picture = ", information.png" if result.drawn else ""
+        print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl{picture}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Train a student: python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart."""
+"""Train a student: python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart.
+
+Several hosts give the same command, with the environment variables that cotmi_jax/distributed.py names.
+"""
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 
@@ -15,12 +18,14 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
     """Train from the flags."""
     # After the flags: a mistyped one is answered at once.
+    from cotmi_jax.distributed import together
     from cotmi_jax.training.compilation import use_compilation_cache
     from cotmi_jax.training.loop import train
 
     config = cli.loaded_config(_CONFIG)
     use_compilation_cache(config.compilation_cache)
-    train(config, _WORKDIR.value)
+    with together(preemption=True, show_traceback=flags.FLAGS.traceback):
+        train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from cotmi_jax.data.example import Example
 from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
 from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.distributed import Gather, is_shared
 from cotmi_jax.errors import UserError
 from cotmi_jax.training import inputs
 from cotmi_jax.training.inputs import RunData
@@ -240,7 +241,7 @@ class Meeting:
         self._said = [""] * processes
         self._barrier = threading.Barrier(processes, timeout=20)
 
-    def of(self, process: int) -> cache.Gather:
+    def of(self, process: int) -> Gather:
         def gather(text: str) -> list[str]:
             self._said[process] = text
             self._barrier.wait()
@@ -251,7 +252,7 @@ class Meeting:
         return gather
 
 
-def side_by_side(run: Callable[[int, cache.Gather], Any], processes: int) -> list[Any]:
+def side_by_side(run: Callable[[int, Gather], Any], processes: int) -> list[Any]:
     """What the processes return, or the UserError that each of them ends with."""
     meeting, results = Meeting(processes), [None] * processes
 
@@ -271,7 +272,7 @@ def side_by_side(run: Callable[[int, cache.Gather], Any], processes: int) -> lis
 
 def test_processes_find_out_whether_they_share_a_folder(tmp_path: Path) -> None:
     def shared(*folders: Path) -> list[bool]:
-        return side_by_side(lambda process, gather: cache.is_shared(folders[process], gather), len(folders))
+        return side_by_side(lambda process, gather: is_shared(folders[process], gather), len(folders))
 
     assert shared(tmp_path / "one", tmp_path / "one", tmp_path / "one") == [True] * 3
     assert shared(tmp_path / "one", tmp_path / "two", tmp_path / "one") == [False] * 3
@@ -295,7 +296,7 @@ def test_hosts_need_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(inputs, "tokenize", counting)
 
-    def prepared(process: int, gather: cache.Gather) -> RunData:
+    def prepared(process: int, gather: Gather) -> RunData:
         config = runs.tiny_config({"data.cache": str(tmp_path / names[process])})
         return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, gather=gather)
 
@@ -309,7 +310,7 @@ def test_hosts_need_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_hosts_with_other_data_are_refused(tmp_path: Path) -> None:
-    def prepared(process: int, gather: cache.Gather) -> RunData:
+    def prepared(process: int, gather: Gather) -> RunData:
         config = runs.tiny_config({"data.cache": str(tmp_path / str(process)), "data.size": 20 + process})
         return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, gather=gather)
 

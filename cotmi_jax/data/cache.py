@@ -35,7 +35,6 @@ _POLL = 0.2  # seconds between looks at what other processes have done
 _PATIENCE = 1800.0  # seconds that the work of another process is waited for
 _TOKEN = secrets.token_hex(4)  # of this process: its number may have been that of a killed one
 
-Gather = Callable[[str], list[str]]  # what each process says, by its number; all of them have to call it
 Identity = Mapping[str, Any]  # everything the tokens depend on, ready for JSON
 
 
@@ -67,20 +66,6 @@ def fingerprint_of(train: TokenizedSplit, valid: TokenizedSplit) -> str:
 def key_of(identity: Identity) -> str:
     """Name of the folder of a cache."""
     return hashlib.sha256(json.dumps({"format": FORMAT, **identity}, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def is_shared(folder: Path, gather: Gather) -> bool:
-    """Whether all processes see one folder: each leaves a file there and looks for those of the others."""
-    name = f".seen-{secrets.token_hex(8)}"
-    # What cannot be written nobody sees: each process is on its own then, and finds a cache there or says why not.
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    sees_all = all((folder / other).exists() for other in gather(name))
-    shared = all(answer == "yes" for answer in gather("yes" if sees_all else "no"))
-    with contextlib.suppress(OSError):
-        (folder / name).unlink()
-    return shared
 
 
 def prepare(

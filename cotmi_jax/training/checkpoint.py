@@ -238,51 +238,55 @@ def _reading(checkpoint: Saved, item: str = "") -> Iterator[None]:
         raise UnreadableError(f"{item}: " * bool(item) + _first_line(error)) from error
 
 
-def _leaves(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a tree on disk, on the host, whatever mesh they were saved from."""
+def _leaves(directory: Path, part: int, parts: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a tree on disk, or every parts-th group, on the host, whatever mesh they were saved from."""
     handler = ocp.PyTreeCheckpointHandler()
     stored, shape = jax.tree_util.tree_flatten_with_path(handler.metadata(directory).tree)
     sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for _, leaf in stored]
     to_host = jax.tree.unflatten(shape, [ocp.RestoreArgs(restore_type=np.ndarray)] * len(stored))
-    start = 0
+    start = number = 0
     while start < len(stored):
         stop, size = start + 1, sizes[start]
         while stop < len(stored) and size + sizes[stop] <= _GROUP_BYTES:
             size += sizes[stop]
             stop += 1
-        wanted = [leaf if start <= index < stop else ocp.PLACEHOLDER for index, (_, leaf) in enumerate(stored)]
-        arguments = ocp.args.PyTreeRestore(item=jax.tree.unflatten(shape, wanted), restore_args=to_host)
-        arrays = jax.tree.leaves(handler.restore(directory, args=arguments))
-        for index in range(start, stop):
-            yield f"{directory.name}{jax.tree_util.keystr(stored[index][0])}", arrays[index]
-        start = stop
+        if number % parts == part:
+            wanted = [leaf if start <= index < stop else ocp.PLACEHOLDER for index, (_, leaf) in enumerate(stored)]
+            arguments = ocp.args.PyTreeRestore(item=jax.tree.unflatten(shape, wanted), restore_args=to_host)
+            arrays = jax.tree.leaves(handler.restore(directory, args=arguments))
+            for index in range(start, stop):
+                yield f"{directory.name}{jax.tree_util.keystr(stored[index][0])}", arrays[index]
+        start, number = stop, number + 1
 
 
-def contents(checkpoint: Saved) -> Iterator[tuple[str, np.ndarray | Json]]:
-    """Everything a checkpoint says it holds, by name, read as it was written: arrays on the host, and JSON.
+def contents(checkpoint: Saved, part: int = 0, parts: int = 1) -> Iterator[tuple[str, np.ndarray | Json]]:
+    """Everything a checkpoint says it holds, by name, read as it was written: JSON, then arrays on the host.
 
-    No shape, mesh or device has a say in it, and no more than a gigabyte, or one array, is held at a time.
+    No shape, mesh or device has a say in it, and no more than a gigabyte, or one array, is held at a time. Of several
+    processes each may take a part of the arrays, and has to take all of the JSON, for which orbax lets them wait for
+    each other.
 
     Raises UnreadableError, or UserError where it is out of reach.
     """
     place = checkpoint.directory / str(checkpoint.step)
     with _reading(checkpoint, _ITEMS_FILE):
         handlers = json.loads((place / _ITEMS_FILE).read_text())["item_handlers"]
-    for item, handler in sorted(handlers.items()):
+    written_as_json = {item: handler.endswith("JsonCheckpointHandler") for item, handler in handlers.items()}
+    for item in sorted(handlers, key=lambda item: (not written_as_json[item], item)):
         with _reading(checkpoint, item):
-            if handler.endswith("JsonCheckpointHandler"):
+            if written_as_json[item]:
                 yield item, _read(checkpoint, ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
             else:
-                yield from _leaves(place / item)
+                yield from _leaves(place / item, part, parts)
 
 
-def damage(checkpoint: Saved) -> str | None:
-    """Why a checkpoint cannot be read as it was written; None where all of it can, which takes reading all of it.
+def damage(checkpoint: Saved, part: int = 0, parts: int = 1) -> str | None:
+    """Why a checkpoint, or a part, cannot be read as it was written; None where it can, which takes reading all of it.
 
     A flipped bit within an array's data is not noticed: the format has no checksum there.
     """
     try:
-        for _ in contents(checkpoint):
+        for _ in contents(checkpoint, part, parts):
             pass
     except UnreadableError as error:
         return str(error)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from cotmi_jax.data.cache import Gather, Prepared, Recipe, is_shared, prepare
+from cotmi_jax.data.cache import Prepared, Recipe, prepare
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.order import TrainOrder, make_shares
@@ -21,10 +21,10 @@ from cotmi_jax.data.tasks import ANSWER_MARK, PREFIX, tasks_of
 from cotmi_jax.data.tokenizing import TokenLimits, TooLong, check_split, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.distributed import Gather, gather, is_shared
 from cotmi_jax.errors import UserError
 from cotmi_jax.feed import WHOLE, Feed
 from cotmi_jax.files import is_remote
-from cotmi_jax.training import hosts
 
 CACHE_VARIABLE = "COTMI_CACHE"
 DEFAULT_CACHE = "~/.cache/cotmi_jax"
@@ -176,7 +176,7 @@ class RunData:
         *,
         process: int = 0,
         processes: int = 1,
-        gather: Gather = hosts.gather,
+        gather: Gather = gather,
     ) -> "RunData":
         """From the cache, or read and tokenized into it. Raises UserError for whatever is wrong with the data.
 

@@ -1,9 +1,7 @@
 """The training loop: feeds the step, reads its metrics one step late, evaluates, saves, and goes on where it was."""
 
 import dataclasses
-import signal
 from collections.abc import Mapping
-from types import FrameType
 
 import jax
 import numpy as np
@@ -15,6 +13,7 @@ from cotmi_jax.accelerators import find_accelerator
 from cotmi_jax.config import check_batches, profiled_steps, validate
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.distributed import EndingTogether, is_first, wait_for_all
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
@@ -23,6 +22,7 @@ from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import batch_shards, make_feed, make_mesh, put_batch
 from cotmi_jax.training.checkpoint import Checkpoints, Saved, restore_json, restore_state, saved
 from cotmi_jax.training.experiment import Experiment, eval_decoding, with_data_root
+from cotmi_jax.training.interrupt import Interrupt
 from cotmi_jax.training.lock import Owner, workdir_lock
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
 from cotmi_jax.training.profile import Profile
@@ -31,24 +31,15 @@ from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
 from cotmi_jax.training.throughput import CHECKPOINT, EVALUATION, SHOWN, Throughput, Work
-from cotmi_jax.training.workdir import check_same_config, read_run, record_start, run_directory, run_record
-from cotmi_jax.training.writers import MetricWriter, Progress
-
-
-class Interrupt:
-    """Turns SIGTERM and SIGINT into a flag that the loop reads between steps, so that it can save before it ends."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-
-    def restore(self) -> None:
-        """Give the signals back to their former handlers."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+from cotmi_jax.training.workdir import (
+    check_same_config,
+    check_shared,
+    read_run,
+    record_start,
+    run_directory,
+    run_record,
+)
+from cotmi_jax.training.writers import MetricWriter, Progress, SilentWriter
 
 
 @dataclasses.dataclass
@@ -64,7 +55,7 @@ class Run:
     evaluator: Evaluator
     information: InformationMonitor | None
     checkpoints: Checkpoints
-    writer: MetricWriter
+    writer: MetricWriter | SilentWriter
     progress: Progress
     owner: Owner
     record: dict
@@ -161,7 +152,7 @@ class Run:
             pending = (step, metrics)
             evaluates = self._due(step, config.eval.every)
             measures = self.information is not None and self._due(step, config.mi.monitor.every)
-            stops = interrupt.signal is not None  # read once: a signal that comes while saving ends the next step
+            stops = interrupt.stops(step)  # asked once: a signal that comes while saving ends the next step
             saves = step % config.checkpoint.every == 0 or step == config.steps or stops
             if evaluates or measures or saves:
                 self._finish(*pending)  # never save or score what is not finite
@@ -248,9 +239,13 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     begun = read_run(workdir)[1:] if choice.latest else None
     place = {"process": jax.process_index(), "processes": jax.process_count()}
     experiment = Experiment.of(config, begun, make_feed(mesh), **place)
+    wait_for_all("data")
     start = _start(choice.latest, experiment)
+    check_shared(workdir, start)  # no process writes there before all have read what they go on from
+    first = is_first()
     if start >= config.steps:
-        print(f"{workdir} is complete: {start} of {config.steps} steps")
+        if first:
+            print(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
     shape = experiment.data.shape(batch_shards(mesh))
     with jax.set_mesh(mesh):
@@ -264,9 +259,11 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
             state = state_def.init(stream_key(config.seed, "init"))
         best = _best_so_far(choice.best)
         record = run_record(config, experiment.student)
-        record_start(workdir, record, experiment.vocabulary.path, start)
-        progress = Progress(start=start, stop=config.steps)
-        set_aside(workdir, choice, progress.say)
+        progress = Progress(start=start, stop=config.steps, silent=not first)
+        if first:
+            record_start(workdir, record, experiment.vocabulary.path, start)
+            set_aside(workdir, choice, progress.say)
+        wait_for_all("start")  # before any of them opens the folder of checkpoints
         for note in experiment.data.notes(shape):
             progress.say(note)
         progress.say(
@@ -278,14 +275,14 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
         )
         information = make_monitor(experiment, student, mesh, progress)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-        writer = MetricWriter(workdir, start=start)
+        writer = MetricWriter(workdir, start=start) if first else SilentWriter()
         run = Run(
             config, experiment, mesh, shape, state_def, state, evaluator, information, checkpoints, writer, progress,
             owner, record, best,
         )  # fmt: skip
         interrupt = Interrupt()
-        with ended_by(interrupt.restore, progress.close, checkpoints.close, writer.close):
+        with ended_by(interrupt.restore, progress.close, checkpoints.close, writer.close), EndingTogether():
             reached = run.steps(start, interrupt)
-    if reached < config.steps:
+    if reached < config.steps and first:
         print(f"interrupted after step {reached} of {config.steps}: the same command goes on from there")
     return reached

@@ -7,6 +7,9 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
+import jax
+
+from cotmi_jax.distributed import gather
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, make_folder, writing
 from cotmi_jax.training.checkpoint import BEST, LATEST, Saved, damage, steps_saved
@@ -27,7 +30,7 @@ def _newest_intact(directory: Path) -> tuple[Saved | None, list[tuple[Saved, str
     damaged: list[tuple[Saved, str]] = []
     for step in reversed(steps_saved(directory)):
         checkpoint = Saved(directory, step)
-        reason = damage(checkpoint)
+        reason = next(filter(None, gather(damage(checkpoint, jax.process_index(), jax.process_count()) or "")), None)
         if reason is None:
             return checkpoint, damaged
         damaged.append((checkpoint, reason))
@@ -35,10 +38,11 @@ def _newest_intact(directory: Path) -> tuple[Saved | None, list[tuple[Saved, str
 
 
 def choose(workdir: Path) -> Choice:
-    """What a start goes on from. Writes nothing; reads the chosen checkpoints once, on the host.
+    """What a start goes on from; every process has to ask. Writes nothing; reads the chosen checkpoints once, on the
+    hosts, each of which reads a part.
 
-    The only place that decides: of several processes one asks, and tells the others. Without any checkpoint a run
-    begins anew; one whose checkpoints are all damaged does not, as that would be hours lost without a word.
+    Without any checkpoint a run begins anew; one whose checkpoints are all damaged does not, as that would be hours
+    lost without a word.
 
     Raises:
       UserError: every checkpoint to go on from is damaged, or one is out of reach.

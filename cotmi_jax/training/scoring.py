@@ -10,6 +10,7 @@ import numpy as np
 
 from cotmi_jax.data.sources import Component
 from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.distributed import is_first, wait_for_all
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.accuracy import Summary, summarize
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
@@ -68,6 +69,7 @@ def score(
     if data_root is not None:
         config.data.root = absolute(data_root)
     mesh = make_mesh()
+    wait_for_all("mesh")
     with jax.set_mesh(mesh):
         trained = load_workdir(workdir, parse_which(checkpoint), mesh)
         data = load_data(config)
@@ -76,6 +78,7 @@ def score(
             raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
         examples = corpus.splits[split_name]
         split = tokenize(config, vocabulary, examples, train=False)
+        wait_for_all("data")
         objective = make_objective(config)
         batch_size = -(-config.eval.batch_size // batch_shards(mesh)) * batch_shards(mesh)
         evaluator = Evaluator(trained.student, objective, vocabulary, mesh, batch_size=batch_size)
@@ -107,7 +110,7 @@ def score(
         metrics["information"] = measured.summary() if measured else None  # None: too few examples
     folder = as_path(absolute(output)) if output else workdir / "evaluation" / split_name
     drawn = False
-    if jax.process_index() == 0:
+    if is_first():
         with told(f"cannot write results to {folder}"):
             make_folder(folder)
             replace_file(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")

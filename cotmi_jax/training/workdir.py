@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.config import base, differences
 from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.distributed import gather, is_shared
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, append_line, as_path, make_folder, replace_file, told, writing
 from cotmi_jax.models.config import T5Config
@@ -36,6 +37,16 @@ def run_directory(path: str) -> Path:
         probe.touch()
         probe.unlink()
     return workdir
+
+
+def check_shared(workdir: Path, step: int) -> None:
+    """Wait for all processes, each of which goes on from `step`. Raises UserError in all of them: they do not see one
+    folder, or not the same checkpoint in it."""
+    if not is_shared(workdir):
+        raise UserError(f"--workdir {workdir}: the processes of this run do not see one folder there: share it")
+    steps = gather(str(step))
+    if len(set(steps)) > 1:
+        raise UserError(f"--workdir {workdir}: processes find different latest checkpoints, {steps}: start again")
 
 
 def run_record(config: ConfigDict, student: T5Config) -> Record:

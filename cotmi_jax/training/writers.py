@@ -100,12 +100,26 @@ class MetricWriter:
                 closing.callback(end)
 
 
-class Progress:
-    """A bar on a terminal; elsewhere a line now and then, fit for a log."""
+class SilentWriter:
+    """What takes a MetricWriter's place in all processes but the first."""
 
-    def __init__(self, *, start: int, stop: int):
-        self._stop = stop
-        self._bar = tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line now and then, fit for a log; nothing where it is silent."""
+
+    def __init__(self, *, start: int, stop: int, silent: bool = False):
+        self._stop, self._silent = stop, silent
+        bar = not silent and sys.stderr.isatty()
+        self._bar = tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True) if bar else None
 
     def step(self) -> None:
         """One more step is done."""
@@ -117,14 +131,14 @@ class Progress:
         text = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-        else:
+        elif not self._silent:
             print(f"step {step}/{self._stop} {text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line of its own."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        else:
+        elif not self._silent:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
