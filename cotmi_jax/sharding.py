@@ -5,7 +5,7 @@ name that the table lacks, or a dimension that its mesh axes do not divide, is a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,22 +34,25 @@ RULES: dict[str, str | None] = {
 PyTree = Any
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh of all devices with axes (data, fsdp, tensor); one size may be -1, the rest of the devices.
+
+    `devices` stand in for jax.devices(), such as those of a topology that programs are only compiled for.
 
     Axes are Auto: since JAX 0.9 make_mesh's default is Explicit, under which a vocabulary-sharded look-up raises.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f"mesh {sizes}: sizes are positive and at most one is -1")
-    if free and devices % fixed == 0:
-        sizes[free[0]] = devices // fixed
-    if math.prod(sizes.values()) != devices:
-        raise UserError(f"mesh {sizes} does not cover {devices} devices: change config.mesh")
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise UserError(f"mesh {sizes} does not cover {len(devices)} devices: change config.mesh")
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
 
 
 def resolve(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> NamedSharding:
