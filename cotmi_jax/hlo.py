@@ -4,7 +4,6 @@ A module is what one device runs, so every figure is of one device and one execu
 """
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -260,7 +259,7 @@ def _step(body: Computation, name: str) -> int | None:
     addition = _source(body, name)
     if addition.opcode != "add":
         return None
-    return functools.reduce(lambda found, each: found or _constant(body, each), addition.operands, None)
+    return next((value for each in addition.operands if (value := _constant(body, each))), None)
 
 
 def read_collectives(text: str) -> Collectives:

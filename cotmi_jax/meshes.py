@@ -7,8 +7,8 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.models.config import T5Config
 
 STATE_BYTES = 16  # a parameter: itself, its gradient and Adam's two moments, in float32
-# Of a device's memory that the state may take; activations and the compiler's buffers want the rest. Where no mesh keeps
-# to the first share, small batches of recomputed activations leave room for the second.
+# Of a device's memory that the state may take; activations and the compiler's buffers want the rest. Where no mesh
+# keeps to the first share, small batches of recomputed activations leave room for the second.
 STATE_SHARES = (0.4, 0.75)
 
 
@@ -46,8 +46,8 @@ def recommended_mesh(config: T5Config, devices: int, memory: float) -> MeshShape
                 if splits and state / (fsdp * tensor) <= share * memory:
                     return MeshShape(devices // (fsdp * tensor), fsdp, tensor)
     raise UserError(
-        f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {state / 2**30:.0f} GiB of parameters, gradients and "
-        f"Adam's moments in {STATE_SHARES[-1]:.0%} of their memory: take more devices, or optimizer.name adafactor"
+        f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {state / 2**30:.0f} GiB of parameters, gradients "
+        f"and Adam's moments in {STATE_SHARES[-1]:.0%} of their memory: take more devices, or optimizer.name adafactor"
     )
 
 

@@ -133,6 +133,4 @@ def copy_for_parts(x: Array, parts: int) -> Array:
     Of one array for the whole batch, every layer or chunk would sum its share over the mesh.
     """
     copies = jnp.broadcast_to(x[None], (parts, *x.shape))
-    return jax.lax.with_sharding_constraint(
-        copies, PartitionSpec(BATCH_AXES, *[PartitionSpec.UNCONSTRAINED] * x.ndim)
-    )
+    return jax.lax.with_sharding_constraint(copies, PartitionSpec(BATCH_AXES, *[PartitionSpec.UNCONSTRAINED] * x.ndim))

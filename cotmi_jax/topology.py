@@ -11,8 +11,8 @@ from jax.experimental import topologies
 
 from cotmi_jax.errors import UserError
 
-# What libtpu would otherwise ask a cloud's metadata server, and complain about on standard error where there is none. It
-# would also refuse to be loaded by two processes at a time, which matters to those that take a chip: compiling does not.
+# What libtpu would otherwise ask a cloud's metadata server, complaining on standard error where there is none. It would
+# also refuse to be loaded by two processes at a time, which matters to those that take a chip: compiling takes none.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",

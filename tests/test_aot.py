@@ -1,7 +1,7 @@
 """The real programs of a run, compiled for TPU slices that are not here.
 
-`python tests/test_aot.py` writes golden/aot.json anew, for the JAX that is installed. Read its diff: each line is memory
-of a device or what it sends in a step.
+`python tests/test_aot.py` writes golden/aot.json anew, for the JAX that is installed. Read its diff: each line is the
+memory of a device or what it sends in a step.
 """
 
 import json
@@ -17,6 +17,8 @@ from cotmi_jax.accelerators import GIB
 from cotmi_jax.errors import UserError
 from cotmi_jax.topology import grid, topology_devices
 from cotmi_jax.training.compiling import needed_memory
+
+pytest.importorskip("libtpu", reason='compiling for TPUs takes libtpu: pip install "cotmi_jax[tpu]"')
 
 REPOSITORY = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "aot.json"

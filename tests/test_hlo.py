@@ -85,12 +85,12 @@ def test_a_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
         f"  ROOT %r.{name} = f32[128]{{0}} {root}\n}}"
         for name, root in (
             ("start", 'custom-call(%g.start), custom_call_target="AsyncCollectiveStart"'),
-            ("while_matmul", "copy(%g.while_matmul)"),
+            ("meanwhile", "copy(%g.meanwhile)"),
             ("done", 'custom-call(%g.done), custom_call_target="AsyncCollectiveDone"'),
         )
     ]
     calls = [
-        f"%f.{name} = f32[128]{{0}} fusion(%p), kind=kCustom, calls=%{name}" for name in ("start", "while_matmul", "done")
+        f"%f.{name} = f32[128]{{0}} fusion(%p), kind=kCustom, calls=%{name}" for name in ("start", "meanwhile", "done")
     ]
     found = module(*parts, entry("%p = f32[16]{0} parameter(0)", *calls, "ROOT %o = f32[16]{0} copy(%p)"))
     assert seen(found) == {"all-gather": (1, 512, 448)}
@@ -125,7 +125,7 @@ def loop(bound: str, step: int = 1, note: str = "") -> Collectives:
         "%zero = s32[] constant(0)",
         "%from = s32[] copy(%zero)",
         "%start = (s32[], f32[16]{0}) tuple(%from, %p)",
-        f'%w = (s32[], f32[16]{{0}}) while(%start), condition=%condition, body=%body, metadata={{op_name="scan"}}{note}',
+        f'%w = (s32[], f32[16]{{0}}) while(%start), condition=%condition, body=%body, metadata={{op_name="s"}}{note}',
         "ROOT %out = f32[16]{0} get-tuple-element(%w), index=1",
     )
     return module(body, condition, main)
@@ -141,7 +141,7 @@ def test_loop_bodies_count_as_often_as_they_run() -> None:
 
 def test_a_loop_that_data_ends_counts_once_and_is_named() -> None:
     found = loop("parameter(1)")
-    assert (seen(found), found.unbounded) == ({"all-reduce": (1, 64, 112)}, ("scan",))
+    assert (seen(found), found.unbounded) == ({"all-reduce": (1, 64, 112)}, ("s",))
 
 
 def test_a_conditional_counts_its_dearest_branch() -> None:

@@ -188,7 +188,10 @@ class T5(nnx.Module):
         embed_key, final_key, layers_key = _split_key(key, 3)
         positions_T = jnp.arange(targets_BxT.shape[1])
         causal_TxT = positions_T[None, :] <= positions_T[:, None]
-        position = self.decoder.position(positions_T, positions_T, batch_parts(targets_BxT.shape[0])) + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
+        position = (
+            self.decoder.position(positions_T, positions_T, batch_parts(targets_BxT.shape[0]))
+            + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
+        )
         biases: Biases = (position,)
         target_segments = None
         if segments is None:

@@ -151,6 +151,10 @@ def programs(config: ConfigDict, mesh: Mesh, shape: PackShape) -> dict[str, Prog
     }
 
 
+def _lower(jitted: Callable, *arguments: Any, **static: Any) -> jax.stages.Lowered:
+    return jitted.lower(*arguments, **static)  # type: ignore[attr-defined]
+
+
 def _train(config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objective, state_def: StateDef) -> Program:
     schedule = make_schedule(config.optimizer, config.steps)
     step = make_train_step(state_def, objective, schedule, micro_batches=config.micro_batches)
@@ -164,7 +168,7 @@ def _train(config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objectiv
         batch = padded_batch(config.batch_size, inputs, targets, objective, mesh)
         rows, words = config.batch_size * len(objective.tasks), _padded_words(config.batch_size, shape, objective)
     flops = step_flops(state_def.student.config, rows=rows, input_length=inputs, target_length=targets)
-    return Program("train", words, flops, 0.0, lambda: step.lower(state_def.abstract, batch, keys))
+    return Program("train", words, flops, 0.0, lambda: _lower(step, state_def.abstract, batch, keys))
 
 
 def _padded_words(examples: int, shape: PackShape, objective: Objective) -> str:
@@ -191,13 +195,13 @@ def _evaluation(
     written = f"{examples} examples of {inputs}→{decoding.max_tokens} tokens"
     words = _padded_words(examples, shape, objective)
     return {
-        "evaluate": Program("evaluate", words, losses, beside, lambda: terms.lower(params, batch)),  # type: ignore[attr-defined]
+        "evaluate": Program("evaluate", words, losses, beside, lambda: _lower(terms, params, batch)),
         "generate": Program(
             "generate",
             written,
             tokens,
             beside,
-            lambda: generation.lower(params, batch[PREDICT]["inputs"], decoding=decoding),  # type: ignore[attr-defined]
+            lambda: _lower(generation, params, batch[PREDICT]["inputs"], decoding=decoding),
         ),
     }
 

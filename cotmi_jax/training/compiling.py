@@ -4,6 +4,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -74,12 +75,12 @@ class Report:
         }
 
 
-def compile_program(program: Program, accelerator: Accelerator, options: Mapping[str, object] | None = None) -> Report:
+def compile_program(program: Program, accelerator: Accelerator, options: Mapping[str, Any] | None = None) -> Report:
     """Lower and compile a program inside jax.set_mesh, with options of the compiler if any."""
     begun = time.perf_counter()
     lowered = program.lower()
     try:
-        compiled = lowered.compile(dict(options) if options else None)
+        compiled = lowered.compile({**options} if options else None)
     except jax.errors.JaxRuntimeError as error:
         temporaries = needed_memory(str(error))
         if temporaries is None:
@@ -87,7 +88,8 @@ def compile_program(program: Program, accelerator: Accelerator, options: Mapping
         arguments = bytes_per_device(lowered.args_info)
         memory = Memory(arguments, 0.0, temporaries, 0.0, program.beside)
         return Report(program, time.perf_counter() - begun, memory, accelerator.memory, None, None)
-    stats = compiled.memory_analysis()
+    stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert stats is not None and cost is not None and text is not None, "the TPU compiler gives all three"
     memory = Memory(
         stats.argument_size_in_bytes,
         stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -95,9 +97,8 @@ def compile_program(program: Program, accelerator: Accelerator, options: Mapping
         stats.generated_code_size_in_bytes,
         program.beside,
     )
-    counted = float(compiled.cost_analysis()["flops"])
-    collectives = read_collectives(compiled.as_text())
-    return Report(program, time.perf_counter() - begun, memory, accelerator.memory, counted, collectives)
+    seconds, collectives = time.perf_counter() - begun, read_collectives(text)
+    return Report(program, seconds, memory, accelerator.memory, float(cost["flops"]), collectives)
 
 
 def needed_memory(message: str) -> float | None:
@@ -126,7 +127,8 @@ def format_reports(reports: Mapping[str, Report], devices: int, accelerator: Acc
     rows.append(("TFLOP of a device", [""] * len(columns)))
     rows.append(("  of the model", [f"{each.program.flops / devices / 1e12:.3f}" for each in columns]))
     rows.append(("  counted by XLA *", [_tera(each.flops_counted) for each in columns]))
-    rows.append((f"  seconds at {accelerator.flops / 1e12:.0f} TFLOP/s", [_at_peak(e, devices, accelerator) for e in columns]))
+    at_peak = [f"{each.program.flops / devices / accelerator.flops:.4f}" for each in columns]
+    rows.append((f"  seconds at {accelerator.flops / 1e12:.0f} TFLOP/s", at_peak))
     rows.append(("MiB a device sends", [""] * len(columns)))
     for kind in KINDS:
         rows.append((f"  {kind}", [_sent(each, kind) for each in columns]))
@@ -158,10 +160,6 @@ def _gib(size: float) -> str:
 
 def _tera(flops: float | None) -> str:
     return "–" if flops is None else f"{flops / 1e12:.3f}"
-
-
-def _at_peak(report: Report, devices: int, accelerator: Accelerator) -> str:
-    return f"{report.program.flops / devices / accelerator.flops:.4f}"
 
 
 def _sent(report: Report, kind: str | None) -> str:
