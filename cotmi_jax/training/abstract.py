@@ -31,12 +31,13 @@ from cotmi_jax.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One jitted program of a run. `flops` are the model's, of all devices; `beside` are bytes that each device holds
-    while the program runs and that are none of its arguments."""
+    """One jitted program of a run. `flops` are the model's, of all devices; `arguments` are their bytes on each device,
+    and `beside` what it holds while the program runs without being an argument."""
 
     name: str
     batch: str  # in words
     flops: float
+    arguments: float
     beside: float
     lower: Callable[[], jax.stages.Lowered]
 
@@ -168,7 +169,8 @@ def _train(config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objectiv
         batch = padded_batch(config.batch_size, inputs, targets, objective, mesh)
         rows, words = config.batch_size * len(objective.tasks), _padded_words(config.batch_size, shape, objective)
     flops = step_flops(state_def.student.config, rows=rows, input_length=inputs, target_length=targets)
-    return Program("train", words, flops, 0.0, lambda: _lower(step, state_def.abstract, batch, keys))
+    arguments = bytes_per_device((state_def.abstract, batch))
+    return Program("train", words, flops, arguments, 0.0, lambda: _lower(step, state_def.abstract, batch, keys))
 
 
 def _padded_words(examples: int, shape: PackShape, objective: Objective) -> str:
@@ -192,15 +194,16 @@ def _evaluation(
     losses = forward_flops(student.config, rows=examples * len(objective.tasks), **lengths)
     lengths["target_length"] = decoding.max_tokens
     tokens = forward_flops(student.config, rows=examples, **lengths)
+    held = bytes_per_device((params, batch)), beside
     written = f"{examples} examples of {inputs}→{decoding.max_tokens} tokens"
     words = _padded_words(examples, shape, objective)
     return {
-        "evaluate": Program("evaluate", words, losses, beside, lambda: _lower(terms, params, batch)),
+        "evaluate": Program("evaluate", words, losses, *held, lambda: _lower(terms, params, batch)),
         "generate": Program(
             "generate",
             written,
             tokens,
-            beside,
+            *held,
             lambda: _lower(generation, params, batch[PREDICT]["inputs"], decoding=decoding),
         ),
     }

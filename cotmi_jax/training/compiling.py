@@ -10,7 +10,7 @@ import jax
 
 from cotmi_jax.accelerators import GIB, Accelerator
 from cotmi_jax.hlo import KINDS, Collectives, read_collectives
-from cotmi_jax.training.abstract import Program, bytes_per_device
+from cotmi_jax.training.abstract import Program
 
 RESERVE = GIB  # of a device's memory left to the runtime, to batches that wait and to fragmentation
 # What the TPU compiler says when it gives up, in either of its two forms.
@@ -85,8 +85,7 @@ def compile_program(program: Program, accelerator: Accelerator, options: Mapping
         temporaries = needed_memory(str(error))
         if temporaries is None:
             raise
-        arguments = bytes_per_device(lowered.args_info)
-        memory = Memory(arguments, 0.0, temporaries, 0.0, program.beside)
+        memory = Memory(program.arguments, 0.0, temporaries, 0.0, program.beside)
         return Report(program, time.perf_counter() - begun, memory, accelerator.memory, None, None)
     stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     assert stats is not None and cost is not None and text is not None, "the TPU compiler gives all three"
@@ -109,32 +108,35 @@ def needed_memory(message: str) -> float | None:
     return None
 
 
+_MEMORY = {
+    "arguments": "  arguments",
+    "beside": "  optimizer state beside",
+    "temporaries": "  temporaries",
+    "outputs": "  outputs",
+    "code": "  code",
+    "total": "  together",
+}
+
+
 def format_reports(reports: Mapping[str, Report], devices: int, accelerator: Accelerator) -> str:
     """A table with a column for each program."""
     columns = list(reports.values())
     rows: list[tuple[str, Sequence[str]]] = [("", list(reports)), ("batch", [each.program.batch for each in columns])]
     rows.append(("memory of a device, GiB", [""] * len(columns)))
-    for name, words in (
-        ("arguments", "  arguments"),
-        ("beside", "  optimizer state beside"),
-        ("temporaries", "  temporaries"),
-        ("outputs", "  outputs"),
-        ("code", "  code"),
-        ("total", "  together"),
-    ):
+    for name, words in _MEMORY.items():
         rows.append((words, [_gib(getattr(each.memory, name)) for each in columns]))
     rows.append((f"  fits in {_gib(accelerator.memory)}", ["yes" if each.fits else "NO" for each in columns]))
     rows.append(("TFLOP of a device", [""] * len(columns)))
     rows.append(("  of the model", [f"{each.program.flops / devices / 1e12:.3f}" for each in columns]))
     rows.append(("  counted by XLA *", [_tera(each.flops_counted) for each in columns]))
-    at_peak = [f"{each.program.flops / devices / accelerator.flops:.4f}" for each in columns]
-    rows.append((f"  seconds at {accelerator.flops / 1e12:.0f} TFLOP/s", at_peak))
+    at_peak = [_milliseconds(each.program.flops / devices / accelerator.flops) for each in columns]
+    rows.append((f"  ms at the peak of {accelerator.flops / 1e12:.0f} TFLOP/s", at_peak))
     rows.append(("MiB a device sends", [""] * len(columns)))
     for kind in KINDS:
         rows.append((f"  {kind}", [_sent(each, kind) for each in columns]))
     rows.append(("  together", [_sent(each, None) for each in columns]))
     if accelerator.link_bandwidth:
-        label = f"  seconds at {accelerator.link_bandwidth / 1e9:.0f} GB/s"
+        label = f"  ms at {accelerator.link_bandwidth / 1e9:.0f} GB/s, all links together"
         rows.append((label, [_on_links(each, accelerator) for each in columns]))
     rows.append(("compiled in, s", [f"{each.seconds:.0f}" for each in columns]))
     table = _align(rows)
@@ -162,6 +164,10 @@ def _tera(flops: float | None) -> str:
     return "–" if flops is None else f"{flops / 1e12:.3f}"
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.2f}"
+
+
 def _sent(report: Report, kind: str | None) -> str:
     if report.collectives is None:
         return "–"
@@ -173,7 +179,7 @@ def _on_links(report: Report, accelerator: Accelerator) -> str:
     if report.collectives is None:
         return "–"
     bound = "≥ " if report.collectives.unbounded else ""
-    return f"{bound}{report.collectives.total()[2] / accelerator.link_bandwidth:.4f}"
+    return bound + _milliseconds(report.collectives.total()[2] / accelerator.link_bandwidth)
 
 
 def shortage(name: str, report: Report) -> str:
