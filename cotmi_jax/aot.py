@@ -37,11 +37,11 @@ def main() -> int:
     assert accelerator is not None, devices[0].device_kind
     mesh = make_mesh(**config.mesh.to_dict(), devices=devices)
     lengths = {"rows": _ROWS.value, "input_length": _INPUT.value, "target_length": _TARGET.value}
-    available = programs(config, mesh, default_shape(config, mesh, **lengths))
+    names, available = chosen(_PROGRAMS.value), programs(config, mesh, default_shape(config, mesh, **lengths))
     reports = {}
     print(summary(config, mesh, _TOPOLOGY.value, accelerator.name), flush=True)
     with jax.set_mesh(mesh):
-        for name in chosen(_PROGRAMS.value):
+        for name in names:
             reports[name] = compile_program(available[name], accelerator, QUICK if _QUICK.value else None)
     print(format_reports(reports, len(devices), accelerator))
     if _JSON.value:

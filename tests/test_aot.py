@@ -102,6 +102,12 @@ def test_slices_in_either_notation() -> None:
         grid("v4-12")
 
 
+def test_without_libtpu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "cotmi_jax\[tpu\]"'):
+        topology_devices("v5e-8")
+
+
 def test_what_the_compiler_says_when_it_gives_up() -> None:
     said = "the total memory required for HLO temporaries (50.04G) exceeds available HBM (15.75G)."
     assert needed_memory("RESOURCE_EXHAUSTED: Ran out of memory on HBM, " + said) == 50.04 * GIB
