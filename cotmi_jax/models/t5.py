@@ -211,12 +211,19 @@ class T5(nnx.Module):
 
     def logits(self, states_BxTxD: Array) -> Array:
         """Vocabulary logits [B, T, V] in float32."""
-        if self.head is None:
-            head = self.embedding.T
-            states_BxTxD = states_BxTxD * self.config.d_model**-0.5
-        else:
-            head = self.head[...]
-        return jnp.matmul(states_BxTxD, head.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        return self.make_logits()(states_BxTxD)
+
+    def make_logits(self) -> Callable[[Array], Array]:
+        """`logits` for many calls: its matrix is cast once, and of that, not of the parameter, a mesh makes copies."""
+        config = self.config
+        head = (self.embedding.T if self.head is None else self.head[...]).astype(config.dtype)
+
+        def logits(states_BxTxD: Array) -> Array:
+            if config.tied:
+                states_BxTxD = states_BxTxD * config.d_model**-0.5
+            return jnp.matmul(states_BxTxD, head, preferred_element_type=jnp.float32)
+
+        return logits
 
     def __call__(self, inputs_BxS: Array, targets_BxT: Array, key: Array | None = None) -> Array:
         """Logits [B, T, V] of the targets given the inputs, both padded with pad_id."""

@@ -236,10 +236,14 @@ def _backward(
             d_loss_BxL -= d_log_p_BxLxV.sum(axis=-1)
         d_logits_BxLxV += jnp.exp(log_p_BxLxV) * d_loss_BxL[..., None]
         d_states_BxLxD, *d_closed_here = pull_back(d_logits_BxLxV)
-        return jax.tree.map(jnp.add, d_closed, d_closed_here), d_states_BxLxD
+        d_closed = [total + part.astype(total.dtype) for total, part in zip(d_closed, d_closed_here, strict=True)]
+        return d_closed, d_states_BxLxD
 
     operands = states_CxBxLxD, roles, _positions(roles), highest_CxBxL, log_sum_CxBxL, d_loss_CxBxL
-    d_closed, d_states_CxBxLxD = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, closed), operands)
+    # Sums over chunks are float32 whatever is summed.
+    zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in closed]
+    d_closed, d_states_CxBxLxD = jax.lax.scan(body, zeros, operands)
+    d_closed = [total.astype(x.dtype) for total, x in zip(d_closed, closed, strict=True)]
     return d_closed, d_states_CxBxLxD, None
 
 
