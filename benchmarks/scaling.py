@@ -76,10 +76,9 @@ def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[in
     rows = MOST_ROWS
     while rows and not attempt(rows):
         report = reports[rows]
-        room = report.capacity - RESERVE - report.memory.arguments
-        share = max(room / report.memory.temporaries, 1 / 64)
+        share = _room(report) / report.memory.temporaries
         rows = min(rows // 2, 1 << max(int(rows * share * 1.15), 1).bit_length() - 1)
-    while rows and 2 * rows not in reports and reports[rows].memory.temporaries * 1.6 < _room(reports[rows]):
+    while 0 < rows < MOST_ROWS and 1.6 * reports[rows].memory.temporaries < _room(reports[rows]):
         if not attempt(2 * rows):
             break
         rows *= 2
@@ -87,6 +86,7 @@ def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[in
 
 
 def _room(report: Report) -> float:
+    """Bytes for temporaries."""
     return report.capacity - RESERVE - report.memory.arguments
 
 
