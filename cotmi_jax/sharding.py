@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import mesh_utils
@@ -156,3 +157,20 @@ def constrain_batch(x: Array) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def batch_parts(batch: int) -> int:
+    """Into how many parts the current mesh splits a batch; 1 without a mesh, or where they would be unequal."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else batch_shards(mesh)
+    return parts if batch % parts == 0 else 1
+
+
+def copy_for_parts(x: Array, parts: int) -> Array:
+    """[…] → [parts, …], a copy of a parameter for each part of the batch, on the devices that hold the part.
+
+    What its gradient adds up over layers or chunks then stays on the device until all of it is summed over the parts.
+    Of one array for the whole batch, every layer or chunk would sum its share over the mesh.
+    """
+    copies = jnp.broadcast_to(x[None], (parts, *x.shape))
+    return jax.lax.with_sharding_constraint(copies, PartitionSpec(BATCH_AXES, *[PartitionSpec.UNCONSTRAINED] * x.ndim))

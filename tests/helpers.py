@@ -1,6 +1,6 @@
 """Small recipes that several tests share. Parameters come from numpy: no expected value passes through jax.random."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,6 +59,9 @@ class Toy(nnx.Module):
         reads = (target_segments[:, :, None] == input_segments[:, None, :]) & (inputs != 0)[:, None, :]
         read = jnp.where(reads[..., None], encoded[:, None], 0.0).sum(axis=2)
         return jnp.tanh(self.encode(shift_right(targets, 0, segments and target_segments), None) + read)
+
+    def make_logits(self) -> Callable[[jax.Array], jax.Array]:
+        return self.logits
 
     def logits(self, states: jax.Array) -> jax.Array:
         return states @ self.table[...].T

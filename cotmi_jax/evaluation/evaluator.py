@@ -1,6 +1,6 @@
 """Losses and generations of a student on a whole split, each example exactly once. Imports no tensorflow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -22,6 +22,22 @@ from cotmi_jax.sharding import make_feed, put_batch, replicated
 Prediction = dict[str, str | bool | None]
 
 
+def make_terms(student: StudentDef, objective: Objective, mesh: Mesh) -> Callable[[Params, Mapping], Terms]:
+    """Jitted (params, batch) → terms without dropout. Results are replicated: every host can read them."""
+    return jax.jit(
+        lambda params, batch: objective.terms(student.bind(params), batch, None), out_shardings=replicated(mesh)
+    )
+
+
+def make_generation(student: StudentDef, mesh: Mesh) -> Callable[..., Array]:
+    """Jitted (params, inputs [B, S], decoding) → tokens [B, T] on every host."""
+    return jax.jit(
+        lambda params, inputs, decoding: generate(student.bind(params), inputs, decoding).tokens,
+        static_argnames="decoding",
+        out_shardings=replicated(mesh),
+    )
+
+
 class Evaluator:
     """The jitted evaluation functions of one student and objective on a mesh; compiled once per padded shape."""
 
@@ -29,15 +45,7 @@ class Evaluator:
         self, student: StudentDef, objective: Objective, vocabulary: Vocabulary, mesh: Mesh, *, batch_size: int
     ):
         self._objective, self._vocabulary, self._mesh, self._batch_size = objective, vocabulary, mesh, batch_size
-        # Replicated results can be read on every host.
-        self._terms = jax.jit(
-            lambda params, batch: objective.terms(student.bind(params), batch, None), out_shardings=replicated(mesh)
-        )
-        self._generate = jax.jit(
-            lambda params, inputs, decoding: generate(student.bind(params), inputs, decoding).tokens,
-            static_argnames="decoding",
-            out_shardings=replicated(mesh),
-        )
+        self._terms, self._generate = make_terms(student, objective, mesh), make_generation(student, mesh)
 
     def _batches(self, split: TokenizedSplit, limit: int) -> Iterator[tuple[Batch, np.ndarray]]:
         """Device batches with their global rows; −1 fills up the last one."""

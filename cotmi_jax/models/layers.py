@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 from cotmi_jax.models.config import T5Config
+from cotmi_jax.sharding import copy_for_parts
 
 Biases = tuple[Array, ...]  # of attention scores, added one after the other
 MASKED = -1e9  # added to a float32 score; finite, so that a row with every key masked gives no NaN
@@ -82,15 +83,24 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BxTxD: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, biases: Biases, key: Array | None
     ) -> Array:
-        """Returns [B, T, D]. Biases are float32 and broadcast to [B, H, T, S], which is never made of them."""
+        """Returns [B, T, D]. Biases are float32 and broadcast to [B, H, T, S], which is never made of them; one of P on
+        its first axis holds for B / P examples each."""
         query = jnp.einsum("btd,dhk->bthk", x_BxTxD, self.query.astype(self.dtype))
         score = jnp.einsum("bthk,bshk->bhts", query, keys_BxSxHxK, preferred_element_type=jnp.float32)
         for bias in biases:
-            score = score + bias
+            score = score + _for_examples(bias, score.shape[0])
         weight = jax.nn.softmax(score, axis=-1).astype(self.dtype)
         weight = dropout(weight, self.rate, key)
         mixed = jnp.einsum("bhts,bshk->bthk", weight, values_BxSxHxK)
         return jnp.einsum("bthk,hkd->btd", mixed, self.out.astype(self.dtype))
+
+
+def _for_examples(bias_PxHxTxS: Array, batch: int) -> Array:
+    """A bias of P parts of a batch for every example."""
+    parts, *rest = bias_PxHxTxS.shape
+    if parts in (1, batch):
+        return bias_PxHxTxS
+    return jnp.broadcast_to(bias_PxHxTxS[:, None], (parts, batch // parts, *rest)).reshape(batch, *rest)
 
 
 class MLP(nnx.Module):
@@ -139,12 +149,15 @@ class RelativeBias(nnx.Module):
         self.bidirectional = bidirectional
         self.num_buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
 
-    def __call__(self, query_positions_T: Array, key_positions_S: Array) -> Array:
-        """Bias [1, H, T, S] in float32 for absolute positions."""
+    def __call__(self, query_positions_T: Array, key_positions_S: Array, parts: int = 1) -> Array:
+        """Bias [P, H, T, S] in float32 for absolute positions, the same for each of P parts of a batch."""
         buckets_TxS = relative_buckets(
             key_positions_S[None, :] - query_positions_T[:, None],
             bidirectional=self.bidirectional,
             num_buckets=self.num_buckets,
             max_distance=self.max_distance,
         )
-        return jnp.transpose(self.embedding[buckets_TxS], (2, 0, 1))[None]
+        if parts == 1:
+            return jnp.transpose(self.embedding[buckets_TxS], (2, 0, 1))[None]
+        embedding_PxNxH = copy_for_parts(self.embedding[...], parts)
+        return jnp.transpose(embedding_PxNxH[:, buckets_TxS], (0, 3, 1, 2))

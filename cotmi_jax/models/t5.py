@@ -13,7 +13,7 @@ from jax import Array
 
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.layers import MASKED, MLP, Attention, Biases, RelativeBias, RMSNorm, declare, dropout
-from cotmi_jax.sharding import constrain_batch
+from cotmi_jax.sharding import batch_parts, constrain_batch
 
 Cache = dict[str, Array]
 
@@ -162,7 +162,7 @@ class T5(nnx.Module):
             mask = padding_bias(inputs_BxS != self.config.pad_id)
         else:
             mask = segment_bias(segments_BxS, segments_BxS)
-        biases = (self.encoder.position(positions_S, positions_S), mask)
+        biases = (self.encoder.position(positions_S, positions_S, batch_parts(inputs_BxS.shape[0])), mask)
         x_BxSxD, _ = self._run(
             self.encoder.blocks,
             lambda block, x, layer_key: (block(x, biases, layer_key), None),
@@ -188,7 +188,10 @@ class T5(nnx.Module):
         embed_key, final_key, layers_key = _split_key(key, 3)
         positions_T = jnp.arange(targets_BxT.shape[1])
         causal_TxT = positions_T[None, :] <= positions_T[:, None]
-        position = self.decoder.position(positions_T, positions_T) + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
+        position = (
+            self.decoder.position(positions_T, positions_T, batch_parts(targets_BxT.shape[0]))
+            + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
+        )
         biases: Biases = (position,)
         target_segments = None
         if segments is None:
@@ -208,12 +211,19 @@ class T5(nnx.Module):
 
     def logits(self, states_BxTxD: Array) -> Array:
         """Vocabulary logits [B, T, V] in float32."""
-        if self.head is None:
-            head = self.embedding.T
-            states_BxTxD = states_BxTxD * self.config.d_model**-0.5
-        else:
-            head = self.head[...]
-        return jnp.matmul(states_BxTxD, head.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        return self.make_logits()(states_BxTxD)
+
+    def make_logits(self) -> Callable[[Array], Array]:
+        """`logits` for many calls: its matrix is cast once, and of that, not of the parameter, a mesh makes copies."""
+        config = self.config
+        head = (self.embedding.T if self.head is None else self.head[...]).astype(config.dtype)
+
+        def logits(states_BxTxD: Array) -> Array:
+            if config.tied:
+                states_BxTxD = states_BxTxD * config.d_model**-0.5
+            return jnp.matmul(states_BxTxD, head, preferred_element_type=jnp.float32)
+
+        return logits
 
     def __call__(self, inputs_BxS: Array, targets_BxT: Array, key: Array | None = None) -> Array:
         """Logits [B, T, V] of the targets given the inputs, both padded with pad_id."""

@@ -204,7 +204,7 @@ class Objective:
         scanned = scan_tokens(
             states_RxTxD,
             rows["targets"],
-            student.logits,
+            student.make_logits(),
             mask_BxT=segments[1] > 0,
             member_BxNxT=target_RxNxT if pool else None,
             pool=pool,
@@ -234,7 +234,7 @@ class Objective:
             scanned = scan_tokens(
                 states_BxTxD,
                 targets_BxT,
-                student.logits,
+                student.make_logits(),
                 mask_BxT=mask_BxT | pooled_BxT,
                 member_BxNxT=pooled_BxT[:, None, :] if pool else None,
                 pool=pool,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from cotmi_jax.sharding import batch_shards
+from cotmi_jax.sharding import batch_parts, copy_for_parts
 
 Pool = Literal["max", "mean"]
 Logits = Callable[..., Array]
@@ -75,17 +75,19 @@ def scan_tokens(
         included, reaches no other value and no gradient; loss and hit there are finite and mean nothing. A zero
         cotangent does not do this: 0 · NaN is NaN in the gradient of the head. None reads every position.
     chunk: most positions at a time; memory grows with B · chunk · V. T need not be a multiple of it. None: as many as
-        make 256 rows on a device, at least 8. Fewer rows leave processors idle, and over a mesh every chunk costs a sum
-        of the head's gradient over the devices.
+        make 256 rows on a device, at least 8. Fewer rows leave processors idle.
+
+    Over a mesh every device has a copy of what `logits` closes over, gathered once, and sums its gradient over the
+    chunks before the devices sum theirs.
 
     Reverse-mode differentiable, once. Where the caller stops the gradient of a result, its backward work is left out.
     """
     if (pool is None) != (member_BxNxT is None):
         raise ValueError("pool and member_BxNxT are given together or not at all")
     batch, length, _ = states_BxTxD.shape
+    parts = batch_parts(batch)
     if chunk is None:
-        mesh = jax.sharding.get_abstract_mesh()
-        chunk = max(8, 256 * (1 if mesh.empty else batch_shards(mesh)) // batch)
+        chunk = max(8, 256 * parts // batch)
     member_BxNxT = jnp.zeros((batch, 0, length), bool) if member_BxNxT is None else member_BxNxT
     if mask_BxT is not None:
         states_BxTxD = jnp.where(mask_BxT[..., None], states_BxTxD, 0)
@@ -103,10 +105,23 @@ def scan_tokens(
 
     states_CxBxLxD, roles = split(states_BxTxD, 1), _Roles(split(targets_BxT, 1), split(member_BxNxT, 2))
     # closure_convert remembers functions: a new one each time, lest it answer with the parameters of an earlier call.
-    converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0])
+    converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0][: batch // parts])
+    if parts > 1:
+        converted, closed = _by_part(converted, parts), [copy_for_parts(each, parts) for each in closed]
     outputs = _scan(converted, pool, closed, states_CxBxLxD, roles)
     log_pooled_BxNxV = None if pool is None else outputs.log_pooled_BxNxV
     return TokenScan(join(outputs.loss_CxBxL), join(outputs.hit_CxBxL), log_pooled_BxNxV)
+
+
+def _by_part(logits: Logits, parts: int) -> Logits:
+    """logits of the batch in equal parts, each with a copy of its own of what they close over."""
+
+    def apply(states_BxLxD: Array, *closed: Array) -> Array:
+        split = states_BxLxD.reshape(parts, -1, *states_BxLxD.shape[1:])
+        logits_PxBxLxV = jax.vmap(logits)(split, *closed)
+        return logits_PxBxLxV.reshape(*states_BxLxD.shape[:2], -1)
+
+    return apply
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -221,10 +236,14 @@ def _backward(
             d_loss_BxL -= d_log_p_BxLxV.sum(axis=-1)
         d_logits_BxLxV += jnp.exp(log_p_BxLxV) * d_loss_BxL[..., None]
         d_states_BxLxD, *d_closed_here = pull_back(d_logits_BxLxV)
-        return jax.tree.map(jnp.add, d_closed, d_closed_here), d_states_BxLxD
+        d_closed = [total + part.astype(total.dtype) for total, part in zip(d_closed, d_closed_here, strict=True)]
+        return d_closed, d_states_BxLxD
 
     operands = states_CxBxLxD, roles, _positions(roles), highest_CxBxL, log_sum_CxBxL, d_loss_CxBxL
-    d_closed, d_states_CxBxLxD = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, closed), operands)
+    # Sums over chunks are float32 whatever is summed.
+    zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in closed]
+    d_closed, d_states_CxBxLxD = jax.lax.scan(body, zeros, operands)
+    d_closed = [total.astype(x.dtype) for total, x in zip(d_closed, closed, strict=True)]
     return d_closed, d_states_CxBxLxD, None
 
 

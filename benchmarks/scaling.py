@@ -1,0 +1,213 @@
+"""What every published size takes on common TPU slices: mesh, batch, memory and traffic, from compiling the real step.
+
+    python -m benchmarks.scaling --json=scaling.json --markdown=docs/scaling.md
+
+Runs on any machine that has libtpu (pip install "cotmi_jax[tpu]"). Every cell is written to the JSON file as soon as it
+is done, and cells that stand there are not compiled again: interrupt and go on at will. Compiled with XLA's full
+effort by default; --quick takes a third of the time and finds programs that need a few per cent more memory.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cotmi_jax.accelerators import GIB, Accelerator, find_accelerator
+from cotmi_jax.config import base
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import replace_file
+from cotmi_jax.hlo import KINDS
+from cotmi_jax.meshes import MeshShape, least_traffic, recommended_mesh, total
+from cotmi_jax.models.config import preset
+from cotmi_jax.sharding import make_mesh
+from cotmi_jax.topology import topology_devices
+from cotmi_jax.training.abstract import abstract_student, default_shape, programs
+from cotmi_jax.training.compiling import QUICK, RESERVE, Report, compile_program
+
+PRESETS = ("small", "base", "large", "xl", "xxl")
+TOPOLOGIES = ("v4-8", "v5e-8", "v5e-64", "v5e-256", "v6e-8")
+INPUTS, TARGETS = 1024, 256  # tokens of a row
+EXAMPLES = 4  # of a row, two tasks each
+# The large sizes recompute their layers: kept, the activations of one row of xl are 20 GiB.
+REMAT = {"small": "none", "base": "none", "large": "full", "xl": "full", "xxl": "full"}
+MOST_ROWS = 64  # of a device
+BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
+
+
+def recipe(name: str, mesh: MeshShape, rows: int) -> ConfigDict:
+    """The papers' set-up for a size on a mesh, in bfloat16, with so many rows a step."""
+    config = base()
+    config.model.preset, config.model.dtype, config.model.remat = name, "bfloat16", REMAT[name]
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
+    config.batch_size, config.eval.batch_size = EXAMPLES * rows, rows
+    config.data.max_input_tokens, config.data.max_target_tokens = INPUTS, TARGETS
+    return config
+
+
+def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report:
+    """The training step with so many rows on each part of the mesh."""
+    devices = topology_devices(topology)
+    accelerator = find_accelerator(devices[0].device_kind)
+    assert accelerator is not None
+    config = recipe(name, shape, rows * shape.data * shape.fsdp)
+    mesh = make_mesh(*shape, devices=devices)
+    with jax.set_mesh(mesh):
+        step = programs(config, mesh, default_shape(config, mesh, rows=rows * shape.data * shape.fsdp))["train"]
+        return compile_program(step, accelerator, QUICK if quick else None)
+
+
+def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, Report | None]:
+    """The largest power of two of rows a device that fits, and its report; 0 and None where one row does not.
+
+    A step that is far too large is refused early and says what it would have taken, which tells what will do.
+    """
+    reports: dict[int, Report] = {}
+
+    def attempt(rows: int) -> bool:
+        if rows not in reports:
+            reports[rows] = compile_step(name, topology, shape, rows, quick)
+            report = reports[rows]
+            print(f"  {rows} rows a device: {report.memory.total / GIB:.1f} GiB, {report.seconds:.0f} s", flush=True)
+        return reports[rows].fits
+
+    rows = MOST_ROWS
+    while rows and not attempt(rows):
+        report = reports[rows]
+        share = _room(report) / report.memory.temporaries
+        rows = min(rows // 2, 1 << max(int(rows * share * 1.15), 1).bit_length() - 1)
+    while 0 < rows < MOST_ROWS and 1.6 * reports[rows].memory.temporaries < _room(reports[rows]):
+        if not attempt(2 * rows):
+            break
+        rows *= 2
+    return rows, reports.get(rows)
+
+
+def _room(report: Report) -> float:
+    """Bytes for temporaries."""
+    return report.capacity - RESERVE - report.memory.arguments
+
+
+def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
+    """A cell of the table."""
+    devices = topology_devices(topology)
+    accelerator = find_accelerator(devices[0].device_kind)
+    assert accelerator is not None
+    student = preset(name)
+    try:
+        shape = recommended_mesh(student, len(devices), accelerator.memory)
+    except UserError as error:
+        return {"fits": False, "why": str(error)}
+    rows, report = largest(name, topology, shape, quick)
+    if report is None:
+        return {"fits": False, "mesh": list(shape), "why": "one row a device does not fit"}
+    config = recipe(name, shape, rows * shape.data * shape.fsdp)
+    least = least_traffic(
+        abstract_student(config),
+        shape,
+        rows=rows * shape.data * shape.fsdp,
+        input_length=INPUTS,
+        target_length=TARGETS,
+        recompute=REMAT[name] != "none",
+    )
+    return report.to_json() | {
+        "mesh": list(shape),
+        "rows": rows,
+        "least": least,
+        "quick": quick,
+        "seconds": _seconds(report, accelerator, len(devices)),
+        "sources": _sources(report),
+    }
+
+
+def _seconds(report: Report, accelerator: Accelerator, devices: int) -> dict[str, float]:
+    """Of a step at peak speed: the model's operations, and the traffic."""
+    assert report.collectives is not None
+    sent = report.collectives.total()[2]
+    return {
+        "operations": report.program.flops / devices / accelerator.flops,
+        "links": sent / accelerator.link_bandwidth,
+    }
+
+
+def _sources(report: Report) -> dict[str, float]:
+    """The ten operations of the program that send most, in bytes."""
+    assert report.collectives is not None
+    sums: dict[str, float] = {}
+    for each in report.collectives.found:
+        label = f"{each.kind} {each.source}"
+        sums[label] = sums.get(label, 0.0) + each.times * each.sent
+    return dict(sorted(sums.items(), key=lambda item: -item[1])[:10])
+
+
+def table(cells: dict[str, Any]) -> str:
+    """Markdown of the cells that are there."""
+    lines = [
+        "| student | slice | mesh data × fsdp × tensor | remat | rows a step (a device) | GiB of a device "
+        "| gather | scatter | reduce | permute, swap | sent MiB | least MiB | ratio | ms at peak | ms on links |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for key, cell in cells.items():
+        name, topology = key.split(" ")
+        mesh = " × ".join(str(size) for size in cell.get("mesh", ["–"]))
+        if "rows" not in cell:
+            lines.append(f"| {name} | {topology} | {mesh} | {REMAT[name]} | does not fit |" + " |" * 10)
+            continue
+        sent = {kind: cell["collectives"][kind]["sent"] / 2**20 for kind in KINDS}
+        least, everything = total(cell["least"]) / 2**20, sum(sent.values())
+        memory, seconds = cell["memory"], cell["seconds"]
+        parts = cell["rows"] * cell["mesh"][0] * cell["mesh"][1]
+        columns = [
+            name,
+            topology,
+            mesh,
+            REMAT[name],
+            f"{parts:,} ({cell['rows']})",
+            f"{memory['total'] / GIB:.1f} / {memory['capacity'] / GIB:.0f}",
+            *(f"{sent[kind]:,.0f}" for kind in ("all-gather", "reduce-scatter", "all-reduce")),
+            f"{sent['collective-permute'] + sent['all-to-all']:,.0f}",
+            f"{everything:,.0f}",
+            f"{least:,.0f}",
+            f"{everything / least:.2f}" if least else "–",
+            f"{seconds['operations'] * 1e3:,.0f}",
+            f"{seconds['links'] * 1e3:,.0f}",
+        ]
+        lines.append("| " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
+def write_markdown(path: Path, cells: dict[str, Any]) -> None:
+    """Put the table between the markers of a page."""
+    before, rest = path.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    replace_file(path, f"{before}{BEGIN}\n\n{table(cells)}\n\n{END}{after}")
+
+
+def main() -> None:
+    """Compile what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+    parser.add_argument("--json", type=Path, default=Path("scaling.json"), help="results; read first if it is there")
+    parser.add_argument("--markdown", type=Path, help="page with the markers")
+    parser.add_argument("--quick", action="store_true", help="with XLA's least effort")
+    arguments = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    cells = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    for name in arguments.presets:
+        for topology in arguments.topologies:
+            if f"{name} {topology}" not in cells:
+                print(f"{name} on {topology}", flush=True)
+                cells[f"{name} {topology}"] = measure(name, topology, arguments.quick)
+                replace_file(arguments.json, json.dumps(cells, indent=1) + "\n")
+    ordered = {key: cells[key] for n in PRESETS for t in TOPOLOGIES if (key := f"{n} {t}") in cells}
+    if arguments.markdown:
+        write_markdown(arguments.markdown, ordered)
+    else:
+        print(table(ordered))
+
+
+if __name__ == "__main__":
+    main()

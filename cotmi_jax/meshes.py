@@ -1,0 +1,97 @@
+"""Which mesh to train a student on, and the least that its devices then have to tell each other."""
+
+import math
+from typing import NamedTuple
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.config import T5Config
+
+STATE_BYTES = 16  # a parameter: itself, its gradient and Adam's two moments, in float32
+# Of a device's memory that the state may take; activations and the compiler's buffers want the rest. Where no mesh
+# keeps to the first share, small batches of recomputed activations leave room for the second.
+STATE_SHARES = (0.4, 0.75)
+
+
+class MeshShape(NamedTuple):
+    """Sizes of the mesh's axes."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+def parameter_count(config: T5Config) -> tuple[int, int]:
+    """Parameters of the layers and of everything: matrices, embedding and head, without norms and position biases."""
+    d, inner = config.d_model, config.num_heads * config.d_kv
+    mlp = (3 if config.gated else 2) * d * config.d_ff
+    layers = config.num_encoder_layers * (4 * d * inner + mlp) + config.num_decoder_layers * (8 * d * inner + mlp)
+    return layers, layers + (1 if config.tied else 2) * config.vocab_size * d
+
+
+def recommended_mesh(config: T5Config, devices: int, memory: float) -> MeshShape:
+    """A mesh for `devices` of `memory` bytes each.
+
+    fsdp as small as the state allows: the least power of two that brings it below a share of the memory. What is
+    left goes to data, whose gradients are summed but whose parameters are never gathered. tensor stays 1 unless fsdp
+    cannot split d_model far enough: it sends activations in every layer, which rows of a thousand tokens make dearer
+    than parameters. Heads, mlp and vocabulary must divide by tensor, d_model by fsdp.
+
+    Raises UserError where no mesh holds the state.
+    """
+    state = STATE_BYTES * parameter_count(config)[1]
+    for share in STATE_SHARES:
+        for tensor in _powers(devices):
+            for fsdp in _powers(devices // tensor):
+                splits = _divides(config, fsdp, tensor) and devices % (fsdp * tensor) == 0
+                if splits and state / (fsdp * tensor) <= share * memory:
+                    return MeshShape(devices // (fsdp * tensor), fsdp, tensor)
+    raise UserError(
+        f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {state / 2**30:.0f} GiB of parameters, gradients "
+        f"and Adam's moments in {STATE_SHARES[-1]:.0%} of their memory: take more devices, or optimizer.name adafactor"
+    )
+
+
+def _powers(largest: int) -> list[int]:
+    return [1 << power for power in range(largest.bit_length())]
+
+
+def _divides(config: T5Config, fsdp: int, tensor: int) -> bool:
+    split = (config.num_heads, config.d_ff, config.vocab_size)
+    return config.d_model % fsdp == 0 and all(size % tensor == 0 for size in split)
+
+
+def least_traffic(
+    config: T5Config, mesh: MeshShape, *, rows: int, input_length: int, target_length: int, recompute: bool
+) -> dict[str, float]:
+    """Bytes that a device has to send in a training step, by the kind of collective; rings, no overlap of data.
+
+    fsdp (ZeRO stage 3; Rajbhandari et al. 2020, section 5.3): parameters of layers and head are gathered for the
+      forward pass and for the backward pass, in the dtype of activations, and gradients reduce-scattered in it:
+      (f−1)/f · bytes each. The embedding is not gathered: the rows that were looked up are exchanged, both ways.
+    data: gradients that fsdp left, a shard each, are all-reduced: 2 (d−1)/d · bytes (Rajbhandari et al., section 5.1).
+    tensor (Megatron; Shoeybi et al. 2019, section 3): activations [rows of a device, T, D] are all-reduced behind
+      attention and mlp in the forward pass, before them in the backward pass, and again where layers are recomputed.
+
+    A tied head is counted as one of its own.
+    """
+    data, fsdp, tensor = mesh
+    width = 2 if config.dtype == "bfloat16" else 4
+    layers, _ = parameter_count(config)
+    table = config.vocab_size * config.d_model
+    shard = rows / (data * fsdp) * config.d_model * width  # of one token position
+    gathered, scattered = (layers + table) / tensor * width, (fsdp - 1) / fsdp
+    sublayers = 2 * config.num_encoder_layers * input_length + 3 * config.num_decoder_layers * target_length
+    ring = 2 * (tensor - 1) / tensor
+    return {
+        "all-gather": 2 * scattered * gathered,
+        "reduce-scatter": scattered * gathered,
+        "all-reduce": 2 * (data - 1) / data * (gathered + table / tensor * width) / fsdp
+        + ring * sublayers * shard * (3 if recompute else 2),
+        "all-to-all": 2 * scattered * shard * (input_length + target_length),
+        "collective-permute": 0.0,
+    }
+
+
+def total(traffic: dict[str, float]) -> float:
+    """Of all kinds."""
+    return math.fsum(traffic.values())

@@ -1,0 +1,66 @@
+"""Devices of a TPU slice that is not there: programs are compiled for them on any machine that has libtpu."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from cotmi_jax.errors import UserError
+
+# What libtpu would otherwise ask a cloud's metadata server, complaining on standard error where there is none. It would
+# also refuse to be loaded by two processes at a time, which matters to those that take a chip: compiling takes none.
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# Dimensions of the slice's grid, and devices that a slice's number counts a chip (cores up to v5p, chips after it).
+_GENERATIONS = {"v2": (2, 2), "v3": (2, 2), "v4": (3, 2), "v5p": (3, 2), "v5e": (2, 1), "v6e": (2, 1)}
+_EXAMPLES = "v4-8, v5e-64, v6e-8 or, as a grid of chips, v4:2x2x1, v5e:8x8"
+
+
+def grid(name: str) -> str:
+    """The grid of chips of a slice in either notation: v5e-64 and v5e:8x8 both give v5e:8x8.
+
+    Sizes are powers of two, laid out as Google Cloud does: as square as can be, the longest side last.
+    """
+    found = re.fullmatch(r"(v\d[ep]?)(?:litepod)?(?:-(\d+)|:(\d+(?:x\d+)+))", name.replace("v5litepod", "v5e"))
+    if found is None or found.group(1) not in _GENERATIONS:
+        raise UserError(f"unknown topology {name!r}: write it like {_EXAMPLES}")
+    generation, count, sides = found.groups()
+    dimensions, per_chip = _GENERATIONS[generation]
+    if sides is not None:
+        return f"{generation}:{sides}"
+    chips = int(count) // per_chip
+    power = chips.bit_length() - 1
+    if chips < 1 or int(count) != per_chip << power:
+        raise UserError(f"unknown topology {name!r}: a slice has a power of two of chips, as {_EXAMPLES}")
+    shares = [(power + index) // dimensions for index in range(dimensions)]
+    if dimensions == 3 and power == 2:
+        shares = [1, 1, 0]  # one host
+    return f"{generation}:" + "x".join(str(1 << share) for share in shares)
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """The devices of a slice, to compile for. Raises UserError for an unknown one and where libtpu is missing."""
+    layout = grid(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError('compiling for TPUs takes libtpu: pip install "cotmi_jax[tpu]"')
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    options: dict[str, object] = {}
+    if layout.startswith(("v4", "v5p")):
+        options["chip_config_name"] = "megacore"  # as their chips are set up: two cores, one device
+    if math.prod(int(side) for side in layout.split(":")[1].split("x")) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        return topologies.get_topology_desc(layout, platform="tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"topology {name!r}: {str(error).splitlines()[0]}; write it like {_EXAMPLES}") from error

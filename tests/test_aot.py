@@ -1,0 +1,124 @@
+"""The real programs of a run, compiled for TPU slices that are not here.
+
+`python tests/test_aot.py` writes golden/aot.json anew, for the JAX that is installed. Read its diff: each line is the
+memory of a device or what it sends in a step.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from cotmi_jax.accelerators import GIB
+from cotmi_jax.errors import UserError
+from cotmi_jax.topology import grid, topology_devices
+from cotmi_jax.training.compiling import needed_memory
+
+pytest.importorskip("libtpu", reason='compiling for TPUs takes libtpu: pip install "cotmi_jax[tpu]"')
+
+REPOSITORY = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden" / "aot.json"
+MARGIN = 1.1  # memory and traffic may grow by so much before someone has to look
+SMALL = [
+    *("--config=configs/svamp.py", "--config.model.preset=tiny", "--config.model.dtype=bfloat16"),
+    *("--rows=16", "--input_length=64", "--target_length=32", "--quick"),
+    *("--config.batch_size=32", "--config.eval.batch_size=8", "--config.eval.max_decode_tokens=8"),
+]
+
+
+def aot(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cotmi_jax.aot", *SMALL, *arguments]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_", "XLA_"))}
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=variables | (environment or {}), capture_output=True, text=True, check=False
+    )
+
+
+def measure(path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, float]]]:
+    """The command on eight chips, and of each program the memory and what is sent, by kind, in bytes."""
+    done = aot("--topology=v5e-8", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())["programs"]
+    sent = {name: {kind: each["sent"] for kind, each in of["collectives"].items()} for name, of in found.items()}
+    return done, {name: {"memory": found[name]["memory"]["total"]} | sent[name] for name in found}
+
+
+def test_the_programs_compile_and_take_no_more_than_they_did(tmp_path: Path) -> None:
+    done, found = measure(tmp_path / "aot.json")
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "v5e-8: 8 × TPU v5e, mesh {'data': 1, 'fsdp': 4, 'tensor': 2}"
+    assert lines[-1] == "everything fits"
+    assert list(found) == ["train", "evaluate", "generate"]
+    golden = json.loads(GOLDEN.read_text()).get(jax.__version__)
+    if golden is None:
+        pytest.skip(f"compiled, but there is no golden for jax {jax.__version__}")
+    for name, expected in golden.items():
+        grown = {what: size for what, size in found[name].items() if size > MARGIN * expected[what] + 1024}
+        assert not grown, f"{name}: grown beyond {expected}"
+
+
+def test_what_does_not_fit_is_one_line_and_exit_code_1() -> None:
+    big = ["--config.model.preset=xxl", "--programs=generate", "--config.mesh.fsdp=8"]
+    done = aot("--topology=v5e-8", *big)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("generate does not fit: it needs ")
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--topology=v5e-7"], "unknown topology 'v5e-7'"),
+        (["--topology=v5e-8", "--config.mesh.fsdp=3"], "mesh {'data': -1, 'fsdp': 3, 'tensor': 1} does not cover 8"),
+        (["--topology=v5e-8", "--rows=12"], "--rows=12 does not divide over 8 devices"),
+        (["--topology=v5e-8", "--programs=fly"], "unknown program 'fly'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:
+    done = aot(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_slices_in_either_notation() -> None:
+    for name, chips in {
+        "v4-8": "v4:2x2x1",
+        "v4-64": "v4:2x4x4",
+        "v5p-128": "v5p:4x4x4",
+        "v5e-1": "v5e:1x1",
+        "v5e-8": "v5e:2x4",
+        "v5litepod-64": "v5e:8x8",
+        "v6e-256": "v6e:16x16",
+        "v3-32": "v3:4x4",
+        "v5e:4x8": "v5e:4x8",
+    }.items():
+        assert grid(name) == chips
+    assert [len(topology_devices(name)) for name in ("v4-8", "v5e-1", "v6e-8")] == [4, 1, 8]
+    with pytest.raises(UserError, match="power of two"):
+        grid("v4-12")
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "cotmi_jax\[tpu\]"'):
+        topology_devices("v5e-8")
+
+
+def test_what_the_compiler_says_when_it_gives_up() -> None:
+    said = "the total memory required for HLO temporaries (50.04G) exceeds available HBM (15.75G)."
+    assert needed_memory("RESOURCE_EXHAUSTED: Ran out of memory on HBM, " + said) == 50.04 * GIB
+    assert needed_memory("Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm.") == 16.5 * GIB
+    assert needed_memory("INTERNAL: something else") is None
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        goldens = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+        goldens[jax.__version__] = measure(Path(folder) / "aot.json")[1]
+        GOLDEN.write_text(json.dumps(goldens, indent=1, sort_keys=True) + "\n")

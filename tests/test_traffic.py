@@ -1,0 +1,80 @@
+"""What the devices of a mesh send for gradients: once for each parameter, however many chunks or layers add to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import small_config
+from jax import Array
+
+from cotmi_jax.hlo import read_collectives
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.token_scan import scan_tokens
+from cotmi_jax.sharding import batch_parts, batch_sharding, copy_for_parts, make_mesh, replicated
+from cotmi_jax.training.state import param_shardings
+
+MESH = make_mesh(data=2, fsdp=4)
+BATCH, LENGTH, WIDTH, VOCAB = 16, 32, 8, 512
+
+
+def sent(function, *arguments: jax.ShapeDtypeStruct) -> float:
+    with jax.set_mesh(MESH):
+        found = read_collectives(jax.jit(function).lower(*arguments).compile().as_text())
+    assert not found.unbounded
+    return found.total()[2]
+
+
+def split(*shape: int, dtype: type = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(MESH))
+
+
+@pytest.mark.parametrize("pool", [None, "max"])
+def test_the_heads_gradient_is_summed_once_for_all_chunks(pool: str | None) -> None:
+    def loss(head: Array, states: Array, targets: Array, chunk: int) -> Array:
+        member = None if pool is None else targets[:, None] > 0
+        scanned = scan_tokens(states, targets, lambda x: x @ head, chunk=chunk, member_BxNxT=member, pool=pool)
+        return scanned.loss_BxT.sum() + (0.0 if pool is None else scanned.log_pooled_BxNxV.mean())
+
+    head = jax.ShapeDtypeStruct((WIDTH, VOCAB), jnp.float32, sharding=replicated(MESH))
+    batch = split(BATCH, LENGTH, WIDTH), split(BATCH, LENGTH, dtype=jnp.int32)
+    one, eight = (
+        sent(jax.grad(lambda *arguments, chunk=chunk: loss(*arguments, chunk)), head, *batch) for chunk in (LENGTH, 4)
+    )
+    whole = 2 * 7 / 8 * WIDTH * VOCAB * 4  # a ring's all-reduce
+    assert whole <= one < 1.1 * whole
+    assert eight < 1.1 * whole
+
+
+def test_position_biases_send_their_table_not_their_scores() -> None:
+    def traffic(length: int) -> float:
+        student = StudentDef.of(small_config(num_encoder_layers=3))
+        placed = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            student.shapes,
+            param_shardings(student.shapes, student.axes, MESH),
+        )
+
+        def loss(table: Array, params: dict, inputs: Array) -> Array:
+            encoder = params["encoder"] | {"position": {"embedding": table}}
+            return jnp.square(student.bind(params | {"encoder": encoder}).encode(inputs)).sum()
+
+        table = placed["encoder"]["position"]["embedding"]
+        return sent(jax.grad(loss), table, placed, split(8, length, dtype=jnp.int32))
+
+    # Only the activations of the embedding look-up grow with the length; scores would grow with its square.
+    short, long = traffic(16), traffic(128)
+    assert long < 8 * short
+    scores = small_config().num_heads * 128 * 128 * 4
+    assert long - short < scores
+
+
+def test_a_copy_for_each_part_is_the_parameter_and_sums_its_gradient() -> None:
+    x = jnp.arange(6.0).reshape(2, 3)
+    with jax.set_mesh(MESH):
+        assert batch_parts(16) == 8
+        assert batch_parts(12) == 1
+        copies, pull_back = jax.vjp(jax.jit(lambda x: copy_for_parts(x, 8)), x)
+        (gradient,) = pull_back(jnp.arange(8.0)[:, None, None] * jnp.ones((8, 2, 3)))
+    np.testing.assert_array_equal(copies, np.broadcast_to(x, (8, 2, 3)))
+    np.testing.assert_array_equal(gradient, np.full((2, 3), 28.0))
+    assert batch_parts(16) == 1
