@@ -136,7 +136,7 @@ def _train(command: Sequence[str], workdir: Path, seconds: float | None) -> bool
 def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, eval_every: int) -> Report:
     """Run `command` with a --workdir once undisturbed, then killed at least `kills` times and started again each time.
 
-    The moments are uniform over the time that the undisturbed run took from start to end. A run that ends before its
+    The moments are uniform over the time that an undisturbed run takes from start to end. A run that ends before its
     kill is compared, and the next one begins; so the number of starts is bounded, however slowly a run comes forward.
 
     Raises:
@@ -157,7 +157,10 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
         while True:
             seconds = draw.uniform(0.0, whole) if len(hits) < kills else None
             before = _lines(folder, STARTS_FILE), _lines(folder, METRICS_FILE)
+            began = time.monotonic()
             if _train(command, folder, seconds):
+                if not before[0]:  # it ran from start to end: what the first one compiled may have been kept for it
+                    whole = min(whole, time.monotonic() - began)
                 break
             assert seconds is not None
             hits.append(_hit(folder, before, seconds, eval_every))
