@@ -142,6 +142,13 @@ def test_data_in_the_bucket_is_that_on_disk(store: fake_gcs.FakeGcs, tmp_path: P
         load_corpus(Loading(dataset="jsonl:gs://bucket/data/none.jsonl"))
 
 
+def test_what_others_write_is_seen(store: fake_gcs.FakeGcs) -> None:
+    folder = files.as_path("gs://bucket/shared")
+    for name in ("a", "b"):
+        store.put(f"shared/{name}", b"")
+        assert [path.name for path in folder.iterdir()][-1] == name and (folder / name).exists()
+
+
 def test_metrics_are_copied_now_and_then_and_when_asked(
     store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
