@@ -122,7 +122,7 @@ def test_the_students_of_a_bucket_are_scored_and_exported(workdir: files.Path, s
     result = score(RUN, "test", output="gs://bucket/scores", information=False)
     assert str(result.output) == "gs://bucket/scores"
     assert len((result.output / "predictions.jsonl").read_text().splitlines()) == result.metrics["n"]
-    assert json.loads((result.output / "metrics.json").read_text()) == result.metrics
+    assert json.loads((result.output / "metrics.json").read_text()) == json.loads(json.dumps(result.metrics))
 
 
 def test_data_in_the_bucket_is_that_on_disk(store: fake_gcs.FakeGcs, tmp_path: Path) -> None:
