@@ -122,7 +122,7 @@ def test_the_students_of_a_bucket_are_scored_and_exported(workdir: files.Path, s
     result = score(RUN, "test", output="gs://bucket/scores", information=False)
     assert str(result.output) == "gs://bucket/scores"
     assert len((result.output / "predictions.jsonl").read_text().splitlines()) == result.metrics["n"]
-    assert json.loads((result.output / "metrics.json").read_text()) == result.metrics
+    assert json.loads((result.output / "metrics.json").read_text()) == json.loads(json.dumps(result.metrics))
 
 
 def test_data_in_the_bucket_is_that_on_disk(store: fake_gcs.FakeGcs, tmp_path: Path) -> None:
@@ -140,6 +140,13 @@ def test_data_in_the_bucket_is_that_on_disk(store: fake_gcs.FakeGcs, tmp_path: P
         assert examples[0].place.startswith("gs://bucket/data/svamp/svamp_")
     with pytest.raises(UserError, match="gs://bucket/data/none.jsonl: No such file or directory; restore the file"):
         load_corpus(Loading(dataset="jsonl:gs://bucket/data/none.jsonl"))
+
+
+def test_what_others_write_is_seen(store: fake_gcs.FakeGcs) -> None:
+    folder = files.as_path("gs://bucket/shared")
+    for name in ("a", "b"):
+        store.put(f"shared/{name}", b"")
+        assert [path.name for path in folder.iterdir()][-1] == name and (folder / name).exists()
 
 
 def test_metrics_are_copied_now_and_then_and_when_asked(
