@@ -43,7 +43,7 @@ class LogitsAreParameters:
             config=self.config,
             encode=lambda inputs, key: inputs[..., None],
             decode=lambda encoded, inputs, targets, key: by_width[targets.shape[1]],
-            logits=lambda states: states,
+            make_logits=lambda: lambda states: states,
         )
 
 
