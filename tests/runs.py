@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, flatten, smoke
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.sharding import make_mesh
+from cotmi_jax.training import throughput
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_state
 from cotmi_jax.training.experiment import make_objective
 from cotmi_jax.training.loop import train
@@ -53,7 +54,7 @@ SEED_RECIPE = {
     "checkpoint.every": 2,
     "mi.monitor.every": 0,  # it takes longer than the run; test_monitor.py has runs that measure
 }
-TIMINGS = ("train/seconds_", "train/examples_per_second", "train/tokens_per_second", "train/input_wait")  # beginnings
+TIMINGS = tuple(f"train/{name}" for name in throughput.TIMINGS)
 COMMAND_SECONDS = 300.0  # on a busy machine
 
 

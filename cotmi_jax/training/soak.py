@@ -61,7 +61,7 @@ def _lines(workdir: Path, name: str) -> list[Json]:
 def _results(workdir: Path) -> list[Json]:
     """The lines of metrics without what the clock says."""
     return [
-        {name: value for name, value in line.items() if name.removeprefix("train/") not in TIMINGS}
+        {name: value for name, value in line.items() if not name.removeprefix("train/").startswith(TIMINGS)}
         for line in _lines(workdir, METRICS_FILE)
     ]
 

@@ -17,6 +17,7 @@ FIRST, STEP, INPUT = "first_step", "step", "input"
 EVALUATION, CHECKPOINT, PROFILE = "evaluation", "checkpoint", "profile"
 _USUAL = (INPUT, STEP, EVALUATION, CHECKPOINT)  # what every reading names; others where they took any time
 SHOWN = ("seconds_per_step", "examples_per_second", "tokens_per_second", "mfu", "input_wait")  # beside the loss
+TIMINGS = ("seconds_", *SHOWN)  # beginnings of all that `read` gives: no two runs have the same
 
 
 class Work(NamedTuple):
@@ -32,9 +33,6 @@ class Work(NamedTuple):
         input_P, target_P = lengths_Px2.astype(np.float64).T
         flops = step_flops(student, rows=1, input_length=input_P, target_length=target_P)
         return cls(examples, int(lengths_Px2.sum()), float(flops.sum()))
-
-
-TIMINGS = ("seconds_per_step", "examples_per_second", "input_wait")  # what read gives: no two runs have the same
 
 
 class Throughput:
