@@ -88,7 +88,7 @@ def test_a_run_owns_its_workdir_until_it_ends(tmp_path: Path, monkeypatch: pytes
             train(runs.tiny_config(), str(workdir))
         seen.append(json.loads((workdir / OWNER_FILE).read_text())["pid"])
 
-    monkeypatch.setattr("cotmi_jax.training.loop.check_host_blocks", look)
+    monkeypatch.setattr("cotmi_jax.training.loop.check_batches", look)
     assert train(runs.tiny_config(), str(workdir)) == 6
     assert seen == [os.getpid()] and not (workdir / OWNER_FILE).exists()
 

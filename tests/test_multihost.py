@@ -216,9 +216,7 @@ def test_processes_that_do_not_share_a_workdir_are_told(tmp_path: Path) -> None:
     ]
     results = [host.result() for host in started]
     assert {result.code for result in results} <= {2, GONE}
-    assert any(
-        "process 1 does not see there what process 0 wrote: share the folder" in result.err for result in results
-    )
+    assert any("the processes of this run do not see one folder there: share it" in result.err for result in results)
     assert not any((tmp_path / str(number) / "run.json").exists() for number in range(2))
 
 
