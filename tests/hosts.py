@@ -43,7 +43,8 @@ class Host:
             raise TimeoutError((self.folder / "err").read_text())
         out, err = ((self.folder / name).read_text() for name in ("out", "err"))
         # Gloo's own notices of its connections, from several threads at once.
-        said = "".join(line for line in out.splitlines(keepends=True) if not re.search(r"\[Gloo\]|peer ranks", line))
+        gloo = re.compile(r"\[Gloo\]|peer ranks|^$")
+        said = "".join(line for line in out.splitlines(keepends=True) if not gloo.search(line.rstrip("\n")))
         return runs.Result(self.process.exitcode, said, err)
 
 
