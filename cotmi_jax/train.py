@@ -20,7 +20,7 @@ def main() -> None:
     # After the flags: a mistyped one is answered at once.
     from cotmi_jax.distributed import together
     from cotmi_jax.training.compilation import use_compilation_cache
-    from cotmi_jax.training.loop import train
+    from cotmi_jax.training.job import train
 
     config = cli.loaded_config(_CONFIG)
     use_compilation_cache(config.compilation_cache)

@@ -33,7 +33,7 @@ from cotmi_jax.sharding import make_mesh
 from cotmi_jax.training import throughput
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_state
 from cotmi_jax.training.experiment import make_objective
-from cotmi_jax.training.loop import train
+from cotmi_jax.training.job import train
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.restore import load_workdir
 from cotmi_jax.training.state import StateDef, TrainState

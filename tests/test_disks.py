@@ -21,7 +21,7 @@ from cotmi_jax.training.checkpoint import (
     Saved,
     steps_saved,
 )
-from cotmi_jax.training.loop import train
+from cotmi_jax.training.job import train
 from cotmi_jax.training.recovery import choose
 from cotmi_jax.training.state import TrainState
 from cotmi_jax.training.workdir import record_start

@@ -26,7 +26,7 @@ from cotmi_jax.training.checkpoint import (
     restore_params,
     steps_saved,
 )
-from cotmi_jax.training.loop import train
+from cotmi_jax.training.job import train
 from cotmi_jax.training.recovery import Choice, choose, set_aside
 
 quick_compilation = runs.quick_compilation

@@ -24,7 +24,7 @@ from cotmi_jax.models.hf import save_hf
 from cotmi_jax.sharding import make_mesh
 from cotmi_jax.training import mirror
 from cotmi_jax.training.checkpoint import Checkpoints, find
-from cotmi_jax.training.loop import train
+from cotmi_jax.training.job import train
 from cotmi_jax.training.restore import load_trained
 from cotmi_jax.training.scoring import score
 from cotmi_jax.training.writers import MetricWriter

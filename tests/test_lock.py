@@ -17,8 +17,8 @@ from etils import epath
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.training import lock as lock_module
+from cotmi_jax.training.job import train
 from cotmi_jax.training.lock import OWNER_FILE, Owner, Periods, heartbeat_lock, workdir_lock
-from cotmi_jax.training.loop import train
 
 quick_compilation = runs.quick_compilation
 QUICK = Periods(beat=0.1, stale=0.6, settle=0.2)
@@ -88,7 +88,7 @@ def test_a_run_owns_its_workdir_until_it_ends(tmp_path: Path, monkeypatch: pytes
             train(runs.tiny_config(), str(workdir))
         seen.append(json.loads((workdir / OWNER_FILE).read_text())["pid"])
 
-    monkeypatch.setattr("cotmi_jax.training.loop.check_batches", look)
+    monkeypatch.setattr("cotmi_jax.training.job.check_batches", look)
     assert train(runs.tiny_config(), str(workdir)) == 6
     assert seen == [os.getpid()] and not (workdir / OWNER_FILE).exists()
 

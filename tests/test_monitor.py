@@ -23,7 +23,7 @@ from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.sharding import make_mesh
 from cotmi_jax.training import scoring
-from cotmi_jax.training.loop import train
+from cotmi_jax.training.job import train
 from cotmi_jax.training.scoring import score
 
 quick_compilation = runs.quick_compilation

@@ -20,7 +20,8 @@ from cotmi_jax.distributed import GONE, Place
 from cotmi_jax.errors import UserError
 from cotmi_jax.training import inputs
 from cotmi_jax.training.interrupt import Interrupt
-from cotmi_jax.training.loop import Run, train
+from cotmi_jax.training.job import train
+from cotmi_jax.training.loop import Run
 
 quick_compilation = runs.quick_compilation
 

@@ -15,7 +15,7 @@ import pytest
 import runs
 
 from cotmi_jax.training import profile
-from cotmi_jax.training.loop import train
+from cotmi_jax.training.job import train
 from cotmi_jax.training.profile import Profile
 from cotmi_jax.training.throughput import Throughput
 from cotmi_jax.training.writers import MetricWriter

@@ -14,7 +14,7 @@ import runs
 from cotmi_jax.data.arithmetic import VOCABULARY_PATH
 from cotmi_jax.errors import UserError
 from cotmi_jax.training import inputs
-from cotmi_jax.training.loop import train
+from cotmi_jax.training.job import train
 from cotmi_jax.training.workdir import read_run, record_start, run_record
 from cotmi_jax.training.writers import MetricWriter
 

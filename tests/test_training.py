@@ -28,7 +28,7 @@ from cotmi_jax.models.hf import save_hf
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.training import inputs, loop
 from cotmi_jax.training.experiment import Experiment, make_objective
-from cotmi_jax.training.loop import train
+from cotmi_jax.training.job import train
 from cotmi_jax.training.state import TrainState
 from cotmi_jax.training.workdir import read_run
 from cotmi_jax.training.writers import MetricWriter

@@ -10,35 +10,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cotmi_jax.accelerators import find_accelerator
-from cotmi_jax.config import check_batches, profiled_steps, validate
+from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.packing import PackShape
-from cotmi_jax.data.tasks import EXPLAIN
-from cotmi_jax.distributed import EndingTogether, is_first, wait_for_all
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
-from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, fitting_rows
-from cotmi_jax.files import Path, ended_by
-from cotmi_jax.models.student import StudentDef, count_parameters
-from cotmi_jax.sharding import batch_shards, make_feed, make_mesh, put_batch
-from cotmi_jax.training.checkpoint import Checkpoints, Saved, restore_json, restore_state, saved
-from cotmi_jax.training.experiment import Experiment, eval_decoding, with_data_root
+from cotmi_jax.evaluation.information import InformationMonitor, fitting_rows
+from cotmi_jax.sharding import put_batch
+from cotmi_jax.training.checkpoint import Checkpoints, saved
+from cotmi_jax.training.experiment import Experiment, eval_decoding
 from cotmi_jax.training.interrupt import Interrupt
-from cotmi_jax.training.lock import Owner, workdir_lock
-from cotmi_jax.training.optimizer import make_optimizers, make_schedule
+from cotmi_jax.training.lock import Owner
+from cotmi_jax.training.optimizer import make_schedule
 from cotmi_jax.training.profile import Profile
-from cotmi_jax.training.recovery import choose, set_aside
-from cotmi_jax.training.rng import stream_key, train_streams
+from cotmi_jax.training.rng import train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
 from cotmi_jax.training.throughput import CHECKPOINT, EVALUATION, SHOWN, Throughput, Work
-from cotmi_jax.training.workdir import (
-    check_same_config,
-    check_shared,
-    read_run,
-    record_start,
-    run_directory,
-    run_record,
-)
 from cotmi_jax.training.writers import MetricWriter, Progress, SilentWriter
 
 
@@ -186,103 +173,3 @@ class Run:
             shown = ("loss", *experiment.objective.coefficients)
             known = {name: speed[name] for name in SHOWN if name in speed}
             self.progress.report(step, {name: values[name] for name in shown} | known)
-
-
-def _start(latest: Saved | None, experiment: Experiment) -> int:
-    """The step to go on from, 0 without a checkpoint. Raises UserError where the data is not the run's."""
-    if latest is None:
-        return 0
-    position, expected = restore_json(latest, "data"), experiment.data.position(latest.step)
-    if position != expected:
-        raise UserError(
-            f"the data is not what {latest} was trained on ({position['fingerprint']}, now "
-            f"{expected['fingerprint']}): restore the data, or take another --workdir"
-        )
-    return latest.step
-
-
-def make_monitor(
-    experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress
-) -> InformationMonitor | None:
-    """What measures mutual information during the run; None where it is off or there is nothing to measure it on."""
-    config, held_out = experiment.config, experiment.data.valid.size
-    if not config.mi.monitor.every or EXPLAIN not in experiment.objective.tasks:
-        return None
-    pairs = min(held_out, config.eval.examples or held_out, experiment.data.train.size, config.mi.monitor.examples)
-    if pairs < MIN_PAIRS:
-        progress.say(f"mutual information is not measured: {pairs} examples, at least {MIN_PAIRS} are needed")
-        return None
-    return InformationMonitor(student, experiment.objective, config, mesh, batch_size=config.eval.batch_size)
-
-
-def _best_so_far(best: Saved | None) -> tuple[float, float]:
-    if best is None:
-        return (-1.0, 0.0)
-    metrics = restore_json(best, "metrics")
-    return (metrics["valid/accuracy"], -metrics["valid/predict"])
-
-
-def train(config: ConfigDict, workdir_path: str) -> int:
-    """Train, or go on training, in a workdir; returns the step reached. Raises UserError."""
-    validate(config)
-    config = with_data_root(config)
-    workdir = run_directory(workdir_path)
-    with workdir_lock(workdir) as owner:
-        return _train(config, workdir, owner)
-
-
-def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
-    check_same_config(workdir, config)
-    mesh = make_mesh(**config.mesh.to_dict())
-    check_batches(config, batch_shards(mesh))
-    choice = choose(workdir)
-    begun = read_run(workdir)[1:] if choice.latest else None
-    place = {"process": jax.process_index(), "processes": jax.process_count()}
-    experiment = Experiment.of(config, begun, make_feed(mesh), **place)
-    wait_for_all("data")
-    start = _start(choice.latest, experiment)
-    check_shared(workdir, start)  # no process writes there before all have read what they go on from
-    first = is_first()
-    if start >= config.steps:
-        if first:
-            print(f"{workdir} is complete: {start} of {config.steps} steps")
-        return start
-    shape = experiment.data.shape(batch_shards(mesh))
-    with jax.set_mesh(mesh):
-        student = StudentDef.of(experiment.student)
-        state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
-        if choice.latest is not None:
-            state = restore_state(choice.latest, state_def.abstract)
-        elif experiment.initial_params is not None:
-            state = state_def.from_student(experiment.initial_params, stream_key(config.seed, "init"))
-        else:
-            state = state_def.init(stream_key(config.seed, "init"))
-        best = _best_so_far(choice.best)
-        record = run_record(config, experiment.student)
-        progress = Progress(start=start, stop=config.steps, silent=not first)
-        if first:
-            record_start(workdir, record, experiment.vocabulary.path, start)
-            set_aside(workdir, choice, progress.say)
-        wait_for_all("start")  # before any of them opens the folder of checkpoints
-        for note in experiment.data.notes(shape):
-            progress.say(note)
-        progress.say(
-            f"student: {count_parameters(student.shapes):,} parameters; mesh {dict(mesh.shape)}; "
-            + (f"going on after step {start}" if start else "starting")
-        )
-        evaluator = Evaluator(
-            student, experiment.objective, experiment.vocabulary, mesh, batch_size=config.eval.batch_size
-        )
-        information = make_monitor(experiment, student, mesh, progress)
-        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-        writer = MetricWriter(workdir, start=start) if first else SilentWriter()
-        run = Run(
-            config, experiment, mesh, shape, state_def, state, evaluator, information, checkpoints, writer, progress,
-            owner, record, best,
-        )  # fmt: skip
-        interrupt = Interrupt()
-        with ended_by(interrupt.restore, progress.close, checkpoints.close, writer.close), EndingTogether():
-            reached = run.steps(start, interrupt)
-    if reached < config.steps and first:
-        print(f"interrupted after step {reached} of {config.steps}: the same command goes on from there")
-    return reached

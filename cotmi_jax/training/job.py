@@ -1,0 +1,155 @@
+"""From a config and a workdir to a training run, begun or gone on with, in every process of it."""
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cotmi_jax.config import check_batches, validate
+from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.distributed import EndingTogether, is_first, wait_for_all
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor
+from cotmi_jax.files import Path, ended_by
+from cotmi_jax.models.student import StudentDef, count_parameters
+from cotmi_jax.sharding import batch_shards, make_feed, make_mesh
+from cotmi_jax.training.checkpoint import Checkpoints, Saved, restore_json, restore_state
+from cotmi_jax.training.experiment import Experiment, with_data_root
+from cotmi_jax.training.interrupt import Interrupt
+from cotmi_jax.training.lock import Owner, workdir_lock
+from cotmi_jax.training.loop import Run
+from cotmi_jax.training.optimizer import make_optimizers
+from cotmi_jax.training.recovery import Choice, choose, set_aside
+from cotmi_jax.training.rng import stream_key
+from cotmi_jax.training.state import StateDef, TrainState
+from cotmi_jax.training.workdir import (
+    check_same_config,
+    check_shared,
+    read_run,
+    record_start,
+    run_directory,
+    run_record,
+)
+from cotmi_jax.training.writers import MetricWriter, Progress, SilentWriter
+
+
+def train(config: ConfigDict, workdir_path: str) -> int:
+    """Train, or go on training, in a workdir; returns the step reached. Raises UserError."""
+    validate(config)
+    config = with_data_root(config)
+    workdir = run_directory(workdir_path)
+    with workdir_lock(workdir) as owner:
+        return _train(config, workdir, owner)
+
+
+def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
+    check_same_config(workdir, config)
+    mesh = make_mesh(**config.mesh.to_dict())
+    check_batches(config, batch_shards(mesh))
+    choice = choose(workdir)
+    begun = read_run(workdir)[1:] if choice.latest else None
+    place = {"process": jax.process_index(), "processes": jax.process_count()}
+    experiment = Experiment.of(config, begun, make_feed(mesh), **place)
+    wait_for_all("data")
+    start = _start(choice.latest, experiment)
+    check_shared(workdir, start)  # no process writes there before all have read what they go on from
+    if start >= config.steps:
+        _say_last(f"{workdir} is complete: {start} of {config.steps} steps")
+        return start
+    with jax.set_mesh(mesh):
+        run = _make_run(workdir, experiment, mesh, choice, owner)
+        interrupt = Interrupt()
+        ends = (interrupt.restore, run.progress.close, run.checkpoints.close, run.writer.close)
+        with ended_by(*ends), EndingTogether():
+            reached = run.steps(start, interrupt)
+    if reached < config.steps:
+        _say_last(f"interrupted after step {reached} of {config.steps}: the same command goes on from there")
+    return reached
+
+
+def _say_last(text: str) -> None:
+    if is_first():
+        print(text)
+
+
+def _make_run(workdir: Path, experiment: Experiment, mesh: Mesh, choice: Choice, owner: Owner) -> Run:
+    """The run in front of its next step. The first process writes what a start leaves in the workdir."""
+    config, start = experiment.config, choice.latest.step if choice.latest else 0
+    shape = experiment.data.shape(batch_shards(mesh))
+    student = StudentDef.of(experiment.student)
+    state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
+    state, best = _make_state(state_def, experiment, choice.latest), _best_so_far(choice.best)
+    record = run_record(config, experiment.student)
+    progress = Progress(start=start, stop=config.steps, silent=not is_first())
+    if is_first():
+        record_start(workdir, record, experiment.vocabulary.path, start)
+        set_aside(workdir, choice, progress.say)
+    wait_for_all("start")  # before any of them opens the folder of checkpoints
+    for note in experiment.data.notes(shape):
+        progress.say(note)
+    progress.say(
+        f"student: {count_parameters(student.shapes):,} parameters; mesh {dict(mesh.shape)}; "
+        + (f"going on after step {start}" if start else "starting")
+    )
+    return Run(
+        config=config,
+        experiment=experiment,
+        mesh=mesh,
+        shape=shape,
+        state_def=state_def,
+        state=state,
+        evaluator=Evaluator(
+            student, experiment.objective, experiment.vocabulary, mesh, batch_size=config.eval.batch_size
+        ),
+        information=make_monitor(experiment, student, mesh, progress),
+        checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
+        writer=MetricWriter(workdir, start=start) if is_first() else SilentWriter(),
+        progress=progress,
+        owner=owner,
+        record=record,
+        best=best,
+    )
+
+
+def _make_state(state_def: StateDef, experiment: Experiment, latest: Saved | None) -> TrainState:
+    """What the next step changes: as saved, or around the initial checkpoint, or at random."""
+    key = stream_key(experiment.config.seed, "init")
+    if latest is not None:
+        return restore_state(latest, state_def.abstract)
+    if experiment.initial_params is not None:
+        return state_def.from_student(experiment.initial_params, key)
+    return state_def.init(key)
+
+
+def _start(latest: Saved | None, experiment: Experiment) -> int:
+    """The step to go on from, 0 without a checkpoint. Raises UserError where the data is not the run's."""
+    if latest is None:
+        return 0
+    position, expected = restore_json(latest, "data"), experiment.data.position(latest.step)
+    if position != expected:
+        raise UserError(
+            f"the data is not what {latest} was trained on ({position['fingerprint']}, now "
+            f"{expected['fingerprint']}): restore the data, or take another --workdir"
+        )
+    return latest.step
+
+
+def _best_so_far(best: Saved | None) -> tuple[float, float]:
+    if best is None:
+        return (-1.0, 0.0)
+    metrics = restore_json(best, "metrics")
+    return (metrics["valid/accuracy"], -metrics["valid/predict"])
+
+
+def make_monitor(
+    experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress
+) -> InformationMonitor | None:
+    """What measures mutual information during the run; None where it is off or there is nothing to measure it on."""
+    config, held_out = experiment.config, experiment.data.valid.size
+    if not config.mi.monitor.every or EXPLAIN not in experiment.objective.tasks:
+        return None
+    pairs = min(held_out, config.eval.examples or held_out, experiment.data.train.size, config.mi.monitor.examples)
+    if pairs < MIN_PAIRS:
+        progress.say(f"mutual information is not measured: {pairs} examples, at least {MIN_PAIRS} are needed")
+        return None
+    return InformationMonitor(student, experiment.objective, config, mesh, batch_size=config.eval.batch_size)
