@@ -23,15 +23,15 @@ pytest.importorskip("libtpu", reason='compiling for TPUs takes libtpu: pip insta
 REPOSITORY = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "aot.json"
 MARGIN = 1.1  # memory and traffic may grow by so much before someone has to look
-SMALL = [
-    *("--config=configs/svamp.py", "--config.model.preset=tiny", "--config.model.dtype=bfloat16"),
+RECIPE = [
+    *("--config=configs/svamp.py", "--config.model.preset=small", "--config.model.dtype=bfloat16"),
     *("--rows=16", "--input_length=64", "--target_length=32", "--quick"),
     *("--config.batch_size=32", "--config.eval.batch_size=8", "--config.eval.max_decode_tokens=8"),
 ]
 
 
 def aot(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cotmi_jax.aot", *SMALL, *arguments]
+    command = [sys.executable, "-m", "cotmi_jax.aot", *RECIPE, *arguments]
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_", "XLA_"))}
     return subprocess.run(
         command, cwd=REPOSITORY, env=variables | (environment or {}), capture_output=True, text=True, check=False
@@ -40,7 +40,7 @@ def aot(*arguments: str, environment: dict[str, str] | None = None) -> subproces
 
 def measure(path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, float]]]:
     """The command on eight chips, and of each program the memory and what is sent, by kind, in bytes."""
-    done = aot("--topology=v5e-8", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", f"--json={path}")
+    done = aot("--topology=v5e:2x4", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", f"--json={path}")
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())["programs"]
     sent = {name: {kind: each["sent"] for kind, each in of["collectives"].items()} for name, of in found.items()}
@@ -51,7 +51,7 @@ def test_the_programs_compile_and_take_no_more_than_they_did(tmp_path: Path) -> 
     done, found = measure(tmp_path / "aot.json")
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert lines[0] == "v5e-8: 8 × TPU v5e, mesh {'data': 1, 'fsdp': 4, 'tensor': 2}"
+    assert lines[0] == "v5e:2x4: 8 × TPU v5e, mesh {'data': 1, 'fsdp': 4, 'tensor': 2}"
     assert lines[-1] == "everything fits"
     assert list(found) == ["train", "evaluate", "generate"]
     golden = json.loads(GOLDEN.read_text()).get(jax.__version__)

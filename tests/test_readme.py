@@ -22,7 +22,7 @@ def shell_lines() -> list[str]:
 
 
 def test_named_files_exist() -> None:
-    for name in re.findall(r"(?:configs|cotmi_jax|benchmarks)/[\w/]+\.py", README):
+    for name in re.findall(r"(?:configs|cotmi_jax|benchmarks|launch)/[\w/]+\.(?:py|sh|md)|docs/\w+\.md", README):
         assert (REPOSITORY / name).is_file(), name
 
 
@@ -40,8 +40,9 @@ def test_commands_run(data_root: Path, tmp_path: Path) -> None:
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "executables")}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     demo = f"{sys.executable} -m cotmi_jax.train --config={REPOSITORY}/configs/quickstart.py --workdir=runs/demo"
-    commands = [demo, *(line for line in shell_lines() if "cotmi_jax." in line or "> questions.jsonl" in line)]
-    assert len(commands) >= 9
+    run = re.compile(r"cotmi_jax\.|> questions\.jsonl|--dry-run")
+    commands = [demo, *filter(run.search, shell_lines())]
+    assert len(commands) >= 11
     with FakeTeacher() as teacher:
         environment |= {"OPENAI_BASE_URL": teacher.url, "OPENAI_API_KEY": "none"}
         run_commands(commands, tmp_path, environment)
@@ -52,6 +53,7 @@ def test_commands_run(data_root: Path, tmp_path: Path) -> None:
 def run_commands(commands: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
     for command in commands:
         command = re.sub(r"^python|(?<=\| )python", sys.executable, command)
+        command = re.sub("^launch/", f"{REPOSITORY}/launch/", command)
         if "evaluate" in command:  # the same command on the smallest set: a test of the command, not of the student
             command = command.replace("runs/cqa", "runs/demo")
         command = re.sub(r"--model=gpt\S+", f"--model={MODEL}", command)

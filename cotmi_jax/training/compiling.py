@@ -18,7 +18,12 @@ _EXHAUSTED = (
     r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
     r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
 )
-QUICK = {"exec_time_optimization_effort": -1.0}  # compiler options: the least time
+# Compiler options for the least time; JAX 0.11 exchanged the one for the other.
+QUICK: dict[str, float | str] = (
+    {"exec_time_optimization_effort": -1.0}
+    if hasattr(jax.config, "jax_exec_time_optimization_effort")
+    else {"optimization_level": "O1"}
+)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
