@@ -10,6 +10,7 @@ from pathlib import Path
 import fake_cluster
 import launching
 import pytest
+from hosts import free_address
 from launching import (
     POD,
     REPOSITORY,
@@ -181,10 +182,12 @@ def test_local_processes_are_told_apart_and_end_together(checkout: Path, fakes: 
 
 
 def test_local_trains(tmp_path: Path) -> None:
-    """The real trainer on two devices."""
+    """The real trainer, in two processes with two devices each."""
     variables = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     quick = ["--config.objective.name=standard", "--config.eval.every=0", "--config.steps=2"]
     command = [f"--config={REPOSITORY}/configs/quickstart.py:smoke", f"--workdir={tmp_path}/a run", *quick]
-    done = launch(REPOSITORY, "local", f"--devices=2 --python={sys.executable}", ["--", *command], variables)
+    port = free_address().rpartition(":")[2]
+    flags = f"--processes=2 --devices=2 --port={port} --python={sys.executable}"
+    done = launch(REPOSITORY, "local", flags, ["--", *command], variables)
     assert done.returncode == 0, done.stderr
-    assert "'data': 2" in done.stderr and (tmp_path / "a run" / "run.json").is_file()
+    assert "'data': 4" in done.stderr and (tmp_path / "a run" / "run.json").is_file()

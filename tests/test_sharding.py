@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import random_batch
+from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from cotmi_jax import sharding
@@ -38,6 +39,7 @@ from cotmi_jax.sharding import (
     replicated,
     resolve,
 )
+from cotmi_jax.topology import topology_devices
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.state import StateDef, param_shardings
 
@@ -287,6 +289,41 @@ def test_each_process_feeds_what_its_devices_hold(
 def test_processes_that_hold_some_parts_in_common_are_refused(owners: list[int], sizes: tuple[int, int, int]) -> None:
     with pytest.raises(UserError, match=r"processes hold the parts \[\(.*\)\] of a batch, neither"):
         make_feeds(hosts_of(owners, sizes))
+
+
+@pytest.mark.parametrize(
+    ("slice_name", "sizes", "parts_of_host_1"),
+    [
+        ("v5e-8", (8, 1, 1), (4, 5, 6, 7)),
+        ("v5e-64", (64, 1, 1), (16, 17, 24, 25)),  # two rows of chips, two columns
+        ("v5e-64", (1, 8, 8), (0, 1)),  # shared with the host beside it
+        ("v5p-16", (2, 2, 2), None),
+        ("v4-128", (2, 32, 1), None),  # no axis of its torus is as long
+    ],
+)
+def test_feeds_of_slices_cover_every_batch(
+    slice_name: str, sizes: tuple[int, int, int], parts_of_host_1: tuple[int, ...] | None
+) -> None:
+    """In the order of chips that each kind of slice really has."""
+    pytest.importorskip("libtpu")
+    mesh = make_mesh(*sizes, devices=topology_devices(slice_name))
+    feeds = make_feeds(mesh)
+    assert set(feeds) == {device.process_index for device in mesh.devices.flat}
+    rows = 2 * batch_shards(mesh)
+    fed = {feed.number: feed.rows(rows).tolist() for feed in feeds.values()}
+    assert sorted(sum(fed.values(), [])) == list(range(rows))
+    assert parts_of_host_1 in (None, feeds[1].parts)
+
+
+def test_slices_lie_along_data() -> None:
+    """Two of them, which only the data-centre network connects."""
+    pytest.importorskip("libtpu")
+    topology_devices("v5e-8")  # sets up libtpu
+    devices = topologies.get_topology_desc("v5e:2x4", platform="tpu", num_slices=2).devices
+    mesh = make_mesh(4, 2, 2, devices=devices)
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match="config.mesh.data 1 does not divide over 2 slices"):
+        make_mesh(1, 8, 2, devices=devices)
 
 
 def test_a_feed_gives_each_part_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
