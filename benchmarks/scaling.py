@@ -9,6 +9,9 @@ effort by default; --quick takes a third of the time and finds programs that nee
 
 import argparse
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +50,20 @@ def recipe(name: str, mesh: MeshShape, rows: int) -> ConfigDict:
     return config
 
 
-def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report:
-    """The training step with so many rows on each part of the mesh."""
+def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report | None:
+    """The training step with so many rows on each part of the mesh; None where the compiler itself crashes.
+
+    Compiled in a process of its own: libtpu overflows its stack on some shapes.
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_compile, name, topology, shape, rows, quick).result()
+        except BrokenProcessPool:
+            return None
+
+
+def _compile(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report:
+    jax.config.update("jax_platforms", "cpu")
     devices = topology_devices(topology)
     accelerator = find_accelerator(devices[0].device_kind)
     assert accelerator is not None
@@ -62,24 +77,25 @@ def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: b
 def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, Report | None]:
     """The largest power of two of rows a device that fits, and its report; 0 and None where one row does not.
 
+    A size at which the compiler crashes counts as one that does not fit, and is printed.
+
     A step that is far too large is refused early and says what it would have taken, which tells what will do.
     """
-    reports: dict[int, Report] = {}
+    reports: dict[int, Report | None] = {}
 
-    def attempt(rows: int) -> bool:
+    def attempt(rows: int) -> Report | None:
         if rows not in reports:
-            reports[rows] = compile_step(name, topology, shape, rows, quick)
-            report = reports[rows]
-            print(f"  {rows} rows a device: {report.memory.total / GIB:.1f} GiB, {report.seconds:.0f} s", flush=True)
-        return reports[rows].fits
+            report = reports[rows] = compile_step(name, topology, shape, rows, quick)
+            said = f"{report.memory.total / GIB:.1f} GiB, {report.seconds:.0f} s" if report else "the compiler crashed"
+            print(f"  {rows} rows a device: {said}", flush=True)
+        return reports[rows]
 
     rows = MOST_ROWS
-    while rows and not attempt(rows):
-        report = reports[rows]
-        share = _room(report) / report.memory.temporaries
+    while rows and not ((report := attempt(rows)) and report.fits):
+        share = _room(report) / report.memory.temporaries if report else 1.0
         rows = min(rows // 2, 1 << max(int(rows * share * 1.15), 1).bit_length() - 1)
-    while 0 < rows < MOST_ROWS and 1.6 * reports[rows].memory.temporaries < _room(reports[rows]):
-        if not attempt(2 * rows):
+    while 0 < rows < MOST_ROWS and (report := reports[rows]) and 1.6 * report.memory.temporaries < _room(report):
+        if not ((larger := attempt(2 * rows)) and larger.fits):
             break
         rows *= 2
     return rows, reports.get(rows)
