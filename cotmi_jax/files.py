@@ -123,7 +123,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except failures() as error:
-        cure = _CURES.get(getattr(error, "errno", None), "see that it is there and can be reached")
+        cure = _CURES.get(getattr(error, "errno", None), "see that the folder is there and can be reached")
         raise UserError(
             f"cannot write {path}: {reason(error)}: {cure}, and the same command goes on from the last checkpoint"
         ) from error

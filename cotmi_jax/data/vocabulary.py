@@ -24,9 +24,12 @@ class Vocabulary:
             raise UserError(f"no vocabulary at {path}: set config.data.vocabulary to a SentencePiece model file")
         self.path = path
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+            model = path.read_bytes()
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, OSError) as error:
             raise UserError(f"{path} is not a SentencePiece model") from error
+        if not model:  # which the library takes for no model yet
+            raise UserError(f"{path} is not a SentencePiece model: it is empty")
         ids = (self._processor.pad_id(), self._processor.eos_id())
         if ids != (PAD_ID, EOS_ID):
             raise UserError(f"{path}: a T5 vocabulary has pad 0 and eos 1, this one has pad {ids[0]} and eos {ids[1]}")

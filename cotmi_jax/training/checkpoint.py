@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, check_described, writing
+from cotmi_jax.files import Path, check_described, is_remote, writing
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.student import Params
 from cotmi_jax.sharding import PyTree
@@ -176,7 +176,7 @@ def _save(
     if manager.latest_step() == step:
         return
     with _writing(directory):
-        if not directory.exists():  # orbax would make it anew, in whatever lies under a mount that went
+        if not is_remote(directory) and not directory.exists():  # orbax would make it, in what lies under a lost mount
             raise FileNotFoundError(errno.ENOENT, "", str(directory))
         manager.save(step, args=ocp.args.Composite(**items))
 
