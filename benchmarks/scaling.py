@@ -8,12 +8,13 @@ effort by default; --quick takes a third of the time and finds programs that nee
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from ml_collections import ConfigDict
@@ -71,7 +72,13 @@ def _compile(name: str, topology: str, shape: MeshShape, rows: int, quick: bool)
     mesh = make_mesh(*shape, devices=devices)
     with jax.set_mesh(mesh):
         step = programs(config, mesh, default_shape(config, mesh, rows=rows * shape.data * shape.fsdp))["train"]
-        return compile_program(step, accelerator, QUICK if quick else None)
+        report = compile_program(step, accelerator, QUICK if quick else None)
+    # What lowers the program cannot be handed to another process.
+    return dataclasses.replace(report, program=dataclasses.replace(report.program, lower=_compiled))
+
+
+def _compiled() -> NoReturn:
+    raise AssertionError("compiled already")
 
 
 def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, Report | None]:
