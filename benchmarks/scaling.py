@@ -125,7 +125,7 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
         return {"fits": False, "why": str(error)}
     rows, report = largest(name, topology, shape, quick)
     if report is None:
-        return {"fits": False, "mesh": list(shape), "why": "one row a device does not fit"}
+        return {"fits": False, "mesh": list(shape), "why": "no size compiled that fits"}
     config = recipe(name, shape, rows * shape.data * shape.fsdp)
     least = least_traffic(
         abstract_student(config),

@@ -52,7 +52,7 @@ _NOTICE_SECONDS = 1.0  # for a notice to arrive
 _FOREVER = 2**31 - 1  # milliseconds
 # How a collective fails when a process is gone (Gloo on CPUs, NCCL on GPUs), and not for lack of memory.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "onnection")
-_ADVICE = "start the job again, it goes on from its last checkpoint"
+_ADVICE = "start the job again; training goes on from its last checkpoint"
 
 _ending = threading.Lock()
 _joined = threading.Event()
@@ -124,7 +124,7 @@ def _end(code: int, text: str) -> NoReturn:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
     """Handler of SIGABRT: where the runtime learns that a process is gone, it logs that in its own way and aborts."""
-    lost = "another process is gone, or cannot be reached"
+    lost = "another process is gone or cannot be reached, or this one crashed"
     if not _joined.is_set():
         lost = f"not all processes came to {global_state.coordinator_address} within {JOIN_SECONDS} s"
     _end(GONE, f"error: {_who()}: {lost}: {_ADVICE}")

@@ -31,8 +31,8 @@ def main() -> None:
     from cotmi_jax.training.compilation import use_compilation_cache
     from cotmi_jax.training.scoring import score
 
-    use_compilation_cache(_COMPILATION_CACHE.value)
     with together(preemption=False, show_traceback=flags.FLAGS.traceback):
+        use_compilation_cache(_COMPILATION_CACHE.value)
         result = score(
             _WORKDIR.value,
             _SPLIT.value,

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -156,6 +157,14 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it, where there are folders. OSError as of making."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def prove_writable(folder: Path) -> None:
+    """Make a folder and write to it. OSError as of making and writing."""
+    make_folder(folder)
+    probe = folder / f".writable.{secrets.token_hex(4)}"  # processes of other hosts do the same at the same time
+    probe.touch()
+    probe.unlink()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -23,8 +23,8 @@ def main() -> None:
     from cotmi_jax.training.job import train
 
     config = cli.loaded_config(_CONFIG)
-    use_compilation_cache(config.compilation_cache)
     with together(preemption=True, show_traceback=flags.FLAGS.traceback):
+        use_compilation_cache(config.compilation_cache)
         train(config, _WORKDIR.value)
 
 

@@ -78,7 +78,7 @@ def test_every_command_that_compiles_keeps_what_it_made_where_it_is_told(
     (tmp_path / "file").touch()
     *others, last = flags
     result = runs.command(name, *others, f"{last}{tmp_path}/file/programs")
-    runs.assert_refused(result, f"cannot write to the compilation cache {tmp_path}/file/programs (Not a directory)")
+    runs.assert_refused(result, f"cannot write to the compilation cache {tmp_path}/file/programs: Not a directory")
 
 
 def test_the_folder_is_the_default_one_jaxs_own_or_what_was_asked_for(
@@ -114,5 +114,5 @@ def test_a_default_that_cannot_be_written_is_said_and_an_asked_one_refused(
     use_compilation_cache("")
     assert cache_folder() is None
     assert capsys.readouterr().err.startswith("compiled programs are not kept: cannot write to ")
-    with pytest.raises(UserError, match="cannot write to the compilation cache .*file/here .Not a directory"):
+    with pytest.raises(UserError, match="cannot write to the compilation cache .*file/here: Not a directory"):
         use_compilation_cache(str(tmp_path / "file" / "here"))

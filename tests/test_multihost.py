@@ -119,12 +119,13 @@ def _signal_at(number: int, step: int, pause: float) -> None:
     """Have a process send itself a signal after a step, which takes so many seconds, as do those that follow."""
     stops = Interrupt.stops
 
-    def signalling(self: Interrupt, at: int) -> bool:
+    def signalling(self: Interrupt) -> bool:
+        at = self._asked + 1
         if at == step:
             os.kill(os.getpid(), number)
         if at >= step:
             time.sleep(pause)
-        return stops(self, at)
+        return stops(self)
 
     Interrupt.stops = signalling  # type: ignore[method-assign]
 
@@ -158,7 +159,7 @@ def assert_ends_with_a_killed_one(workdir: Path, *, killed: int, step: int) -> N
     assert other.code == GONE, other
     last = other.err.splitlines()[-1]
     assert last.startswith(f"error: process {1 - killed} of 2: another process is gone")
-    assert last.endswith("start the job again, it goes on from its last checkpoint")
+    assert last.endswith("start the job again; training goes on from its last checkpoint")
 
 
 def test_a_killed_process_ends_the_other_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:
@@ -184,8 +185,8 @@ def test_a_silent_process_is_noticed_in_time(tmp_path: Path) -> None:
         started[1].process.kill()
     assert other.code == GONE, other
     assert other.err.splitlines()[-1] == (
-        "error: process 0 of 2: another process is gone, or cannot be reached: "
-        "start the job again, it goes on from its last checkpoint"
+        "error: process 0 of 2: another process is gone or cannot be reached, or this one crashed: "
+        "start the job again; training goes on from its last checkpoint"
     )
 
 

@@ -144,7 +144,10 @@ class Checkpoints:
         _save(self._latest, self.workdir / LATEST, step, items)
 
     def save_best(self, params: Params, step: int, metrics: Json, config: Json) -> None:
-        """Replace the best student. A run that replays steps after a restart keeps the result it finds again."""
+        """Replace the best student, which may be of a later step where steps are run again."""
+        for later in self._best.all_steps():
+            if later >= step:  # steps that are replayed found a better one: orbax would not go back for it
+                self._best.delete(later)
         items = {"params": ocp.args.StandardSave(params)}
         items |= {"metrics": ocp.args.JsonSave(metrics), "config": ocp.args.JsonSave(config)}
         _save(self._best, self.workdir / BEST, step, items)

@@ -4,11 +4,10 @@ import hashlib
 import os
 import platform
 import sys
-from pathlib import Path
 
 import jax
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, absolute, as_path, prove_writable, reason, told
 from cotmi_jax.training.inputs import CACHE_VARIABLE, DEFAULT_CACHE
 
 _MIN_SECONDS = 0.1  # of compiling: less is not worth a file
@@ -29,7 +28,7 @@ def _processor() -> str:
 
 def default_folder() -> Path:
     """Where compiled programs lie if nothing is said: beside the prepared tokens, by kind of processor."""
-    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser().absolute() / "xla" / _processor()
+    return as_path(absolute(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)) / "xla" / _processor()
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -46,28 +45,16 @@ def use_compilation_cache(folder: str) -> None:
         return
     if not folder and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    if "://" in folder:
-        where = folder
+    if folder:
+        place = as_path(absolute(folder))
+        with told(f"cannot write to the compilation cache {place}", "name another folder, or none"):
+            prove_writable(place)
     else:
-        path = Path(folder).expanduser().absolute() if folder else default_folder()
-        problem = _unwritable(path)
-        if problem and folder:
-            raise UserError(f"cannot write to the compilation cache {path} ({problem}): name another folder, or none")
-        if problem:
-            print(f"compiled programs are not kept: cannot write to {path} ({problem})", file=sys.stderr)
+        place = default_folder()
+        try:
+            prove_writable(place)
+        except OSError as error:
+            print(f"compiled programs are not kept: cannot write to {place} ({reason(error)})", file=sys.stderr)
             return
-        where = str(path)
-    jax.config.update("jax_compilation_cache_dir", where)
+    jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
-
-
-def _unwritable(folder: Path) -> str | None:
-    """Makes the folder; what keeps this process from writing to it, None if nothing does."""
-    probe = folder / f".writable.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None

@@ -16,7 +16,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self._signalled, self._together = False, jax.distributed.is_initialized()
+        self._signalled, self._together, self._asked = False, jax.distributed.is_initialized(), 0
         numbers = [signal.SIGINT] if self._together else [signal.SIGINT, signal.SIGTERM]
         self._old = {number: signal.signal(number, self._note) for number in numbers}
 
@@ -25,9 +25,14 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGTERM)
         self._signalled = True
 
-    def stops(self, step: int) -> bool:
-        """Whether to end after `step`; to be asked once after every step, in every process."""
-        return multihost_utils.reached_preemption_sync_point(step) if self._together else self._signalled
+    def stops(self) -> bool:
+        """Whether to end after this step; to be asked once after every step, in every process."""
+        if not self._together:
+            return self._signalled
+        # The runtime stops all at the number after the highest that any of them has asked with, 1 before the first
+        # question: numbers of steps would pass that by in a run that goes on.
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
     def restore(self) -> None:
         """Give the signals back to their former handlers."""

@@ -1,19 +1,23 @@
 """From a config and a workdir to a training run, begun or gone on with, in every process of it."""
 
+import functools
+import json
+import sys
+
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cotmi_jax.config import check_batches, validate
 from cotmi_jax.data.tasks import EXPLAIN
-from cotmi_jax.distributed import EndingTogether, is_first, wait_for_all
+from cotmi_jax.distributed import EndingTogether, gather, is_first, is_shared, wait_for_all
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor
 from cotmi_jax.files import Path, ended_by
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import batch_shards, make_feed, make_mesh
-from cotmi_jax.training.checkpoint import Checkpoints, Saved, restore_json, restore_state
+from cotmi_jax.training.checkpoint import BEST, LATEST, Checkpoints, Saved, restore_json, restore_state, steps_saved
 from cotmi_jax.training.experiment import Experiment, with_data_root
 from cotmi_jax.training.interrupt import Interrupt
 from cotmi_jax.training.lock import Owner, workdir_lock
@@ -24,7 +28,6 @@ from cotmi_jax.training.rng import stream_key
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.workdir import (
     check_same_config,
-    check_shared,
     read_run,
     record_start,
     run_directory,
@@ -39,6 +42,7 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     config = with_data_root(config)
     workdir = run_directory(workdir_path)
     with workdir_lock(workdir) as owner:
+        wait_for_all("lock")  # nobody reads the workdir before it is this run's
         return _train(config, workdir, owner)
 
 
@@ -46,14 +50,17 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     check_same_config(workdir, config)
     mesh = make_mesh(**config.mesh.to_dict())
     check_batches(config, batch_shards(mesh))
+    _check_shared(workdir)
     choice = choose(workdir)
     begun = read_run(workdir)[1:] if choice.latest else None
     place = {"process": jax.process_index(), "processes": jax.process_count()}
     experiment = Experiment.of(config, begun, make_feed(mesh), **place)
     wait_for_all("data")
     start = _start(choice.latest, experiment)
-    check_shared(workdir, start)  # no process writes there before all have read what they go on from
+    wait_for_all("read")  # nobody writes there before all have read what they go on from
     if start >= config.steps:
+        if is_first():
+            set_aside(workdir, choice, functools.partial(print, file=sys.stderr))
         _say_last(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
     with jax.set_mesh(mesh):
@@ -65,6 +72,15 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     if reached < config.steps:
         _say_last(f"interrupted after step {reached} of {config.steps}: the same command goes on from there")
     return reached
+
+
+def _check_shared(workdir: Path) -> None:
+    """Raises UserError in all processes where they do not see one folder, or not the same checkpoints in it."""
+    if not is_shared(workdir):
+        raise UserError(f"--workdir {workdir}: the processes of this run do not see one folder there: share it")
+    seen = gather(json.dumps({name: steps_saved(workdir / name) for name in (LATEST, BEST)}))
+    if len(set(seen)) > 1:
+        raise UserError(f"--workdir {workdir}: processes see different checkpoints ({'; '.join(seen)}): start again")
 
 
 def _say_last(text: str) -> None:

@@ -139,7 +139,7 @@ class Run:
             pending = (step, metrics)
             evaluates = self._due(step, config.eval.every)
             measures = self.information is not None and self._due(step, config.mi.monitor.every)
-            stops = interrupt.stops(step)  # asked once: a signal that comes while saving ends the next step
+            stops = interrupt.stops()  # asked once: a signal that comes while saving ends the next step
             saves = step % config.checkpoint.every == 0 or step == config.steps or stops
             if evaluates or measures or saves:
                 self._finish(*pending)  # never save or score what is not finite

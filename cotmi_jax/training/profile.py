@@ -73,10 +73,16 @@ class Profile:
 
     def _stop(self) -> None:
         assert self._traced is not None
-        with self._throughput.during(PROFILE):
-            jax.profiler.stop_trace()
-        self._say(f"{_named(self._traced)} traced: tensorboard --logdir={self._folder} shows it (pip install xprof)")
-        self._traced = None
+        traced, self._traced = self._traced, None
+        try:
+            with self._throughput.during(PROFILE):
+                jax.profiler.stop_trace()
+        except jax.errors.JaxRuntimeError as error:  # a lost trace is not worth a run
+            self._say(
+                f"warning: {_named(traced)} traced, but not written to {self._folder}: {str(error).splitlines()[0]}"
+            )
+            return
+        self._say(f"{_named(traced)} traced: tensorboard --logdir={self._folder} shows it (pip install xprof)")
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from cotmi_jax.data.tasks import Objective
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
+from cotmi_jax.distributed import gather
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.models.hf import load_hf, resolve_source
@@ -49,6 +50,8 @@ def load_workdir(workdir: Path, which: Which, mesh: Mesh) -> Trained:
     """The student of a run at its best or latest checkpoint or at a step. Only its parameters are read."""
     config, student_config, vocabulary = read_run(workdir)
     found = checkpoint.find(workdir, which)
+    if len(set(gather(str(found)))) > 1:
+        raise UserError(f"{workdir}: a run has just replaced its checkpoints: give the same command again")
     student = StudentDef.of(student_config)
     abstract = jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),

@@ -8,7 +8,6 @@
 import dataclasses
 import datetime
 import json
-import secrets
 import subprocess
 import sys
 from importlib import metadata
@@ -18,9 +17,8 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.config import base, differences
 from cotmi_jax.data.vocabulary import Vocabulary
-from cotmi_jax.distributed import gather, is_shared
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, absolute, append_line, as_path, make_folder, replace_file, told, writing
+from cotmi_jax.files import Path, absolute, append_line, as_path, prove_writable, replace_file, told, writing
 from cotmi_jax.models.config import T5Config
 
 Record = dict[str, Any]
@@ -32,21 +30,8 @@ def run_directory(path: str) -> Path:
     """The workdir, made and proved writable. Raises UserError."""
     workdir = as_path(absolute(path))
     with told(f"cannot write to --workdir {workdir}"):
-        make_folder(workdir)
-        probe = workdir / f".writable.{secrets.token_hex(4)}"  # hosts may have the same process numbers
-        probe.touch()
-        probe.unlink()
+        prove_writable(workdir)
     return workdir
-
-
-def check_shared(workdir: Path, step: int) -> None:
-    """Wait for all processes, each of which goes on from `step`. Raises UserError in all of them: they do not see one
-    folder, or not the same checkpoint in it."""
-    if not is_shared(workdir):
-        raise UserError(f"--workdir {workdir}: the processes of this run do not see one folder there: share it")
-    steps = gather(str(step))
-    if len(set(steps)) > 1:
-        raise UserError(f"--workdir {workdir}: processes find different latest checkpoints, {steps}: start again")
 
 
 def run_record(config: ConfigDict, student: T5Config) -> Record:
