@@ -99,7 +99,7 @@ def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[in
 
     rows = MOST_ROWS
     while rows and not ((report := attempt(rows)) and report.fits):
-        share = _room(report) / report.memory.temporaries if report else 1.0
+        share = _room(report) / max(report.memory.temporaries, 1.0) if report else 1.0
         rows = min(rows // 2, 1 << max(int(rows * share * 1.15), 1).bit_length() - 1)
     while 0 < rows < MOST_ROWS and (report := reports[rows]) and 1.6 * report.memory.temporaries < _room(report):
         if not ((larger := attempt(2 * rows)) and larger.fits):

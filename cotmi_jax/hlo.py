@@ -6,6 +6,7 @@ A module is what one device runs, so every figure is of one device and one execu
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -113,6 +114,12 @@ def group_size(instruction: Instruction, default: int) -> int:
     return default
 
 
+# TPU splits an asynchronous collective over the fusions that run meanwhile, those of loops included, with a copy of it
+# in each from the one that has AsyncCollectiveStart to the one that has AsyncCollectiveDone. The first counts. Here is
+# how many are under way, by _identity, which alone would not do: collectives of two loops may have the same.
+Running = Counter[tuple[str, str | None, str]]
+
+
 class Module:
     """A parsed module."""
 
@@ -125,49 +132,45 @@ class Module:
             self.computations[computation.name] = computation
             if is_entry:
                 self.entry = computation.name
-        # TPU splits an asynchronous collective over the fusions that run meanwhile, with a copy of it in each; the one
-        # beside AsyncCollectiveStart counts.
-        self._begun = {
-            _identity(instruction)
-            for computation in self.computations.values()
-            if _starts_collective(computation)
-            for instruction in computation.instructions.values()
-            if _COLLECTIVE.fullmatch(instruction.opcode)
-        }
 
     def collectives(self) -> Collectives:
         """All that a run of the program executes: loop bodies as often as they run."""
         unbounded: list[str] = []
-        found = tuple(self._walk(self.entry, 1, unbounded))
+        found = tuple(self._walk(self.entry, 1, unbounded, Running()))
         return Collectives(found, tuple(dict.fromkeys(unbounded)))
 
-    def _walk(self, name: str, times: int, unbounded: list[str]) -> Iterator[Collective]:
+    def _walk(
+        self, name: str, times: int, unbounded: list[str], running: Running, fused: bool = False
+    ) -> Iterator[Collective]:
+        """What a computation runs; `fused`: a fusion's, which may hold copies of what is `running`."""
         computation = self.computations[name]
+        continues = fused and not _has_marker(computation, "AsyncCollectiveStart")
         for instruction in computation.instructions.values():
             opcode = instruction.opcode
             if collective := _COLLECTIVE.fullmatch(opcode):
-                yield from self._collective(computation, instruction, collective.group(1), times)
+                if not (continues and running[_identity(instruction)]):
+                    yield from self._collective(computation, instruction, collective.group(1), times)
             elif opcode == "while":
                 trips = trip_count(self, computation, instruction)
                 if trips is None:
                     unbounded.append(instruction.attribute(r'op_name="([^"]*)"') or instruction.name)
                 body = instruction.attribute(r"body=%?([\w.\-]+)")
                 assert body is not None, instruction
-                yield from self._walk(body, times * (1 if trips is None else trips), unbounded)
+                yield from self._walk(body, times * (1 if trips is None else trips), unbounded, running)
             elif opcode == "conditional":
-                branches = [list(self._walk(each, times, unbounded)) for each in _branches(instruction)]
+                branches = [list(self._walk(each, times, unbounded, running)) for each in _branches(instruction)]
                 yield from max(branches, key=lambda branch: sum(each.times * each.sent for each in branch))
             elif opcode in ("fusion", "call", "async-start"):
                 called = instruction.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
                 if called in self.computations:
-                    yield from self._walk(called, times, unbounded)
+                    yield from self._walk(called, times, unbounded, running, opcode == "fusion")
+                    _follow(running, self.computations[called])
 
     def _collective(
         self, computation: Computation, instruction: Instruction, kind: str, times: int
     ) -> Iterator[Collective]:
-        continues = _identity(instruction) in self._begun and not _starts_collective(computation)
         devices = group_size(instruction, self.devices)
-        if continues or devices == 1 or times == 0:
+        if devices == 1 or times == 0:
             return
         if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # TPU writes one so: an all-reduce of whose result each device takes a slice
@@ -196,8 +199,16 @@ def _computations(text: str) -> Iterator[tuple[Computation, bool]]:
             root = label if is_root else root
 
 
-def _starts_collective(computation: Computation) -> bool:
-    return any('"AsyncCollectiveStart"' in each.rest for each in computation.instructions.values())
+def _has_marker(computation: Computation, marker: str) -> bool:
+    return any(f'"{marker}"' in each.rest for each in computation.instructions.values())
+
+
+def _follow(running: Running, called: Computation) -> None:
+    """Enter what a fusion starts, and take out what it ends."""
+    change = _has_marker(called, "AsyncCollectiveStart") - _has_marker(called, "AsyncCollectiveDone")
+    for instruction in called.instructions.values():
+        if change and _COLLECTIVE.fullmatch(instruction.opcode):
+            running[_identity(instruction)] += change
 
 
 def _identity(instruction: Instruction) -> tuple[str, str | None, str]:

@@ -65,29 +65,32 @@ def least_traffic(
 ) -> dict[str, float]:
     """Bytes that a device has to send in a training step, by the kind of collective; rings, no overlap of data.
 
-    fsdp (ZeRO stage 3; Rajbhandari et al. 2020, section 5.3): parameters of layers and head are gathered for the
+    fsdp (ZeRO stage 3; Rajbhandari et al. 2020, section 7.2.2): parameters of layers and head are gathered for the
       forward pass and for the backward pass, in the dtype of activations, and gradients reduce-scattered in it:
-      (f−1)/f · bytes each. The embedding is not gathered: the rows that were looked up are exchanged, both ways.
-    data: gradients that fsdp left, a shard each, are all-reduced: 2 (d−1)/d · bytes (Rajbhandari et al., section 5.1).
+      (f−1)/f · bytes each. Of the embedding either the rows that were looked up are exchanged, both ways, or, where
+      they are more than it has, it is gathered and its gradient scattered. A tied one comes with the head.
+    data: gradients that fsdp left, a shard each, are all-reduced: 2 (d−1)/d · bytes (Rajbhandari et al., section 7.1).
     tensor (Megatron; Shoeybi et al. 2019, section 3): activations [rows of a device, T, D] are all-reduced behind
-      attention and mlp in the forward pass, before them in the backward pass, and again where layers are recomputed.
-
-    A tied head is counted as one of its own.
+      attention and mlp in the forward pass and before them in the backward pass. A layer that is recomputed from its
+      input repeats all of the forward pass but the last, the mlp's, whose sum only the next layer reads. What the
+      look-up, the head and the gradient of the encoder's states send is left out.
     """
     data, fsdp, tensor = mesh
     width = 2 if config.dtype == "bfloat16" else 4
-    layers, _ = parameter_count(config)
+    layers, everything = parameter_count(config)
     table = config.vocab_size * config.d_model
     shard = rows / (data * fsdp) * config.d_model * width  # of one token position
     gathered, scattered = (layers + table) / tensor * width, (fsdp - 1) / fsdp
-    sublayers = 2 * config.num_encoder_layers * input_length + 3 * config.num_decoder_layers * target_length
-    ring = 2 * (tensor - 1) / tensor
+    exchanged, embedding = shard * (input_length + target_length), 0.0 if config.tied else table / tensor * width
+    exchanged, embedding = (exchanged, 0.0) if exchanged < embedding else (0.0, embedding)  # the lesser alone
+    encoder, decoder = config.num_encoder_layers * input_length, config.num_decoder_layers * target_length
+    sums = 2 * (2 * encoder + 3 * decoder) + (encoder + 2 * decoder if recompute else 0)  # token positions
     return {
-        "all-gather": 2 * scattered * gathered,
-        "reduce-scatter": scattered * gathered,
-        "all-reduce": 2 * (data - 1) / data * (gathered + table / tensor * width) / fsdp
-        + ring * sublayers * shard * (3 if recompute else 2),
-        "all-to-all": 2 * scattered * shard * (input_length + target_length),
+        "all-gather": scattered * (2 * gathered + embedding),
+        "reduce-scatter": scattered * (gathered + embedding),
+        "all-reduce": 2 * (data - 1) / data * everything / tensor * width / fsdp
+        + 2 * (tensor - 1) / tensor * sums * shard,
+        "all-to-all": 2 * scattered * exchanged,
         "collective-permute": 0.0,
     }
 

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from cotmi_jax.accelerators import GIB
+from cotmi_jax.accelerators import GIB, find_accelerator
 from cotmi_jax.errors import UserError
 from cotmi_jax.topology import grid, topology_devices
-from cotmi_jax.training.compiling import needed_memory
+from cotmi_jax.training.abstract import Program
+from cotmi_jax.training.compiling import QUICK, compile_program, needed_memory
 
 pytest.importorskip("libtpu", reason='compiling for TPUs takes libtpu: pip install "cotmi_jax[tpu]"')
 
@@ -113,6 +115,17 @@ def test_what_the_compiler_says_when_it_gives_up() -> None:
     assert needed_memory("RESOURCE_EXHAUSTED: Ran out of memory on HBM, " + said) == 50.04 * GIB
     assert needed_memory("Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm.") == 16.5 * GIB
     assert needed_memory("INTERNAL: something else") is None
+
+
+def test_what_the_compiler_gives_up_on_counts_arguments_once() -> None:
+    device = topology_devices("v5e:1x1")[0]
+    x = jax.ShapeDtypeStruct((16, 1 << 28), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(device))
+    accelerator = find_accelerator(device.device_kind)
+    assert accelerator is not None
+    program = Program("add", "", 0.0, 16.0 * GIB, GIB, lambda: jax.jit(lambda x: x + 1).lower(x))
+    report = compile_program(program, accelerator, QUICK)
+    assert (report.fits, report.memory.arguments, report.memory.beside) == (False, 16 * GIB, GIB)
+    assert report.memory.total == pytest.approx(33 * GIB, rel=0.05)  # with the result
 
 
 if __name__ == "__main__":

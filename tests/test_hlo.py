@@ -78,7 +78,8 @@ def test_asynchronous_pairs_count_once() -> None:
     assert seen(found) == {"all-gather": (1, 512, 448)}
 
 
-def test_a_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
+def spread(*calls: str, inside: tuple[str, ...] = ()) -> Collectives:
+    """Parts of an asynchronous collective in the order in which the entry calls them, and a loop of three, its own."""
     gather = "all-gather(%q), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}"
     parts = [
         f"%{name} (q: f32[16]) -> f32[128] {{\n  %q = f32[16]{{0}} parameter(0)\n  %g.{name} = f32[128]{{0}} {gather}\n"
@@ -89,11 +90,29 @@ def test_a_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
             ("done", 'custom-call(%g.done), custom_call_target="AsyncCollectiveDone"'),
         )
     ]
-    calls = [
-        f"%f.{name} = f32[128]{{0}} fusion(%p), kind=kCustom, calls=%{name}" for name in ("start", "meanwhile", "done")
-    ]
-    found = module(*parts, entry("%p = f32[16]{0} parameter(0)", *calls, "ROOT %o = f32[16]{0} copy(%p)"))
-    assert seen(found) == {"all-gather": (1, 512, 448)}
+    looped = [f"  %i.{name} = f32[128]{{0}} fusion(%t), kind=kCustom, calls=%{name}" for name in inside]
+    body = "%body (t: f32[16]) -> f32[16] {\n" + "\n".join(["  %t = f32[16]{0} parameter(0)", *looped]) + "\n}"
+    lines = {
+        name: f"%f.{name} = f32[128]{{0}} fusion(%p), kind=kCustom, calls=%{name}"
+        for name in ("start", "meanwhile", "done")
+    }
+    lines["alone"] = f"%alone = f32[128]{{0}} {gather.replace('%q', '%p')}"
+    note = 'backend_config={"known_trip_count":{"n":"3"}}'
+    lines["loop"] = f"%w = f32[16]{{0}} while(%p), condition=%none, body=%body, {note}"
+    return module(*parts, body, entry("%p = f32[16]{0} parameter(0)", *(lines[name] for name in calls)))
+
+
+def test_a_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
+    assert seen(spread("start", "meanwhile", "done")) == {"all-gather": (1, 512, 448)}
+    assert seen(spread("start", "loop", "done", inside=("meanwhile",))) == {"all-gather": (1, 512, 448)}
+    assert seen(spread("loop", inside=("start", "meanwhile", "done"))) == {"all-gather": (3, 3 * 512, 3 * 448)}
+
+
+def test_a_collective_of_the_same_channel_and_type_counts_by_itself() -> None:
+    twice = {"all-gather": (2, 2 * 512, 2 * 448)}
+    assert seen(spread("start", "done", "meanwhile")) == twice
+    assert seen(spread("start", "alone", "done")) == twice
+    assert seen(spread("start", "done", "loop", inside=("meanwhile",))) == {"all-gather": (4, 4 * 512, 4 * 448)}
 
 
 def test_an_all_reduce_that_is_sliced_is_a_reduce_scatter() -> None:

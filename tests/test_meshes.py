@@ -56,8 +56,29 @@ def test_the_least_traffic_of_each_axis() -> None:
     assert fsdp["all-reduce"] == 0
 
     tensor = least_traffic(config, MeshShape(1, 1, 4), **LENGTHS, recompute=False)
-    positions = 12 * (2 * 1024 + 3 * 256)
-    assert tensor["all-reduce"] == 2 * (2 * 3 / 4) * positions * 64 * config.d_model * 2
+    activations = 2 * 3 / 4 * 64 * config.d_model * 2  # of one position of every row, summed
+    forward = 12 * (2 * 1024 + 3 * 256)
+    assert tensor["all-reduce"] == activations * 2 * forward
     again = least_traffic(config, MeshShape(1, 1, 4), **LENGTHS, recompute=True)
-    assert again["all-reduce"] == 1.5 * tensor["all-reduce"]
+    last = 12 * (1024 + 256)  # of each layer, which nothing recomputed reads
+    assert again["all-reduce"] == activations * (3 * forward - last)
     assert least_traffic(config, MeshShape(1, 1, 1), **LENGTHS, recompute=False)["all-reduce"] == 0
+
+
+@pytest.mark.parametrize("family", ["v1.0", "v1.1"])
+def test_the_embedding_is_gathered_where_that_is_less_than_its_rows(family: str) -> None:
+    config = dataclasses.replace(preset("base", family), dtype="bfloat16")
+    mesh, positions = MeshShape(1, 8, 1), 1024 + 256
+    most = 8 * config.vocab_size // positions  # rows at which a device has fewer tokens than the vocabulary
+    few, many, more = (
+        least_traffic(config, mesh, **LENGTHS | {"rows": rows}, recompute=False) for rows in (most, most + 8, 8 * most)
+    )
+    table = 7 / 8 * config.vocab_size * config.d_model * 2
+    if config.tied:
+        assert few == many == more and few["all-to-all"] == 0
+    else:
+        assert few["all-to-all"] == 2 * 7 / 8 * most / 8 * positions * config.d_model * 2 < 2 * table
+        assert many == more and many["all-to-all"] == 0
+        assert many["all-gather"] - few["all-gather"] == many["reduce-scatter"] - few["reduce-scatter"] == table
+    everything = parameter_count(config)[1]
+    assert least_traffic(config, MeshShape(8, 1, 1), **LENGTHS, recompute=False)["all-reduce"] == 3.5 * everything

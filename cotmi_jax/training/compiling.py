@@ -13,7 +13,8 @@ from cotmi_jax.hlo import KINDS, Collectives, read_collectives
 from cotmi_jax.training.abstract import Program
 
 RESERVE = GIB  # of a device's memory left to the runtime, to batches that wait and to fragmentation
-# What the TPU compiler says when it gives up, in either of its two forms.
+# What the TPU compiler says when it gives up, in either of its two forms. Both figures hold everything that it places,
+# arguments and outputs among it, whatever the first calls them.
 _EXHAUSTED = (
     r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
     r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
@@ -47,7 +48,7 @@ class Memory:
 @dataclasses.dataclass(frozen=True)
 class Report:
     """A program on a device. collectives and flops_counted (XLA's count, loop bodies once) are None where the compiler
-    gave up for want of memory; outputs and code are then unknown and 0."""
+    gave up for want of memory; temporaries are then all but the arguments, outputs and code among them."""
 
     program: Program
     seconds: float  # of compilation
@@ -87,10 +88,10 @@ def compile_program(program: Program, accelerator: Accelerator, options: Mapping
     try:
         compiled = lowered.compile({**options} if options else None)
     except jax.errors.JaxRuntimeError as error:
-        temporaries = needed_memory(str(error))
-        if temporaries is None:
+        needed = needed_memory(str(error))
+        if needed is None:
             raise
-        memory = Memory(program.arguments, 0.0, temporaries, 0.0, program.beside)
+        memory = Memory(program.arguments, 0.0, max(0.0, needed - program.arguments), 0.0, program.beside)
         return Report(program, time.perf_counter() - begun, memory, accelerator.memory, None, None)
     stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     assert stats is not None and cost is not None and text is not None, "the TPU compiler gives all three"
@@ -106,7 +107,7 @@ def compile_program(program: Program, accelerator: Accelerator, options: Mapping
 
 
 def needed_memory(message: str) -> float | None:
-    """Bytes that the compiler would have needed, from its message; None for an error of another kind."""
+    """Bytes of everything that the compiler would have placed, from its message; None for another kind of error."""
     for pattern in _EXHAUSTED:
         if found := re.search(pattern, message):
             return float(found.group(1)) * _UNITS[found.group(2)]
