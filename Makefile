@@ -1,7 +1,9 @@
-# PYTHON is any CPython from 3.11 on; VENV is made once and kept up to date with the pins.
+# PYTHON is any CPython from 3.11 on; VENV is made once and kept up to date with the pins. WORKERS: of the test suite, each
+# of which takes up to 4 GiB and hardly more than a core.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
+WORKERS ?= 2
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test lint oracle help
@@ -25,7 +27,7 @@ demo: $(VENV)/installed  ## Train a small student on the embedded word problems 
 	$(RUN) -m cotmi_jax.evaluate --workdir=$(DEMO) --split=test --examples=3
 
 test: $(VENV)/tested  ## Run the whole test suite.
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/tested  ## Style and types.
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
