@@ -81,10 +81,10 @@ def _compiled() -> NoReturn:
     raise AssertionError("compiled already")
 
 
-def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, Report | None]:
+def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, Report | None, list[int]]:
     """The largest power of two of rows a device that fits, and its report; 0 and None where one row does not.
 
-    A size at which the compiler crashes counts as one that does not fit, and is printed.
+    A size at which the compiler crashes counts as one that does not fit; such sizes are returned too.
 
     A step that is far too large is refused early and says what it would have taken, which tells what will do.
     """
@@ -105,7 +105,7 @@ def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[in
         if not ((larger := attempt(2 * rows)) and larger.fits):
             break
         rows *= 2
-    return rows, reports.get(rows)
+    return rows, reports.get(rows), sorted(size for size, report in reports.items() if report is None)
 
 
 def _room(report: Report) -> float:
@@ -122,10 +122,10 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
     try:
         shape = recommended_mesh(student, len(devices), accelerator.memory)
     except UserError as error:
-        return {"fits": False, "why": str(error)}
-    rows, report = largest(name, topology, shape, quick)
+        return {"fits": False, "why": str(error).partition(":")[0]}
+    rows, report, crashed = largest(name, topology, shape, quick)
     if report is None:
-        return {"fits": False, "mesh": list(shape), "why": "no size compiled that fits"}
+        return {"fits": False, "mesh": list(shape), "crashed": crashed, "why": "no size fits"}
     config = recipe(name, shape, rows * shape.data * shape.fsdp)
     least = least_traffic(
         abstract_student(config),
@@ -138,6 +138,7 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
     return report.to_json() | {
         "mesh": list(shape),
         "rows": rows,
+        "crashed": crashed,
         "least": least,
         "quick": quick,
         "seconds": _seconds(report, accelerator, len(devices)),
@@ -176,7 +177,7 @@ def table(cells: dict[str, Any]) -> str:
         name, topology = key.split(" ")
         mesh = " × ".join(str(size) for size in cell.get("mesh", ["–"]))
         if "rows" not in cell:
-            lines.append(f"| {name} | {topology} | {mesh} | {REMAT[name]} | does not fit |" + " |" * 10)
+            lines.append(f"| {name} | {topology} | {mesh} | {REMAT[name]} | {cell['why']} |" + " |" * 10)
             continue
         sent = {kind: cell["collectives"][kind]["sent"] / 2**20 for kind in KINDS}
         least, everything = total(cell["least"]) / 2**20, sum(sent.values())
@@ -187,7 +188,7 @@ def table(cells: dict[str, Any]) -> str:
             topology,
             mesh,
             REMAT[name],
-            f"{parts:,} ({cell['rows']})",
+            f"{parts:,} ({cell['rows']})" + " †" * bool(cell.get("crashed")),
             f"{memory['total'] / GIB:.1f} / {memory['capacity'] / GIB:.0f}",
             *(f"{sent[kind]:,.0f}" for kind in ("all-gather", "reduce-scatter", "all-reduce")),
             f"{sent['collective-permute'] + sent['all-to-all']:,.0f}",
