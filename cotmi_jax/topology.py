@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -21,27 +22,53 @@ _QUIET = {
     "TPU_MIN_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Dimensions of the slice's grid, and devices that a slice's number counts a chip (cores up to v5p, chips after it).
-_GENERATIONS = {"v2": (2, 2), "v3": (2, 2), "v4": (3, 2), "v5p": (3, 2), "v5e": (2, 1), "v6e": (2, 1)}
 _EXAMPLES = "v4-8, v5e-64, v6e-8 or, as a grid of chips, v4:2x2x1, v5e:8x8"
 
 
-def grid(name: str) -> str:
-    """The grid of chips of a slice in either notation: v5e-64 and v5e:8x8 both give v5e:8x8.
+class _Generation(NamedTuple):
+    dimensions: int  # of the slice's grid
+    per_chip: int  # what a slice's number counts of a chip: cores up to v5p, chips after it
+    chips: int  # of the largest slice whose size is a power of two
 
-    Sizes are powers of two, laid out as Google Cloud does: as square as can be, the longest side last.
+
+_GENERATIONS = {
+    "v2": _Generation(2, 2, 256),
+    "v3": _Generation(2, 2, 1024),
+    "v4": _Generation(3, 2, 4096),
+    "v5p": _Generation(3, 2, 4096),
+    "v5e": _Generation(2, 1, 256),
+    "v6e": _Generation(2, 1, 256),
+}
+
+
+def grid(name: str) -> str:
+    """The grid of chips of a slice in either notation: v5litepod-64, v5e-64 and v5e:8x8 all give v5e:8x8.
+
+    A slice is one chip or a power of two from four on, laid out as Google Cloud does: as square as can be, the longest
+    side last. Raises UserError for one that does not exist.
     """
-    found = re.fullmatch(r"(v\d[ep]?)(?:litepod)?(?:-(\d+)|:(\d+(?:x\d+)+))", name.replace("v5litepod", "v5e"))
+    found = re.fullmatch(r"(v\d[ep]?)(?:-(\d+)|:(\d+(?:x\d+)+))", name.replace("v5litepod", "v5e"))
     if found is None or found.group(1) not in _GENERATIONS:
         raise UserError(f"unknown topology {name!r}: write it like {_EXAMPLES}")
     generation, count, sides = found.groups()
-    dimensions, per_chip = _GENERATIONS[generation]
+    dimensions, per_chip, most = _GENERATIONS[generation]
     if sides is not None:
+        sizes = [int(side) for side in sides.split("x")]
+        hosts = all(size > 0 for size in sizes) and not (sizes[0] % 2 or sizes[1] % 2)
+        if len(sizes) != dimensions or not (hosts or set(sizes) == {1}):
+            example = "x".join("221"[:dimensions])
+            raise UserError(
+                f"unknown topology {name!r}: a grid of {generation} has {dimensions} sides, all 1 or the first two "
+                f"even, as {generation}:{example}"
+            )
         return f"{generation}:{sides}"
-    chips = int(count) // per_chip
-    power = chips.bit_length() - 1
-    if chips < 1 or int(count) != per_chip << power:
-        raise UserError(f"unknown topology {name!r}: a slice has a power of two of chips, as {_EXAMPLES}")
+    powers = [0, *range(2, most.bit_length())]
+    numbers = [per_chip << power for power in powers]
+    if int(count) not in numbers:
+        raise UserError(
+            f"unknown topology {name!r}: {generation} has {', '.join(f'{generation}-{n}' for n in numbers)}"
+        )
+    power = powers[numbers.index(int(count))]
     shares = [(power + index) // dimensions for index in range(dimensions)]
     if dimensions == 3 and power == 2:
         shares = [1, 1, 0]  # one host

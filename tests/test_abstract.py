@@ -23,6 +23,7 @@ from cotmi_jax.training.abstract import (
     padded_batch,
     programs,
 )
+from cotmi_jax.training.experiment import make_objective
 
 OBJECTIVES = {"standard": ("predict",), "cotmi": TASKS}
 
@@ -63,14 +64,19 @@ def test_rows_are_given_or_one_for_each_example() -> None:
 
 def test_what_a_device_holds() -> None:
     mesh, config = make_mesh(fsdp=4, tensor=2), recipe(batch_size=8, **{"optimizer.name": "adamw"})
-    found = programs(config, mesh, default_shape(config, mesh, rows=8, input_length=16, target_length=8))
+    shape, objective = default_shape(config, mesh, rows=8, input_length=16, target_length=8), make_objective(config)
+    found = programs(config, mesh, shape)
     params = StudentDef.of(abstract_student(config)).shapes
     sharded = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4 / 8
     norms = 2 * 32 * 8 * 4 + 128 * 12 * 4  # whole on each device
     assert found["evaluate"].arguments == pytest.approx(sharded + norms, rel=0.05)
     # Beside them lie Adam's two moments, and the critic with its own.
     assert 2 * sharded < found["evaluate"].beside < 2.2 * (sharded + norms)
-    assert found["train"].arguments >= found["evaluate"].beside
+    # A step takes the whole state: what an evaluation takes of it, and what then lies beside.
+    state = found["train"].arguments - bytes_per_device(packed_batch(shape, 8, objective, mesh))
+    batch = bytes_per_device(padded_batch(config.eval.batch_size, 16, 8, objective, mesh))
+    assert state == found["evaluate"].arguments + found["evaluate"].beside - batch
+    assert found["train"].beside == 0
     assert found["train"].flops == step_flops(abstract_student(config), rows=8, input_length=16, target_length=8)
 
 

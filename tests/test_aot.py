@@ -100,8 +100,26 @@ def test_slices_in_either_notation() -> None:
     }.items():
         assert grid(name) == chips
     assert [len(topology_devices(name)) for name in ("v4-8", "v5e-1", "v6e-8")] == [4, 1, 8]
-    with pytest.raises(UserError, match="power of two"):
-        grid("v4-12")
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    {
+        "v5e-2": "v5e has v5e-1, v5e-4, v5e-8, v5e-16, v5e-32, v5e-64, v5e-128, v5e-256",
+        "v5litepod-512": "v5e has v5e-1, v5e-4, v5e-8, v5e-16, v5e-32, v5e-64, v5e-128, v5e-256",
+        "v4-4": "v4 has v4-2, v4-8, v4-16,",
+        "v4-12": "v4 has v4-2, v4-8, v4-16,",
+        "v5e:1x2": "a grid of v5e has 2 sides, all 1 or the first two even, as v5e:2x2",
+        "v5e:0x4": "a grid of v5e has 2 sides",
+        "v5e:4x4x4": "a grid of v5e has 2 sides",
+        "v4:2x2": "a grid of v4 has 3 sides, all 1 or the first two even, as v4:2x2x1",
+        "v4litepod-8": "write it like v4-8, v5e-64",
+        "v7-8": "write it like v4-8, v5e-64",
+    }.items(),
+)
+def test_slices_that_do_not_exist(name: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"unknown topology '{name}': {says}"):
+        grid(name)
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,3 +55,10 @@ def test_the_page_keeps_what_stands_around_the_table(tmp_path: Path) -> None:
     )
     assert "does not fit" in xxl
     assert header.count("|") == small.count("|") == xxl.count("|")
+
+
+def test_a_state_that_leaves_no_room_for_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program("train", "", 0.0, 20 * GIB, 0.0, lambda: None)  # type: ignore[arg-type,return-value]
+    report = Report(program, 1.0, Memory(20 * GIB, 0.0, 0.0, 0.0, 0.0), 16.0 * GIB, None, None)
+    monkeypatch.setattr(scaling, "compile_step", lambda *arguments: report)
+    assert scaling.largest("small", "v5e-8", MeshShape(8, 1, 1), quick=True) == (0, None)
