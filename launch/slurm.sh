@@ -51,11 +51,14 @@ JOB
   fi
   cat <<'JOB'
 again=
-time_is_up() { again=1 && kill -TERM "$step"; }
+# To the training, not to this shell. srun itself passes no SIGTERM on: it kills the training.
+time_is_up() { again=1; scancel --signal=TERM "$SLURM_JOB_ID" || true; }
 trap time_is_up USR1
 trap : TERM # a preemption: SLURM sends it to the training too, which saves while this waits
 JOB
-  quote srun --kill-on-bad-exit=1 ${cpus_per_task:+--cpus-per-task="$cpus_per_task"} "${srun_flag[@]}" "${wrapper[@]}"
+  # Without --export=ALL srun would take sbatch's --export for its own, and what the job has set would not arrive.
+  quote srun --export=ALL --kill-on-bad-exit=1 ${cpus_per_task:+--cpus-per-task="$cpus_per_task"} "${srun_flag[@]}" \
+    "${wrapper[@]}"
   echo " $(trainer "$interpreter") &"
   cat <<'JOB'
 step=$!

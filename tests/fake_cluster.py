@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NAMES = ("gcloud", "xpk", "kubectl", "sbatch", "srun", "scancel", "squeue", "scontrol", "python3", "hostname")
@@ -110,6 +110,42 @@ def gcloud(here: Path, arguments: Sequence[str]) -> int:
     return 0
 
 
+def exported(variables: Mapping[str, str], names: str) -> dict[str, str]:
+    """What sbatch or srun hands on with --export=NAMES, and what the fakes themselves need."""
+    own = ("SLURM_", "FAKE_")
+    return {n: v for n, v in variables.items() if names == "ALL" or n in names.split(",") or n.startswith(own)}
+
+
+def srun(here: Path, arguments: Sequence[str]) -> int:
+    """Run SLURM_NTASKS tasks; the highest of their codes. SIGTERM is not passed on: it kills them all, and srun ends."""
+    start = next(i for i, a in enumerate(arguments) if not a.startswith("--"))
+    flags = dict(a[2:].split("=", 1) for a in arguments[:start])
+    variables = exported(os.environ, flags.get("export", os.environ.get("SLURM_EXPORT_ENV", "ALL")))
+    tasks = [
+        subprocess.Popen(arguments[start:], env=variables | {"SLURM_PROCID": str(index)})
+        for index in range(int(os.environ["SLURM_NTASKS"]))
+    ]
+
+    def end(*_: object) -> None:
+        for task in tasks:
+            task.kill()
+
+    signal.signal(signal.SIGTERM, lambda *_: (end(), os._exit(143)))
+    (here / "step").write_text(" ".join(str(task.pid) for task in tasks))
+    while any(task.poll() is None for task in tasks):
+        if flags["kill-on-bad-exit"] == "1" and any(task.poll() for task in tasks):
+            end()
+        time.sleep(0.02)
+    return max(code if code >= 0 else 128 - code for code in (task.wait() for task in tasks))
+
+
+def scancel(here: Path, arguments: Sequence[str]) -> int:
+    """Signal the tasks of a step, neither what these have started (as proctrack/cgroup does) nor the batch shell."""
+    for task in (here / "step").read_text().split():
+        os.kill(int(task), signal.Signals[f"SIG{flag(arguments, 'signal')}"])
+    return 0
+
+
 def train(here: Path, arguments: Sequence[str]) -> int:
     """A trainer that notes what it was given, and then does what {FAKE_CLUSTER}/trainer says."""
     names = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
@@ -149,8 +185,9 @@ def main(name: str, arguments: list[str]) -> int:
     elif name == "gcloud" and arguments[:2] == ["compute", "tpus"]:
         return gcloud(here, arguments)
     elif name == "srun":
-        command = arguments[next(i for i, a in enumerate(arguments) if not a.startswith("--")) :]
-        os.execvp(command[0], command)
+        return srun(here, arguments)
+    elif name == "scancel":
+        return scancel(here, arguments)
     elif name == "xpk" and "list" in arguments:
         print("Jobset Name\nw-1  medium\nw  medium")
     return 0

@@ -127,6 +127,7 @@ def test_a_slurm_job_is_queued_again_when_its_time_is_up(
     variables = environment(fakes)
     (fakes / "trainer").write_text(trainer)
     flags = "run --name=n --time=1:00 --gpus-per-node=4 --processes-per-node=1 --nodes=2 --env=HF_TOKEN"
+    flags += " --setup='export COTMI_OF_SETUP=1'"
     assert launch(checkout, "slurm", flags, [*TRAIN, *TRICKY], variables).returncode == 0
     (submitted,) = recorded(fakes)
     assert "--requeue" in submitted["arguments"] and "--export=HOME,PATH,USER,HF_TOKEN" in submitted["arguments"]
@@ -134,15 +135,21 @@ def test_a_slurm_job_is_queued_again_when_its_time_is_up(
     shellcheck = [Path(sys.executable).with_name("shellcheck"), "-S", "warning", fakes / "job.sh"]
     assert subprocess.run(shellcheck, stdout=subprocess.DEVNULL).returncode == 0
     job = ["bash", str(fakes / "job.sh")]  # not -l: this machine's profile is not the cluster's
-    with background(job, variables | {"SLURM_JOB_ID": "17"}) as process:
+    given = fake_cluster.flag(submitted["arguments"], "export")
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_EXPORT_ENV": given}
+    with background(job, fake_cluster.exported(variables, given) | slurm) as process:
         until(lambda: recorded(fakes, "trainings"))
         if number:
             process.send_signal(number)
         assert process.wait(10) == (0 if number else int(trainer))
     (training,) = recorded(fakes, "trainings")
     assert training["arguments"] == [*TRAIN[1:], *TRICKY]
-    assert training["environment"]["COTMI_COORDINATOR"] == "auto"
-    assert training["environment"]["JAX_LOCAL_DEVICE_IDS"] == "0,1,2,3"
+    assert training["environment"] == {
+        "COTMI_COORDINATOR": "auto",
+        "COTMI_OF_SETUP": "1",
+        "JAX_LOCAL_DEVICE_IDS": "0,1,2,3",
+        "HF_TOKEN": SECRET,
+    }
     asked = [call["arguments"] for call in recorded(fakes) if call["name"] == "scontrol"]
     assert asked == ([["requeue", "17"]] if requeued else [])
 
