@@ -146,6 +146,17 @@ def scancel(here: Path, arguments: Sequence[str]) -> int:
     return 0
 
 
+def end_together(notes: Path, codes: Sequence[str]) -> int:
+    """End, once all have started, with the code of this process; one that fails by itself tells the others first."""
+    code = int(codes[int(os.environ.get("SLURM_PROCID") or os.environ["COTMI_PROCESS_ID"])])
+    while len(notes.read_text().splitlines()) < len(codes):
+        time.sleep(0.02)
+    if code != 75:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(0.8)
+    return code
+
+
 def train(here: Path, arguments: Sequence[str]) -> int:
     """A trainer that notes what it was given, and then does what {FAKE_CLUSTER}/trainer says."""
     names = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
@@ -156,6 +167,8 @@ def train(here: Path, arguments: Sequence[str]) -> int:
     with notes.open("a") as file:
         file.write(json.dumps({"arguments": list(arguments), "environment": given}) + "\n")
     what = (here / "trainer").read_text() if (here / "trainer").exists() else "0"
+    if len(codes := what.split()) > 1 and codes[1] != "in":
+        return end_together(notes, codes)
     # "7 in 1": the process whose id is 1 ends with 7 once all have started, the others wait for a signal.
     code, _, process = what.partition(" in ")
     while process and len(notes.read_text().splitlines()) < int(os.environ["COTMI_PROCESSES"]):

@@ -119,10 +119,18 @@ def test_a_workload_gets_its_arguments(checkout: Path, fakes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "number", "requeued"), [("wait", signal.SIGUSR1, True), ("75", None, True), ("3", None, False)]
+    ("trainer", "number", "code", "requeued"),
+    [
+        ("wait", signal.SIGUSR1, 0, True),
+        ("75", None, 75, True),
+        ("75 75", None, 75, True),
+        ("3", None, 3, False),
+        ("75 1", None, 1, False),  # process 1 fails, and the other ends because of that
+        ("75 139", None, 139, False),
+    ],
 )
 def test_a_slurm_job_is_queued_again_when_its_time_is_up(
-    trainer: str, number: int | None, requeued: bool, checkout: Path, fakes: Path
+    trainer: str, number: int | None, code: int, requeued: bool, checkout: Path, fakes: Path
 ) -> None:
     variables = environment(fakes)
     (fakes / "trainer").write_text(trainer)
@@ -136,13 +144,14 @@ def test_a_slurm_job_is_queued_again_when_its_time_is_up(
     assert subprocess.run(shellcheck, stdout=subprocess.DEVNULL).returncode == 0
     job = ["bash", str(fakes / "job.sh")]  # not -l: this machine's profile is not the cluster's
     given = fake_cluster.flag(submitted["arguments"], "export")
-    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_EXPORT_ENV": given}
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": str(len(trainer.split())), "SLURM_EXPORT_ENV": given}
     with background(job, fake_cluster.exported(variables, given) | slurm) as process:
         until(lambda: recorded(fakes, "trainings"))
         if number:
             process.send_signal(number)
-        assert process.wait(10) == (0 if number else int(trainer))
-    (training,) = recorded(fakes, "trainings")
+        assert process.wait(10) == code
+    training, *more = recorded(fakes, "trainings")
+    assert more == [training] * (len(trainer.split()) - 1)
     assert training["arguments"] == [*TRAIN[1:], *TRICKY]
     assert training["environment"] == {
         "COTMI_COORDINATOR": "auto",
