@@ -92,6 +92,10 @@ delete() {
   fi
 }
 
+# Whether the TPU has more than one host. One holds 8 chips of v5e and v6e, and 4 chips, which count as 8 cores, of v2 to
+# v5p.
+several_hosts() { ((${type##*-} > 8)); }
+
 describe_queued() { gcp queued-resources describe "$name" --format='value(state.state)'; }
 describe_node() { gcp tpu-vm describe "$name" --format='value(state)'; }
 
@@ -187,7 +191,7 @@ start() {
  printf 'export %s=%q\n' \"\$name\" \"\${!name}\"; done >\"\$scratch/env\")"
     run "$(copy env "$run_files/env")"
   fi
-  ! several_hosts "$type" || command+="COTMI_COORDINATOR=auto "
+  ! several_hosts || command+="COTMI_COORDINATOR=auto "
   command+="bash launch/worker.sh start --dir=../$run_files$file -- $(trainer "$venv/bin/python")"
   run "$(remote all "$command")"
   [[ ! $file ]] || close_scratch
@@ -309,7 +313,7 @@ if [[ $accepted == *shared-workdir* ]]; then
   trainer python >/dev/null
   workdir=$(workdir_of)
   if [[ $workdir && $workdir != *://* && ! $shared_workdir ]]; then
-    ! several_hosts "$type" ||
+    ! several_hosts ||
       die "--workdir=$workdir is local, and the hosts of a $type share none: take gs://…, or --shared-workdir"
     [[ $command == run ]] ||
       die "--workdir=$workdir goes with the TPU when that is preempted: take gs://…, or --shared-workdir"

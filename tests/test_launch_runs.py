@@ -12,6 +12,7 @@ import launching
 import pytest
 from hosts import free_address
 from launching import (
+    GKE,
     POD,
     REPOSITORY,
     SECRET,
@@ -116,6 +117,47 @@ def test_a_workload_gets_its_arguments(checkout: Path, fakes: Path) -> None:
     assert recorded(fakes, "trainings") == [
         {"arguments": [*TRAIN[1:], *TRICKY], "environment": {"COTMI_COORDINATOR": "auto", "HF_TOKEN": SECRET}}
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "slices", "several"),
+    [
+        ("v5litepod-4", 1, False),
+        ("v5litepod-8", 1, True),
+        ("v6e-1", 1, False),
+        ("v6e-4", 1, False),
+        ("v6e-4", 2, True),
+        ("v6e-8", 1, True),
+        ("v6e-2x4", 1, True),
+        ("v4-8", 1, False),
+        ("v4-16", 1, True),
+        ("v5p-8", 1, False),
+        ("v5p-16", 1, True),
+        ("tpu7x-2x2x1", 1, False),
+        ("tpu7x-2x2x2", 1, True),
+        ("tpu7x-8", 1, False),
+        ("tpu7x-16", 1, True),
+    ],
+)
+def test_processes_of_a_workload_are_told_of_each_other(
+    kind: str, slices: int, several: bool, checkout: Path, fakes: Path
+) -> None:
+    """As XPK lays them out: 4 chips for each VM."""
+    flags = f"run {GKE} --workload=w --tpu-type={kind} --num-slices={slices} --docker-image=i"
+    assert launch(checkout, "gke_xpk", flags, TRAIN, environment(fakes)).returncode == 0
+    (created,) = recorded(fakes)
+    assert ("COTMI_COORDINATOR=auto" in fake_cluster.flag(created["arguments"], "command")) == several
+
+
+@pytest.mark.parametrize(
+    ("kind", "several"), [("v5litepod-8", False), ("v6e-8", False), ("v6e-16", True), ("v4-8", False), ("v5p-16", True)]
+)
+def test_processes_of_a_tpu_are_told_of_each_other(kind: str, several: bool, checkout: Path, fakes: Path) -> None:
+    """As Cloud TPU lays them out: 8 chips of v5e and v6e for each host, else 4."""
+    variables = environment(fakes, FAKE_PASSIVE="1")
+    assert launch(checkout, "tpu_vm", f"run {TPU} --type={kind}", TRAIN, variables).returncode == 0
+    (started,) = recorded(fakes)
+    assert ("COTMI_COORDINATOR=auto" in fake_cluster.flag(started["arguments"], "command")) == several
 
 
 @pytest.mark.parametrize(
