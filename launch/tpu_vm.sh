@@ -197,7 +197,7 @@ start() {
   [[ ! $file ]] || close_scratch
 }
 
-readonly ask_workers="[ ! -e cotmi_jax_venv/bin/python ] || [ ! -e cotmi_jax ] && echo missing ||\
+readonly ask_workers="[ ! -e cotmi_jax_venv/ready ] || [ ! -e cotmi_jax ] && echo missing ||\
  bash cotmi_jax/launch/worker.sh status --dir=$run_files"
 
 # missing (setup is needed), running, failed, again, stopped, finished or unknown, over all workers.

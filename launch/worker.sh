@@ -32,6 +32,7 @@ setup() {
     [[ ! $found ]] || ! "$found" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || break
   done
   [[ ! $python || $found == "$python" ]] || die "--python=$python is not a CPython from 3.11 on with venv"
+  rm -f "$venv/ready"
   if [[ -x $venv/bin/python ]]; then
     echo "$venv is kept"
   elif [[ $found ]]; then
@@ -41,6 +42,7 @@ setup() {
     python3 -m uv venv --python=3.12 --seed "$venv"
   fi
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "${root}[$extras]"
+  touch "$venv/ready" # which tpu_vm.sh asks for: without it, a failed installation would pass for one
   echo "$(hostname): $("$venv/bin/python" --version) in $venv is ready"
 }
 

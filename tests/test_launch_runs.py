@@ -96,6 +96,18 @@ def test_watch_starts_again_only_what_was_interrupted(code: str, starts: int, ch
     assert (watch.returncode, len(recorded(fakes, "trainings"))) == (0 if starts == 2 else 2, 2 * starts), said
 
 
+def test_watch_sets_up_again_after_a_failed_installation(checkout: Path, fakes: Path) -> None:
+    """One worker lacks the packages: no worker is started before it has them."""
+    (fakes / "pip").write_text("worker-1")
+    command = ["bash", str(checkout / "launch/tpu_vm.sh"), *f"watch {POD} --poll=1".split(), *TRAIN]
+    with background(command, environment(fakes)) as watch:
+        _, said = watch.communicate(timeout=20)
+    assert watch.returncode == 0 and "could not be started" in said, said
+    asked = [fake_cluster.flag(c["arguments"], "command") for c in recorded(fakes) if "ssh" in c["arguments"]]
+    done = [verb for line in asked for verb in ("worker.sh setup", "worker.sh start") if verb in line]
+    assert done == ["worker.sh setup", "worker.sh setup", "worker.sh start"]
+
+
 # GKE, SLURM, GPUs, CPU.
 
 
