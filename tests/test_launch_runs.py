@@ -251,6 +251,14 @@ def test_local_processes_are_told_apart_and_end_together(checkout: Path, fakes: 
         }
 
 
+@pytest.mark.parametrize(("codes", "code"), [("2 75 75", 2), ("75 75 1", 1), ("75 75 75", 75), ("0 0 0", 0)])
+def test_local_ends_with_the_code_of_what_failed_by_itself(codes: str, code: int, checkout: Path, fakes: Path) -> None:
+    """Which comes later than those of the processes that it takes along."""
+    (fakes / "trainer").write_text(codes)
+    done = launch(checkout, "local", "--processes=3 --port=12399", TRAIN, environment(fakes))
+    assert done.returncode == code
+
+
 def test_local_trains(tmp_path: Path) -> None:
     """The real trainer, in two processes with two devices each."""
     variables = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
