@@ -41,9 +41,10 @@ job_script() {
   [[ ! $container ]] || wrapper=(apptainer exec --nv "$container")
   cat <<'JOB'
 #!/bin/bash -l
-set -euo pipefail
+set -eo pipefail
 JOB
   for line in "${setup[@]}"; do printf '%s\n' "$line"; done
+  echo "set -u # only now: 'module load' and 'conda activate' read variables that are not set"
   quote cd "$root" && echo
   if ((nodes * processes_per_node > 1)); then echo "export COTMI_COORDINATOR=auto"; fi
   if ((processes_per_node < gpus_per_node)); then

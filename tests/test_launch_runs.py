@@ -189,7 +189,7 @@ def test_a_slurm_job_is_queued_again_when_its_time_is_up(
     variables = environment(fakes)
     (fakes / "trainer").write_text(trainer)
     flags = "run --name=n --time=1:00 --gpus-per-node=4 --processes-per-node=1 --nodes=2 --env=HF_TOKEN"
-    flags += " --setup='export COTMI_OF_SETUP=1'"
+    flags += " --setup='export COTMI_OF_SETUP=1$NOT_SET_ANYWHERE'"
     assert launch(checkout, "slurm", flags, [*TRAIN, *TRICKY], variables).returncode == 0
     (submitted,) = recorded(fakes)
     assert "--requeue" in submitted["arguments"] and "--export=HOME,PATH,USER,HF_TOKEN" in submitted["arguments"]
