@@ -123,6 +123,11 @@ state() {
   printf '%s' "$found"
 }
 
+# Nothing but its owner starts a TPU again that somebody has stopped.
+die_stopped() {
+  die "$name is STOPPED: start it ($(gcp tpu-vm start "$name")) or delete it, then give the same command again"
+}
+
 # Orders the TPU where there is none, deletes it where it is dead, and returns once it is ready.
 bring_up() {
   local now
@@ -141,6 +146,7 @@ bring_up() {
     case $now in
       GONE) (order) || note "could not be ordered, again in $poll s" ;;
       PREEMPTED | TERMINATED | SUSPENDED | FAILED) (delete) || note "could not be deleted, again in $poll s" ;;
+      STOPPED) die_stopped ;;
     esac
     sleep "$poll"
   done
@@ -159,6 +165,7 @@ wait_until_ready() {
       PREEMPTED | TERMINATED | SUSPENDED | FAILED)
         die "$name is $now: delete it, then create it again (resume does both)"
         ;;
+      STOPPED) die_stopped ;;
     esac
     note "$name is $now"
     sleep "$poll"
@@ -261,6 +268,7 @@ watch() {
         note "the TPU is still there and costs money: launch/$script delete"
         return
         ;;
+      unknown) note "the workers do not answer, again in $poll s; meanwhile the TPU costs money: launch/$script delete" ;;
     esac
     sleep "$poll"
   done

@@ -75,13 +75,10 @@ def make_workers(here: Path) -> None:
 def ssh(here: Path, arguments: Sequence[str]) -> int:
     """Run --command on the workers, as gcloud does: at once, and failing where one fails."""
     chosen = workers(here) if flag(arguments, "worker") == "all" else [workers(here)[int(flag(arguments, "worker"))]]
+    command = ["bash", "-c", flag(arguments, "command")]
     keep = {name: os.environ[name] for name in ("PATH", "FAKE_CLUSTER") if name in os.environ}
-    running = [
-        subprocess.Popen(
-            ["bash", "-c", flag(arguments, "command")], cwd=home, env=keep | {"HOME": str(home), "FAKE_WORKER": home.name}
-        )
-        for home in chosen
-    ]
+    own = ({"HOME": str(home), "FAKE_WORKER": home.name} for home in chosen)
+    running = [subprocess.Popen(command, cwd=variables["HOME"], env=keep | variables) for variables in own]
     return max(process.wait() for process in running)
 
 
@@ -128,7 +125,7 @@ def exported(variables: Mapping[str, str], names: str) -> dict[str, str]:
 
 
 def srun(here: Path, arguments: Sequence[str]) -> int:
-    """Run SLURM_NTASKS tasks; the highest of their codes. SIGTERM is not passed on: it kills them all, and srun ends."""
+    """Run SLURM_NTASKS tasks; the highest of their codes. SIGTERM is not passed on: it kills them all."""
     start = next(i for i, a in enumerate(arguments) if not a.startswith("--"))
     flags = dict(a[2:].split("=", 1) for a in arguments[:start])
     variables = exported(os.environ, flags.get("export", os.environ.get("SLURM_EXPORT_ENV", "ALL")))

@@ -108,6 +108,24 @@ def test_watch_sets_up_again_after_a_failed_installation(checkout: Path, fakes: 
     assert done == ["worker.sh setup", "worker.sh setup", "worker.sh start"]
 
 
+@pytest.mark.parametrize("command", ["create", "resume", "watch"])
+def test_nobody_waits_for_a_stopped_tpu(command: str, checkout: Path, fakes: Path) -> None:
+    (fakes / "states").write_text("STOPPED STOPPED STOPPED")
+    extra = [] if command == "create" else TRAIN
+    done = launch(checkout, "tpu_vm", f"{command} {POD} --poll=1", extra, environment(fakes))
+    assert done.returncode == 2
+    assert "t5 is STOPPED: start it (gcloud compute tpus tpu-vm start t5 --zone=us-west4-a" in done.stderr
+
+
+def test_watch_says_again_and_again_that_workers_do_not_answer(checkout: Path, fakes: Path) -> None:
+    command = ["bash", str(checkout / "launch/tpu_vm.sh"), *f"watch {POD} --poll=1".split(), *TRAIN]
+    with background(command, environment(fakes, FAKE_FAILURE="ssh")) as watch:
+        until(lambda: sum("ssh" in call["arguments"] for call in recorded(fakes)) >= 4)
+        os.killpg(watch.pid, signal.SIGKILL)
+        _, said = watch.communicate(timeout=10)
+    assert said.count("the workers do not answer, again in 1 s; meanwhile the TPU costs money") >= 2, said
+
+
 # GKE, SLURM, GPUs, CPU.
 
 
