@@ -45,11 +45,25 @@ workload() {
   quote xpk workload "$1" --cluster="$cluster" --zone="$zone" ${project:+--project="$project"} "${@:2}"
 }
 
+# Whether the workload has more than one VM. These have 4 chips in GKE, fewer than a host of Cloud TPU. A type is told by
+# its topology, or by the number of chips (v5litepod, v6e) or of cores, which is twice that.
+several_vms() {
+  local chips=${tpu_type##*-}
+  if [[ $chips =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]]; then
+    chips=$((${chips//x/*}))
+  elif [[ ! $chips =~ ^[1-9][0-9]*$ ]]; then
+    die "--tpu-type=$tpu_type is no type of XPK's, such as v6e-16 or tpu7x-2x2x1"
+  elif [[ $tpu_type != v5litepod-* && $tpu_type != v6e-* ]]; then
+    chips=$((chips / 2))
+  fi
+  ((chips > 4 || num_slices > 1))
+}
+
 start() {
   local command='' files=''
   # exec, so that the SIGTERM that XPK passes on to its child reaches worker.sh.
   [[ ! $base_docker_image ]] || command="$(quote "$python" -m pip install --quiet -e ".[$extras]") && "
-  ! several_hosts "$tpu_type" "$num_slices" || command+="export COTMI_COORDINATOR=auto && "
+  ! several_vms || command+="export COTMI_COORDINATOR=auto && "
   command+="exec bash launch/worker.sh foreground -- $(trainer "$python")"
   open_scratch
   if [[ $base_docker_image ]]; then
@@ -122,6 +136,7 @@ need cluster zone
 need_count num_slices grace lines
 if [[ $command == run || $command == resume ]]; then
   need tpu-type
+  several_vms || true # or dies, before anything is called
   [[ ${docker_image:+1} != "${base_docker_image:+1}" ]] ||
     die "give one of --docker-image and --base-docker-image: see launch/$script --help"
   trainer python >/dev/null

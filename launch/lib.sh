@@ -142,12 +142,6 @@ workdir_of() {
     die "--workdir is missing: -- … --workdir=DIRECTORY, from where the run also goes on"
 }
 
-# several_hosts TYPE [SLICES]: whether that many TPU slices of a type have more than one host. A host holds 8 chips of
-# v5e and v6e, and 4 chips, which count as 8 cores, of v2 to v5p.
-several_hosts() {
-  [[ ! ${1##*-} =~ ^[0-9]+$ ]] || ((${1##*-} > 8 || ${2:-1} > 1))
-}
-
 # A directory that is gone when the launcher ends; the lines of `run` call it "$scratch".
 scratch=''
 open_scratch() {

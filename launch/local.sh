@@ -16,7 +16,7 @@ Train on this machine's CPU, in the foreground. With several processes it is a r
   --dry-run           print the commands and run none
 
 Ctrl-C and SIGTERM reach every process, which saves; where one fails, the others are told to end. The exit code is that
-of the first that failed. The same command again goes on from --workdir.
+of the first that failed by itself. The same command again goes on from --workdir.
 HELP
 }
 
@@ -43,7 +43,13 @@ start() {
   [[ $dry_run ]] || children+=("$!")
 }
 
-# Waits for every process; returns the exit code of the first that failed.
+# by_itself CODE: whether a process failed so, rather than ending because another is gone (75) or was told to (143).
+by_itself() {
+  (($1 && $1 != 75 && $1 != 143))
+}
+
+# Waits for every process; returns the exit code of the first that failed by itself, which the others precede: it tells
+# them before it ends.
 wait_for_all() {
   local child code result=0
   local -a left=("${children[@]}") running
@@ -57,10 +63,8 @@ wait_for_all() {
       fi
       code=0
       wait "$child" || code=$?
-      if ((code && !result)); then
-        result=$code
-        end_all
-      fi
+      ((!code || result)) || end_all
+      if ((!result)) || { by_itself "$code" && ! by_itself "$result"; }; then result=$code; fi
     done
     left=("${running[@]}")
   done

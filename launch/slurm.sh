@@ -41,9 +41,10 @@ job_script() {
   [[ ! $container ]] || wrapper=(apptainer exec --nv "$container")
   cat <<'JOB'
 #!/bin/bash -l
-set -euo pipefail
+set -eo pipefail
 JOB
   for line in "${setup[@]}"; do printf '%s\n' "$line"; done
+  echo "set -u # only now: 'module load' and 'conda activate' read variables that are not set"
   quote cd "$root" && echo
   if ((nodes * processes_per_node > 1)); then echo "export COTMI_COORDINATOR=auto"; fi
   if ((processes_per_node < gpus_per_node)); then
@@ -51,19 +52,23 @@ JOB
   fi
   cat <<'JOB'
 again=
-time_is_up() { again=1 && kill -TERM "$step"; }
+# To the training, not to this shell. srun itself passes no SIGTERM on: it kills the training.
+time_is_up() { again=1; scancel --signal=TERM "$SLURM_JOB_ID" || true; }
 trap time_is_up USR1
 trap : TERM # a preemption: SLURM sends it to the training too, which saves while this waits
 JOB
-  quote srun --kill-on-bad-exit=1 ${cpus_per_task:+--cpus-per-task="$cpus_per_task"} "${srun_flag[@]}" "${wrapper[@]}"
+  # Without --export=ALL srun would take sbatch's --export for its own, and what the job has set would not arrive.
+  quote srun --export=ALL --kill-on-bad-exit=0 ${cpus_per_task:+--cpus-per-task="$cpus_per_task"} "${srun_flag[@]}" \
+    bash launch/worker.sh foreground --lift -- "${wrapper[@]}"
   echo " $(trainer "$interpreter") &"
   cat <<'JOB'
 step=$!
 while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done # a trapped signal ends wait before the step
 code=0
 wait "$step" || code=$?
-# 75: another node is gone.
-if [[ $again ]] || ((code == 75)); then scontrol requeue "$SLURM_JOB_ID"; fi
+# 75: another node is gone, and nothing failed. 143: told to save before training had begun.
+if [[ $code == 75 || $again && ($code == 0 || $code == 143) ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+((code <= 180 || code == 255)) || code=$((code - 180)) # see launch/worker.sh --help
 exit "$code"
 JOB
 }

@@ -92,6 +92,10 @@ delete() {
   fi
 }
 
+# Whether the TPU has more than one host. One holds 8 chips of v5e and v6e, and 4 chips, which count as 8 cores, of v2 to
+# v5p.
+several_hosts() { ((${type##*-} > 8)); }
+
 describe_queued() { gcp queued-resources describe "$name" --format='value(state.state)'; }
 describe_node() { gcp tpu-vm describe "$name" --format='value(state)'; }
 
@@ -119,6 +123,11 @@ state() {
   printf '%s' "$found"
 }
 
+# Nothing but its owner starts a TPU again that somebody has stopped.
+die_stopped() {
+  die "$name is STOPPED: start it ($(gcp tpu-vm start "$name")) or delete it, then give the same command again"
+}
+
 # Orders the TPU where there is none, deletes it where it is dead, and returns once it is ready.
 bring_up() {
   local now
@@ -137,6 +146,7 @@ bring_up() {
     case $now in
       GONE) (order) || note "could not be ordered, again in $poll s" ;;
       PREEMPTED | TERMINATED | SUSPENDED | FAILED) (delete) || note "could not be deleted, again in $poll s" ;;
+      STOPPED) die_stopped ;;
     esac
     sleep "$poll"
   done
@@ -155,6 +165,7 @@ wait_until_ready() {
       PREEMPTED | TERMINATED | SUSPENDED | FAILED)
         die "$name is $now: delete it, then create it again (resume does both)"
         ;;
+      STOPPED) die_stopped ;;
     esac
     note "$name is $now"
     sleep "$poll"
@@ -187,13 +198,13 @@ start() {
  printf 'export %s=%q\n' \"\$name\" \"\${!name}\"; done >\"\$scratch/env\")"
     run "$(copy env "$run_files/env")"
   fi
-  ! several_hosts "$type" || command+="COTMI_COORDINATOR=auto "
+  ! several_hosts || command+="COTMI_COORDINATOR=auto "
   command+="bash launch/worker.sh start --dir=../$run_files$file -- $(trainer "$venv/bin/python")"
   run "$(remote all "$command")"
   [[ ! $file ]] || close_scratch
 }
 
-readonly ask_workers="[ ! -e cotmi_jax_venv/bin/python ] || [ ! -e cotmi_jax ] && echo missing ||\
+readonly ask_workers="[ ! -e cotmi_jax_venv/ready ] || [ ! -e cotmi_jax ] && echo missing ||\
  bash cotmi_jax/launch/worker.sh status --dir=$run_files"
 
 # missing (setup is needed), running, failed, again, stopped, finished or unknown, over all workers.
@@ -257,6 +268,7 @@ watch() {
         note "the TPU is still there and costs money: launch/$script delete"
         return
         ;;
+      unknown) note "the workers do not answer, again in $poll s; meanwhile the TPU costs money: launch/$script delete" ;;
     esac
     sleep "$poll"
   done
@@ -309,7 +321,7 @@ if [[ $accepted == *shared-workdir* ]]; then
   trainer python >/dev/null
   workdir=$(workdir_of)
   if [[ $workdir && $workdir != *://* && ! $shared_workdir ]]; then
-    ! several_hosts "$type" ||
+    ! several_hosts ||
       die "--workdir=$workdir is local, and the hosts of a $type share none: take gs://…, or --shared-workdir"
     [[ $command == run ]] ||
       die "--workdir=$workdir goes with the TPU when that is preempted: take gs://…, or --shared-workdir"

@@ -12,15 +12,18 @@ One machine's part of a run. The other launchers call it; on a single machine it
   launch/worker.sh logs   --dir=DIR [--lines=N] [--no-follow]
   launch/worker.sh status --dir=DIR                      none, running, finished, stopped, interrupted or failed N
   launch/worker.sh stop   --dir=DIR [--grace=300]                        SIGTERM, so that the run saves; later SIGKILL
-  launch/worker.sh foreground [--dir=DIR] -- COMMAND…    run COMMAND, passing SIGTERM on; 143 where it was interrupted
+  launch/worker.sh foreground [--dir=DIR] [--lift] -- COMMAND…   run COMMAND, passing SIGTERM on; 143 where it was
+                                                         interrupted
 
 --dir       a directory of the run's own; holds log, pid, exit (the exit code) and lock (held while COMMAND runs).
 --env-file  is read by bash, and deleted, before COMMAND is started.
+--lift      for srun, which returns the highest exit code of all tasks: COMMAND's own, but 1 to 74 as 181 to 254, above
+            the 75 of the tasks that end because another failed, and above 128 and the number of a signal
 setup takes the newest of python3.12, python3.11 and python3 that is at least 3.11; where there is none, uv brings one.
 HELP
 }
 
-dir='' env_file='' lines=50 no_follow='' grace=300 venv='' extras=tpu
+dir='' lift='' env_file='' lines=50 no_follow='' grace=300 venv='' extras=tpu
 
 setup() {
   local found=''
@@ -29,6 +32,7 @@ setup() {
     [[ ! $found ]] || ! "$found" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || break
   done
   [[ ! $python || $found == "$python" ]] || die "--python=$python is not a CPython from 3.11 on with venv"
+  rm -f "$venv/ready"
   if [[ -x $venv/bin/python ]]; then
     echo "$venv is kept"
   elif [[ $found ]]; then
@@ -38,6 +42,7 @@ setup() {
     python3 -m uv venv --python=3.12 --seed "$venv"
   fi
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "${root}[$extras]"
+  touch "$venv/ready" # which tpu_vm.sh asks for: without it, a failed installation would pass for one
   echo "$(hostname): $("$venv/bin/python" --version) in $venv is ready"
 }
 
@@ -76,7 +81,11 @@ foreground() {
   wait "$child" || code=$?
   # The trainer ends with 0 once it has saved, and with 75 where another host is gone. That is no finished run, and no
   # failed one either: 143, which is also among the codes from 127 on after which XPK restarts.
-  if [[ $interrupted && $code == 0 || $code == 75 ]]; then code=143; fi
+  if [[ $lift ]]; then
+    ((code == 0 || code >= 75)) || code=$((code + 180))
+  elif [[ $interrupted && $code == 0 || $code == 75 ]]; then
+    code=143
+  fi
   [[ ! $dir ]] || echo "$code" >"$dir/exit"
   exit "$code"
 }
@@ -127,7 +136,7 @@ command=${1:-}
 shift || true
 case $command in
   setup) flags "venv= extras= python=" "$@" ;;
-  foreground) flags "dir=" "$@" ;;
+  foreground) flags "dir= lift" "$@" ;;
   start | logs | status | stop)
     flags "dir= env-file= lines= no-follow grace=" "$@"
     need dir

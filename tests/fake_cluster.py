@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NAMES = ("gcloud", "xpk", "kubectl", "sbatch", "srun", "scancel", "squeue", "scontrol", "python3", "hostname")
@@ -75,12 +75,20 @@ def make_workers(here: Path) -> None:
 def ssh(here: Path, arguments: Sequence[str]) -> int:
     """Run --command on the workers, as gcloud does: at once, and failing where one fails."""
     chosen = workers(here) if flag(arguments, "worker") == "all" else [workers(here)[int(flag(arguments, "worker"))]]
+    command = ["bash", "-c", flag(arguments, "command")]
     keep = {name: os.environ[name] for name in ("PATH", "FAKE_CLUSTER") if name in os.environ}
-    running = [
-        subprocess.Popen(["bash", "-c", flag(arguments, "command")], cwd=home, env=keep | {"HOME": str(home)})
-        for home in chosen
-    ]
+    own = ({"HOME": str(home), "FAKE_WORKER": home.name} for home in chosen)
+    running = [subprocess.Popen(command, cwd=variables["HOME"], env=keep | variables) for variables in own]
     return max(process.wait() for process in running)
+
+
+def pip(here: Path) -> int:
+    """Fail once on the worker that {FAKE_CLUSTER}/pip names."""
+    failing = here / "pip"
+    if not failing.exists() or failing.read_text() != os.environ["FAKE_WORKER"]:
+        return 0
+    failing.unlink()
+    return 1
 
 
 def gcloud(here: Path, arguments: Sequence[str]) -> int:
@@ -110,6 +118,53 @@ def gcloud(here: Path, arguments: Sequence[str]) -> int:
     return 0
 
 
+def exported(variables: Mapping[str, str], names: str) -> dict[str, str]:
+    """What sbatch or srun hands on with --export=NAMES, and what the fakes themselves need."""
+    own = ("SLURM_", "FAKE_")
+    return {n: v for n, v in variables.items() if names == "ALL" or n in names.split(",") or n.startswith(own)}
+
+
+def srun(here: Path, arguments: Sequence[str]) -> int:
+    """Run SLURM_NTASKS tasks; the highest of their codes. SIGTERM is not passed on: it kills them all."""
+    start = next(i for i, a in enumerate(arguments) if not a.startswith("--"))
+    flags = dict(a[2:].split("=", 1) for a in arguments[:start])
+    variables = exported(os.environ, flags.get("export", os.environ.get("SLURM_EXPORT_ENV", "ALL")))
+    tasks = [
+        subprocess.Popen(arguments[start:], env=variables | {"SLURM_PROCID": str(index)})
+        for index in range(int(os.environ["SLURM_NTASKS"]))
+    ]
+
+    def end(*_: object) -> None:
+        for task in tasks:
+            task.kill()
+
+    signal.signal(signal.SIGTERM, lambda *_: (end(), os._exit(143)))
+    (here / "step").write_text(" ".join(str(task.pid) for task in tasks))
+    while any(task.poll() is None for task in tasks):
+        if flags["kill-on-bad-exit"] == "1" and any(task.poll() for task in tasks):
+            end()
+        time.sleep(0.02)
+    return max(code if code >= 0 else 128 - code for code in (task.wait() for task in tasks))
+
+
+def scancel(here: Path, arguments: Sequence[str]) -> int:
+    """Signal the tasks of a step, neither what these have started (as proctrack/cgroup does) nor the batch shell."""
+    for task in (here / "step").read_text().split():
+        os.kill(int(task), signal.Signals[f"SIG{flag(arguments, 'signal')}"])
+    return 0
+
+
+def end_together(notes: Path, codes: Sequence[str]) -> int:
+    """End, once all have started, with the code of this process; one that fails by itself tells the others first."""
+    code = int(codes[int(os.environ.get("SLURM_PROCID") or os.environ["COTMI_PROCESS_ID"])])
+    while len(notes.read_text().splitlines()) < len(codes):
+        time.sleep(0.02)
+    if code != 75:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(0.8)
+    return code
+
+
 def train(here: Path, arguments: Sequence[str]) -> int:
     """A trainer that notes what it was given, and then does what {FAKE_CLUSTER}/trainer says."""
     names = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
@@ -120,6 +175,8 @@ def train(here: Path, arguments: Sequence[str]) -> int:
     with notes.open("a") as file:
         file.write(json.dumps({"arguments": list(arguments), "environment": given}) + "\n")
     what = (here / "trainer").read_text() if (here / "trainer").exists() else "0"
+    if len(codes := what.split()) > 1 and codes[1] != "in":
+        return end_together(notes, codes)
     # "7 in 1": the process whose id is 1 ends with 7 once all have started, the others wait for a signal.
     code, _, process = what.partition(" in ")
     while process and len(notes.read_text().splitlines()) < int(os.environ["COTMI_PROCESSES"]):
@@ -135,6 +192,8 @@ def main(name: str, arguments: list[str]) -> int:
     if name == "hostname":
         print("here")
         return 0
+    if arguments[:2] == ["-m", "pip"] and "FAKE_WORKER" in os.environ:
+        return pip(here)
     if name == "python3" and arguments[:1] == ["-m"] and arguments[1].startswith("cotmi_jax"):
         return train(here, arguments[2:])
     call = {"name": name, "arguments": arguments}
@@ -149,8 +208,9 @@ def main(name: str, arguments: list[str]) -> int:
     elif name == "gcloud" and arguments[:2] == ["compute", "tpus"]:
         return gcloud(here, arguments)
     elif name == "srun":
-        command = arguments[next(i for i, a in enumerate(arguments) if not a.startswith("--")) :]
-        os.execvp(command[0], command)
+        return srun(here, arguments)
+    elif name == "scancel":
+        return scancel(here, arguments)
     elif name == "xpk" and "list" in arguments:
         print("Jobset Name\nw-1  medium\nw  medium")
     return 0

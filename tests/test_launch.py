@@ -146,6 +146,7 @@ def test_dry_run_is_golden_and_runs_nothing(launcher: str, checkout: Path, fakes
         ("tpu_vm", f"run {POD} --env=HF_TOKEN={SECRET.split()[0]}", TRAIN, "--env takes the name"),
         ("tpu_vm", f"run {POD} --env=NOT_THERE", TRAIN, "--env=NOT_THERE is not set here"),
         ("gke_xpk", f"run {WORKLOAD}", TRAIN, "one of --docker-image and --base-docker-image"),
+        ("gke_xpk", f"run {GKE} --workload=w --tpu-type=v6e --docker-image=i", TRAIN, "--tpu-type=v6e is no type"),
         ("gke_xpk", f"delete {GKE} --workload=W_1", [], "--workload=W_1 is no name"),
         ("gke_xpk", f"run {WORKLOAD} --docker-image=i", ["--", "--workdir=/x"], "goes with it"),
         ("slurm", f"run {SLURM} --gpus-per-node=8 --processes-per-node=3", TRAIN, "--processes-per-node=3 is neither"),

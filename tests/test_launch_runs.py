@@ -12,6 +12,7 @@ import launching
 import pytest
 from hosts import free_address
 from launching import (
+    GKE,
     POD,
     REPOSITORY,
     SECRET,
@@ -95,6 +96,36 @@ def test_watch_starts_again_only_what_was_interrupted(code: str, starts: int, ch
     assert (watch.returncode, len(recorded(fakes, "trainings"))) == (0 if starts == 2 else 2, 2 * starts), said
 
 
+def test_watch_sets_up_again_after_a_failed_installation(checkout: Path, fakes: Path) -> None:
+    """One worker lacks the packages: no worker is started before it has them."""
+    (fakes / "pip").write_text("worker-1")
+    command = ["bash", str(checkout / "launch/tpu_vm.sh"), *f"watch {POD} --poll=1".split(), *TRAIN]
+    with background(command, environment(fakes)) as watch:
+        _, said = watch.communicate(timeout=20)
+    assert watch.returncode == 0 and "could not be started" in said, said
+    asked = [fake_cluster.flag(c["arguments"], "command") for c in recorded(fakes) if "ssh" in c["arguments"]]
+    done = [verb for line in asked for verb in ("worker.sh setup", "worker.sh start") if verb in line]
+    assert done == ["worker.sh setup", "worker.sh setup", "worker.sh start"]
+
+
+@pytest.mark.parametrize("command", ["create", "resume", "watch"])
+def test_nobody_waits_for_a_stopped_tpu(command: str, checkout: Path, fakes: Path) -> None:
+    (fakes / "states").write_text("STOPPED STOPPED STOPPED")
+    extra = [] if command == "create" else TRAIN
+    done = launch(checkout, "tpu_vm", f"{command} {POD} --poll=1", extra, environment(fakes))
+    assert done.returncode == 2
+    assert "t5 is STOPPED: start it (gcloud compute tpus tpu-vm start t5 --zone=us-west4-a" in done.stderr
+
+
+def test_watch_says_again_and_again_that_workers_do_not_answer(checkout: Path, fakes: Path) -> None:
+    command = ["bash", str(checkout / "launch/tpu_vm.sh"), *f"watch {POD} --poll=1".split(), *TRAIN]
+    with background(command, environment(fakes, FAKE_FAILURE="ssh")) as watch:
+        until(lambda: sum("ssh" in call["arguments"] for call in recorded(fakes)) >= 4)
+        os.killpg(watch.pid, signal.SIGKILL)
+        _, said = watch.communicate(timeout=10)
+    assert said.count("the workers do not answer, again in 1 s; meanwhile the TPU costs money") >= 2, said
+
+
 # GKE, SLURM, GPUs, CPU.
 
 
@@ -119,14 +150,64 @@ def test_a_workload_gets_its_arguments(checkout: Path, fakes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "number", "requeued"), [("wait", signal.SIGUSR1, True), ("75", None, True), ("3", None, False)]
+    ("kind", "slices", "several"),
+    [
+        ("v5litepod-4", 1, False),
+        ("v5litepod-8", 1, True),
+        ("v6e-1", 1, False),
+        ("v6e-4", 1, False),
+        ("v6e-4", 2, True),
+        ("v6e-8", 1, True),
+        ("v6e-2x4", 1, True),
+        ("v4-8", 1, False),
+        ("v4-16", 1, True),
+        ("v5p-8", 1, False),
+        ("v5p-16", 1, True),
+        ("tpu7x-2x2x1", 1, False),
+        ("tpu7x-2x2x2", 1, True),
+        ("tpu7x-8", 1, False),
+        ("tpu7x-16", 1, True),
+    ],
+)
+def test_processes_of_a_workload_are_told_of_each_other(
+    kind: str, slices: int, several: bool, checkout: Path, fakes: Path
+) -> None:
+    """As XPK lays them out: 4 chips for each VM."""
+    flags = f"run {GKE} --workload=w --tpu-type={kind} --num-slices={slices} --docker-image=i"
+    assert launch(checkout, "gke_xpk", flags, TRAIN, environment(fakes)).returncode == 0
+    (created,) = recorded(fakes)
+    assert ("COTMI_COORDINATOR=auto" in fake_cluster.flag(created["arguments"], "command")) == several
+
+
+@pytest.mark.parametrize(
+    ("kind", "several"), [("v5litepod-8", False), ("v6e-8", False), ("v6e-16", True), ("v4-8", False), ("v5p-16", True)]
+)
+def test_processes_of_a_tpu_are_told_of_each_other(kind: str, several: bool, checkout: Path, fakes: Path) -> None:
+    """As Cloud TPU lays them out: 8 chips of v5e and v6e for each host, else 4."""
+    variables = environment(fakes, FAKE_PASSIVE="1")
+    assert launch(checkout, "tpu_vm", f"run {TPU} --type={kind}", TRAIN, variables).returncode == 0
+    (started,) = recorded(fakes)
+    assert ("COTMI_COORDINATOR=auto" in fake_cluster.flag(started["arguments"], "command")) == several
+
+
+@pytest.mark.parametrize(
+    ("trainer", "number", "code", "requeued"),
+    [
+        ("wait", signal.SIGUSR1, 0, True),
+        ("75", None, 75, True),
+        ("75 75", None, 75, True),
+        ("3", None, 3, False),
+        ("75 1", None, 1, False),  # process 1 fails, and the other ends because of that
+        ("75 139", None, 139, False),
+    ],
 )
 def test_a_slurm_job_is_queued_again_when_its_time_is_up(
-    trainer: str, number: int | None, requeued: bool, checkout: Path, fakes: Path
+    trainer: str, number: int | None, code: int, requeued: bool, checkout: Path, fakes: Path
 ) -> None:
     variables = environment(fakes)
     (fakes / "trainer").write_text(trainer)
     flags = "run --name=n --time=1:00 --gpus-per-node=4 --processes-per-node=1 --nodes=2 --env=HF_TOKEN"
+    flags += " --setup='export COTMI_OF_SETUP=1$NOT_SET_ANYWHERE'"
     assert launch(checkout, "slurm", flags, [*TRAIN, *TRICKY], variables).returncode == 0
     (submitted,) = recorded(fakes)
     assert "--requeue" in submitted["arguments"] and "--export=HOME,PATH,USER,HF_TOKEN" in submitted["arguments"]
@@ -134,15 +215,22 @@ def test_a_slurm_job_is_queued_again_when_its_time_is_up(
     shellcheck = [Path(sys.executable).with_name("shellcheck"), "-S", "warning", fakes / "job.sh"]
     assert subprocess.run(shellcheck, stdout=subprocess.DEVNULL).returncode == 0
     job = ["bash", str(fakes / "job.sh")]  # not -l: this machine's profile is not the cluster's
-    with background(job, variables | {"SLURM_JOB_ID": "17"}) as process:
+    given = fake_cluster.flag(submitted["arguments"], "export")
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": str(len(trainer.split())), "SLURM_EXPORT_ENV": given}
+    with background(job, fake_cluster.exported(variables, given) | slurm) as process:
         until(lambda: recorded(fakes, "trainings"))
         if number:
             process.send_signal(number)
-        assert process.wait(10) == (0 if number else int(trainer))
-    (training,) = recorded(fakes, "trainings")
+        assert process.wait(10) == code
+    training, *more = recorded(fakes, "trainings")
+    assert more == [training] * (len(trainer.split()) - 1)
     assert training["arguments"] == [*TRAIN[1:], *TRICKY]
-    assert training["environment"]["COTMI_COORDINATOR"] == "auto"
-    assert training["environment"]["JAX_LOCAL_DEVICE_IDS"] == "0,1,2,3"
+    assert training["environment"] == {
+        "COTMI_COORDINATOR": "auto",
+        "COTMI_OF_SETUP": "1",
+        "JAX_LOCAL_DEVICE_IDS": "0,1,2,3",
+        "HF_TOKEN": SECRET,
+    }
     asked = [call["arguments"] for call in recorded(fakes) if call["name"] == "scontrol"]
     assert asked == ([["requeue", "17"]] if requeued else [])
 
@@ -179,6 +267,14 @@ def test_local_processes_are_told_apart_and_end_together(checkout: Path, fakes: 
             "JAX_NUM_CPU_DEVICES": "2",
             "HF_TOKEN": SECRET,
         }
+
+
+@pytest.mark.parametrize(("codes", "code"), [("2 75 75", 2), ("75 75 1", 1), ("75 75 75", 75), ("0 0 0", 0)])
+def test_local_ends_with_the_code_of_what_failed_by_itself(codes: str, code: int, checkout: Path, fakes: Path) -> None:
+    """Which comes later than those of the processes that it takes along."""
+    (fakes / "trainer").write_text(codes)
+    done = launch(checkout, "local", "--processes=3 --port=12399", TRAIN, environment(fakes))
+    assert done.returncode == code
 
 
 def test_local_trains(tmp_path: Path) -> None:
