@@ -181,6 +181,29 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(reading, writing, 1 << 24)
 
 
+def move_folder(source: Path, target: Path, mark: str) -> None:
+    """Move a folder to where nothing is; its file `mark`, if there, says that it is complete.
+
+    In a bucket everything is copied before anything goes, the mark first: a kill leaves a source that is whole, or one
+    that is not taken for complete. OSError as of renaming, and what else `failures` names.
+    """
+    if not is_remote(source):
+        os.rename(source, target)
+        return
+    import fsspec
+
+    store = fsspec.filesystem("gcs", finalize_on_close=True)
+    root = str(source).removeprefix(_REMOTE)
+    names = store.find(root)
+    if not names:
+        raise FileNotFoundError(errno.ENOENT, "", str(source))
+    store.copy(names, [str(target).removeprefix(_REMOTE) + name.removeprefix(root) for name in names])
+    first = [name for name in names if name == f"{root}/{mark}"]
+    rest = [name for name in names if name not in first]
+    for group in filter(None, (first, rest)):
+        store.rm(group)
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a small text file. OSError as of writing."""
     if is_remote(path):
