@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -133,7 +134,8 @@ def writing(path: Path) -> Iterator[None]:
 def ended_by(*ends: Callable[[], None]) -> Iterator[None]:
     """Call every one of `ends`, in order, however the body ends.
 
-    What ended the body comes first: a UserError of an end is raised only where nothing was before, else it is a note.
+    What ended the body comes first: an error of an end is raised only where nothing was before, else it is a note, with
+    its traceback where it is no UserError.
     """
     first: BaseException | None = None
     try:
@@ -143,11 +145,13 @@ def ended_by(*ends: Callable[[], None]) -> Iterator[None]:
     for end in ends:
         try:
             end()
-        except UserError as error:
+        except BaseException as error:
             if first is None:
                 first = error
             else:
-                first.add_note(str(error))
+                first.add_note(
+                    str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+                )
     if first is not None:
         raise first
 
