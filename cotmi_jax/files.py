@@ -15,6 +15,7 @@ import pathlib
 import secrets
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,8 @@ def writing(path: Path) -> Iterator[None]:
 def ended_by(*ends: Callable[[], None]) -> Iterator[None]:
     """Call every one of `ends`, in order, however the body ends.
 
-    What ended the body comes first: a UserError of an end is raised only where nothing was before, else it is a note.
+    What ended the body comes first: an error of an end is raised only where nothing was before, else it is a note, with
+    its traceback where it is no UserError.
     """
     first: BaseException | None = None
     try:
@@ -144,11 +146,13 @@ def ended_by(*ends: Callable[[], None]) -> Iterator[None]:
     for end in ends:
         try:
             end()
-        except UserError as error:
+        except BaseException as error:
             if first is None:
                 first = error
             else:
-                first.add_note(str(error))
+                first.add_note(
+                    str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+                )
     if first is not None:
         raise first
 
@@ -188,6 +192,29 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a large file, on disk or in a bucket, part by part. OSError as of reading and writing."""
     with source.open("rb") as reading, target.open("wb") as writing:
         shutil.copyfileobj(reading, writing, 1 << 24)
+
+
+def move_folder(source: Path, target: Path, mark: str) -> None:
+    """Move a folder to where nothing is; its file `mark`, if there, says that it is complete.
+
+    In a bucket everything is copied before anything goes, the mark first: a kill leaves a source that is whole, or one
+    that is not taken for complete. OSError as of renaming, and what else `failures` names.
+    """
+    if not is_remote(source):
+        os.rename(source, target)
+        return
+    import fsspec
+
+    store = fsspec.filesystem("gcs", finalize_on_close=True)
+    root = str(source).removeprefix(_REMOTE)
+    names = store.find(root)
+    if not names:
+        raise FileNotFoundError(errno.ENOENT, "", str(source))
+    store.copy(names, [str(target).removeprefix(_REMOTE) + name.removeprefix(root) for name in names])
+    first = [name for name in names if name == f"{root}/{mark}"]
+    rest = [name for name in names if name not in first]
+    for group in filter(None, (first, rest)):
+        store.rm(group)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -209,6 +209,29 @@ def test_all_ends_are_called_and_the_first_error_is_raised() -> None:
     assert called == ["a", "b"] and str(error.value) == "a" and error.value.__notes__ == ["b"]
 
 
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
+def test_all_ends_are_called_where_one_is_defective_or_interrupted(kind: type[BaseException]) -> None:
+    called: list[str] = []
+
+    def end(name: str, error: BaseException) -> None:
+        called.append(name)
+        raise error
+
+    def ends(body: BaseException | None) -> None:
+        with ended_by(lambda: end("a", kind("a")), lambda: end("b", UserError("b")), lambda: end("c", kind("c"))):
+            if body is not None:
+                raise body
+
+    with pytest.raises(kind) as error:
+        ends(None)
+    assert called == ["a", "b", "c"] and error.value.args == ("a",)
+    note, defect = error.value.__notes__
+    assert note == "b" and defect.startswith("Traceback") and defect.endswith(f"{kind.__name__}: c\n")
+    with pytest.raises(UserError, match="^body"):
+        ends(UserError("body"))
+    assert called == ["a", "b", "c"] * 2
+
+
 def test_a_line_of_metrics_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\0\0\n{"step": 2}\n')
     with pytest.raises(UserError, match=rf"{tmp_path}/metrics.jsonl, line 2: no line of metrics"):

@@ -3,6 +3,7 @@
 import errno
 import gc
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,7 +147,30 @@ def test_what_does_not_fit_is_not_damage(tmp_path: Path) -> None:
     assert choose(tmp_path).damaged == ()
 
 
-@pytest.mark.parametrize("failure", [PermissionError(errno.EACCES, "no"), ValueError("UNAVAILABLE: no network")])
+def of_an_array(cause: Exception) -> Exception:
+    """What orbax makes of an error of tensorstore's."""
+    error = Exception("Encountered error while reading array index: (). See full TensorStore details: {}.")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        PermissionError(errno.EACCES, "no"),
+        OSError("Forbidden: no"),
+        OSError(errno.ESTALE, "no"),
+        OSError(errno.EMFILE, "no"),
+        OSError(errno.EIO, "no"),
+        ValueError("UNAVAILABLE: no network"),
+        ValueError("RESOURCE_EXHAUSTED: no files left [os_error_code='24']"),
+        ValueError("UNKNOWN: no handle [os_error_code='116']"),
+        ValueError("INTERNAL: no"),
+        of_an_array(ValueError("UNAVAILABLE: no network")),
+        of_an_array(ConnectionResetError(errno.ECONNRESET, "no")),
+    ],
+    ids=repr,
+)
 def test_what_is_out_of_reach_is_not_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
@@ -160,14 +184,50 @@ def test_what_is_out_of_reach_is_not_damage(
         choose(tmp_path)
 
 
-def test_a_defect_of_the_code_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        IsADirectoryError(errno.EISDIR, "no file"),
+        ValueError("DATA_LOSS: no file"),
+        ValueError("FAILED_PRECONDITION: no file [os_error_code='20']"),
+        KeyError("no file"),
+        of_an_array(ValueError("OUT_OF_RANGE: no file")),
+        Exception("no file"),
+    ],
+    ids=repr,
+)
+def test_what_speaks_of_content_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    runs.save_states(tmp_path, 2)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", refuse)
+    assert "no file" in str(damage(find(tmp_path, 2)))
+
+
+def test_checkpoints_that_cannot_be_listed_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.save_states(tmp_path, 2)
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    for ask in (choose, lambda workdir: find(workdir, "latest")):
+        with pytest.raises(UserError, match=f"^checkpoints in {tmp_path}/checkpoints are out of reach: Permission"):
+            ask(tmp_path)
+
+
+@pytest.mark.parametrize("error", [AttributeError("restore"), of_an_array(AttributeError("restore"))], ids=repr)
+def test_a_defect_of_the_code_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     runs.save_states(tmp_path, 2)
 
     def broken(*args: Any, **kwargs: Any) -> None:
-        raise AttributeError("restore")
+        raise error
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", broken)
-    with pytest.raises(AttributeError):
+    with pytest.raises(type(error), match=str(error)[:20]):
         choose(tmp_path)
 
 

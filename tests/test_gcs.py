@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fake_gcs
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.sharding import make_mesh
 from cotmi_jax.training import mirror
-from cotmi_jax.training.checkpoint import Checkpoints, find
+from cotmi_jax.training.checkpoint import Checkpoints, find, steps_saved
 from cotmi_jax.training.job import train
+from cotmi_jax.training.recovery import choose, set_aside
 from cotmi_jax.training.restore import load_trained
 from cotmi_jax.training.scoring import score
 from cotmi_jax.training.writers import MetricWriter
@@ -104,6 +106,53 @@ def test_unfinished_checkpoints_are_none(workdir: files.Path, store: fake_gcs.Fa
     assert find(workdir, "latest").step == 6
     with pytest.raises(UserError, match="no checkpoint of step 9 in gs://bucket/runs/one"):
         find(workdir, 9)
+
+
+def test_a_damaged_checkpoint_is_moved_within_the_bucket(store: fake_gcs.FakeGcs) -> None:
+    place, said = files.as_path("gs://bucket/runs/damaged"), list[str]()
+    runs.save_states(place, 1, 2)
+    store.put("runs/damaged/checkpoints/2/data/metadata", b"{")
+    names = [name.removeprefix("runs/damaged/checkpoints/2/") for name in store.names("runs/damaged/checkpoints/2/")]
+    choice = choose(place)
+    assert str(choice.latest) == "gs://bucket/runs/damaged/checkpoints/1" and len(choice.damaged) == 1
+    set_aside(place, choice, said.append)
+    assert "commit_success.txt" in names and steps_saved(place / "checkpoints") == [1]
+    assert store.names("runs/damaged/checkpoints/2/") == []
+    moved = "runs/damaged/damaged/checkpoints-2/"
+    assert [name.removeprefix(moved) for name in store.names(moved)] == names
+    assert len(said) == 1 and "moved to gs://bucket/runs/damaged/damaged/checkpoints-2: going on from" in said[0]
+
+
+def test_a_move_that_a_kill_ends_leaves_all_or_what_is_not_complete(
+    store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = files.as_path("gs://bucket/moving/2"), files.as_path("gs://bucket/moved/2")
+    names = [f"moving/2/{name}" for name in ("a/0", "b", "mark", "z")]
+    for name in names:
+        store.put(name, name.encode())
+
+    client = type(fsspec.filesystem("gcs"))
+    copy_one, remove_one, removed = client._cp_file, client._rm_file, list[str]()
+
+    async def copy(self: object, one: str, other: str, **kwargs: object) -> None:
+        if one.endswith("z"):
+            raise OSError("killed")
+        await copy_one(self, one, other, **kwargs)
+
+    async def remove(self: object, name: str, **kwargs: object) -> None:
+        if removed:
+            raise OSError("killed")
+        removed.append(name)
+        await remove_one(self, name, **kwargs)
+
+    for method, replacement, left in (("_cp_file", copy, names), ("_rm_file", remove, [*names[:2], names[3]])):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+            patch.setattr(client, method, replacement)
+            files.move_folder(source, target, "mark")
+        assert store.names("moving/") == left
+    assert [store.objects[name.replace("moving", "moved")][0] for name in names] == [name.encode() for name in names]
+    with pytest.raises(FileNotFoundError):
+        files.move_folder(files.as_path("gs://bucket/moving/3"), target, "mark")
 
 
 def test_the_students_of_a_bucket_are_scored_and_exported(workdir: files.Path, store: fake_gcs.FakeGcs) -> None:

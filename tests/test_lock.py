@@ -146,6 +146,34 @@ def test_a_killed_run_is_waited_for_until_its_beat_is_old(
     assert f"process {pid}, since 20" in said and "waiting 0.6 seconds for a sign of life" in said
 
 
+def test_a_run_whose_clock_is_behind_keeps_its_workdir(tmp_path: Path) -> None:
+    path, ended, lost = tmp_path / OWNER_FILE, threading.Event(), threading.Event()
+
+    def write() -> None:
+        owner = {"host": "there", "pid": 7, "since": "now", "token": "t", "beat": time.time() - 1800.0}
+        (tmp_path / "new").write_text(json.dumps(owner))
+        (tmp_path / "new").rename(path)
+
+    def beat() -> None:
+        while not ended.wait(0.05) and not lost.is_set():
+            if '"token": "t"' in path.read_text():
+                write()
+            else:
+                lost.set()
+
+    write()
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="another run is training in .* \\(there, process 7"):
+            with quick_heartbeat(tmp_path):
+                pass
+        assert not lost.is_set()
+    finally:
+        ended.set()
+        thread.join()
+
+
 def test_an_old_beat_is_nobodys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / OWNER_FILE).write_text(json.dumps({"host": "h", "pid": 1, "since": "s", "token": "t", "beat": 0.0}))
     with quick_heartbeat(tmp_path):

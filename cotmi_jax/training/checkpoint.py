@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, check_described, is_remote, writing
+from cotmi_jax.files import Path, check_described, failures, is_remote, told, writing
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.student import Params
 from cotmi_jax.sharding import PyTree
@@ -32,6 +32,7 @@ from cotmi_jax.training.state import TrainState
 Json = dict[str, Any]
 LATEST, BEST = "checkpoints", "best"
 _ITEMS_FILE = "_CHECKPOINT_METADATA"  # in which orbax lists what a checkpoint holds
+_AGAIN = "see that it can be read, then give the same command"
 _GROUP_BYTES = 1 << 30  # read at a time where a checkpoint is gone through on the host
 # tensorstore raises ValueError whose text begins with the status and may hold the number of the system's error.
 _STATUS = re.compile(
@@ -41,7 +42,9 @@ _STATUS = re.compile(
 )
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 _ERRNO = {"RESOURCE_EXHAUSTED": errno.ENOSPC, "PERMISSION_DENIED": errno.EACCES, "NOT_FOUND": errno.ENOENT}
-_OUT_OF_REACH = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+# What speaks of the content of files, by tensorstore's status and by the system's error; all else may pass.
+_OF_CONTENT = ("NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
+_OF_CONTENT_CODES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,10 +188,15 @@ def _save(
 
 
 def steps_saved(directory: Path) -> list[int]:
-    """The steps of the complete checkpoints in a folder, in order."""
-    # Orbax renames a directory to its bare number when it is complete; in a bucket it leaves a mark in it instead.
-    numbered = [path for path in directory.glob("*") if path.name.isdigit()]
-    return sorted(int(path.name) for path in numbered if ocp.utils.is_checkpoint_finalized(path))
+    """The steps of the complete checkpoints in a folder, in order. Raises UserError where it cannot be listed."""
+    with told(f"checkpoints in {directory} are out of reach", _AGAIN):
+        try:
+            paths = list(directory.iterdir())  # glob is silent about a folder that may not be read
+        except FileNotFoundError:
+            return []
+        # Orbax renames a directory to its bare number when it is complete; in a bucket it leaves a mark in it instead.
+        numbered = [path for path in paths if path.name.isdigit()]
+        return sorted(int(path.name) for path in numbered if ocp.utils.is_checkpoint_finalized(path))
 
 
 def saved(workdir: Path, which: Literal["latest", "best"] | int) -> Saved | None:
@@ -218,27 +226,36 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].partition(". See full")[0][:200] if str(error) else type(error).__name__
 
 
+def _is_damage(error: Exception) -> bool:
+    """Whether an error of reading speaks of the content. Any other may be an outage, which passes."""
+    if isinstance(error, failures()):
+        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    status, number = _STATUS.match(str(error)), _SYSTEM_ERROR.search(str(error))
+    if number:
+        return int(number[1]) in _OF_CONTENT_CODES
+    return status is None or status[1] in _OF_CONTENT
+
+
 @contextlib.contextmanager
 def _reading(checkpoint: Saved, item: str = "") -> Iterator[None]:
-    """Names as UnreadableError what tensorstore and orbax raise for missing, truncated or foreign files."""
+    """Names as UnreadableError what tensorstore and orbax raise for missing, truncated or foreign files.
+
+    UserError where files cannot be reached, which says nothing about what is in them.
+    """
     _silence_what_is_given_up()
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        # For an array it may be Exception itself.
-        if not isinstance(error, ValueError | KeyError | OSError) and type(error) is not Exception:
+        source = error
+        while type(source) is Exception and isinstance(source.__cause__, Exception):  # of an array, by orbax
+            source = source.__cause__
+        if not isinstance(source, (ValueError, KeyError, *failures())) and type(source) is not Exception:
             raise
-        status = _STATUS.match(str(error))
-        if isinstance(error, PermissionError | TimeoutError | ConnectionError) or (
-            status and status[1] in _OUT_OF_REACH
-        ):
-            raise UserError(
-                f"checkpoint {checkpoint} is out of reach ({_first_line(error)}): see that it can be read, then give "
-                "the same command"
-            ) from error
-        raise UnreadableError(f"{item}: " * bool(item) + _first_line(error)) from error
+        if not _is_damage(source):
+            raise UserError(f"checkpoint {checkpoint} is out of reach ({_first_line(source)}): {_AGAIN}") from error
+        raise UnreadableError(f"{item}: " * bool(item) + _first_line(source)) from error
 
 
 def _leaves(directory: Path, part: int, parts: int) -> Iterator[tuple[str, np.ndarray]]:

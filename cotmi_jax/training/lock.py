@@ -3,7 +3,8 @@
 {workdir}/owner.json    host, pid, start and, without locks, token and beat of the run that is in it
 
 Where the file system has locks, owner.json is locked for as long as the process lives: whatever ends it leaves no lock.
-Elsewhere, as in an object store, the owner writes a new beat every 20 seconds; a file whose beat is old is nobody's.
+Elsewhere, as in an object store, the owner writes a new beat every 20 seconds; a file whose beat stays the
+same for a minute is nobody's.
 Reading a workdir, as evaluation does, takes no lock.
 """
 
@@ -30,6 +31,7 @@ from cotmi_jax.files import Path, ended_by, failures, is_remote, reason, writing
 
 OWNER_FILE = "owner.json"
 _READ_BYTES = 4096  # of the owner file, more than it ever has
+_LONG_AGO = 3600.0  # seconds by two hosts' clocks, which differ by less: an older beat is nobody's without a wait
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -157,9 +159,9 @@ class _Beating:
             raise UserError(f"{self._path} is no longer renewed: another run could take the workdir over")
 
     def take(self) -> None:
-        """Become the owner, after a wait where the last beat is young. Raises UserError where somebody else is."""
+        """Become the owner, after a wait where the last beat may be young. Raises UserError where somebody else is."""
         found = self._read()
-        if found is not None and self._young(found):
+        if found is not None and self._may_be_young(found):
             print(
                 f"{self._path} is of {_description(found)}: waiting {self._periods.stale:g} seconds for a sign of life",
                 file=sys.stderr,
@@ -203,9 +205,9 @@ class _Beating:
     def _mine(self, text: str) -> bool:
         return self._token in text
 
-    def _young(self, text: str) -> bool:
+    def _may_be_young(self, text: str) -> bool:
         try:
-            return time.time() - json.loads(text)["beat"] < self._periods.stale
+            return time.time() - json.loads(text)["beat"] < _LONG_AGO
         except (ValueError, KeyError, TypeError):
             return True  # perhaps in the middle of being written
 

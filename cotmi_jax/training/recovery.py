@@ -11,10 +11,11 @@ import jax
 
 from cotmi_jax.distributed import gather
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, make_folder, writing
+from cotmi_jax.files import Path, make_folder, move_folder, writing
 from cotmi_jax.training.checkpoint import BEST, LATEST, Saved, damage, steps_saved
 
 DAMAGED = "damaged"
+_MARK = "commit_success.txt"  # by which orbax knows a complete checkpoint in a bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +68,10 @@ def _free_place(workdir: Path, checkpoint: Saved) -> Path:
 def set_aside(workdir: Path, choice: Choice, say: Callable[[str], None]) -> None:
     """Move the damaged checkpoints of a choice out of the way, with a warning for each. Raises UserError."""
     for checkpoint, reason in choice.damaged:
-        place = _free_place(workdir, checkpoint)
-        with writing(place):
-            make_folder(place.parent)
-            (checkpoint.directory / str(checkpoint.step)).rename(place)
+        with writing(workdir / DAMAGED):
+            make_folder(workdir / DAMAGED)
+            place = _free_place(workdir, checkpoint)
+            move_folder(checkpoint.directory / str(checkpoint.step), place, _MARK)
         if checkpoint.directory.name == LATEST:
             instead = f"going on from {choice.latest}"
         else:
