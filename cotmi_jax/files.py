@@ -95,10 +95,10 @@ def failures() -> tuple[type[Exception], ...]:
         return (OSError,)
     import aiohttp
     from gcsfs.retry import HttpError
-    from google.api_core.exceptions import GoogleAPICallError
+    from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
 
-    return (OSError, HttpError, GoogleAPICallError, GoogleAuthError, aiohttp.ClientError)
+    return (OSError, HttpError, GoogleAPIError, GoogleAuthError, aiohttp.ClientError)
 
 
 def reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Full disks and folders that go: each is named with the way out, and what was saved before goes on."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -238,6 +239,18 @@ def test_a_line_of_metrics_that_is_none_is_named(tmp_path: Path) -> None:
         MetricWriter(tmp_path, start=2)
 
 
+def test_a_start_within_the_second_of_another_keeps_its_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nanoseconds = itertools.count(10**18)
+    monkeypatch.setattr(time, "time_ns", lambda: next(nanoseconds))
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    for step in range(12):
+        writer = MetricWriter(tmp_path, start=step)
+        writer.write(step + 1, {"loss": 1.0})
+        writer.close()
+    names = sorted(path.name for path in (tmp_path / "tensorboard").iterdir())
+    assert len(names) == 12 and [int(name.rpartition(".")[2]) - 10**18 for name in names] == list(range(12))
+
+
 def test_tensorboard_shows_a_run_whose_last_event_a_kill_cut_short(tmp_path: Path) -> None:
     viewer = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     writer = MetricWriter(tmp_path, start=0)
@@ -246,7 +259,6 @@ def test_tensorboard_shows_a_run_whose_last_event_a_kill_cut_short(tmp_path: Pat
     writer.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     file.write_bytes(file.read_bytes()[:-7])
-    file.rename(file.with_name(file.name + ".1"))  # files are named by the second
     writer = MetricWriter(tmp_path, start=3)
     for step in (4, 5):
         writer.write(step, {"loss": 1.0 / step})

@@ -251,6 +251,14 @@ def test_a_bucket_that_may_only_be_read_is_told_before_training(store: fake_gcs.
         train(runs.tiny_config(), "gs://bucket/run")
 
 
+def test_a_client_that_gives_up_trying_is_told_in_one_line() -> None:
+    from google.api_core.exceptions import RetryError
+
+    with pytest.raises(UserError, match="^results: Timeout of 60s exceeded, last exception: 503$"):
+        with files.told("results"):
+            raise RetryError("Timeout of 60s exceeded", Exception("503"))
+
+
 def test_a_network_that_is_down_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(0))  # gcsfs tries for half a minute

@@ -39,7 +39,8 @@ class _Scalars:
 
     def __init__(self, folder: Path, *, start: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self._events = EventsWriter(str(folder / "events"))
+        # Names end in the second and the host. TensorBoard reads files in order of their names.
+        self._events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         # TensorBoard drops what former starts wrote from this step on.
         self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
         self._events.flush()
