@@ -45,8 +45,8 @@ workload() {
   quote xpk workload "$1" --cluster="$cluster" --zone="$zone" ${project:+--project="$project"} "${@:2}"
 }
 
-# Whether the workload has more than one VM. These have 4 chips in GKE, fewer than a host of Cloud TPU. A type is told by
-# its topology, or by the number of chips (v5litepod, v6e) or of cores, which is twice that.
+# Whether the workload has more than one VM. These have 4 chips in GKE, fewer than a host of Cloud TPU. A type is told
+# by its topology, or by the number of chips (v5litepod, v6e) or of cores, which is twice that.
 several_vms() {
   local chips=${tpu_type##*-}
   if [[ $chips =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]]; then

@@ -92,8 +92,8 @@ delete() {
   fi
 }
 
-# Whether the TPU has more than one host. One holds 8 chips of v5e and v6e, and 4 chips, which count as 8 cores, of v2 to
-# v5p.
+# Whether the TPU has more than one host. One holds 8 chips of v5e and v6e, and 4 chips, which count as 8 cores, of v2
+# to v5p.
 several_hosts() { ((${type##*-} > 8)); }
 
 describe_queued() { gcp queued-resources describe "$name" --format='value(state.state)'; }
@@ -268,7 +268,9 @@ watch() {
         note "the TPU is still there and costs money: launch/$script delete"
         return
         ;;
-      unknown) note "the workers do not answer, again in $poll s; meanwhile the TPU costs money: launch/$script delete" ;;
+      unknown)
+        note "the workers do not answer, again in $poll s; meanwhile the TPU costs money: launch/$script delete"
+        ;;
     esac
     sleep "$poll"
   done
