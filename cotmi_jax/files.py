@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import importlib.util
+import json
 import logging
 import os
 import pathlib
@@ -17,7 +18,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cotmi_jax.errors import UserError
 
@@ -215,6 +216,25 @@ def move_folder(source: Path, target: Path, mark: str) -> None:
     rest = [name for name in names if name not in first]
     for group in filter(None, (first, rest)):
         store.rm(group)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that grows line by line, none without a file, and without a last line cut by a kill.
+
+    OSError as of reading. UserError for a line that is none.
+    """
+    lines = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else [], 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: no JSON object ({error}): take it out") from error
+        if not isinstance(found, dict):
+            raise UserError(f"{path}, line {number}: no JSON object ({line.strip()[:50]}): take it out")
+        lines.append(found)
+    return lines
 
 
 def append_line(path: Path, line: str) -> None:

@@ -235,7 +235,13 @@ def test_all_ends_are_called_where_one_is_defective_or_interrupted(kind: type[Ba
 
 def test_a_line_of_metrics_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\0\0\n{"step": 2}\n')
-    with pytest.raises(UserError, match=rf"{tmp_path}/metrics.jsonl, line 2: no line of metrics"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/metrics.jsonl, line 2: no JSON object"):
+        MetricWriter(tmp_path, start=2)
+
+
+def test_a_line_of_metrics_without_a_step_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 2}\n')
+    with pytest.raises(UserError, match=rf"{tmp_path}/metrics.jsonl, line 2: metrics without a step"):
         MetricWriter(tmp_path, start=2)
 
 

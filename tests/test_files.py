@@ -63,6 +63,21 @@ def test_lines_are_added_and_folders_made(tmp_path: Path) -> None:
     assert (folder / "lines").read_text() == "one\ntwo\n"
 
 
+@pytest.mark.parametrize("rest", ["", '{"step": 3, "lo', '{"step": 3}', "null"])
+def test_lines_are_read_without_the_one_that_a_kill_cut_short(tmp_path: Path, rest: str) -> None:
+    path = tmp_path / "lines"
+    assert files.read_json_lines(path) == []
+    path.write_text('{"step": 1}\n{"step": 2, "mi/plane_x_z": 0.5}\n' + rest)
+    assert files.read_json_lines(path) == [{"step": 1}, {"step": 2, "mi/plane_x_z": 0.5}]
+
+
+@pytest.mark.parametrize("line", ['{"step": 3, "lo', "null", "7"])
+def test_a_broken_line_amid_others_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "lines").write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')
+    with pytest.raises(UserError, match=f"^{tmp_path}/lines, line 2: no JSON object .*: take it out$"):
+        files.read_json_lines(tmp_path / "lines")
+
+
 def test_failures_are_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^results: No such file or directory; look elsewhere$"):
         with files.told("results", "look elsewhere"):

@@ -1,12 +1,11 @@
 """Pictures of a run's measurements."""
 
 import io
-import json
 from typing import Any
 
 import matplotlib
 
-from cotmi_jax.files import Path, replace_file
+from cotmi_jax.files import Path, read_json_lines, replace_file
 
 matplotlib.use("agg")  # files only; before pyplot is imported
 import matplotlib.pyplot as plt  # noqa: E402
@@ -17,9 +16,7 @@ Line = dict[str, float]
 
 def read_measurements(workdir: Path) -> list[Line]:
     """The lines of a run's metrics.jsonl that the information monitor wrote, by step."""
-    path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line for line in lines if "mi/plane_x_z" in line]
+    return [line for line in read_json_lines(workdir / "metrics.jsonl") if "mi/plane_x_z" in line]
 
 
 def _between(axes: Axes, lines: list[Line]) -> None:

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import json
 import random
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import read_json_lines
 from cotmi_jax.training.checkpoint import BEST, LATEST, Json, Saved, contents, saved
 from cotmi_jax.training.throughput import TIMINGS
 from cotmi_jax.training.workdir import STARTS_FILE
@@ -52,17 +52,11 @@ class Report:
         return "\n".join((f"{len(self.kills)} kills in {self.rounds} runs ({hit}); {again} steps repeated", *verdict))
 
 
-def _lines(workdir: Path, name: str) -> list[Json]:
-    path = workdir / name
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one short
-
-
 def _results(workdir: Path) -> list[Json]:
     """The lines of metrics without what the clock says."""
     return [
         {name: value for name, value in line.items() if not name.removeprefix("train/").startswith(TIMINGS)}
-        for line in _lines(workdir, METRICS_FILE)
+        for line in read_json_lines(workdir / METRICS_FILE)
     ]
 
 
@@ -99,7 +93,7 @@ def _hit(workdir: Path, before: tuple[list[Json], list[Json]], seconds: float, e
     """Read off a dead run's files where it was killed; `before` are its starts and metrics as this start found them."""
     last = saved(workdir, "latest")
     reached = last.step if last else 0
-    starts, metrics = _lines(workdir, STARTS_FILE), _lines(workdir, METRICS_FILE)
+    starts, metrics = read_json_lines(workdir / STARTS_FILE), read_json_lines(workdir / METRICS_FILE)
     if len(starts) == len(before[0]):
         return Kill(seconds, "starting", reached, reached)
     since = starts[-1]["step"]
@@ -156,7 +150,7 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
         _say(f"run {number}, killed within {whole:.1f} s of each start")
         while True:
             seconds = draw.uniform(0.0, whole) if len(hits) < kills else None
-            before = _lines(folder, STARTS_FILE), _lines(folder, METRICS_FILE)
+            before = read_json_lines(folder / STARTS_FILE), read_json_lines(folder / METRICS_FILE)
             began = time.monotonic()
             if _train(command, folder, seconds):
                 if not before[0]:  # it ran from start to end: what the first one compiled may have been kept for it

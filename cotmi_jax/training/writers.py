@@ -13,7 +13,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, is_remote, replace_file, writing
+from cotmi_jax.files import Path, is_remote, read_json_lines, replace_file, writing
 from cotmi_jax.training.mirror import Mirror
 
 METRICS_FILE = "metrics.jsonl"
@@ -24,12 +24,11 @@ def _truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: no line of metrics ({error}): take it out") from error
+    for number, line in enumerate(read_json_lines(path), 1):
+        if not isinstance(line.get("step"), int):
+            raise UserError(f"{path}, line {number}: metrics without a step: take it out")
+        if line["step"] <= step:
+            kept.append(json.dumps(line) + "\n")
     replace_file(path, "".join(kept))
 
 
