@@ -121,8 +121,8 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
     student = preset(name)
     try:
         shape = recommended_mesh(student, len(devices), accelerator.memory)
-    except UserError as error:
-        return {"fits": False, "why": str(error).partition(":")[0]}
+    except UserError:
+        return {"fits": False, "why": "the state alone does not fit"}
     rows, report, crashed = largest(name, topology, shape, quick)
     if report is None:
         return {"fits": False, "mesh": list(shape), "crashed": crashed, "why": "no size fits"}
