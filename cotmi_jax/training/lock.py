@@ -171,6 +171,8 @@ class _Beating:
             while found is not None and time.monotonic() < end:
                 time.sleep(self._periods.beat / 4)
                 now = self._read()
+                if now == "":
+                    continue  # on its way: the next look finds who wrote
                 if now is not None and now != found:
                     raise _refusal(self._workdir, now)
                 found = now  # None: that run has ended
