@@ -154,33 +154,40 @@ def scancel(here: Path, arguments: Sequence[str]) -> int:
     return 0
 
 
-def end_together(notes: Path, codes: Sequence[str]) -> int:
-    """End, once all have started, with the code of this process; one that fails by itself tells the others first."""
-    code = int(codes[int(os.environ.get("SLURM_PROCID") or os.environ["COTMI_PROCESS_ID"])])
-    while len(notes.read_text().splitlines()) < len(codes):
+def wait_for_starts(notes: Path, count: int) -> None:
+    """Wait until so many trainers have noted what they were given."""
+    while len(notes.read_text().splitlines()) < count:
         time.sleep(0.02)
-    if code != 75:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(0.8)
-    return code
+
+
+def save_and_end(*_: object) -> None:
+    """On a signal; not by print, which the signal may have interrupted."""
+    os.write(1, b"saved\n")
+    os._exit(0)
 
 
 def train(here: Path, arguments: Sequence[str]) -> int:
     """A trainer that notes what it was given, and then does what {FAKE_CLUSTER}/trainer says."""
     names = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
     given = {n: v for n, v in os.environ.items() if n in names or n.startswith("COTMI_")}
-    signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), os._exit(0)))
+    what = (here / "trainer").read_text() if (here / "trainer").exists() else "0"
+    # "2 75 75": every process, once all have started, ends with its own code. One that fails by itself (not 75) tells
+    # the others first, so that it ends last; it minds no signal from the start.
+    codes = what.split() if " " in what and " in " not in what else []
+    own = codes[int(os.environ.get("SLURM_PROCID") or os.environ["COTMI_PROCESS_ID"])] if codes else "75"
+    signal.signal(signal.SIGTERM, save_and_end if own == "75" else signal.SIG_IGN)
     print("training", flush=True)
     notes = here / "trainings.jsonl"
     with notes.open("a") as file:
         file.write(json.dumps({"arguments": list(arguments), "environment": given}) + "\n")
-    what = (here / "trainer").read_text() if (here / "trainer").exists() else "0"
-    if len(codes := what.split()) > 1 and codes[1] != "in":
-        return end_together(notes, codes)
+    if codes:
+        wait_for_starts(notes, len(codes))
+        time.sleep(0.0 if own == "75" else 0.8)
+        return int(own)
     # "7 in 1": the process whose id is 1 ends with 7 once all have started, the others wait for a signal.
     code, _, process = what.partition(" in ")
-    while process and len(notes.read_text().splitlines()) < int(os.environ["COTMI_PROCESSES"]):
-        time.sleep(0.05)
+    if process:
+        wait_for_starts(notes, int(os.environ["COTMI_PROCESSES"]))
     if code == "wait" or (process and process != os.environ.get("COTMI_PROCESS_ID")):
         time.sleep(30)
     return int(code) if code != "wait" else 1

@@ -70,7 +70,7 @@ def recorded(fakes: Path, name: str = "calls") -> list[dict]:
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for something that happens in another process."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
