@@ -8,13 +8,9 @@ effort by default; --quick takes a third of the time and finds programs that nee
 """
 
 import argparse
-import dataclasses
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -51,20 +47,8 @@ def recipe(name: str, mesh: MeshShape, rows: int) -> ConfigDict:
     return config
 
 
-def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report | None:
-    """The training step with so many rows on each part of the mesh; None where the compiler itself crashes.
-
-    Compiled in a process of its own: libtpu overflows its stack on some shapes.
-    """
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_compile, name, topology, shape, rows, quick).result()
-        except BrokenProcessPool:
-            return None
-
-
-def _compile(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report:
-    jax.config.update("jax_platforms", "cpu")
+def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report:
+    """The training step with so many rows on each part of the mesh."""
     devices = topology_devices(topology)
     accelerator = find_accelerator(devices[0].device_kind)
     assert accelerator is not None
@@ -72,40 +56,31 @@ def _compile(name: str, topology: str, shape: MeshShape, rows: int, quick: bool)
     mesh = make_mesh(*shape, devices=devices)
     with jax.set_mesh(mesh):
         step = programs(config, mesh, default_shape(config, mesh, rows=rows * shape.data * shape.fsdp))["train"]
-        report = compile_program(step, accelerator, QUICK if quick else None)
-    # What lowers the program cannot be handed to another process.
-    return dataclasses.replace(report, program=dataclasses.replace(report.program, lower=_compiled))
+        return compile_program(step, accelerator, QUICK if quick else None)
 
 
-def _compiled() -> NoReturn:
-    raise AssertionError("compiled already")
-
-
-def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, Report | None, list[int]]:
+def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, Report | None]:
     """The largest power of two of rows a device that fits, and its report; 0 and None where one row does not.
-
-    A size at which the compiler crashes counts as one that does not fit; such sizes are returned too.
 
     A step that is far too large is refused early and says what it would have taken, which tells what will do.
     """
-    reports: dict[int, Report | None] = {}
+    reports: dict[int, Report] = {}
 
-    def attempt(rows: int) -> Report | None:
+    def attempt(rows: int) -> Report:
         if rows not in reports:
             report = reports[rows] = compile_step(name, topology, shape, rows, quick)
-            said = f"{report.memory.total / GIB:.1f} GiB, {report.seconds:.0f} s" if report else "the compiler crashed"
-            print(f"  {rows} rows a device: {said}", flush=True)
+            print(f"  {rows} rows a device: {report.memory.total / GIB:.1f} GiB, {report.seconds:.0f} s", flush=True)
         return reports[rows]
 
     rows = MOST_ROWS
-    while rows and not ((report := attempt(rows)) and report.fits):
-        share = _room(report) / max(report.memory.temporaries, 1.0) if report else 1.0
+    while rows and not (report := attempt(rows)).fits:
+        share = _room(report) / max(report.memory.temporaries, 1.0)
         rows = min(rows // 2, 1 << max(int(rows * share * 1.15), 1).bit_length() - 1)
-    while 0 < rows < MOST_ROWS and (report := reports[rows]) and 1.6 * report.memory.temporaries < _room(report):
-        if not ((larger := attempt(2 * rows)) and larger.fits):
+    while 0 < rows < MOST_ROWS and 1.6 * reports[rows].memory.temporaries < _room(reports[rows]):
+        if not attempt(2 * rows).fits:
             break
         rows *= 2
-    return rows, reports.get(rows), sorted(size for size, report in reports.items() if report is None)
+    return rows, reports.get(rows)
 
 
 def _room(report: Report) -> float:
@@ -123,9 +98,9 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
         shape = recommended_mesh(student, len(devices), accelerator.memory)
     except UserError:
         return {"fits": False, "why": "the state alone does not fit"}
-    rows, report, crashed = largest(name, topology, shape, quick)
+    rows, report = largest(name, topology, shape, quick)
     if report is None:
-        return {"fits": False, "mesh": list(shape), "crashed": crashed, "why": "no size fits"}
+        return {"fits": False, "mesh": list(shape), "why": "no size fits"}
     config = recipe(name, shape, rows * shape.data * shape.fsdp)
     least = least_traffic(
         abstract_student(config),
@@ -138,7 +113,6 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
     return report.to_json() | {
         "mesh": list(shape),
         "rows": rows,
-        "crashed": crashed,
         "least": least,
         "quick": quick,
         "seconds": _seconds(report, accelerator, len(devices)),
@@ -188,7 +162,7 @@ def table(cells: dict[str, Any]) -> str:
             topology,
             mesh,
             REMAT[name],
-            f"{parts:,} ({cell['rows']})" + " †" * bool(cell.get("crashed")),
+            f"{parts:,} ({cell['rows']})",
             f"{memory['total'] / GIB:.1f} / {memory['capacity'] / GIB:.0f}",
             *(f"{sent[kind]:,.0f}" for kind in ("all-gather", "reduce-scatter", "all-reduce")),
             f"{sent['collective-permute'] + sent['all-to-all']:,.0f}",

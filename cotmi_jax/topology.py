@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from cotmi_jax.accelerators import deepen_compiler_stacks
 from cotmi_jax.errors import UserError
 
 # What libtpu would otherwise ask a cloud's metadata server, complaining on standard error where there is none. It would
@@ -82,6 +83,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         raise UserError('compiling for TPUs takes libtpu: pip install "cotmi_jax[tpu]"')
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
+    deepen_compiler_stacks()
     options: dict[str, object] = {}
     if layout.startswith(("v4", "v5p")):
         options["chip_config_name"] = "megacore"  # as their chips are set up: two cores, one device

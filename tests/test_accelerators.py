@@ -1,8 +1,10 @@
 """Devices are told apart by the kind that JAX names."""
 
+import os
+
 import pytest
 
-from cotmi_jax.accelerators import ACCELERATORS, find_accelerator
+from cotmi_jax.accelerators import ACCELERATORS, deepen_compiler_stacks, find_accelerator
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,16 @@ def test_device_kinds(kind: str, name: str | None) -> None:
 
 def test_every_accelerator_is_found_by_its_own_kinds() -> None:
     assert all(find_accelerator(kind) is each for each in ACCELERATORS for kind in each.kinds)
+
+
+def test_arguments_given_to_libtpu_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = "--fibers_default_thread_stack_size"
+    for given, expected in {
+        "": f"{stack}=1048576",
+        "--xla_a=1": f"--xla_a=1 {stack}=1048576",
+        f"{stack}=2097152 --xla_a=1": f"{stack}=2097152 --xla_a=1",
+    }.items():
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
+        deepen_compiler_stacks()
+        deepen_compiler_stacks()
+        assert os.environ["LIBTPU_INIT_ARGS"] == expected

@@ -64,6 +64,12 @@ def test_the_programs_compile_and_take_no_more_than_they_did(tmp_path: Path) -> 
         assert not grown, f"{name}: grown beyond {expected}"
 
 
+def test_layers_as_wide_as_those_of_xl_do_not_crash_the_compiler() -> None:
+    wide = ["--config.model.preset=xl", "--config.model.remat=full", "--input_length=1024", "--target_length=256"]
+    done = aot("--topology=v5e-8", *wide, "--programs=train", "--config.mesh.fsdp=8", "--config.batch_size=64")
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_does_not_fit_is_one_line_and_exit_code_1() -> None:
     big = ["--config.model.preset=xxl", "--programs=generate", "--config.mesh.fsdp=8"]
     done = aot("--topology=v5e-8", *big)

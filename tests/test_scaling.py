@@ -27,7 +27,7 @@ def test_the_largest_batch_takes_few_compilations(
 
     monkeypatch.setattr(scaling, "compile_step", compile_step)
     monkeypatch.setattr(scaling, "MOST_ROWS", 64)
-    rows, report, _ = scaling.largest("small", "v5e-8", MeshShape(8, 1, 1), quick=True)
+    rows, report = scaling.largest("small", "v5e-8", MeshShape(8, 1, 1), quick=True)
     assert rows == expected
     assert (report is not None and report.fits) == (expected > 0)
     assert len(tried) <= 4 or expected == 0
@@ -61,4 +61,4 @@ def test_a_state_that_leaves_no_room_for_a_row(monkeypatch: pytest.MonkeyPatch) 
     program = Program("train", "", 0.0, 20 * GIB, 0.0, lambda: None)  # type: ignore[arg-type,return-value]
     report = Report(program, 1.0, Memory(20 * GIB, 0.0, 0.0, 0.0, 0.0), 16.0 * GIB, None, None)
     monkeypatch.setattr(scaling, "compile_step", lambda *arguments: report)
-    assert scaling.largest("small", "v5e-8", MeshShape(8, 1, 1), quick=True) == (0, None, [])
+    assert scaling.largest("small", "v5e-8", MeshShape(8, 1, 1), quick=True) == (0, None)
