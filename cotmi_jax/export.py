@@ -16,10 +16,9 @@ def main() -> None:
 
     from cotmi_jax.files import absolute, as_path, told
     from cotmi_jax.models.hf import save_hf
-    from cotmi_jax.sharding import make_mesh
     from cotmi_jax.training.restore import load_trained, parse_which
 
-    trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value), make_mesh())
+    trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value))
     output = as_path(absolute(_OUTPUT.value))
     with told(f"cannot write --output {output}"):
         save_hf(jax.device_get(trained.params), trained.student.config, output, vocabulary_file=trained.vocabulary.path)

@@ -1,4 +1,4 @@
-"""Which mesh to train a student on, and the least that its devices then have to tell each other."""
+"""Which mesh to train or to use a student on, and the least that training's devices then have to tell each other."""
 
 import math
 from typing import NamedTuple
@@ -10,6 +10,7 @@ STATE_BYTES = 16  # a parameter: itself, its gradient and Adam's two moments, in
 # Of a device's memory that the state may take; activations and the compiler's buffers want the rest. Where no mesh
 # keeps to the first share, small batches of recomputed activations leave room for the second.
 STATE_SHARES = (0.4, 0.75)
+PARAMETERS_SHARE = 0.5  # likewise of the parameters alone, in float32, where a student is only used
 
 
 class MeshShape(NamedTuple):
@@ -48,6 +49,26 @@ def recommended_mesh(config: T5Config, devices: int, memory: float) -> MeshShape
     raise UserError(
         f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {state / 2**30:.0f} GiB of parameters, gradients "
         f"and Adam's moments in {STATE_SHARES[-1]:.0%} of their memory: take more devices, or optimizer.name adafactor"
+    )
+
+
+def inference_mesh(config: T5Config, devices: int, memory: float) -> MeshShape:
+    """A mesh for scoring and generation on `devices` of `memory` bytes each; infinite: not known, data alone.
+
+    tensor as small as the parameters allow, and fsdp only where heads, mlp and vocabulary cannot be split further: fsdp
+    gathers the whole decoder once for every token generated, tensor sends a few activations.
+
+    Raises UserError where no mesh holds the parameters.
+    """
+    parameters = 4 * parameter_count(config)[1]
+    for fsdp in _powers(devices):
+        for tensor in _powers(devices // fsdp):
+            splits = _divides(config, fsdp, tensor) and devices % (fsdp * tensor) == 0
+            if splits and parameters / (fsdp * tensor) <= PARAMETERS_SHARE * memory:
+                return MeshShape(devices // (fsdp * tensor), fsdp, tensor)
+    raise UserError(
+        f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {parameters / 2**30:.0f} GiB of parameters in "
+        f"{PARAMETERS_SHARE:.0%} of their memory: take more devices"
     )
 
 

@@ -35,7 +35,6 @@ def main() -> None:
 
     from cotmi_jax.evaluation.answering import Answerer
     from cotmi_jax.models.decoding import Decoding
-    from cotmi_jax.sharding import make_mesh
     from cotmi_jax.training.compilation import use_compilation_cache
     from cotmi_jax.training.restore import load_trained, parse_which
 
@@ -49,15 +48,14 @@ def main() -> None:
         num_beams=_BEAMS.value,
         length_penalty=_LENGTH_PENALTY.value,
     )
-    mesh = make_mesh()
-    with jax.set_mesh(mesh):
-        trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value), mesh)
+    trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value))
+    with jax.set_mesh(trained.mesh):
         answerer = Answerer(
             trained.student,
             trained.params,
             trained.vocabulary,
             trained.objective,
-            mesh,
+            trained.mesh,
             task=_TASK.value,
             decoding=decoding,
             seed=_SEED.value,

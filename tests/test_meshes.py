@@ -1,12 +1,13 @@
 """Recommended meshes and the traffic they cannot do without."""
 
 import dataclasses
+import math
 
 import pytest
 
 from cotmi_jax.accelerators import GIB
 from cotmi_jax.errors import UserError
-from cotmi_jax.meshes import MeshShape, least_traffic, parameter_count, recommended_mesh
+from cotmi_jax.meshes import MeshShape, inference_mesh, least_traffic, parameter_count, recommended_mesh
 from cotmi_jax.models.config import PRESETS, preset
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import RULES
@@ -28,6 +29,17 @@ def test_meshes_shard_no_more_than_they_must() -> None:
     assert recommended_mesh(preset("xl"), 8, 16 * GIB) == (1, 8, 1)
     with pytest.raises(UserError, match="8 devices of 16 GiB do not hold 166 GiB"):
         recommended_mesh(preset("xxl"), 8, 16 * GIB)
+
+
+def test_students_are_used_in_as_few_parts_as_hold_them() -> None:
+    assert inference_mesh(preset("base"), 8, 16 * GIB) == (8, 1, 1)
+    assert inference_mesh(preset("xl"), 8, 16 * GIB) == (4, 1, 2)
+    assert inference_mesh(preset("xxl"), 8, 16 * GIB) == (1, 1, 8)
+    assert inference_mesh(preset("xxl"), 8, 80 * GIB) == (4, 1, 2)
+    assert inference_mesh(preset("xxl"), 8, math.inf) == (8, 1, 1)
+    assert inference_mesh(preset("small"), 8, 0.1 * GIB) == (1, 4, 2)  # six heads
+    with pytest.raises(UserError, match="4 devices of 16 GiB do not hold 41 GiB of parameters"):
+        inference_mesh(preset("xxl"), 4, 16 * GIB)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -17,7 +17,7 @@ from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
 from cotmi_jax.evaluation.plots import draw_information
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, told
-from cotmi_jax.sharding import batch_shards, make_mesh
+from cotmi_jax.sharding import batch_shards
 from cotmi_jax.training.experiment import eval_decoding, make_objective
 from cotmi_jax.training.inputs import load_data, tokenize
 from cotmi_jax.training.restore import load_workdir, parse_which
@@ -68,10 +68,9 @@ def score(
     config, _, vocabulary = read_run(workdir)
     if data_root is not None:
         config.data.root = absolute(data_root)
-    mesh = make_mesh()
-    wait_for_all("mesh")
-    with jax.set_mesh(mesh):
-        trained = load_workdir(workdir, parse_which(checkpoint), mesh)
+    wait_for_all("begin")
+    trained = load_workdir(workdir, parse_which(checkpoint))
+    with jax.set_mesh(mesh := trained.mesh):
         data = load_data(config)
         corpus = data.corpus
         if split_name not in corpus.splits:

@@ -1,0 +1,58 @@
+"""Students too large for a device, scored and put to use on several."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from cotmi_jax.accelerators import Accelerator
+from cotmi_jax.errors import UserError
+from cotmi_jax.meshes import parameter_count
+from cotmi_jax.training import restore
+from cotmi_jax.training.restore import load_trained
+from cotmi_jax.training.scoring import score
+
+quick_compilation = runs.quick_compilation
+
+
+def shrink_devices(monkeypatch: pytest.MonkeyPatch, *, parts: float) -> None:
+    """Devices half of whose memory holds one of so many parts of the student that runs.trained() trained."""
+    student = load_trained(str(runs.trained()), "best").student
+    memory = 2 * 4 * parameter_count(student.config)[1] / parts
+    device = Accelerator("small", ("cpu",), 1e12, memory, 1e9)
+    monkeypatch.setattr(restore, "find_accelerator", lambda kind: device)
+
+
+def test_a_student_is_split_over_as_many_devices_as_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_trained(str(runs.trained()), "best")
+    assert dict(whole.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    shrink_devices(monkeypatch, parts=2.5)
+    split = load_trained(str(runs.trained()), "best")
+    assert dict(split.mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
+
+    def held(params: Any) -> int:
+        return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
+
+    assert held(split.params) < 0.3 * held(whole.params)
+    jax.tree.map(np.testing.assert_array_equal, split.params, whole.params)
+
+
+def test_a_split_student_is_scored_as_a_whole_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def scored(name: str) -> Any:
+        return score(str(runs.trained()), "test", output=str(tmp_path / name), information=False)
+
+    whole = scored("whole")
+    shrink_devices(monkeypatch, parts=8)
+    split = scored("split")
+    assert split.predictions == whole.predictions
+    for term, value in whole.metrics["loss"].items():
+        assert split.metrics["loss"][term] == pytest.approx(value, rel=1e-4), term
+
+
+def test_a_student_that_no_number_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_devices(monkeypatch, parts=8.5)
+    with pytest.raises(UserError, match="8 devices of 0 GiB do not hold 0 GiB of parameters in 50% of their memory"):
+        load_trained(str(runs.trained()), "best")
