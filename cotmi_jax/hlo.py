@@ -65,11 +65,12 @@ class Collective:
     bytes: float
     sent: float
     source: str  # the operation of the program that it belongs to, as JAX names it
+    repeats: bool = False  # in an unbounded loop, at each turn
 
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """Those of a program; with `unbounded` loops, whose bodies count once, the figures are at least the true ones."""
+    """Those of a program; with `unbounded` loops, which count as one turn, the figures are at least the true ones."""
 
     found: tuple[Collective, ...]
     unbounded: tuple[str, ...]
@@ -79,6 +80,10 @@ class Collectives:
         chosen = [each for each in self.found if kind in (None, each.kind)]
         times = sum(each.times for each in chosen)
         return times, sum(each.times * each.bytes for each in chosen), sum(each.times * each.sent for each in chosen)
+
+    def sent_each_turn(self) -> float:
+        """Bytes that a device sends in one turn of the unbounded loops."""
+        return sum(each.times * each.sent for each in self.found if each.repeats)
 
 
 def _closing(text: str, depth: int = 0) -> int:
@@ -156,7 +161,8 @@ class Module:
                     unbounded.append(instruction.attribute(r'op_name="([^"]*)"') or instruction.name)
                 body = instruction.attribute(r"body=%?([\w.\-]+)")
                 assert body is not None, instruction
-                yield from self._walk(body, times * (1 if trips is None else trips), unbounded, running)
+                for each in self._walk(body, times * (1 if trips is None else trips), unbounded, running):
+                    yield each if trips is not None else dataclasses.replace(each, repeats=True)
             elif opcode == "conditional":
                 branches = [list(self._walk(each, times, unbounded, running)) for each in _branches(instruction)]
                 yield from max(branches, key=lambda branch: sum(each.times * each.sent for each in branch))

@@ -156,11 +156,13 @@ def test_loop_bodies_count_as_often_as_they_run() -> None:
     note = ', backend_config={"known_trip_count":{"n":"9"}}'
     assert seen(loop("parameter(1)", note=note)) == {"all-reduce": (9, 576, 1008)}
     assert not loop("constant(5)").unbounded
+    assert loop("constant(5)").sent_each_turn() == 0
 
 
 def test_a_loop_that_data_ends_counts_once_and_is_named() -> None:
     found = loop("parameter(1)")
     assert (seen(found), found.unbounded) == ({"all-reduce": (1, 64, 112)}, ("s",))
+    assert found.sent_each_turn() == 112
 
 
 def test_a_conditional_counts_its_dearest_branch() -> None:

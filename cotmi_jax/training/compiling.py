@@ -77,6 +77,7 @@ class Report:
             "flops_counted": self.flops_counted,
             "collectives": traffic,
             "unbounded_loops": list(self.collectives.unbounded) if self.collectives else [],
+            "sent_each_turn": self.collectives.sent_each_turn() if self.collectives else 0.0,
             "compile_seconds": round(self.seconds, 1),
         }
 
@@ -141,14 +142,17 @@ def format_reports(reports: Mapping[str, Report], devices: int, accelerator: Acc
     for kind in KINDS:
         rows.append((f"  {kind}", [_sent(each, kind) for each in columns]))
     rows.append(("  together", [_sent(each, None) for each in columns]))
+    unbounded = [each for each in columns if each.collectives and each.collectives.unbounded]
+    if unbounded:
+        rows.append(("    of it each turn ≥", [_sent_each_turn(each) if each in unbounded else "" for each in columns]))
     if accelerator.link_bandwidth:
         label = f"  ms at {accelerator.link_bandwidth / 1e9:.0f} GB/s, all links together"
         rows.append((label, [_on_links(each, accelerator) for each in columns]))
     rows.append(("compiled in, s", [f"{each.seconds:.0f}" for each in columns]))
     table = _align(rows)
     notes = ["* XLA counts the body of a loop once, and a stack of layers is a loop."]
-    if any(each.collectives and each.collectives.unbounded for each in columns):
-        notes.append("≥ at least: the body of a loop that data ends, such as a generated token, counts once.")
+    if unbounded:
+        notes.append("≥ at least: a loop that data ends counts as one turn, which in generation is a token.")
     return "\n".join([*table, *notes])
 
 
@@ -179,6 +183,11 @@ def _sent(report: Report, kind: str | None) -> str:
         return "–"
     bound = "≥ " if report.collectives.unbounded else ""
     return f"{bound}{report.collectives.total(kind)[2] / (1 << 20):.1f}"
+
+
+def _sent_each_turn(report: Report) -> str:
+    assert report.collectives is not None
+    return f"{report.collectives.sent_each_turn() / (1 << 20):.1f}"
 
 
 def _on_links(report: Report, accelerator: Accelerator) -> str:
