@@ -72,6 +72,15 @@ def inference_mesh(config: T5Config, devices: int, memory: float) -> MeshShape:
     )
 
 
+def generation_mesh(config: T5Config, mesh: MeshShape) -> MeshShape:
+    """The mesh to generate on while training on another: as much of fsdp as heads, mlp and vocabulary allow goes to
+    tensor, for the reason that inference_mesh gives."""
+    data, fsdp, tensor = mesh
+    factors = (n for n in range(1, fsdp + 1) if fsdp % n == 0 and _divides(config, fsdp // n, tensor * n))
+    moved = max(factors, default=1)
+    return MeshShape(data, fsdp // moved, tensor * moved)
+
+
 def _powers(largest: int) -> list[int]:
     return [1 << power for power in range(largest.bit_length())]
 

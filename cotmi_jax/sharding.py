@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey, KeyPath
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.feed import Feed
@@ -62,6 +63,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def regroup(mesh: Mesh, shape: Sequence[int]) -> Mesh:
+    """The same devices in the same order, otherwise split among the axes."""
+    return Mesh(mesh.devices.reshape(shape), mesh.axis_names, axis_types=mesh.axis_types)
+
+
 def _mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, ...]:
     """The sizes with -1 filled in. Raises UserError where they do not multiply to the number of devices."""
     free = [name for name, size in sizes.items() if size == -1]
@@ -89,6 +95,18 @@ def resolve(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh
             )
         spec.append(mesh_axis)
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def dict_keys(path: KeyPath) -> tuple[str, ...]:
+    """The dict keys of a path in a tree."""
+    return tuple(entry.key for entry in path if isinstance(entry, DictKey))
+
+
+def param_shardings(shapes: PyTree, axes: PyTree, mesh: Mesh) -> PyTree:
+    """The sharding of every parameter by its logical axes. Raises UserError as resolve does."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, names: resolve("/".join(dict_keys(path)), leaf.shape, names, mesh), shapes, axes
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -19,7 +19,7 @@ from cotmi_jax.data.tokenizing import TokenLimits, tokenize_split
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.evaluation import answering, evaluator
+from cotmi_jax.evaluation import answering, generation
 from cotmi_jax.evaluation.answering import Answer, Answerer
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.report import format_examples, format_scores
@@ -27,7 +27,7 @@ from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.decoding import Decoding, Generated
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.sharding import make_mesh
+from cotmi_jax.sharding import make_mesh, param_shardings
 
 quick_compilation = runs.quick_compilation
 
@@ -58,7 +58,7 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> None:
         return Generated(inputs_BxS, jnp.zeros(inputs_BxS.shape[0]))
 
     monkeypatch.setattr(answering, "generate", generate)
-    monkeypatch.setattr(evaluator, "generate", generate)
+    monkeypatch.setattr(generation, "generate", generate)
 
 
 def ask(mesh: Mesh, lines: list[str], batch_size: int = 8, **settings: Any) -> list[Answer]:
@@ -195,6 +195,19 @@ def test_a_padded_last_batch_scores_as_each_example_by_itself(mesh: Mesh) -> Non
         np.testing.assert_allclose(value, np.average([one[name] for one in alone], weights=weights), rtol=1e-5)
     assert texts == [text for row in rows for text in scorer.texts(params(), row, "predict", GREEDY)]
     assert len(set(texts)) > 3
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_a_student_under_fsdp_is_laid_out_anew_and_writes_the_same(mesh: Mesh, sizes: tuple[int, int, int]) -> None:
+    split = tokens("cotmi")
+    expected = make_evaluator(mesh, "cotmi").texts(params(), split, "explain", GREEDY)
+    other = make_mesh(*sizes)
+    placed = jax.device_put(params(), param_shardings(STUDENT.shapes, STUDENT.axes, other))
+    with jax.set_mesh(other):
+        scorer = make_evaluator(other, "cotmi")
+        assert scorer.texts(placed, split, "explain", GREEDY) == expected
+        assert jax.sharding.get_mesh() == other
+        assert scorer.losses(placed, split).keys() >= {"predict", "explain"}
 
 
 def test_a_limit_takes_the_first_examples(echo: None, mesh: Mesh) -> None:

@@ -14,8 +14,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.mi.critics import CRITICS, Critic, CriticConfig, check_critic, critic_def
 from cotmi_jax.mi.estimators import ESTIMATORS, SCORED
 from cotmi_jax.models.module import ModuleDef, Params
-from cotmi_jax.sharding import RULES, batch_sharding, make_mesh, replicated
-from cotmi_jax.training.state import param_shardings
+from cotmi_jax.sharding import RULES, batch_sharding, make_mesh, param_shardings, replicated
 
 Z, V, K = 6, 8, 8
 every_critic = pytest.mark.parametrize("name", CRITICS)

@@ -21,11 +21,11 @@ from cotmi_jax.mi.information import ESTIMATORS, FEATURES, InformationConfig
 from cotmi_jax.models.module import Params
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.sharding import make_mesh, put_batch
+from cotmi_jax.sharding import make_mesh, param_shardings, put_batch
 from cotmi_jax.training.checkpoint import Checkpoints, find, restore_params, restore_state
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.rng import stream_key, train_streams
-from cotmi_jax.training.state import StateDef, TrainState, param_shardings
+from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import Gradient, Information, loss_and_grads, make_train_step
 
 STUDENTS = {"toy": toy_student(), "t5": StudentDef.of(small_config())}

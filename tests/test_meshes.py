@@ -7,7 +7,14 @@ import pytest
 
 from cotmi_jax.accelerators import GIB
 from cotmi_jax.errors import UserError
-from cotmi_jax.meshes import MeshShape, inference_mesh, least_traffic, parameter_count, recommended_mesh
+from cotmi_jax.meshes import (
+    MeshShape,
+    generation_mesh,
+    inference_mesh,
+    least_traffic,
+    parameter_count,
+    recommended_mesh,
+)
 from cotmi_jax.models.config import PRESETS, preset
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.sharding import RULES
@@ -40,6 +47,14 @@ def test_students_are_used_in_as_few_parts_as_hold_them() -> None:
     assert inference_mesh(preset("small"), 8, 0.1 * GIB) == (1, 4, 2)  # six heads
     with pytest.raises(UserError, match="4 devices of 16 GiB do not hold 41 GiB of parameters"):
         inference_mesh(preset("xxl"), 4, 16 * GIB)
+
+
+def test_generation_takes_tensor_for_as_much_of_fsdp_as_divides() -> None:
+    assert generation_mesh(preset("xl"), MeshShape(8, 8, 1)) == (8, 1, 8)
+    assert generation_mesh(preset("xxl"), MeshShape(2, 16, 2)) == (2, 1, 32)
+    assert generation_mesh(preset("base"), MeshShape(1, 8, 1)) == (1, 2, 4)  # twelve heads
+    assert generation_mesh(preset("base"), MeshShape(1, 6, 1)) == (1, 3, 2)  # 32,128 words
+    assert generation_mesh(preset("small"), MeshShape(8, 1, 1)) == (8, 1, 1)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -35,13 +35,14 @@ from cotmi_jax.sharding import (
     constrain_batch,
     make_feeds,
     make_mesh,
+    param_shardings,
     put_batch,
     replicated,
     resolve,
 )
 from cotmi_jax.topology import topology_devices
 from cotmi_jax.training.optimizer import make_optimizers
-from cotmi_jax.training.state import StateDef, param_shardings
+from cotmi_jax.training.state import StateDef
 
 GOLDEN = Path(__file__).parent / "golden" / "sharding"
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (4, 64, 1), (1, 16, 16))

@@ -24,10 +24,10 @@ from cotmi_jax.mi.information import InformationConfig
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective, Part
 from cotmi_jax.objectives.terms import Term
-from cotmi_jax.sharding import RULES, make_mesh, put_batch
+from cotmi_jax.sharding import RULES, make_mesh, param_shardings, put_batch
 from cotmi_jax.training.optimizer import make_optimizer, make_schedule
 from cotmi_jax.training.rng import step_key, stream_key, train_streams
-from cotmi_jax.training.state import StateDef, TrainState, param_shardings
+from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import Step, loss_and_grads, make_train_step
 
 STUDENT = StudentDef.of(small_config())

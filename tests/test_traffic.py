@@ -1,4 +1,4 @@
-"""What the devices of a mesh send for gradients: once for each parameter, however many chunks or layers add to it."""
+"""What devices send: gradients once, however many chunks or layers add to them; for a generated token, no parameter."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,12 @@ import pytest
 from helpers import small_config
 from jax import Array
 
+from cotmi_jax.evaluation.generation import Generation
 from cotmi_jax.hlo import read_collectives
+from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.token_scan import scan_tokens
-from cotmi_jax.sharding import batch_parts, batch_sharding, copy_for_parts, make_mesh, replicated
-from cotmi_jax.training.state import param_shardings
+from cotmi_jax.sharding import batch_parts, batch_sharding, copy_for_parts, make_mesh, param_shardings, replicated
 
 MESH = make_mesh(data=2, fsdp=4)
 BATCH, LENGTH, WIDTH, VOCAB = 16, 32, 8, 512
@@ -66,6 +67,24 @@ def test_position_biases_send_their_table_not_their_scores() -> None:
     assert long < 8 * short
     scores = small_config().num_heads * 128 * 128 * 4
     assert long - short < scores
+
+
+def test_a_token_is_generated_without_gathering_the_decoder() -> None:
+    student = StudentDef.of(small_config(num_decoder_layers=3, d_model=64, d_ff=96))
+    generation = Generation(student, MESH)
+    assert dict(generation.mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
+    params = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        student.shapes,
+        generation.shardings,
+    )
+    inputs = jax.ShapeDtypeStruct((2, 8), jnp.int32, sharding=batch_sharding(generation.mesh))
+    with jax.set_mesh(generation.mesh):
+        program = generation.write.lower(params, inputs, decoding=Decoding("greedy", max_tokens=4)).compile()
+    found = read_collectives(program.as_text())
+    assert len(found.unbounded) == 1
+    decoder = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(student.shapes["decoder"]))
+    assert 0 < found.sent_each_turn() < 0.1 * decoder
 
 
 def test_a_copy_for_each_part_is_the_parameter_and_sums_its_gradient() -> None:

@@ -13,7 +13,8 @@ from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.evaluation.accuracy import Summary, is_correct, summarize
-from cotmi_jax.models.decoding import Decoding, generate
+from cotmi_jax.evaluation.generation import Generation
+from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Terms
@@ -29,15 +30,6 @@ def make_terms(student: StudentDef, objective: Objective, mesh: Mesh) -> Callabl
     )
 
 
-def make_generation(student: StudentDef, mesh: Mesh) -> Callable[..., Array]:
-    """Jitted (params, inputs [B, S], decoding) → tokens [B, T] on every host."""
-    return jax.jit(
-        lambda params, inputs, decoding: generate(student.bind(params), inputs, decoding).tokens,
-        static_argnames="decoding",
-        out_shardings=replicated(mesh),
-    )
-
-
 class Evaluator:
     """The jitted evaluation functions of one student and objective on a mesh; compiled once per padded shape."""
 
@@ -45,18 +37,18 @@ class Evaluator:
         self, student: StudentDef, objective: Objective, vocabulary: Vocabulary, mesh: Mesh, *, batch_size: int
     ):
         self._objective, self._vocabulary, self._mesh, self._batch_size = objective, vocabulary, mesh, batch_size
-        self._terms, self._generate = make_terms(student, objective, mesh), make_generation(student, mesh)
+        self._terms, self._generation = make_terms(student, objective, mesh), Generation(student, mesh)
 
-    def _batches(self, split: TokenizedSplit, limit: int) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Device batches with their global rows; −1 fills up the last one."""
+    def _batches(self, split: TokenizedSplit, limit: int, mesh: Mesh) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches on a mesh with their global rows; −1 fills up the last one."""
         for rows in eval_rows(min(split.size, limit or split.size), self._batch_size):
-            share = rows[make_feed(self._mesh).rows(len(rows))]
-            yield put_batch(gather(split, share), self._mesh), rows
+            share = rows[make_feed(mesh).rows(len(rows))]
+            yield put_batch(gather(split, share), mesh), rows
 
     def losses(self, params: Params, split: TokenizedSplit, *, limit: int = 0) -> dict[str, float]:
         """Mean of every term of the objective over the split's first `limit` examples (0: all), without dropout."""
         sums: dict[str, np.ndarray] = {}
-        for batch, _ in self._batches(split, limit):
+        for batch, _ in self._batches(split, limit, self._mesh):
             terms: Terms = jax.device_get(self._terms(params, batch))
             for name, term in terms.items():
                 # Batches add up in float64: a large split has more tokens than float32 counts exactly.
@@ -68,9 +60,11 @@ class Evaluator:
     ) -> list[str]:
         """What the student writes for a task, by row."""
         texts: list[str] = []
-        for batch, rows in self._batches(split, limit):
-            tokens_BxT: Array = self._generate(params, batch[task]["inputs"], decoding=decoding)
-            texts += [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[rows >= 0]]
+        params = self._generation.lay_out(params)
+        with jax.set_mesh(self._generation.mesh):
+            for batch, rows in self._batches(split, limit, self._generation.mesh):
+                tokens_BxT: Array = self._generation.write(params, batch[task]["inputs"], decoding=decoding)
+                texts += [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[rows >= 0]]
         return texts
 
     def accuracy(

@@ -4,7 +4,7 @@ Needs no data, no weights and no devices but those of a mesh, which may be a top
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ from cotmi_jax.config import check_batches, validate
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import PREDICT
 from cotmi_jax.errors import UserError
-from cotmi_jax.evaluation.evaluator import make_generation, make_terms
+from cotmi_jax.evaluation.evaluator import make_terms
+from cotmi_jax.evaluation.generation import Generation
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
 from cotmi_jax.models.flops import forward_flops, step_flops
 from cotmi_jax.models.student import StudentDef, count_parameters
@@ -25,7 +26,7 @@ from cotmi_jax.sharding import PyTree, batch_sharding, batch_shards, replicated
 from cotmi_jax.training.experiment import eval_decoding, make_objective
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
 from cotmi_jax.training.rng import train_streams
-from cotmi_jax.training.state import StateDef
+from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
 
 
@@ -143,12 +144,11 @@ def programs(config: ConfigDict, mesh: Mesh, shape: PackShape) -> dict[str, Prog
     check_batches(config, batch_shards(mesh))
     objective, student = make_objective(config), StudentDef.of(abstract_student(config))
     state_def = StateDef.of(student, make_optimizers(config), mesh, objective)
-    state = state_def.abstract
-    params = state.params["student"]
-    beside = bytes_per_device(state) - bytes_per_device(params)
+    rest = mesh, shape, objective, student, state_def.abstract
     return {
         "train": _train(config, mesh, shape, objective, state_def),
-        **_evaluation(config, mesh, shape, objective, student, params, beside),
+        "evaluate": _evaluate(config, *rest),
+        "generate": _generate(config, *rest),
     }
 
 
@@ -177,36 +177,45 @@ def _padded_words(examples: int, shape: PackShape, objective: Objective) -> str:
     return f"{examples} examples × {len(objective.tasks)} of {shape.input_length}→{shape.target_length} tokens"
 
 
-def _evaluation(
-    config: ConfigDict,
-    mesh: Mesh,
-    shape: PackShape,
-    objective: Objective,
-    student: StudentDef,
-    params: Mapping,
-    beside: float,
-) -> dict[str, Program]:
-    """Losses of a padded batch, and greedy generation for it; the optimizer's state stays where it is meanwhile."""
-    examples, inputs, decoding = config.eval.batch_size, shape.input_length, eval_decoding(config)
-    terms, generation = make_terms(student, objective, mesh), make_generation(student, mesh)
-    batch = padded_batch(examples, inputs, shape.target_length, objective, mesh)
-    lengths = {"input_length": inputs, "target_length": shape.target_length}
-    losses = forward_flops(student.config, rows=examples * len(objective.tasks), **lengths)
-    lengths["target_length"] = decoding.max_tokens
-    tokens = forward_flops(student.config, rows=examples, **lengths)
+def _evaluate(
+    config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objective, student: StudentDef, state: TrainState
+) -> Program:
+    """Losses of a padded batch; the optimizer's state stays where it is meanwhile."""
+    examples, inputs, targets = config.eval.batch_size, shape.input_length, shape.target_length
+    terms, batch = make_terms(student, objective, mesh), padded_batch(examples, inputs, targets, objective, mesh)
+    params, words = state.params["student"], _padded_words(examples, shape, objective)
+    flops = forward_flops(
+        student.config, rows=examples * len(objective.tasks), input_length=inputs, target_length=targets
+    )
+    beside = bytes_per_device(state) - bytes_per_device(params)
     held = bytes_per_device((params, batch)), beside
-    written = f"{examples} examples of {inputs}→{decoding.max_tokens} tokens"
-    words = _padded_words(examples, shape, objective)
-    return {
-        "evaluate": Program("evaluate", words, losses, *held, lambda: _lower(terms, params, batch)),
-        "generate": Program(
-            "generate",
-            written,
-            tokens,
-            *held,
-            lambda: _lower(generation, params, batch[PREDICT]["inputs"], decoding=decoding),
-        ),
-    }
+    return Program("evaluate", words, flops, *held, lambda: _lower(terms, params, batch))
+
+
+def _generate(
+    config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objective, student: StudentDef, state: TrainState
+) -> Program:
+    """Generation for a padded batch; the state stays where it is meanwhile, its parameters too if those of generation
+    lie otherwise."""
+    examples, inputs, decoding = config.eval.batch_size, shape.input_length, eval_decoding(config)
+    generation = Generation(student, mesh)
+    params = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        student.shapes,
+        generation.shardings,
+    )
+    batch = padded_batch(examples, inputs, shape.target_length, objective, generation.mesh)
+    words = f"{examples} examples of {inputs}→{decoding.max_tokens} tokens"
+    if generation.mesh != mesh:
+        words += f", mesh {' × '.join(map(str, generation.mesh.devices.shape))}"
+    flops = forward_flops(student.config, rows=examples, input_length=inputs, target_length=decoding.max_tokens)
+    beside = bytes_per_device(state) - (bytes_per_device(params) if generation.mesh == mesh else 0.0)
+
+    def lower() -> jax.stages.Lowered:
+        with jax.set_mesh(generation.mesh):
+            return _lower(generation.write, params, batch[PREDICT]["inputs"], decoding=decoding)
+
+    return Program("generate", words, flops, bytes_per_device((params, batch)), beside, lower)
 
 
 def summary(config: ConfigDict, mesh: Mesh, topology: str, device: str) -> str:

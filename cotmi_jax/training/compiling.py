@@ -117,7 +117,7 @@ def needed_memory(message: str) -> float | None:
 
 _MEMORY = {
     "arguments": "  arguments",
-    "beside": "  optimizer state beside",
+    "beside": "  training state beside",
     "temporaries": "  temporaries",
     "outputs": "  outputs",
     "code": "  code",

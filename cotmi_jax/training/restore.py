@@ -17,9 +17,8 @@ from cotmi_jax.meshes import inference_mesh
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.student import Params, StudentDef
-from cotmi_jax.sharding import make_mesh
+from cotmi_jax.sharding import make_mesh, param_shardings
 from cotmi_jax.training import checkpoint
-from cotmi_jax.training.state import param_shardings
 from cotmi_jax.training.workdir import RUN_FILE, VOCABULARY_FILE, read_run
 
 Which = Literal["best", "latest"] | int

@@ -9,14 +9,14 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import DictKey, GetAttrKey, KeyPath
+from jax.tree_util import GetAttrKey, KeyPath
 
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.mi.information import Networks
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.sharding import PyTree, replicated, resolve
+from cotmi_jax.sharding import PyTree, dict_keys, param_shardings, replicated
 
 
 @jax.tree_util.register_dataclass
@@ -33,18 +33,6 @@ class TrainState:
     mi: Any = None  # MineState of the estimator that carries one
 
 
-def _names(path: KeyPath) -> tuple[str, ...]:
-    """The dict keys of a path."""
-    return tuple(entry.key for entry in path if isinstance(entry, DictKey))
-
-
-def param_shardings(shapes: Params, axes: Params, mesh: Mesh) -> Params:
-    """The sharding of every parameter by its logical axes. Raises UserError as sharding.resolve does."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, names: resolve("/".join(_names(path)), leaf.shape, names, mesh), shapes, axes
-    )
-
-
 def _drop(sharding: NamedSharding, dimension: int) -> NamedSharding:
     spec = list(sharding.spec)
     return NamedSharding(sharding.mesh, PartitionSpec(*spec[:dimension], *spec[dimension + 1 :]))
@@ -52,9 +40,9 @@ def _drop(sharding: NamedSharding, dimension: int) -> NamedSharding:
 
 def _moment_sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct, by_name: dict, mesh: Mesh) -> NamedSharding:
     """A moment lies as its parameter does; Adafactor's row and column moments lack one of its two largest dims."""
-    if _names(path) not in by_name:
+    if dict_keys(path) not in by_name:
         return replicated(mesh)  # step counts
-    shape, sharding = by_name[_names(path)]
+    shape, sharding = by_name[dict_keys(path)]
     if leaf.shape == shape:
         return sharding
     if leaf.shape == (1,):
@@ -71,7 +59,7 @@ def optimizer_shardings(opt_state: PyTree, shapes: Params, shardings: Params, me
     """
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     placed = jax.tree.leaves(shardings)
-    by_name = {_names(path): (leaf.shape, where) for (path, leaf), where in zip(leaves, placed, strict=True)}
+    by_name = {dict_keys(path): (leaf.shape, where) for (path, leaf), where in zip(leaves, placed, strict=True)}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _moment_sharding(path, leaf, by_name, mesh), opt_state)
 
 
