@@ -1,7 +1,8 @@
 """Which mesh to train or to use a student on, and the least that training's devices then have to tell each other."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.config import T5Config
@@ -41,11 +42,9 @@ def recommended_mesh(config: T5Config, devices: int, memory: float) -> MeshShape
     """
     state = STATE_BYTES * parameter_count(config)[1]
     for share in STATE_SHARES:
-        for tensor in _powers(devices):
-            for fsdp in _powers(devices // tensor):
-                splits = _divides(config, fsdp, tensor) and devices % (fsdp * tensor) == 0
-                if splits and state / (fsdp * tensor) <= share * memory:
-                    return MeshShape(devices // (fsdp * tensor), fsdp, tensor)
+        for mesh in _meshes(config, devices, grows="fsdp"):
+            if state / (mesh.fsdp * mesh.tensor) <= share * memory:
+                return mesh
     raise UserError(
         f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {state / 2**30:.0f} GiB of parameters, gradients "
         f"and Adam's moments in {STATE_SHARES[-1]:.0%} of their memory: take more devices, or optimizer.name adafactor"
@@ -61,11 +60,9 @@ def inference_mesh(config: T5Config, devices: int, memory: float) -> MeshShape:
     Raises UserError where no mesh holds the parameters.
     """
     parameters = 4 * parameter_count(config)[1]
-    for fsdp in _powers(devices):
-        for tensor in _powers(devices // fsdp):
-            splits = _divides(config, fsdp, tensor) and devices % (fsdp * tensor) == 0
-            if splits and parameters / (fsdp * tensor) <= PARAMETERS_SHARE * memory:
-                return MeshShape(devices // (fsdp * tensor), fsdp, tensor)
+    for mesh in _meshes(config, devices, grows="tensor"):
+        if parameters / (mesh.fsdp * mesh.tensor) <= PARAMETERS_SHARE * memory:
+            return mesh
     raise UserError(
         f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {parameters / 2**30:.0f} GiB of parameters in "
         f"{PARAMETERS_SHARE:.0%} of their memory: take more devices"
@@ -79,6 +76,15 @@ def generation_mesh(config: T5Config, mesh: MeshShape) -> MeshShape:
     factors = (n for n in range(1, fsdp + 1) if fsdp % n == 0 and _divides(config, fsdp // n, tensor * n))
     moved = max(factors, default=1)
     return MeshShape(data, fsdp // moved, tensor * moved)
+
+
+def _meshes(config: T5Config, devices: int, grows: Literal["fsdp", "tensor"]) -> Iterator[MeshShape]:
+    """Meshes that split every parameter, by powers of two; the axis that `grows` does so before the other is split."""
+    for other in _powers(devices):
+        for size in _powers(devices // other):
+            fsdp, tensor = (size, other) if grows == "fsdp" else (other, size)
+            if devices % (fsdp * tensor) == 0 and _divides(config, fsdp, tensor):
+                yield MeshShape(devices // (fsdp * tensor), fsdp, tensor)
 
 
 def _powers(largest: int) -> list[int]:
