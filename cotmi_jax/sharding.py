@@ -109,6 +109,13 @@ def param_shardings(shapes: PyTree, axes: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes that carry their shardings: what arrays are restored into, or programs lowered for."""
+    return jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where), shapes, shardings
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of a value every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -12,7 +12,15 @@ from cotmi_jax.hlo import read_collectives
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.token_scan import scan_tokens
-from cotmi_jax.sharding import batch_parts, batch_sharding, copy_for_parts, make_mesh, param_shardings, replicated
+from cotmi_jax.sharding import (
+    batch_parts,
+    batch_sharding,
+    copy_for_parts,
+    make_mesh,
+    param_shardings,
+    placed,
+    replicated,
+)
 
 MESH = make_mesh(data=2, fsdp=4)
 BATCH, LENGTH, WIDTH, VOCAB = 16, 32, 8, 512
@@ -49,18 +57,14 @@ def test_the_heads_gradient_is_summed_once_for_all_chunks(pool: str | None) -> N
 def test_position_biases_send_their_table_not_their_scores() -> None:
     def traffic(length: int) -> float:
         student = StudentDef.of(small_config(num_encoder_layers=3))
-        placed = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            student.shapes,
-            param_shardings(student.shapes, student.axes, MESH),
-        )
+        params = placed(student.shapes, param_shardings(student.shapes, student.axes, MESH))
 
         def loss(table: Array, params: dict, inputs: Array) -> Array:
             encoder = params["encoder"] | {"position": {"embedding": table}}
             return jnp.square(student.bind(params | {"encoder": encoder}).encode(inputs)).sum()
 
-        table = placed["encoder"]["position"]["embedding"]
-        return sent(jax.grad(loss), table, placed, split(8, length, dtype=jnp.int32))
+        table = params["encoder"]["position"]["embedding"]
+        return sent(jax.grad(loss), table, params, split(8, length, dtype=jnp.int32))
 
     # Only the activations of the embedding look-up grow with the length; scores would grow with its square.
     short, long = traffic(16), traffic(128)
@@ -73,11 +77,7 @@ def test_a_token_is_generated_without_gathering_the_decoder() -> None:
     student = StudentDef.of(small_config(num_decoder_layers=3, d_model=64, d_ff=96))
     generation = Generation(student, MESH)
     assert dict(generation.mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
-    params = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        student.shapes,
-        generation.shardings,
-    )
+    params = placed(student.shapes, generation.shardings)
     inputs = jax.ShapeDtypeStruct((2, 8), jnp.int32, sharding=batch_sharding(generation.mesh))
     with jax.set_mesh(generation.mesh):
         program = generation.write.lower(params, inputs, decoding=Decoding("greedy", max_tokens=4)).compile()

@@ -4,6 +4,7 @@ Needs no data, no weights and no devices but those of a mesh, which may be a top
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
 from cotmi_jax.models.flops import forward_flops, step_flops
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.sharding import PyTree, batch_sharding, batch_shards, replicated
+from cotmi_jax.sharding import PyTree, batch_sharding, batch_shards, placed, replicated
 from cotmi_jax.training.experiment import eval_decoding, make_objective
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
 from cotmi_jax.training.rng import train_streams
@@ -125,14 +126,7 @@ class _Leaves:
 def bytes_per_device(tree: PyTree) -> float:
     """Bytes that each device holds of an abstract tree whose leaves carry shardings."""
     shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
-    return float(sum(size * _product(shape) for shape, size in shards))
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+    return float(sum(size * math.prod(shape) for shape, size in shards))
 
 
 def programs(config: ConfigDict, mesh: Mesh, shape: PackShape) -> dict[str, Program]:
@@ -160,7 +154,7 @@ def _train(config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objectiv
     schedule = make_schedule(config.optimizer, config.steps)
     step = make_train_step(state_def, objective, schedule, micro_batches=config.micro_batches)
     keys = jax.eval_shape(lambda: train_streams(config.seed))
-    keys = jax.tree.map(lambda key: jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh)), keys)
+    keys = placed(keys, jax.tree.map(lambda _: replicated(mesh), keys))
     inputs, targets = shape.input_length, shape.target_length
     if config.data.packing:
         rows, batch = shape.rows, packed_batch(shape, config.batch_size, objective, mesh)
@@ -199,11 +193,7 @@ def _generate(
     lie otherwise."""
     examples, inputs, decoding = config.eval.batch_size, shape.input_length, eval_decoding(config)
     generation = Generation(student, mesh)
-    params = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        student.shapes,
-        generation.shardings,
-    )
+    params = placed(student.shapes, generation.shardings)
     batch = padded_batch(examples, inputs, shape.target_length, objective, generation.mesh)
     words = f"{examples} examples of {inputs}→{decoding.max_tokens} tokens"
     if generation.mesh != mesh:

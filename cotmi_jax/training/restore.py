@@ -17,7 +17,7 @@ from cotmi_jax.meshes import inference_mesh
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.student import Params, StudentDef
-from cotmi_jax.sharding import make_mesh, param_shardings
+from cotmi_jax.sharding import make_mesh, param_shardings, placed
 from cotmi_jax.training import checkpoint
 from cotmi_jax.training.workdir import RUN_FILE, VOCABULARY_FILE, read_run
 
@@ -68,11 +68,7 @@ def load_workdir(workdir: Path, which: Which, mesh: Mesh | None = None) -> Train
     if len(set(gather(str(found)))) > 1:
         raise UserError(f"{workdir}: a run has just replaced its checkpoints: give the same command again")
     student, mesh = StudentDef.of(student_config), mesh or _make_inference_mesh(student_config)
-    abstract = jax.tree.map(
-        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
-        student.shapes,
-        param_shardings(student.shapes, student.axes, mesh),
-    )
+    abstract = placed(student.shapes, param_shardings(student.shapes, student.axes, mesh))
     params = checkpoint.restore_params(found, {"student": abstract})["student"]
     return Trained(student, params, mesh, vocabulary, config.objective.name, found.step)
 

@@ -16,7 +16,7 @@ from cotmi_jax.mi.information import Networks
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.sharding import PyTree, dict_keys, param_shardings, replicated
+from cotmi_jax.sharding import PyTree, dict_keys, param_shardings, placed, replicated
 
 
 @jax.tree_util.register_dataclass
@@ -100,11 +100,7 @@ class StateDef:
     @property
     def abstract(self) -> TrainState:
         """Shapes that carry their shardings: what a checkpoint is restored into."""
-        return jax.tree.map(
-            lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
-            self.shapes,
-            self.shardings,
-        )
+        return placed(self.shapes, self.shardings)
 
     def _complete(self, student: Params, key: Array) -> TrainState:
         params = {"student": student}
