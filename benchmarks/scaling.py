@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling --json=scaling.json --markdown=docs/scaling.md
 
-Runs on any machine that has libtpu (pip install "cotmi_jax[tpu]"). Every cell is written to the JSON file as soon as it
+Runs on any machine that has libtpu (pip install -e '.[tpu]'). Every cell is written to the JSON file as soon as it
 is done, and cells that stand there are not compiled again: interrupt and go on at will. Compiled with XLA's full
 effort by default; --quick takes a third of the time and finds programs that need a few per cent more memory.
 """

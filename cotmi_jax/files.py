@@ -56,7 +56,7 @@ def as_path(text: str) -> Path:
     if scheme != "gs" or not bucket:
         raise UserError(f"{text}: give a local path, or gs://BUCKET/PATH")
     if not INSTALLED:
-        raise UserError(f"{text}: gs:// needs gcsfs: run pip install 'cotmi_jax[gcs]', or give a local path")
+        raise UserError(f"{text}: gs:// needs gcsfs: pip install -e '.[gcs]' (in the repository), or give a local path")
     _check_bucket(bucket)
     return Path(text)
 

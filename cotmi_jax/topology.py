@@ -80,7 +80,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     """The devices of a slice, to compile for. Raises UserError for an unknown one and where libtpu is missing."""
     layout = grid(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('compiling for TPUs takes libtpu: pip install "cotmi_jax[tpu]"')
+        raise UserError("compiling for TPUs takes libtpu: pip install -e '.[tpu]' (in the repository)")
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     deepen_compiler_stacks()

@@ -17,7 +17,7 @@ Train on TPU slices of a GKE cluster that XPK made (xpk cluster create).
   --cluster, --zone, --project=P   of the cluster; without --project, gcloud's own
   --workload=W        lower case letters, digits and -, at most 39 of them
   --tpu-type=T        v5litepod-16, v6e-64, …; --num-slices=1 of them
-  --docker-image=I            an image with the packages in requirements.txt, jax[tpu], and this repository as WORKDIR
+  --docker-image=I            an image with this repository as WORKDIR and pip install -e '.[tpu]' done in it
   --base-docker-image=I       any image with Python 3.11 or newer, such as python:3.12: XPK copies the commit at HEAD
                               into it with docker, pushes it to gcr.io/PROJECT; every worker pip installs it first
   --extras=tpu        what is then installed: pip install -e '.[EXTRAS]'
@@ -133,7 +133,7 @@ need cluster zone
 [[ $command == list ]] || need workload
 [[ ! $workload || $workload =~ ^[a-z]([a-z0-9-]{0,37}[a-z0-9])?$ ]] ||
   die "--workload=$workload is no name for XPK: lower case letters, digits and -, at most 39"
-need_count num_slices grace lines
+need_count num-slices grace lines
 if [[ $command == run || $command == resume ]]; then
   need tpu-type
   several_vms || true # or dies, before anything is called

@@ -298,11 +298,12 @@ ordering="type= version= spot valid-until-duration= create-flag+ poll="
 case $command in
   create) accepted=$ordering ;;
   setup) accepted="extras= python=" ;;
-  run) accepted="$training type= shared-workdir" ;;
+  run) accepted="module= env+ type= shared-workdir" ;; # with the interpreter that setup took
   logs) accepted="worker= lines= no-follow" ;;
   stop) accepted="grace=" ;;
   status | delete) accepted='' ;;
-  resume | watch) accepted="$training $ordering extras= shared-workdir retries=" ;;
+  resume) accepted="$training $ordering extras= shared-workdir" ;;
+  watch) accepted="$training $ordering extras= shared-workdir retries=" ;;
   *)
     die "unknown command ${command@Q}: create, setup, run, logs, status, stop, resume, watch, delete;" \
       "see launch/$script --help"

@@ -19,7 +19,7 @@ One machine's part of a run. The other launchers call it; on a single machine it
 --env-file  is read by bash, and deleted, before COMMAND is started.
 --lift      for srun, which returns the highest exit code of all tasks: COMMAND's own, but 1 to 74 as 181 to 254, above
             the 75 of the tasks that end because another failed, and above 128 and the number of a signal
-setup takes the newest of python3.12, python3.11 and python3 that is at least 3.11; where there is none, uv brings one.
+setup takes the first of python3.12, python3.11 and python3 that is at least 3.11; where there is none, uv brings one.
 HELP
 }
 

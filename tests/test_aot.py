@@ -20,7 +20,7 @@ from cotmi_jax.topology import grid, topology_devices
 from cotmi_jax.training.abstract import Program
 from cotmi_jax.training.compiling import QUICK, compile_program, needed_memory
 
-pytest.importorskip("libtpu", reason='compiling for TPUs takes libtpu: pip install "cotmi_jax[tpu]"')
+pytest.importorskip("libtpu", reason="compiling for TPUs takes libtpu: pip install -e .[tpu]")
 
 REPOSITORY = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "aot.json"
