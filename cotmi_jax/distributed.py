@@ -274,7 +274,9 @@ def is_shared(folder: Path, gather: Gather = gather) -> bool:
     with contextlib.suppress(*failures()):
         make_folder(folder)
         (folder / name).touch()
-    sees_all = all((folder / other).exists() for other in gather(name))
+    names, sees_all = gather(name), False
+    with contextlib.suppress(*failures()):
+        sees_all = all((folder / other).exists() for other in names)
     shared = all(answer == "yes" for answer in gather("yes" if sees_all else "no"))
     with contextlib.suppress(*failures()):
         (folder / name).unlink()

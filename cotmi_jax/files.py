@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from cotmi_jax.errors import UserError
 
-INSTALLED = importlib.util.find_spec("gcsfs") is not None
-if INSTALLED:
+GCS_INSTALLED = importlib.util.find_spec("gcsfs") is not None
+if GCS_INSTALLED:
     # One client for all of gs://, orbax's and TensorFlow Datasets' files too: left alone, epath imports tensorflow.
     os.environ.setdefault("EPATH_USE_TF", "0")
 
@@ -43,8 +43,8 @@ def is_remote(path: "str | os.PathLike[str]") -> bool:
 
 
 def absolute(text: str) -> str:
-    """The text of a path that means the same from any folder."""
-    return text if is_remote(text) else str(pathlib.Path(text).expanduser().absolute())
+    """The text of a path that means the same from any folder; of a URL, whatever its kind, itself."""
+    return text if "://" in text else str(pathlib.Path(text).expanduser().absolute())
 
 
 def as_path(text: str) -> Path:
@@ -55,7 +55,7 @@ def as_path(text: str) -> Path:
     bucket = rest.partition("/")[0]
     if scheme != "gs" or not bucket:
         raise UserError(f"{text}: give a local path, or gs://BUCKET/PATH")
-    if not INSTALLED:
+    if not GCS_INSTALLED:
         raise UserError(f"{text}: gs:// needs gcsfs: pip install -e '.[gcs]' (in the repository), or give a local path")
     _check_bucket(bucket)
     return Path(text)

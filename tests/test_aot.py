@@ -130,7 +130,7 @@ def test_slices_that_do_not_exist(name: str, says: str) -> None:
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "cotmi_jax\[tpu\]"'):
+    with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
         topology_devices("v5e-8")
 
 

@@ -317,9 +317,12 @@ def test_hosts_with_other_data_are_refused(tmp_path: Path) -> None:
         assert isinstance(error, UserError) and "process 1 has other data" in str(error)
 
 
-def test_a_cache_in_a_bucket_is_refused() -> None:
+def test_a_cache_in_a_bucket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="config.data.cache gs://b/tokens: .* leave it empty"):
         inputs.find_cache(runs.tiny_config({"data.cache": "gs://b/tokens"}))
+    monkeypatch.setenv(inputs.CACHE_VARIABLE, "gs://b/all")
+    with pytest.raises(UserError, match=r"\$COTMI_CACHE gs://b/all: "):
+        inputs.find_cache(runs.tiny_config({"data.cache": ""}))
 
 
 def run_data(folder: Path | str, **changes: Any) -> RunData:

@@ -116,5 +116,8 @@ def test_a_default_that_cannot_be_written_is_said_and_an_asked_one_refused(
     use_compilation_cache("")
     assert cache_folder() is None
     assert capsys.readouterr().err.startswith("compiled programs are not kept: cannot write to ")
+    monkeypatch.setenv("COTMI_CACHE", "s3://bucket")
+    use_compilation_cache("")
+    assert "not kept: s3://bucket: give a local path" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot write to the compilation cache .*file/here: Not a directory"):
         use_compilation_cache(str(tmp_path / "file" / "here"))

@@ -154,6 +154,19 @@ def test_no_checkpoint_is_there_before_the_best_of_its_step(tmp_path: Path) -> N
     checkpoints.close()
 
 
+def test_a_later_best_that_cannot_be_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(step: int) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    params = {"student": {"w": jnp.zeros(3)}}
+    checkpoints.save_best(params, 6, {}, {})
+    monkeypatch.setattr(checkpoints._best, "delete", refuse)
+    with pytest.raises(UserError, match="cannot write .*/best: Permission denied: make it writable"):
+        checkpoints.save_best(params, 4, {}, {})
+    checkpoints.close()
+
+
 def test_a_checkpoint_folder_that_goes_is_not_made_anew(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=5)
     checkpoints.save(runs.small_state(1.0), 1, {}, {})

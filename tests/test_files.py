@@ -22,13 +22,14 @@ def test_a_path_means_what_the_user_means(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("text", ["s3://bucket/a", "http://host/a", "gs://", "gs:///a"])
 def test_other_urls_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match=f"{text}: give a local path, or gs://BUCKET/PATH"):
-        files.as_path(text)
+    for given in (text, files.absolute(text)):
+        with pytest.raises(UserError, match=f"{text}: give a local path, or gs://BUCKET/PATH"):
+            files.as_path(given)
 
 
 def test_a_bucket_needs_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "INSTALLED", False)
-    with pytest.raises(UserError, match="gs://bucket/run: gs:// needs gcsfs: run pip install 'cotmi_jax\\[gcs\\]'"):
+    monkeypatch.setattr(files, "GCS_INSTALLED", False)
+    with pytest.raises(UserError, match="gs://bucket/run: gs:// needs gcsfs: pip install -e '.\\[gcs\\]'"):
         files.as_path("gs://bucket/run")
 
 

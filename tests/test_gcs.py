@@ -31,7 +31,7 @@ from cotmi_jax.training.restore import load_trained
 from cotmi_jax.training.scoring import score
 from cotmi_jax.training.writers import MetricWriter
 
-if not files.INSTALLED:  # not importorskip: gcsfs reads the server's environment when it is imported
+if not files.GCS_INSTALLED:  # not importorskip: gcsfs reads the server's environment when it is imported
     pytest.skip("gs:// needs the extra gcs", allow_module_level=True)
 quick_compilation = runs.quick_compilation
 RUN = "gs://bucket/runs/one"

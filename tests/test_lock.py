@@ -127,7 +127,9 @@ def test_where_there_are_no_locks_a_beat_is_kept_and_it_is_said(
     monkeypatch.setattr(lock_module.fcntl, "flock", refuse)
     with workdir_lock(tmp_path, QUICK):
         assert "beat" in json.loads((tmp_path / OWNER_FILE).read_text())
-    assert f"{tmp_path} cannot be locked (No locks available): a beat in" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{tmp_path} cannot be locked (No locks available): a beat in" in said
+    assert "waiting" not in said  # there was nobody
 
 
 # The heartbeat alone.

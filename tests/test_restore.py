@@ -1,4 +1,4 @@
-"""Students too large for a device, scored and put to use on several."""
+"""A student out of a workdir: what is no workdir, and one too large for a device."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from cotmi_jax.meshes import parameter_count
 from cotmi_jax.training import restore
 from cotmi_jax.training.restore import load_trained
 from cotmi_jax.training.scoring import score
+from cotmi_jax.training.workdir import read_run
 
 quick_compilation = runs.quick_compilation
 
@@ -22,8 +23,28 @@ def shrink_devices(monkeypatch: pytest.MonkeyPatch, *, parts: float) -> None:
     """Devices half of whose memory holds one of so many parts of the student that runs.trained() trained."""
     student = load_trained(str(runs.trained()), "best").student
     memory = 2 * 4 * parameter_count(student.config)[1] / parts
-    device = Accelerator("small", ("cpu",), 1e12, memory, 1e9)
+    device = Accelerator("small", ("cpu",), 1e12, memory)
     monkeypatch.setattr(restore, "find_accelerator", lambda kind: device)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[]", "run.json is not a run's record"),
+        (b'{"config": {}}', "run.json is not a run's record"),
+        (b"{", "run.json is not JSON"),
+        (b"\xff\xfe{", "run.json is not JSON"),
+        (None, "no run.json in"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        read_run(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot read .*file/run.json: Not a directory; give the --workdir"):
+        read_run(tmp_path / "file")
 
 
 def test_a_student_is_split_over_as_many_devices_as_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:

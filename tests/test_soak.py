@@ -157,6 +157,8 @@ def test_a_trainer_that_fails_by_itself_ends_the_soak(tmp_path: Path) -> None:
         soak_trainer(tmp_path, "failing")
     with pytest.raises(UserError, match="is not empty"):
         soak_trainer(tmp_path)
+    with pytest.raises(UserError, match="gs://bucket/soak: .* give a local folder"):
+        soak(["true"], "gs://bucket/soak", kills=1, seed=0, eval_every=0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import absolute, is_remote
+from cotmi_jax.files import absolute
 
 Kind = Literal["dss", "arithmetic", "jsonl", "tfds"]
 DSS_SETS = ("anli1", "cqa", "esnli", "svamp")
@@ -65,7 +65,7 @@ def _parse_part(text: str) -> Part:
     if written in DSS_SETS:
         return Part("dss", written, rate, written)
     if prefix == "jsonl" and argument:
-        return Part("jsonl", argument if is_remote(argument) else str(Path(argument).expanduser()), rate, written)
+        return Part("jsonl", argument if "://" in argument else str(Path(argument).expanduser()), rate, written)
     if prefix == "tfds" and colon:
         if argument not in TFDS_SETS:
             raise UserError(f"dataset = {written!r}: of TensorFlow Datasets there are {', '.join(TFDS_SETS)}")

@@ -49,17 +49,24 @@ class _Pairs(NamedTuple):
 
 def share_picks(split: TokenizedSplit, picks: Picks, feed: Feed) -> IntArray:
     """Which of a batch's examples a feed packs: as many as any other, with about as many tokens."""
-    share = feed.size(len(picks.rows))
-    if feed.count == 1:
-        return np.arange(share)
-    loads = split.loads(picks) / split.loads(picks).mean(axis=0)
-    total, room = np.zeros((feed.count, 2)), np.full(feed.count, share)
+    feed.size(len(picks.rows))  # or they do not divide
+    return np.flatnonzero(_owners(split, picks, feed.count) == feed.number)
+
+
+def _owners(split: TokenizedSplit, picks: Picks, feeds: int) -> IntArray:
+    """Which of the feeds packs each of a batch's examples, [B]. UserError where they do not divide."""
+    share = Feed(0, feeds).size(len(picks.rows))
+    if feeds == 1:
+        return np.zeros(share, np.int64)
+    loads = split.loads(picks)
+    loads = loads / loads.mean(axis=0)
+    total, room = np.zeros((feeds, 2)), np.full(feeds, share)
     owner = np.empty(len(picks.rows), np.int64)
     for example in np.argsort(-loads.max(axis=1), kind="stable"):
         owner[example] = np.where(room > 0, (total + loads[example]).max(axis=1), np.inf).argmin()
         total[owner[example]] += loads[example]
         room[owner[example]] -= 1
-    return np.flatnonzero(owner == feed.number)
+    return owner
 
 
 def _pairs(split: TokenizedSplit, picks: Picks) -> _Pairs:
@@ -164,8 +171,8 @@ def _trials(split: TokenizedSplit, order: TrainOrder, feeds: int) -> list[_Pairs
     trials = []
     for step in sorted({start + number for start in starts for number in range(each)}):
         picks = order.picks(step)
-        shares = (share_picks(split, picks, Feed(number, feeds)) for number in range(feeds))
-        trials += [_pairs(split, picks.take(share)) for share in shares]
+        owners = _owners(split, picks, feeds)
+        trials += [_pairs(split, picks.take(np.flatnonzero(owners == number))) for number in range(feeds)]
     return trials
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
+from cotmi_jax.data.rows import read_bytes
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path
 
@@ -23,10 +24,10 @@ class Vocabulary:
         if not path.is_file():
             raise UserError(f"no vocabulary at {path}: set config.data.vocabulary to a SentencePiece model file")
         self.path = path
+        model = read_bytes(path)
         try:
-            model = path.read_bytes()
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, OSError) as error:
+        except RuntimeError as error:
             raise UserError(f"{path} is not a SentencePiece model") from error
         if not model:  # which the library takes for no model yet
             raise UserError(f"{path} is not a SentencePiece model: it is empty")

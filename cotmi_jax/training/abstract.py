@@ -24,7 +24,7 @@ from cotmi_jax.models.flops import forward_flops, step_flops
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.sharding import PyTree, batch_sharding, batch_shards, placed, replicated
-from cotmi_jax.training.experiment import eval_decoding, make_objective
+from cotmi_jax.training.experiment import eval_decoding, make_objective, with_execution
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
 from cotmi_jax.training.rng import train_streams
 from cotmi_jax.training.state import StateDef, TrainState
@@ -48,7 +48,7 @@ NAMES = ("train", "evaluate", "generate")
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """Names of programs, checked."""
+    """Names of programs, checked. Raises UserError for an unknown one."""
     for name in names:
         if name not in NAMES:
             raise UserError(f"unknown program {name!r}: choose from {', '.join(NAMES)}")
@@ -58,9 +58,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 def abstract_student(config: ConfigDict) -> T5Config:
     """The student of config.model.preset and family. model.init is not read: a checkpoint need not be at hand."""
     model = config.model
-    student = preset(model.preset, model.family, vocab_size=model.vocab_size or T5_VOCAB_SIZE)
-    execution = {"dropout": model.dropout, "dtype": model.dtype, "scan_layers": model.scan_layers, "remat": model.remat}
-    return dataclasses.replace(student, **execution)
+    return with_execution(preset(model.preset, model.family, vocab_size=model.vocab_size or T5_VOCAB_SIZE), config)
 
 
 def default_shape(

@@ -9,6 +9,7 @@ params are the student's; mi, the networks and the state of the mutual-informati
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, check_described, failures, is_remote, told, writing
+from cotmi_jax.files import Path, check_described, ended_by, failures, is_remote, told, writing
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.student import Params
 from cotmi_jax.sharding import PyTree
@@ -59,7 +60,6 @@ class Saved:
 
 
 def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
-    check_described(directory)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=True,
@@ -131,6 +131,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int):
         _silence_what_is_given_up()
         self.workdir = workdir
+        check_described(workdir)
         self._latest = _manager(workdir / LATEST, keep)
         self._best = _manager(workdir / BEST, 1)
         self._folders = ((self._latest, workdir / LATEST), (self._best, workdir / BEST))
@@ -148,9 +149,10 @@ class Checkpoints:
 
     def save_best(self, params: Params, step: int, metrics: Json, config: Json) -> None:
         """Replace the best student, which may be of a later step where steps are run again."""
-        for later in self._best.all_steps():
-            if later >= step:  # steps that are replayed found a better one: orbax would not go back for it
-                self._best.delete(later)
+        with _writing(self.workdir / BEST):
+            for later in self._best.all_steps():
+                if later >= step:  # steps that are replayed found a better one: orbax would not go back for it
+                    self._best.delete(later)
         items = {"params": ocp.args.StandardSave(params)}
         items |= {"metrics": ocp.args.JsonSave(metrics), "config": ocp.args.JsonSave(config)}
         _save(self._best, self.workdir / BEST, step, items)
@@ -170,10 +172,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, then end; both folders are ended even where one cannot be written."""
-        with contextlib.ExitStack() as ends:
-            for manager, directory in self._folders:
-                ends.enter_context(_writing(directory))
-                ends.callback(manager.close)
+
+        def close(manager: ocp.CheckpointManager, directory: Path) -> None:
+            with _writing(directory):
+                manager.close()
+
+        with ended_by(*(functools.partial(close, *each) for each in self._folders)):
+            pass
 
 
 def _save(

@@ -7,7 +7,8 @@ import sys
 
 import jax
 
-from cotmi_jax.files import Path, absolute, as_path, prove_writable, reason, told
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, absolute, as_path, prove_writable, told
 from cotmi_jax.training.inputs import CACHE_VARIABLE, DEFAULT_CACHE
 
 _MIN_SECONDS = 0.1  # of compiling: less is not worth a file
@@ -50,11 +51,12 @@ def use_compilation_cache(folder: str) -> None:
         with told(f"cannot write to the compilation cache {place}", "name another folder, or none"):
             prove_writable(place)
     else:
-        place = default_folder()
         try:
-            prove_writable(place)
-        except OSError as error:
-            print(f"compiled programs are not kept: cannot write to {place} ({reason(error)})", file=sys.stderr)
+            place = default_folder()
+            with told(f"cannot write to {place}"):
+                prove_writable(place)
+        except UserError as error:
+            print(f"compiled programs are not kept: {error}", file=sys.stderr)
             return
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)

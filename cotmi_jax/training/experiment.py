@@ -52,8 +52,15 @@ def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[T5Config, 
                 "leave it 0"
             )
     check_fits(vocabulary, vocab_size=student.vocab_size, pad_id=student.pad_id, eos_id=student.eos_id)
-    execution = {"dropout": model.dropout, "dtype": model.dtype, "scan_layers": model.scan_layers, "remat": model.remat}
-    return dataclasses.replace(student, **execution), params
+    return with_execution(student, config), params
+
+
+def with_execution(student: T5Config, config: ConfigDict) -> T5Config:
+    """A student that runs as config.model says; its parameters stay what they are."""
+    model = config.model
+    return dataclasses.replace(
+        student, dropout=model.dropout, dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat
+    )
 
 
 def make_objective(config: ConfigDict) -> Objective:
@@ -99,7 +106,7 @@ def with_data_root(config: ConfigDict) -> ConfigDict:
     config.data.dataset = with_absolute_paths(config.data.dataset)
     if any(part.kind == "dss" for part in parse_dataset(config.data.dataset)):
         config.data.root = absolute(str(find_data_root(config.data.root or None)))
-    if config.data.tfds_dir and "://" not in config.data.tfds_dir:
+    if config.data.tfds_dir:
         config.data.tfds_dir = absolute(config.data.tfds_dir)
     return config
 

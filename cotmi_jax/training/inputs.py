@@ -92,10 +92,12 @@ def find_cache(config: ConfigDict) -> Path | None:
     """The folder of config.data.cache; None where tokens are kept in memory alone. UserError for one in a bucket."""
     if config.data.cache == "none":
         return None
-    folder = config.data.cache or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
+    named, folder = "config.data.cache", config.data.cache
+    if not folder:
+        named, folder = f"${CACHE_VARIABLE}", os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
     if is_remote(folder):
         raise UserError(
-            f"config.data.cache {folder}: tokens are mapped into memory from local files: leave it empty, and hosts "
+            f"{named} {folder}: tokens are mapped into memory from local files: leave it empty, and hosts "
             "that share no folder prepare the data each for itself"
         )
     return Path(folder).expanduser().absolute()

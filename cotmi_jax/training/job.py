@@ -64,7 +64,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
         _say_last(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
     with jax.set_mesh(mesh):
-        run = _make_run(workdir, experiment, mesh, choice, owner)
+        run = _make_run(workdir, experiment, mesh, choice, start, owner)
         interrupt = Interrupt()
         ends = (interrupt.restore, run.progress.close, run.checkpoints.close, run.writer.close)
         with ended_by(*ends), EndingTogether():
@@ -76,6 +76,8 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
 
 def _check_shared(workdir: Path) -> None:
     """Raises UserError in all processes where they do not see one folder, or not the same checkpoints in it."""
+    if jax.process_count() == 1:
+        return
     if not is_shared(workdir):
         raise UserError(f"--workdir {workdir}: the processes of this run do not see one folder there: share it")
     seen = gather(json.dumps({name: steps_saved(workdir / name) for name in (LATEST, BEST)}))
@@ -88,10 +90,9 @@ def _say_last(text: str) -> None:
         print(text)
 
 
-def _make_run(workdir: Path, experiment: Experiment, mesh: Mesh, choice: Choice, owner: Owner) -> Run:
+def _make_run(workdir: Path, experiment: Experiment, mesh: Mesh, choice: Choice, start: int, owner: Owner) -> Run:
     """The run in front of its next step. The first process writes what a start leaves in the workdir."""
-    config, start = experiment.config, choice.latest.step if choice.latest else 0
-    shape = experiment.data.shape(batch_shards(mesh))
+    config, shape = experiment.config, experiment.data.shape(batch_shards(mesh))
     student = StudentDef.of(experiment.student)
     state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
     state, best = _make_state(state_def, experiment, choice.latest), _best_so_far(choice.best)

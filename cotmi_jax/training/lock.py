@@ -90,6 +90,7 @@ def _locked_file(workdir: Path) -> FileIO | None:
     path = workdir / OWNER_FILE
     with writing(path):
         while True:
+            new = not path.exists()
             file = FileIO(path, "a+")  # not inherited by what the process starts: the lock is this process's alone
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,6 +105,8 @@ def _locked_file(workdir: Path) -> FileIO | None:
                 file.close()
                 if error.errno not in _NO_LOCKS:
                     raise
+                if new:
+                    path.unlink(missing_ok=True)  # empty, it would pass for another run's that has yet to say who it is
                 print(f"{workdir} cannot be locked ({error.strerror}): a beat in {path} guards it", file=sys.stderr)
                 return None
 

@@ -134,8 +134,10 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
     kill is compared, and the next one begins; so the number of starts is bounded, however slowly a run comes forward.
 
     Raises:
-      UserError: the workdir is not empty, or the trainer fails by itself.
+      UserError: the workdir is not local or not empty, or the trainer fails by itself.
     """
+    if "://" in workdir_path:
+        raise UserError(f"--workdir {workdir_path}: runs are killed and compared on this machine: give a local folder")
     workdir = Path(workdir_path).expanduser().absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     if any(workdir.iterdir()):

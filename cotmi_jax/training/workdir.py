@@ -41,8 +41,9 @@ def run_record(config: ConfigDict, student: T5Config) -> Record:
 
 def check_same_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError where the workdir already holds a run of another config, naming the keys that differ."""
-    if not (workdir / RUN_FILE).exists():
-        return
+    with told(f"cannot read --workdir {workdir}"):
+        if not (workdir / RUN_FILE).exists():
+            return
     changed = differences(ConfigDict(_read_record(workdir)["config"]), config)
     if changed:
         raise UserError(
@@ -82,11 +83,19 @@ def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> 
 def _read_record(workdir: Path) -> Record:
     path = workdir / RUN_FILE
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"no {RUN_FILE} in {workdir}: give the --workdir of a training run") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON (line {error.lineno}): restore it from a checkpoint's config") from error
+        with told(f"cannot read {path}", "give the --workdir of a training run"):
+            content = path.read_bytes()
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"no {RUN_FILE} in {workdir}: give the --workdir of a training run") from error
+        raise
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): restore it from a checkpoint's config") from error
+    if not isinstance(record, dict) or not {"config", "student"} <= record.keys():
+        raise UserError(f"{path} is not a run's record: restore it from a checkpoint's config")
+    return record
 
 
 def read_run(workdir: Path) -> tuple[ConfigDict, T5Config, Vocabulary]:

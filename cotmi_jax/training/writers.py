@@ -1,6 +1,5 @@
 """Where a run's numbers go: JSON lines, TensorBoard, and a progress bar or plain lines."""
 
-import contextlib
 import errno
 import json
 import sys
@@ -13,7 +12,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, is_remote, read_json_lines, replace_file, writing
+from cotmi_jax.files import Path, ended_by, is_remote, read_json_lines, replace_file, writing
 from cotmi_jax.training.mirror import Mirror
 
 METRICS_FILE = "metrics.jsonl"
@@ -95,9 +94,8 @@ class MetricWriter:
     def close(self) -> None:
         """Flush all."""
         ends = [self._lines.close, self._scalars.close] + ([self._mirror.close] if self._mirror else [])
-        with writing(self._folder), contextlib.ExitStack() as closing:
-            for end in reversed(ends):  # the last one in is called first
-                closing.callback(end)
+        with writing(self._folder), ended_by(*ends):
+            pass
 
 
 class SilentWriter:
