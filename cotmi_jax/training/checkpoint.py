@@ -131,7 +131,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int):
         _silence_what_is_given_up()
         self.workdir = workdir
-        check_described(workdir)
+        check_described(workdir / LATEST)  # and so of BEST, in the same bucket
         self._latest = _manager(workdir / LATEST, keep)
         self._best = _manager(workdir / BEST, 1)
         self._folders = ((self._latest, workdir / LATEST), (self._best, workdir / BEST))
