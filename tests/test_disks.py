@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,12 +72,28 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
 FULL = "No space left on device: make room there, and the same command goes on from the last checkpoint"
 
 
+def steps_outlast_saves() -> None:
+    """Have a trainer wait, once the metrics of a step are written, until no checkpoint is being written behind it."""
+    managers, save, write = [], Checkpoints.save, MetricWriter.write
+
+    def save_noted(checkpoints: Checkpoints, *given: Any) -> None:
+        managers.append(checkpoints._latest)
+        save(checkpoints, *given)
+
+    def write_and_wait(writer: MetricWriter, step: int, metrics: Mapping[str, float]) -> None:
+        write(writer, step, metrics)
+        while any(manager.is_saving_in_progress() for manager in managers):
+            time.sleep(0.01)
+
+    Checkpoints.save, MetricWriter.write = save_noted, write_and_wait  # type: ignore[method-assign]
+
+
 def test_a_run_whose_disk_is_full_says_so_and_goes_on_where_there_is_room(make_disk: Callable[[str], Disk]) -> None:
     straight = runs.trained()
     disk = make_disk("22m")  # holds the checkpoint of step 2 and the best of step 3, not the checkpoint of step 4
     workdir = disk.place / "run"
     flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={workdir}"]
-    result = runs.command("train", *flags, devices=8)
+    result = runs.command("train", *flags, devices=8, before=steps_outlast_saves)
     assert result.code == 2 and "Traceback" not in result.err, result.err
     assert result.err.splitlines()[-1] == f"error: cannot write {workdir}/checkpoints: {FULL}"
     assert [line["step"] for line in runs.read_metrics(workdir)][-1] < 6  # it did not go on until the next one
