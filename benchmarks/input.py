@@ -25,10 +25,10 @@ import numpy as np  # noqa: E402
 
 from cotmi_jax.config import base  # noqa: E402
 from cotmi_jax.data.packing import make_batch  # noqa: E402
+from cotmi_jax.data.run_data import RunData  # noqa: E402
 from cotmi_jax.data.tokens import Batch, TokenizedSplit  # noqa: E402
 from cotmi_jax.data.vocabulary import Vocabulary  # noqa: E402
-from cotmi_jax.training.experiment import find_vocabulary  # noqa: E402
-from cotmi_jax.training.inputs import RunData  # noqa: E402
+from cotmi_jax.experiment import find_vocabulary  # noqa: E402
 
 Counts = tuple[int, int]  # real input and target tokens of a batch; or all places, padding included
 

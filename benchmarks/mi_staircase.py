@@ -21,10 +21,10 @@ import numpy as np
 import optax
 from jax import Array
 
-from cotmi_jax.mi.critics import CRITICS, CriticConfig
 from cotmi_jax.mi.estimate import NONPARAMETRIC
 from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Estimator, make_estimator
 from cotmi_jax.mi.fitting import CONDITIONAL, make_model
+from cotmi_jax.mi.networks import CRITICS, CriticConfig
 
 DIMENSIONS = 20
 LEVELS = (2.0, 4.0, 6.0, 8.0, 10.0)  # nats

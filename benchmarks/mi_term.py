@@ -21,12 +21,13 @@ import jax
 import numpy as np
 import optax
 
-from cotmi_jax.mi.critics import CriticConfig
-from cotmi_jax.mi.information import InformationConfig
+from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.config import preset
 from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.mi_term import InformationConfig
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.sharding import make_mesh, put_batch
+from cotmi_jax.parallel.batch import put_batch
+from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.optimizer import with_networks
 from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef

@@ -15,17 +15,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cotmi_jax.accelerators import GIB, Accelerator, find_accelerator
+from cotmi_jax.aot.hlo import KINDS
+from cotmi_jax.aot.programs import abstract_student, default_shape, programs
+from cotmi_jax.aot.report import QUICK, RESERVE, Report, compile_program
+from cotmi_jax.aot.topology import topology_devices
+from cotmi_jax.aot.traffic import least_traffic, total
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import replace_file
-from cotmi_jax.hlo import KINDS
-from cotmi_jax.meshes import MeshShape, least_traffic, recommended_mesh, total
 from cotmi_jax.models.config import preset
-from cotmi_jax.sharding import make_mesh
-from cotmi_jax.topology import topology_devices
-from cotmi_jax.training.abstract import abstract_student, default_shape, programs
-from cotmi_jax.training.compiling import QUICK, RESERVE, Report, compile_program
+from cotmi_jax.models.meshes import MeshShape, recommended_mesh
+from cotmi_jax.parallel.accelerators import GIB, Accelerator, find_accelerator
+from cotmi_jax.parallel.mesh import make_mesh
 
 PRESETS = ("small", "base", "large", "xl", "xxl")
 TOPOLOGIES = ("v4-8", "v5e-8", "v5e-64", "v5e-256", "v6e-8")

@@ -34,9 +34,9 @@ BETA = 0.1
 def load(arguments: argparse.Namespace) -> tuple[TokenizedSplit, int]:
     """The tokenized train split and the vocabulary size of the model."""
     from cotmi_jax.config import base
+    from cotmi_jax.data.run_data import load_data, tokenize
     from cotmi_jax.data.vocabulary import Vocabulary
-    from cotmi_jax.training.experiment import find_vocabulary, make_student
-    from cotmi_jax.training.inputs import load_data, tokenize
+    from cotmi_jax.experiment import find_vocabulary, make_student
 
     config = base()
     config.data.dataset, config.data.root = arguments.dataset, arguments.data_root or ""
@@ -55,11 +55,12 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
     import jax
     import optax
 
-    from cotmi_jax.mi.information import InformationConfig
     from cotmi_jax.models.config import preset
     from cotmi_jax.models.student import StudentDef
+    from cotmi_jax.objectives.mi_term import InformationConfig
     from cotmi_jax.objectives.objective import Objective
-    from cotmi_jax.sharding import make_mesh, put_batch
+    from cotmi_jax.parallel.batch import put_batch
+    from cotmi_jax.parallel.mesh import make_mesh
     from cotmi_jax.training.rng import stream_key, train_streams
     from cotmi_jax.training.state import StateDef
     from cotmi_jax.training.step import make_train_step

@@ -14,8 +14,8 @@ from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from cotmi_jax.accelerators import deepen_compiler_stacks  # noqa: E402
 from cotmi_jax.errors import UserError  # noqa: E402
+from cotmi_jax.parallel.accelerators import deepen_compiler_stacks  # noqa: E402
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 

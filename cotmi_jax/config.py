@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cotmi_jax.data.grammar import parse_dataset
-from cotmi_jax.data.tokenizing import TOO_LONG
+from cotmi_jax.data.tokenize import TOO_LONG
 from cotmi_jax.errors import UserError
 
 

@@ -31,12 +31,12 @@ def main() -> None:
     import json
 
     from cotmi_jax.config import base
+    from cotmi_jax.data.labels import is_correct
+    from cotmi_jax.data.run_data import load_data
     from cotmi_jax.data.statistics import describe, format_description
     from cotmi_jax.data.tasks import PREDICT, PREFIX
     from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
-    from cotmi_jax.evaluation.accuracy import is_correct
-    from cotmi_jax.training.experiment import find_vocabulary
-    from cotmi_jax.training.inputs import load_data
+    from cotmi_jax.experiment import find_vocabulary
 
     config = base()
     config.data.dataset, config.data.root = _DATASET.value, _DATA_ROOT.value or ""

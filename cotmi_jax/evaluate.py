@@ -1,6 +1,6 @@
 """Score a trained student on a split: python -m cotmi_jax.evaluate --workdir=W --split=test.
 
-Several hosts give the same command, with the environment variables that cotmi_jax/distributed.py names.
+Several hosts give the same command, with the environment variables that cotmi_jax/parallel/distributed.py names.
 """
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
@@ -26,10 +26,11 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> None:
     """Evaluate from the flags."""
-    from cotmi_jax.distributed import is_first, together
-    from cotmi_jax.evaluation.report import format_examples, format_scores
-    from cotmi_jax.training.compilation import use_compilation_cache
-    from cotmi_jax.training.scoring import score
+    from cotmi_jax.compilation_cache import use_compilation_cache
+    from cotmi_jax.evaluation.job import score
+    from cotmi_jax.parallel.distributed import is_first, together
+    from cotmi_jax.report.plots import draw_information
+    from cotmi_jax.report.terminal import format_examples, format_scores
 
     with together(preemption=False, show_traceback=flags.FLAGS.traceback):
         use_compilation_cache(_COMPILATION_CACHE.value)
@@ -46,7 +47,8 @@ def main() -> None:
         print(format_scores(result.metrics, result.information))
         if _EXAMPLES.value:
             print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
-        picture = ", information.png" if result.drawn else ""
+        drawn = draw_information(result.workdir, result.output / "information.png")
+        picture = ", information.png" if drawn else ""
         print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl{picture}")
 
 

@@ -15,8 +15,8 @@ def main() -> None:
     import jax
 
     from cotmi_jax.files import absolute, as_path, told
+    from cotmi_jax.inference.load import load_trained, parse_which
     from cotmi_jax.models.hf import save_hf
-    from cotmi_jax.training.restore import load_trained, parse_which
 
     trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value))
     output = as_path(absolute(_OUTPUT.value))

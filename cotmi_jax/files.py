@@ -18,6 +18,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cotmi_jax.errors import UserError
@@ -244,3 +245,9 @@ def append_line(path: Path, line: str) -> None:
         return
     with path.open("a") as lines:
         lines.write(line + "\n")
+
+
+CACHE_VARIABLE = "COTMI_CACHE"
+
+
+DEFAULT_CACHE = "~/.cache/cotmi_jax"

@@ -33,10 +33,10 @@ def main() -> None:
 
     import jax
 
-    from cotmi_jax.evaluation.answering import Answerer
+    from cotmi_jax.compilation_cache import use_compilation_cache
+    from cotmi_jax.inference.load import load_trained, parse_which
+    from cotmi_jax.inference.predictor import Answerer
     from cotmi_jax.models.decoding import Decoding
-    from cotmi_jax.training.compilation import use_compilation_cache
-    from cotmi_jax.training.restore import load_trained, parse_which
 
     use_compilation_cache(_COMPILATION_CACHE.value)
     decoding = Decoding(

@@ -1,6 +1,6 @@
 """Train a student: python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart.
 
-Several hosts give the same command, with the environment variables that cotmi_jax/distributed.py names.
+Several hosts give the same command, with the environment variables that cotmi_jax/parallel/distributed.py names.
 """
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
@@ -18,8 +18,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
     """Train from the flags."""
     # After the flags: a mistyped one is answered at once.
-    from cotmi_jax.distributed import together
-    from cotmi_jax.training.compilation import use_compilation_cache
+    from cotmi_jax.compilation_cache import use_compilation_cache
+    from cotmi_jax.parallel.distributed import together
     from cotmi_jax.training.job import train
 
     config = cli.loaded_config(_CONFIG)

@@ -8,6 +8,7 @@ import tempfile
 
 import jax
 import pytest
+from paths import REPOSITORY
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -18,8 +19,6 @@ jax.config.update("jax_disable_most_optimizations", True)
 # Prepared tokens of runs and commands stay out of the user's cache.
 os.environ["COTMI_CACHE"] = tempfile.mkdtemp(prefix="cotmi_jax_cache_")
 atexit.register(shutil.rmtree, os.environ["COTMI_CACHE"], ignore_errors=True)
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

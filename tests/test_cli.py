@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import runs
 
-from cotmi_jax.data.arithmetic import VOCABULARY_PATH, make_arithmetic
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.models.hf import load_hf
-from cotmi_jax.training.workdir import read_run
+from cotmi_jax.workdir.record import read_run
 
 quick_compilation = runs.quick_compilation
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
+from paths import REPOSITORY
 
 from cotmi_jax.config import base, check_batches, differences, flatten, profiled_steps, smoke, validate
 from cotmi_jax.errors import UserError
 
-RECIPES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
+RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
 # What a recipe may lose at smoke size: how large and how long, never what is learnt from what.
 SMOKE_KEYS = {
     *("steps", "batch_size", "data.size", "model.preset", "model.init", "optimizer.warmup_steps"),

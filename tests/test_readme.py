@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from fake_teacher import MODEL, FakeTeacher
+from paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from cotmi_jax.data.order import IntArray, Picks, TrainOrder
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather, offsets_of, round_up
 from cotmi_jax.errors import UserError
-from cotmi_jax.feed import WHOLE, Feed
+from cotmi_jax.parallel.process_rows import WHOLE, Feed
 
 PADDING = (0.10, 0.20)  # of input and target tokens, that rows should not exceed
 _TRIALS = 3072  # examples on which a shape is tried before it is taken

@@ -9,7 +9,7 @@ from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.packing import PackShape, make_batch
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.errors import UserError
-from cotmi_jax.feed import WHOLE, Feed
+from cotmi_jax.parallel.process_rows import WHOLE, Feed
 
 tf.config.set_visible_devices([], "GPU")  # tensorflow feeds; the accelerator is JAX's
 

@@ -6,8 +6,8 @@ from typing import TypedDict
 
 import numpy as np
 
+from cotmi_jax.data.corpus import LoadedCorpus
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.sources import LoadedCorpus
 
 NUM_SAMPLES = 3
 TERMINAL_WIDTH = 100

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
-from cotmi_jax.data.rows import read_bytes
+from cotmi_jax.data.sources.rows import read_bytes
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path
 

@@ -8,17 +8,19 @@ from jax import Array
 from jax.sharding import Mesh
 
 from cotmi_jax.data.example import Example
+from cotmi_jax.data.labels import is_correct
 from cotmi_jax.data.order import eval_rows
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
-from cotmi_jax.evaluation.accuracy import Summary, is_correct, summarize
-from cotmi_jax.evaluation.generation import Generation
+from cotmi_jax.evaluation.metrics import Summary, summarize
+from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Terms
-from cotmi_jax.sharding import make_feed, put_batch, replicated
+from cotmi_jax.parallel.batch import make_feed, put_batch
+from cotmi_jax.parallel.sharding import replicated
 
 Prediction = dict[str, str | bool | None]
 

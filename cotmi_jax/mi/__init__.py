@@ -3,8 +3,8 @@
 `estimate(x, y, estimator=…, critic=…)` reads the mutual information of two arrays; see docs/mutual_information.md.
 """
 
-from cotmi_jax.mi.critics import CriticConfig
 from cotmi_jax.mi.estimate import Estimate, estimate
 from cotmi_jax.mi.estimators import ESTIMATORS, Estimator
+from cotmi_jax.mi.networks import CriticConfig
 
 __all__ = ["ESTIMATORS", "CriticConfig", "Estimate", "Estimator", "estimate"]

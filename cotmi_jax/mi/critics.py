@@ -5,8 +5,7 @@ A critic maps z_KxD and v_KxE to Scores in float32. Kernels split their output d
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +15,8 @@ from jax import Array
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.estimators import Estimator
-from cotmi_jax.models.layers import declare, dropout
-from cotmi_jax.models.module import ModuleDef
+from cotmi_jax.mi.networks import MLP, CriticConfig, Layers, Linear, declare, dropout, normalize
 
-CRITICS = ("separable", "bilinear", "concat", "hybrid", "quadratic")
 PAIRWISE_BYTES = 2**30  # what the K² hidden activations of a pairwise critic may take
 CLAMP = 20.0  # soft clamp of scores, recommended where e^f enters a gradient unnormalized
 
@@ -29,35 +26,6 @@ class Scores(NamedTuple):
 
     score_KxK: Array
     positive_K: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class CriticConfig:
-    """Shape of a critic.
-
-    normalization: of each input vector, "layer" (to mean 0 and variance 1 over its entries), or "none" where features
-    come standardized. clamp: scores become clamp·tanh(f / clamp); 0 for none.
-    """
-
-    name: str = "separable"
-    hidden: int = 256  # width of a hidden layer
-    layers: int = 2  # hidden layers
-    dim: int = 64  # width C of the codes that separable and hybrid multiply
-    dropout: float = 0.0  # probability, after each hidden layer
-    clamp: float = 0.0
-    normalization: str = "layer"
-
-    def __post_init__(self) -> None:
-        if self.name not in CRITICS:
-            raise UserError(f"unknown critic {self.name!r}: choose one of {', '.join(CRITICS)}")
-        if self.normalization not in ("layer", "none"):
-            raise UserError(f"critic normalization {self.normalization!r}: choose layer or none")
-        if min(self.hidden, self.layers, self.dim) < 1:
-            raise UserError(f"critic hidden {self.hidden}, layers {self.layers}, dim {self.dim}: all are at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"critic dropout is {self.dropout}: a probability below 1")
-        if self.clamp < 0.0:
-            raise UserError(f"critic clamp is {self.clamp}: a bound on scores in nats, or 0 for none")
 
 
 def check_critic(config: CriticConfig, estimator: Estimator, num_pairs: int, *, standardized: bool = False) -> None:
@@ -86,56 +54,6 @@ def check_critic(config: CriticConfig, estimator: Estimator, num_pairs: int, *, 
 def all_products(x_KxC: Array, y_KxC: Array) -> Array:
     """⟨x_i, y_j⟩ for all pairs, in full float32: accelerators would by default round the factors of a product."""
     return jnp.matmul(x_KxC, y_KxC.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def normalize(x_KxD: Array, normalization: str) -> Array:
-    """The vectors in float32, each to mean 0 and variance 1 over its entries where asked for."""
-    x_KxD = x_KxD.astype(jnp.float32)
-    if normalization == "none":
-        return x_KxD
-    x_KxD = x_KxD - x_KxD.mean(axis=-1, keepdims=True)
-    return x_KxD * jax.lax.rsqrt(jnp.mean(x_KxD * x_KxD, axis=-1, keepdims=True) + 1e-6)
-
-
-class Linear(nnx.Module):
-    """Affine map over the last axis; scale is the standard deviation of an output for inputs of unit variance."""
-
-    def __init__(self, inputs: int, outputs: int, *, scale: float, split: bool = True, rngs: nnx.Rngs):
-        out = "critic" if split else "critic_out"
-        self.kernel = declare(rngs, (inputs, outputs), ("feature", out), scale * inputs**-0.5)
-        self.bias = declare(rngs, (outputs,), (out,), 0.0)
-
-    def __call__(self, x: Array) -> Array:
-        flat = x.reshape(-1, x.shape[-1])
-        return (flat @ self.kernel[...] + self.bias[...][None, :]).reshape(*x.shape[:-1], -1)
-
-
-class Layers(nnx.Module):
-    """Linear layers in a row, as attributes: parameter trees have strings as their keys."""
-
-    def __init__(self, layers: Sequence[Linear]):
-        self.num = len(layers)
-        for index, layer in enumerate(layers):
-            setattr(self, f"layer_{index}", layer)
-
-    def __iter__(self) -> Iterator[Linear]:
-        return (getattr(self, f"layer_{index}") for index in range(self.num))
-
-
-class MLP(nnx.Module):
-    """Hidden layers with relu and dropout over normalized inputs."""
-
-    def __init__(self, inputs: int, config: CriticConfig, *, rngs: nnx.Rngs):
-        widths = [inputs] + [config.hidden] * config.layers
-        self.hidden = Layers([Linear(a, b, scale=2**0.5, rngs=rngs) for a, b in itertools.pairwise(widths)])
-        self.config = config
-
-    def __call__(self, x_KxD: Array, key: Array | None) -> Array:
-        x_KxD = normalize(x_KxD, self.config.normalization)
-        for index, layer in enumerate(self.hidden):
-            layer_key = None if key is None else jax.random.fold_in(key, index)
-            x_KxD = dropout(jax.nn.relu(layer(x_KxD)), self.config.dropout, layer_key)
-        return x_KxD
 
 
 class Coder(nnx.Module):
@@ -258,12 +176,3 @@ class Critic(nnx.Module):
         if self.baseline_mlp is None or self.baseline_out is None:
             return None
         return self.baseline_out(self.baseline_mlp(v_KxE, key))[:, 0]
-
-
-def _build(z_dim: int, v_dim: int, config: CriticConfig, estimator: Estimator, rngs: nnx.Rngs) -> Critic:
-    return Critic(z_dim, v_dim, config, estimator, rngs=rngs)
-
-
-def critic_def(z_dim: int, v_dim: int, config: CriticConfig, estimator: Estimator) -> ModuleDef[Critic]:
-    """A critic apart from its parameters."""
-    return ModuleDef.trace(functools.partial(_build, z_dim, v_dim, config, estimator))

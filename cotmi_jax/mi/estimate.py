@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.mi.critics import CriticConfig, check_critic
+from cotmi_jax.mi.critics import check_critic
 from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Direction, Estimator, make_estimator
 from cotmi_jax.mi.fitting import CONDITIONAL, FitConfig, Pairs, fit_and_read
+from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.mi.nonparametric import cca, ksg
 
 NONPARAMETRIC = {"ksg": ksg, "cca": cca}

@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from flax import nnx
 from jax import Array
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi import bounds
 from cotmi_jax.mi.barber_agakov import gaussian_log_q, gaussian_loss
 from cotmi_jax.mi.bounds import Bound, MineState
-from cotmi_jax.mi.critics import Critic, CriticConfig, critic_def
+from cotmi_jax.mi.critics import Critic
 from cotmi_jax.mi.estimators import Estimator
-from cotmi_jax.mi.information import GaussianHead
-from cotmi_jax.models.module import ModuleDef, Params
+from cotmi_jax.mi.networks import CriticConfig, GaussianHead
 
+Params = dict[str, Any]  # nested, with array leaves
 Pairs = tuple[np.ndarray, np.ndarray]  # z [N, D] and v [N, E], float32
 CONDITIONAL = ("club", "leave_one_out")
 
@@ -62,13 +63,14 @@ class Model:
     """What is fitted for an estimator: a critic that it scores with, or q(v|z)."""
 
     estimator: Estimator
-    definition: ModuleDef
+    build: Callable[[nnx.Rngs], nnx.Module]
+    graph: nnx.GraphDef
 
     def score(
         self, params: Params, z_KxD: Array, v_KxE: Array, state: MineState | None
     ) -> tuple[Bound, MineState | None]:
         """The estimate of a batch, whose objective is what the fit maximizes."""
-        network = self.definition.bind(params)
+        network: Any = nnx.merge(self.graph, params)
         if self.estimator.name in CONDITIONAL:
             mean_KxE, log_std_KxE = network(z_KxD)
             bound = getattr(bounds, self.estimator.name)(gaussian_log_q(v_KxE, mean_KxE, log_std_KxE))
@@ -81,7 +83,7 @@ class Model:
 
     def start(self, optimizer: optax.GradientTransformation, key: Array) -> Fit:
         """Random parameters."""
-        params = self.definition.init(key)
+        params = nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1])
         return Fit(params, optimizer.init(params), self.estimator.start())
 
     def advance(
@@ -115,9 +117,13 @@ class Model:
 @functools.lru_cache(maxsize=32)
 def make_model(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig) -> Model:
     """The model of an estimator on features of these sizes."""
-    if estimator.name in CONDITIONAL:
-        return Model(estimator, ModuleDef.trace(lambda rngs: GaussianHead(z_dim, v_dim, critic, scale=0.0, rngs=rngs)))
-    return Model(estimator, critic_def(z_dim, v_dim, critic, estimator))
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        if estimator.name in CONDITIONAL:
+            return GaussianHead(z_dim, v_dim, critic, scale=0.0, rngs=rngs)
+        return Critic(z_dim, v_dim, critic, estimator, rngs=rngs)
+
+    return Model(estimator, build, nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))[0])
 
 
 class _Compiled(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.models.layers import MASKED
+from cotmi_jax.models.attention import MASKED
 from cotmi_jax.models.t5 import T5, Cache
 
 

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from cotmi_jax.models.attention import MASKED, Attention, Biases, RelativeBias
 from cotmi_jax.models.config import T5Config
-from cotmi_jax.models.layers import MASKED, MLP, Attention, Biases, RelativeBias, RMSNorm, declare, dropout
-from cotmi_jax.sharding import batch_parts, constrain_batch
+from cotmi_jax.models.layers import MLP, RMSNorm
+from cotmi_jax.models.module import declare, dropout
+from cotmi_jax.parallel.batch import batch_parts, constrain_batch
 
 Cache = dict[str, Array]
 

@@ -12,30 +12,14 @@ from cotmi_jax.data.tasks import EXPLAIN, OBJECTIVES, PREDICT, tasks_of, writes_
 from cotmi_jax.data.tasks import Objective as Name
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.bounds import MineState
-from cotmi_jax.mi.information import (
-    Features,
-    InformationConfig,
-    Networks,
-    Source,
-    gather_features,
-    losses,
-    networks_def,
-)
-from cotmi_jax.mi.pooling import members
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.t5 import T5
+from cotmi_jax.objectives.forward import Source, TaskOutput, _up_to_longest
+from cotmi_jax.objectives.mi_term import Features, InformationConfig, Networks, gather_features, losses, networks_def
+from cotmi_jax.objectives.pooling import members
 from cotmi_jax.objectives.terms import Term, Terms, is_packed, packed_weights, slots_of, token_mask
 from cotmi_jax.objectives.token_scan import Pool, scan_tokens
-
-
-class TaskOutput(NamedTuple):
-    """What the student computed for one task under teacher forcing, by row: examples, or packed rows of both tasks."""
-
-    source: Source  # what features are pooled from
-    weight_RxT: Array  # in the loss, 0 but at the task's real target tokens
-    loss_RxT: Array
-    hit_RxT: Array
 
 
 class Part(NamedTuple):
@@ -264,8 +248,3 @@ def _token_terms(outputs: Mapping[str, TaskOutput]) -> Terms:
         hits = jnp.where(output.hit_RxT, output.weight_RxT, 0.0).sum()
         terms[f"{task}_token_accuracy"] = Term(hits, weight)
     return terms
-
-
-def _up_to_longest(mask_BxT: Array) -> Array:
-    """True for every example at each position where at least one example of the batch has a token."""
-    return jnp.broadcast_to(mask_BxT.any(axis=0, keepdims=True), mask_BxT.shape)

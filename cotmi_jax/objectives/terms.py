@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from cotmi_jax.mi.pooling import members
+from cotmi_jax.objectives.pooling import members
 
 
 class Term(NamedTuple):

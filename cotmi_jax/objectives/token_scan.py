@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from cotmi_jax.sharding import batch_parts, copy_for_parts
+from cotmi_jax.parallel.batch import batch_parts, copy_for_parts
 
 Pool = Literal["max", "mean"]
 Logits = Callable[..., Array]

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cotmi_jax.data import teacher_format
 from cotmi_jax.data.example import LabelKind
+from cotmi_jax.data.labels import evaluate_expression
+from cotmi_jax.data.sources import teacher_format
 from cotmi_jax.data.tasks import ANSWER_MARK
-from cotmi_jax.evaluation.equation import evaluate_expression
 
 Parser = Callable[[str], tuple[str, str | None]]
 

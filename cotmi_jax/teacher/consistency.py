@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cotmi_jax.data.example import LabelKind
-from cotmi_jax.evaluation.accuracy import is_correct
+from cotmi_jax.data.labels import is_correct
 from cotmi_jax.teacher.answers import Rule, read_completion
 from cotmi_jax.teacher.journal import Choice
 from cotmi_jax.teacher.questions import Question

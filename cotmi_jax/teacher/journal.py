@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from cotmi_jax.data.rows import Row, read_text
+from cotmi_jax.data.sources.rows import Row, read_text
 from cotmi_jax.errors import UserError
 
 FORMAT = "cotmi_jax annotations 1"

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
-from cotmi_jax.data.rows import read_text
+from cotmi_jax.data.labels import is_correct
+from cotmi_jax.data.sources.rows import read_text
 from cotmi_jax.data.vocabulary import EOS_TEXT
 from cotmi_jax.errors import UserError
-from cotmi_jax.evaluation.accuracy import is_correct
 from cotmi_jax.teacher.answers import RULES, Rule, read_completion
 
 SHIPPED = ("cqa", "svamp", "asdiv", "esnli", "anli1", "generic")

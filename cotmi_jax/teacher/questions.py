@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cotmi_jax.data.dss import find_release, gold_file
+from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.example import LabelKind
-from cotmi_jax.data.gold_format import read_gold
-from cotmi_jax.data.rows import Row, read_rows, text_field
-from cotmi_jax.data.sources import find_data_root
+from cotmi_jax.data.labels import evaluate_expression
+from cotmi_jax.data.sources.gold_format import read_gold
+from cotmi_jax.data.sources.released import find_release, gold_file
+from cotmi_jax.data.sources.rows import Row, read_rows, text_field
 from cotmi_jax.errors import UserError
-from cotmi_jax.evaluation.equation import evaluate_expression
 
 
 class Question(NamedTuple):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cotmi_jax.data.example import LabelKind
-from cotmi_jax.evaluation.accuracy import Summary, is_correct, summarize
+from cotmi_jax.data.labels import is_correct
+from cotmi_jax.evaluation.metrics import Summary, summarize
 from cotmi_jax.teacher.consistency import Annotated
 from cotmi_jax.teacher.journal import Choice, Records
 

@@ -10,30 +10,31 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.config import check_batches, validate
 from cotmi_jax.data.tasks import EXPLAIN
-from cotmi_jax.distributed import EndingTogether, gather, is_first, is_shared, wait_for_all
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
-from cotmi_jax.evaluation.information import MIN_PAIRS, InformationMonitor
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, InformationMonitor, check_monitor
+from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.files import Path, ended_by
 from cotmi_jax.models.student import StudentDef, count_parameters
-from cotmi_jax.sharding import batch_shards, make_feed, make_mesh
-from cotmi_jax.training.checkpoint import BEST, LATEST, Checkpoints, Saved, restore_json, restore_state, steps_saved
-from cotmi_jax.training.experiment import Experiment, with_data_root
-from cotmi_jax.training.interrupt import Interrupt
-from cotmi_jax.training.lock import Owner, workdir_lock
+from cotmi_jax.parallel.batch import make_feed
+from cotmi_jax.parallel.distributed import EndingTogether, gather, is_first, is_shared, wait_for_all
+from cotmi_jax.parallel.mesh import batch_shards, make_mesh
 from cotmi_jax.training.loop import Run
 from cotmi_jax.training.optimizer import make_optimizers
-from cotmi_jax.training.recovery import Choice, choose, set_aside
+from cotmi_jax.training.preemption import Interrupt
 from cotmi_jax.training.rng import stream_key
 from cotmi_jax.training.state import StateDef, TrainState
-from cotmi_jax.training.workdir import (
+from cotmi_jax.workdir.checkpoint import BEST, LATEST, Checkpoints, Saved, restore_items, restore_json, steps_saved
+from cotmi_jax.workdir.lock import Owner, workdir_lock
+from cotmi_jax.workdir.metrics import MetricWriter, Progress, SilentWriter
+from cotmi_jax.workdir.record import (
     check_same_config,
     read_run,
     record_start,
     run_directory,
     run_record,
 )
-from cotmi_jax.training.writers import MetricWriter, Progress, SilentWriter
+from cotmi_jax.workdir.recovery import Choice, choose, set_aside
 
 
 def train(config: ConfigDict, workdir_path: str) -> int:
@@ -50,6 +51,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     check_same_config(workdir, config)
     mesh = make_mesh(**config.mesh.to_dict())
     check_batches(config, batch_shards(mesh))
+    check_monitor(config)
     _check_shared(workdir)
     choice = choose(workdir)
     begun = read_run(workdir)[1:] if choice.latest else None
@@ -132,7 +134,7 @@ def _make_state(state_def: StateDef, experiment: Experiment, latest: Saved | Non
     """What the next step changes: as saved, or around the initial checkpoint, or at random."""
     key = stream_key(experiment.config.seed, "init")
     if latest is not None:
-        return restore_state(latest, state_def.abstract)
+        return state_def.restored(restore_items(latest, state_def.abstract.items()), latest.step)
     if experiment.initial_params is not None:
         return state_def.from_student(experiment.initial_params, key)
     return state_def.init(key)

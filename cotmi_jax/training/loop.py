@@ -9,24 +9,24 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cotmi_jax.accelerators import find_accelerator
 from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
-from cotmi_jax.evaluation.information import InformationMonitor, fitting_rows
-from cotmi_jax.sharding import put_batch
-from cotmi_jax.training.checkpoint import Checkpoints, saved
-from cotmi_jax.training.experiment import Experiment, eval_decoding
-from cotmi_jax.training.interrupt import Interrupt
-from cotmi_jax.training.lock import Owner
+from cotmi_jax.evaluation.mi_monitor import InformationMonitor, fitting_rows
+from cotmi_jax.experiment import Experiment, eval_decoding
+from cotmi_jax.parallel.accelerators import find_accelerator
+from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.training.optimizer import make_schedule
-from cotmi_jax.training.profile import Profile
+from cotmi_jax.training.preemption import Interrupt
+from cotmi_jax.training.profiling import Profile
 from cotmi_jax.training.rng import train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
 from cotmi_jax.training.throughput import CHECKPOINT, EVALUATION, SHOWN, Throughput, Work
-from cotmi_jax.training.writers import MetricWriter, Progress, SilentWriter
+from cotmi_jax.workdir.checkpoint import Checkpoints, saved
+from cotmi_jax.workdir.lock import Owner
+from cotmi_jax.workdir.metrics import MetricWriter, Progress, SilentWriter
 
 
 @dataclasses.dataclass
@@ -69,7 +69,7 @@ class Run:
         """Checkpoint the state after `step`."""
         self.owner.check()
         self.writer.flush()
-        self.checkpoints.save(self.state, step, self.experiment.data.position(step), self.record)
+        self.checkpoints.save(self.state.items(), step, self.experiment.data.position(step), self.record)
 
     def monitor(self, step: int) -> None:
         """Measure held-out mutual information of the student."""
@@ -106,7 +106,9 @@ class Run:
         kind = self.mesh.devices.flat[0].device_kind
         accelerator = find_accelerator(kind)
         if accelerator is None:
-            self.progress.say(f"no train/mfu: the peak speed of device {kind} is not known (cotmi_jax/accelerators.py)")
+            self.progress.say(
+                f"no train/mfu: the peak speed of device {kind} is not known (cotmi_jax/parallel/accelerators.py)"
+            )
         self.throughput = Throughput(accelerator.flops * self.mesh.size if accelerator else None)
         wanted, starts = profiled_steps(self.config), range(start + 1, self.config.steps + 1)
         folder = self.checkpoints.workdir / "tensorboard"

@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import GetAttrKey, KeyPath
 
 from cotmi_jax.mi.bounds import MineState
-from cotmi_jax.mi.information import Networks
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.objectives.mi_term import Networks
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.sharding import PyTree, dict_keys, param_shardings, placed, replicated
+from cotmi_jax.parallel.sharding import PyTree, dict_keys, param_shardings, placed, replicated
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +31,22 @@ class TrainState:
     params: Params
     opt_state: PyTree
     mi: Any = None  # MineState of the estimator that carries one
+
+    def items(self) -> dict[str, PyTree]:
+        """The trees of a checkpoint, by name. Evaluation reads only `params`, the student's parameters."""
+        items = {"params": {"student": self.params["student"]}, "optimizer": self.opt_state}
+        if "mi" in self.params:
+            items["mi"] = {"params": self.params["mi"]} | ({} if self.mi is None else {"state": self.mi._asdict()})
+        return items
+
+    @classmethod
+    def from_items(cls, items: dict[str, PyTree], step: Array) -> "TrainState":
+        """The inverse of items."""
+        params, networks = items["params"], items.get("mi", {})
+        if networks:
+            params = params | {"mi": networks["params"]}
+        mi = MineState(**networks["state"]) if "state" in networks else None
+        return cls(step, params, items["optimizer"], mi)
 
 
 def _drop(sharding: NamedSharding, dimension: int) -> NamedSharding:
@@ -112,6 +128,10 @@ class StateDef:
         """A fresh state with random parameters, made in place on the mesh."""
         make = jax.jit(lambda key: self._complete(self.student.init(key), key), out_shardings=self.shardings)
         return make(key)
+
+    def restored(self, items: dict[str, PyTree], step: int) -> TrainState:
+        """The state of a checkpoint's trees (TrainState.items), which are sharded already."""
+        return TrainState.from_items(items, jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step))
 
     def from_student(self, params: Params, key: Array) -> TrainState:
         """A fresh state around given student parameters (host arrays); the key is for what else there is to learn."""

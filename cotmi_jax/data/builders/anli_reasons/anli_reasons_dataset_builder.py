@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cotmi_jax.data.rows import read_rows, text_field
-from cotmi_jax.data.tfds_formats import TFDS_SPLITS
+from cotmi_jax.data.sources.rows import read_rows, text_field
+from cotmi_jax.data.sources.tfds_formats import TFDS_SPLITS
 
 _URL = "https://dl.fbaipublicfiles.com/anli/anli_v0.1.zip"
 _FILES = {"train": "train.jsonl", "valid": "dev.jsonl", "test": "test.jsonl"}

@@ -2,7 +2,7 @@
 
     python -m cotmi_jax.prepare cotmi_jax/data/builders/dss --config=svamp --manual_dir=RELEASE --data_dir=DIR
 
-RELEASE is the unpacked release, in the layout of `cotmi_jax.data.dss`; DIR may be a gs:// URL.
+RELEASE is the unpacked release, in the layout of `cotmi_jax.data.sources.released`; DIR may be a gs:// URL.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cotmi_jax.data.dss import TEACHERS, DssSource
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.grammar import DSS_SETS
-from cotmi_jax.data.tfds_formats import TFDS_SPLITS, dss_config
+from cotmi_jax.data.sources.released import TEACHERS, DssSource
+from cotmi_jax.data.sources.tfds_formats import TFDS_SPLITS, dss_config
 
 _DESCRIPTION = (
     "Inputs, gold labels, and a teacher LLM's rationales and labels as parsed from its chain-of-thought completions. "
@@ -38,7 +38,7 @@ _CHOICES = {dss_config(name, teacher): _Choice(name, teacher) for name in DSS_SE
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """One config per set and teacher, named as in `cotmi_jax.data.tfds_formats.dss_config`."""
+    """One config per set and teacher, named as in `cotmi_jax.data.sources.tfds_formats.dss_config`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}

@@ -1,0 +1,210 @@
+"""Kill a training run again and again and compare it with one that was left alone, bit for bit.
+
+    python -m benchmarks.soak --config=configs/quickstart.py:smoke --workdir=runs/soak --kills=20 --seed=0
+
+Exits with 1 where they differ. {workdir}/reference is the run that was left alone, {workdir}/killed-{n} those that were
+killed (kept where they differ), each with a log beside it.
+"""
+
+from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
+
+import collections
+import dataclasses
+import itertools
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from cotmi_jax.config import validate
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import read_json_lines
+from cotmi_jax.training.throughput import TIMINGS
+from cotmi_jax.workdir.checkpoint import BEST, LATEST, Json, Saved, contents, saved
+from cotmi_jax.workdir.metrics import METRICS_FILE
+from cotmi_jax.workdir.record import STARTS_FILE
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "A new folder for the runs.")
+_KILLS = flags.DEFINE_integer("kills", 20, "How often a run is killed at least.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments of the kills.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """Where a kill hit: seconds after the start, what the run was at, the step it had reached, the newest one saved."""
+
+    seconds: float
+    phase: str
+    step: int
+    saved: int
+
+    def __str__(self) -> str:
+        again = f", {self.step - self.saved} of them again" if self.step > self.saved else ""
+        return f"after {self.seconds:.1f} s, {self.phase}, {self.step} steps done{again}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was done and found. `rounds` counts the runs from step 0 to the end that the kills were spread over."""
+
+    kills: tuple[Kill, ...]
+    rounds: int
+    differences: tuple[str, ...]
+
+    def text(self) -> str:
+        """A few lines."""
+        phases = collections.Counter(kill.phase for kill in self.kills)
+        hit = ", ".join(f"{count} {phase}" for phase, count in phases.most_common())
+        again = sum(kill.step - kill.saved for kill in self.kills)
+        verdict = self.differences or ("every one ended in the same bits as the run that was left alone",)
+        return "\n".join((f"{len(self.kills)} kills in {self.rounds} runs ({hit}); {again} steps repeated", *verdict))
+
+
+def _results(workdir: Path) -> list[Json]:
+    """The lines of metrics without what the clock says."""
+    return [
+        {name: value for name, value in line.items() if not name.removeprefix("train/").startswith(TIMINGS)}
+        for line in read_json_lines(workdir / METRICS_FILE)
+    ]
+
+
+def _same(one: np.ndarray | Json, other: np.ndarray | Json) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    return type(one) is type(other) and one == other
+
+
+def _compare_checkpoints(one: Saved | None, other: Saved | None) -> list[str]:
+    if one is None or other is None or one.step != other.step:
+        return [f"{other} is not of the step of {one}"] if one != other else []
+    found: list[str] = []
+    nothing: tuple[str, np.ndarray | Json] = ("nothing", {})
+    for left, right in itertools.zip_longest(contents(one), contents(other), fillvalue=nothing):
+        if left[0] != right[0]:
+            return [*found, f"{other}: {right[0]} where {one} has {left[0]}"]
+        if not _same(left[1], right[1]):
+            found.append(f"{other}: {right[0]} differs")
+    return found
+
+
+def differences(reference: Path, workdir: Path) -> list[str]:
+    """Where two complete runs differ: last and best checkpoint, every leaf by its bits, and the lines of metrics."""
+    found = _compare_checkpoints(saved(reference, "latest"), saved(workdir, "latest"))
+    found += _compare_checkpoints(saved(reference, "best"), saved(workdir, "best"))
+    for number, (one, other) in enumerate(itertools.zip_longest(_results(reference), _results(workdir)), 1):
+        if one != other:
+            found.append(f"{workdir / METRICS_FILE}, line {number}: {other} where the reference has {one}")
+    return found
+
+
+def _hit(workdir: Path, before: tuple[list[Json], list[Json]], seconds: float, eval_every: int) -> Kill:
+    """Read off a dead run's files where it was killed; `before` are its starts and metrics as this start found them."""
+    last = saved(workdir, "latest")
+    reached = last.step if last else 0
+    starts, metrics = read_json_lines(workdir / STARTS_FILE), read_json_lines(workdir / METRICS_FILE)
+    if len(starts) == len(before[0]):
+        return Kill(seconds, "starting", reached, reached)
+    since = starts[-1]["step"]
+    step = metrics[-1]["step"] if metrics and metrics != before[1] else since
+    if step <= since:
+        phase = "compiling"
+    elif any(not path.name.isdigit() for folder in (LATEST, BEST) for path in (workdir / folder).glob("*")):
+        phase = "saving"
+    elif eval_every and step % eval_every == 0 and not any(name.startswith("valid/") for name in metrics[-1]):
+        phase = "evaluating"
+    else:
+        phase = "training"
+    return Kill(seconds, phase, max(step, reached), reached)
+
+
+def _train(command: Sequence[str], workdir: Path, seconds: float | None) -> bool:
+    """Start the trainer and kill it after so many seconds; True where it was done before. Raises UserError."""
+    log = workdir.with_name(workdir.name + ".log")
+    with log.open("ab") as output:
+        process = subprocess.Popen([*command, f"--workdir={workdir}"], stdout=output, stderr=output)
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            process.kill()  # also where this process is being interrupted
+            process.wait()
+    if code:
+        *_, said = ["no word", *log.read_text(errors="replace").strip().splitlines()]
+        raise UserError(f"training in {workdir} failed with exit code {code}: {said} ({log})")
+    return True
+
+
+def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, eval_every: int) -> Report:
+    """Run `command` with a --workdir once undisturbed, then killed at least `kills` times and started again each time.
+
+    The moments are uniform over the time that an undisturbed run takes from start to end. A run that ends before its
+    kill is compared, and the next one begins; so the number of starts is bounded, however slowly a run comes forward.
+
+    Raises:
+      UserError: the workdir is not local or not empty, or the trainer fails by itself.
+    """
+    if "://" in workdir_path:
+        raise UserError(f"--workdir {workdir_path}: runs are killed and compared on this machine: give a local folder")
+    workdir = Path(workdir_path).expanduser().absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    if any(workdir.iterdir()):
+        raise UserError(f"--workdir {workdir} is not empty: give a new one")
+    draw, hits, found = random.Random(seed), list[Kill](), list[str]()
+    _say("a run that is left alone")
+    began = time.monotonic()
+    _train(command, workdir / "reference", None)
+    whole = time.monotonic() - began
+    for number in itertools.count(1):
+        folder = workdir / f"killed-{number}"
+        _say(f"run {number}, killed within {whole:.1f} s of each start")
+        while True:
+            seconds = draw.uniform(0.0, whole) if len(hits) < kills else None
+            before = read_json_lines(folder / STARTS_FILE), read_json_lines(folder / METRICS_FILE)
+            began = time.monotonic()
+            if _train(command, folder, seconds):
+                if not before[0]:  # it ran from start to end: what the first one compiled may have been kept for it
+                    whole = min(whole, time.monotonic() - began)
+                break
+            assert seconds is not None
+            hits.append(_hit(folder, before, seconds, eval_every))
+            _say(f"kill {len(hits)}/{kills}: {hits[-1]}")
+        differing = differences(workdir / "reference", folder)
+        found += differing
+        if not differing:
+            shutil.rmtree(folder)
+        if len(hits) >= kills:
+            return Report(tuple(hits), number, tuple(found))
+    raise AssertionError("the count has no end")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Soak from the flags."""
+    jax.config.update("jax_platforms", "cpu")  # the trainers need the accelerators, which belong to one process
+    config = cli.loaded_config(_CONFIG)
+    validate(config)
+    flag = flags.FLAGS["config"]
+    overrides = config_flags.get_override_values(flag)
+    command = [sys.executable, "-m", "cotmi_jax.train", f"--config={config_flags.get_config_filename(flag)}"]
+    command += [f"--config.{key}={value}" for key, value in overrides.items()]
+    report = soak(command, _WORKDIR.value, kills=_KILLS.value, seed=_SEED.value, eval_every=config.eval.every)
+    print(report.text())
+    return 1 if report.differences else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

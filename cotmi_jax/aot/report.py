@@ -1,0 +1,205 @@
+"""Compiles programs and says what they need of a device: memory, operations, traffic between devices."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from cotmi_jax.aot.hlo import KINDS, Collectives, read_collectives
+from cotmi_jax.aot.programs import Program
+from cotmi_jax.parallel.accelerators import GIB, Accelerator
+
+RESERVE = GIB  # of a device's memory left to the runtime, to batches that wait and to fragmentation
+# What the TPU compiler says when it gives up, in either of its two forms. Both figures hold everything that it places,
+# arguments and outputs among it, whatever the first calls them.
+_EXHAUSTED = (
+    r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+    r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
+)
+# Compiler options for the least time; JAX 0.11 exchanged the one for the other.
+QUICK: dict[str, float | str] = (
+    {"exec_time_optimization_effort": -1.0}
+    if hasattr(jax.config, "jax_exec_time_optimization_effort")
+    else {"optimization_level": "O1"}
+)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device. `arguments` counts what a program gives back in the same place once; `beside` is what lies
+    there meanwhile without being an argument."""
+
+    arguments: float
+    outputs: float
+    temporaries: float
+    code: float
+    beside: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.arguments + self.outputs + self.temporaries + self.code + self.beside
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A program on a device. collectives and flops_counted (XLA's count, loop bodies once) are None where the compiler
+    gave up for want of memory; temporaries are then all but the arguments, outputs and code among them."""
+
+    program: Program
+    seconds: float  # of compilation
+    memory: Memory
+    capacity: float  # bytes of a device
+    flops_counted: float | None
+    collectives: Collectives | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler found room, with RESERVE to spare."""
+        return self.collectives is not None and self.memory.total + RESERVE <= self.capacity
+
+    def to_json(self) -> dict[str, object]:
+        """For a results file; bytes and operations of one device, `flops_model` of all together."""
+        traffic = {}
+        for kind in KINDS if self.collectives else ():
+            assert self.collectives is not None
+            times, size, sent = self.collectives.total(kind)
+            traffic[kind] = {"times": times, "bytes": size, "sent": sent}
+        return {
+            "batch": self.program.batch,
+            "fits": self.fits,
+            "memory": dataclasses.asdict(self.memory) | {"total": self.memory.total, "capacity": self.capacity},
+            "flops_model": self.program.flops,
+            "flops_counted": self.flops_counted,
+            "collectives": traffic,
+            "unbounded_loops": list(self.collectives.unbounded) if self.collectives else [],
+            "sent_each_turn": self.collectives.sent_each_turn() if self.collectives else 0.0,
+            "compile_seconds": round(self.seconds, 1),
+        }
+
+
+def compile_program(program: Program, accelerator: Accelerator, options: Mapping[str, Any] | None = None) -> Report:
+    """Lower and compile a program inside jax.set_mesh, with options of the compiler if any."""
+    begun = time.perf_counter()
+    lowered = program.lower()
+    try:
+        compiled = lowered.compile({**options} if options else None)
+    except jax.errors.JaxRuntimeError as error:
+        needed = needed_memory(str(error))
+        if needed is None:
+            raise
+        memory = Memory(program.arguments, 0.0, max(0.0, needed - program.arguments), 0.0, program.beside)
+        return Report(program, time.perf_counter() - begun, memory, accelerator.memory, None, None)
+    stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert stats is not None and cost is not None and text is not None, "the TPU compiler gives all three"
+    memory = Memory(
+        stats.argument_size_in_bytes,
+        stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+        program.beside,
+    )
+    seconds, collectives = time.perf_counter() - begun, read_collectives(text)
+    return Report(program, seconds, memory, accelerator.memory, float(cost["flops"]), collectives)
+
+
+def needed_memory(message: str) -> float | None:
+    """Bytes of everything that the compiler would have placed, from its message; None for another kind of error."""
+    for pattern in _EXHAUSTED:
+        if found := re.search(pattern, message):
+            return float(found.group(1)) * _UNITS[found.group(2)]
+    return None
+
+
+_MEMORY = {
+    "arguments": "  arguments",
+    "beside": "  training state beside",
+    "temporaries": "  temporaries",
+    "outputs": "  outputs",
+    "code": "  code",
+    "total": "  together",
+}
+
+
+def format_reports(reports: Mapping[str, Report], devices: int, accelerator: Accelerator) -> str:
+    """A table with a column for each program."""
+    columns = list(reports.values())
+    rows: list[tuple[str, Sequence[str]]] = [("", list(reports)), ("batch", [each.program.batch for each in columns])]
+    rows.append(("memory of a device, GiB", [""] * len(columns)))
+    for name, words in _MEMORY.items():
+        rows.append((words, [_gib(getattr(each.memory, name)) for each in columns]))
+    rows.append((f"  fits in {_gib(accelerator.memory)}", ["yes" if each.fits else "NO" for each in columns]))
+    rows.append(("TFLOP of a device", [""] * len(columns)))
+    rows.append(("  of the model", [f"{each.program.flops / devices / 1e12:.3f}" for each in columns]))
+    rows.append(("  counted by XLA *", [_tera(each.flops_counted) for each in columns]))
+    at_peak = [_milliseconds(each.program.flops / devices / accelerator.flops) for each in columns]
+    rows.append((f"  ms at the peak of {accelerator.flops / 1e12:.0f} TFLOP/s", at_peak))
+    rows.append(("MiB a device sends", [""] * len(columns)))
+    for kind in KINDS:
+        rows.append((f"  {kind}", [_sent(each, kind) for each in columns]))
+    rows.append(("  together", [_sent(each, None) for each in columns]))
+    unbounded = [each for each in columns if each.collectives and each.collectives.unbounded]
+    if unbounded:
+        rows.append(("    of it each turn ≥", [_sent_each_turn(each) if each in unbounded else "" for each in columns]))
+    if accelerator.link_bandwidth:
+        label = f"  ms at {accelerator.link_bandwidth / 1e9:.0f} GB/s, all links together"
+        rows.append((label, [_on_links(each, accelerator) for each in columns]))
+    rows.append(("compiled in, s", [f"{each.seconds:.0f}" for each in columns]))
+    table = _align(rows)
+    notes = ["* XLA counts the body of a loop once, and a stack of layers is a loop."]
+    if unbounded:
+        notes.append("≥ at least: a loop that data ends counts as one turn, which in generation is a token.")
+    return "\n".join([*table, *notes])
+
+
+def _align(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    first = max(len(label) for label, _ in rows)
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(rows[0][1]))]
+    lines = []
+    for label, cells in rows:
+        padded = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append("  ".join([label.ljust(first), *padded]).rstrip())
+    return lines
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _tera(flops: float | None) -> str:
+    return "–" if flops is None else f"{flops / 1e12:.3f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.2f}"
+
+
+def _sent(report: Report, kind: str | None) -> str:
+    if report.collectives is None:
+        return "–"
+    bound = "≥ " if report.collectives.unbounded else ""
+    return f"{bound}{report.collectives.total(kind)[2] / (1 << 20):.1f}"
+
+
+def _sent_each_turn(report: Report) -> str:
+    assert report.collectives is not None
+    return f"{report.collectives.sent_each_turn() / (1 << 20):.1f}"
+
+
+def _on_links(report: Report, accelerator: Accelerator) -> str:
+    if report.collectives is None:
+        return "–"
+    bound = "≥ " if report.collectives.unbounded else ""
+    return bound + _milliseconds(report.collectives.total()[2] / accelerator.link_bandwidth)
+
+
+def shortage(name: str, report: Report) -> str:
+    """One line for a program that does not fit."""
+    return (
+        f"{name} does not fit: it needs {_gib(report.memory.total)} of {_gib(report.capacity)} GiB a device, of which "
+        f"{_gib(RESERVE)} are kept free"
+    )

@@ -1,0 +1,223 @@
+"""From what `config.data.dataset` names to the corpus a run uses: read, subsampled, split, cleared, put together."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping
+
+from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
+from cotmi_jax.data.grammar import Part, parse_dataset
+from cotmi_jax.data.sources.arithmetic import ArithmeticSource
+from cotmi_jax.data.sources.base import Source, digest
+from cotmi_jax.data.sources.jsonl import JsonlSource
+from cotmi_jax.data.sources.released import DssSource
+from cotmi_jax.data.sources.rows import BAD_ROWS, NUM_NOTES, check_choice
+from cotmi_jax.data.sources.tfds import TfdsSource
+from cotmi_jax.data.splits import subsample as subsample_examples
+from cotmi_jax.data.splits import with_valid_split
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, as_path
+
+DATA_ROOT_VARIABLE = "COTMI_DATA_ROOT"
+DEFAULT_DATA_ROOT = Path("../shared/data")
+EMPTY_RATIONALES = ("error", "drop", "keep")
+LABEL_KINDS: tuple[LabelKind, ...] = ("text", "equation")
+_VERSION = 1  # To be raised when the same files and settings give other examples.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loading:
+    """What to load and how: the keys of config.data that decide which examples a run sees, with their defaults.
+
+    dataset: one component or several with rates, as `grammar.parse_dataset` reads them.
+    data_root: folder of the release; None takes $COTMI_DATA_ROOT, else ../shared/data if it exists.
+    tfds_dir: folder or URL of sets prepared by TensorFlow Datasets; None takes its default.
+    teacher, align, augment_asdiv: as for `dss.DssSource`; other components ignore them.
+    subsample: fraction of train to keep, in (0, 1], drawn with seed.
+    bad_rows: "error", or "skip": leave rows out that cannot be used, and count them.
+    empty_rationale: "error" refuses examples whose rationale is blank, in any split; "drop" takes them out of train;
+      "keep" gives them weight 0, so that they teach their label alone.
+    size: number of train examples of "arithmetic", before subsampling.
+    labels: the only labels that rows of JSON Lines may have, separated by commas; "" for any.
+    label_kind: how labels of JSON Lines are scored.
+    """
+
+    dataset: str
+    data_root: str | None = None
+    tfds_dir: str | None = None
+    teacher: str = "palm"
+    align: str = "strict"
+    augment_asdiv: bool = False
+    subsample: float = 1.0
+    seed: int = 0
+    bad_rows: str = "error"
+    empty_rationale: str = "error"
+    size: int = 16_000
+    labels: str = ""
+    label_kind: str = "text"
+
+    def __post_init__(self) -> None:
+        check_choice("bad_rows", self.bad_rows, BAD_ROWS)
+        check_choice("empty_rationale", self.empty_rationale, EMPTY_RATIONALES)
+        check_choice("label_kind", self.label_kind, LABEL_KINDS)
+        if self.augment_asdiv and all(part[:2] != ("dss", "svamp") for part in parse_dataset(self.dataset)):
+            raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.dataset!r}: leave it off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One data set of a mixture: its examples in train and, by name, in every split; they lie together, in order.
+
+    rate is its share of the training stream, relative to those of the other components.
+    """
+
+    name: str
+    size: int
+    rate: float = 1.0
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedCorpus:
+    """A corpus as a run uses it, and what became of its rows and of the teacher's completions, by split.
+
+    dropped counts the examples taken out of train because their rationale is empty; unparsed counts the examples (of
+    those in corpus) without a teacher's label, because its completion held no readable one or there is no teacher.
+    components: what the corpus is put together from, in order; one where it is no mixture.
+    skipped counts the rows that could not be used; skip_notes says of the first few where and why.
+    """
+
+    corpus: Corpus
+    dropped: Mapping[str, int]
+    unparsed: Mapping[str, int]
+    components: tuple[Component, ...] = ()
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    skip_notes: tuple[str, ...] = ()
+
+
+def load_corpus(loading: Loading) -> LoadedCorpus:
+    """Loads a data set, or several one after the other, with train, valid and (where there is one) test split.
+
+    Of each component the order is that of the release: train is subsampled, then a missing valid split is made from it.
+    Last, train loses its examples without rationale if so chosen; valid and test keep every example. Unlike in the
+    release, problems of ASDiv never go into valid: it stays of one kind with test and, where subsample is 1, the same
+    with and without them.
+
+    Raises:
+      UserError: an unknown value of a setting, no data root, or whatever a source finds wrong.
+    """
+    loaded = [_load(source, part.rate, loading) for part, source in _sources(loading)]
+    if len(loaded) == 1:
+        return loaded[0]
+    present = [split for split in SPLITS if any(split in one.corpus.splits for one in loaded)]
+    joined = {split: sum((one.corpus.splits.get(split, ()) for one in loaded), ()) for split in present}
+    return LoadedCorpus(
+        corpus=Corpus(loading.dataset, joined),
+        dropped=_sum([one.dropped for one in loaded]),
+        unparsed=_sum([one.unparsed for one in loaded]),
+        components=tuple(component for one in loaded for component in one.components),
+        skipped=_sum([one.skipped for one in loaded]),
+        skip_notes=tuple(note for one in loaded for note in one.skip_notes)[:NUM_NOTES],
+    )
+
+
+def corpus_fingerprint(loading: Loading) -> str:
+    """Hexadecimal digest of all that `load_corpus` depends on, found without parsing any file.
+
+    Where files lie does not count, and neither do rates, which do not change what is loaded.
+    """
+    found = [source.fingerprint() for _, source in _sources(loading)]
+    drawn = (loading.subsample, loading.seed) if loading.subsample < 1 else ()
+    return digest(_VERSION, *drawn, loading.empty_rationale, *found)
+
+
+def find_data_root(data_root: str | None) -> Path:
+    """The argument, else $COTMI_DATA_ROOT, else ../shared/data if it exists; UserError where none of them is given."""
+    given = data_root or os.environ.get(DATA_ROOT_VARIABLE)
+    if given:
+        return as_path(given)
+    if DEFAULT_DATA_ROOT.is_dir():
+        return DEFAULT_DATA_ROOT
+    raise UserError(
+        f"no data root: pass data_root, set {DATA_ROOT_VARIABLE}, or use dataset 'arithmetic', which needs no files; "
+        "with data of your own, data.vocabulary will do"
+    )
+
+
+def _sources(loading: Loading) -> list[tuple[Part, Source]]:
+    sources = [(part, _source(part, loading)) for part in parse_dataset(loading.dataset)]
+    names = [source.name for _, source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"dataset = {loading.dataset!r}: two components are called {name}: leave one out")
+    return sources
+
+
+def _source(part: Part, loading: Loading) -> Source:
+    if part.kind == "arithmetic":
+        return ArithmeticSource(loading.size)
+    if part.kind == "jsonl":
+        labels = tuple(label.strip() for label in loading.labels.split(",") if label.strip())
+        kind: LabelKind = "equation" if loading.label_kind == "equation" else "text"
+        return JsonlSource(as_path(part.argument), labels, kind, loading.bad_rows)
+    if part.kind == "tfds":
+        return TfdsSource(part.argument, loading.tfds_dir, loading.teacher, loading.bad_rows)
+    return DssSource(
+        find_data_root(loading.data_root),
+        part.argument,
+        teacher=loading.teacher,
+        align=loading.align,
+        augment_asdiv=loading.augment_asdiv and part.argument == "svamp",
+        bad_rows=loading.bad_rows,
+    )
+
+
+def _load(source: Source, rate: float, loading: Loading) -> LoadedCorpus:
+    corpus = source.read()
+    if loading.empty_rationale == "error":
+        _refuse_empty_rationales(corpus)
+    splits = _split(corpus, loading.subsample, loading.seed)
+    if loading.empty_rationale == "keep":
+        kept = {split: tuple(map(_without_weight, examples)) for split, examples in splits.items()}
+    else:
+        kept = splits | {"train": tuple(example for example in splits["train"] if example.rationale.strip())}
+    if not kept["train"]:
+        raise UserError(f"dataset = {corpus.name!r}: none of the {len(splits['train'])} train examples has a rationale")
+    sizes = {split: len(examples) for split, examples in kept.items()}
+    return LoadedCorpus(
+        corpus=Corpus(corpus.name, kept),
+        dropped={split: len(splits[split]) - sizes[split] for split in splits},
+        unparsed={split: sum(example.teacher_label is None for example in kept[split]) for split in kept},
+        components=(Component(corpus.name, sizes["train"], rate, sizes),),
+        skipped={split: corpus.skipped.get(split, 0) for split in splits},
+        skip_notes=corpus.skip_notes,
+    )
+
+
+def _refuse_empty_rationales(corpus: Corpus) -> None:
+    for examples in corpus.splits.values():
+        for example in examples:
+            if not example.rationale.strip():
+                raise UserError(
+                    f"{example.place}: no rationale for example {example.id}; pass empty_rationale=drop to leave such "
+                    "examples out of train, or keep to learn their label alone"
+                )
+
+
+def _without_weight(example: Example) -> Example:
+    return example if example.rationale.strip() else dataclasses.replace(example, weight=0.0)
+
+
+def _split(corpus: Corpus, subsample: float, seed: int) -> dict[str, tuple[Example, ...]]:
+    train = subsample_examples(corpus.splits["train"], subsample, seed)
+    own = tuple(example for example in train if example.id.startswith(f"{corpus.name}/"))
+    added = tuple(example for example in train if not example.id.startswith(f"{corpus.name}/"))
+    splits = with_valid_split({**corpus.splits, "train": own}, f"train of {corpus.name}")
+    return splits | {"train": splits["train"] + added}
+
+
+def _sum(counts: list[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)

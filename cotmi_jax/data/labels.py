@@ -1,0 +1,133 @@
+"""Values of arithmetic expressions written by a model, computed without running anything the model wrote."""
+
+import math
+import re
+from typing import assert_never
+
+from cotmi_jax.data.example import LabelKind
+
+MAX_CHARACTERS = 1000
+MAX_DEPTH = 50
+
+_TOKEN = re.compile(r"[ \t\r\n]*([0-9]+\.?[0-9]*|\.[0-9]+|[-+*/()])")
+
+
+class _Unreadable(ValueError):
+    """The text is no expression with a finite value, or is beyond the limits."""
+
+
+def evaluate_expression(text: str) -> float | None:
+    """The value of an expression of decimal numbers, + - * /, unary minus and parentheses, like "( 84.0 / 2.0 )".
+
+    None for anything else: other characters (among them letters, powers, thousands commas, currency and percent signs,
+    and digits other than 0-9), an incomplete expression, a division by zero, a result on the way that no float holds,
+    more than MAX_CHARACTERS characters, and parentheses and unary minuses nested deeper than MAX_DEPTH.
+    """
+    try:
+        return _Parser(text).parse()
+    except _Unreadable:
+        return None
+
+
+def equal_values(a: float | None, b: float | None) -> bool:
+    """Whether two values agree to a relative 1e-6, or an absolute 1e-9 around 0. None, no value, equals nothing."""
+    return a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+
+
+class _Parser:
+    """Recursive descent: a sum of products of factors."""
+
+    def __init__(self, text: str):
+        if len(text) > MAX_CHARACTERS:
+            raise _Unreadable
+        self._tokens = _tokenize(text)
+        self._position = 0
+        self._depth = 0
+
+    def parse(self) -> float:
+        value = self._sum()
+        if self._next() is not None:
+            raise _Unreadable
+        return value
+
+    def _next(self) -> str | None:
+        return self._tokens[self._position] if self._position < len(self._tokens) else None
+
+    def _take(self, *wanted: str) -> str | None:
+        """The next token if it is one of those wanted, and steps over it."""
+        token = self._next()
+        if token not in wanted:
+            return None
+        self._position += 1
+        return token
+
+    def _sum(self) -> float:
+        value = self._product()
+        while sign := self._take("+", "-"):
+            right = self._product()
+            value = _finite(value + right if sign == "+" else value - right)
+        return value
+
+    def _product(self) -> float:
+        value = self._factor()
+        while sign := self._take("*", "/"):
+            right = self._factor()
+            if sign == "/" and right == 0:
+                raise _Unreadable
+            value = _finite(value * right if sign == "*" else value / right)
+        return value
+
+    def _factor(self) -> float:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _Unreadable
+        if self._take("-"):
+            value = -self._factor()
+        elif self._take("("):
+            value = self._sum()
+            if not self._take(")"):
+                raise _Unreadable
+        else:
+            value = self._number()
+        self._depth -= 1
+        return value
+
+    def _number(self) -> float:
+        token = self._next()
+        if token is None or token in "+-*/()":
+            raise _Unreadable
+        self._position += 1
+        return _finite(float(token))
+
+
+def _tokenize(text: str) -> list[str]:
+    text = text.rstrip(" \t\r\n")
+    tokens, position = [], 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise _Unreadable
+        tokens.append(match[1])
+        position = match.end()
+    return tokens
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise _Unreadable
+    return value
+
+
+def is_correct(prediction: str, label: str, kind: LabelKind) -> bool:
+    """Whether a prediction counts as the label.
+
+    Text has to match exactly but for whitespace around it. Equations have to have the same value; one without a value
+    is never right, not even where prediction and label are the same text.
+    """
+    match kind:
+        case "text":
+            return prediction.strip() == label.strip()
+        case "equation":
+            return equal_values(evaluate_expression(prediction), evaluate_expression(label))
+        case _:
+            assert_never(kind)

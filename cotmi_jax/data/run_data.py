@@ -1,0 +1,278 @@
+"""The data side of a run: what config.data names, as tokens from the cache, and the batches of every step."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from cotmi_jax.data.cache import Prepared, Recipe, prepare
+from cotmi_jax.data.corpus import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
+from cotmi_jax.data.example import Example
+from cotmi_jax.data.grammar import parse_dataset
+from cotmi_jax.data.order import TrainOrder, make_shares
+from cotmi_jax.data.packing import PackShape, make_shape
+from cotmi_jax.data.tasks import ANSWER_MARK, PREFIX, tasks_of
+from cotmi_jax.data.tokenize import TokenLimits, TooLong, check_split, tokenize_split
+from cotmi_jax.data.tokens import Batch, TokenizedSplit
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import CACHE_VARIABLE, DEFAULT_CACHE, is_remote
+from cotmi_jax.parallel.distributed import Gather, gather, is_shared
+from cotmi_jax.parallel.process_rows import WHOLE, Feed
+
+
+def loading_of(config: ConfigDict) -> Loading:
+    """What config.data says about what to load."""
+    data = config.data
+    return Loading(
+        dataset=data.dataset,
+        data_root=data.root or None,
+        tfds_dir=data.tfds_dir or None,
+        teacher=data.teacher,
+        align=data.align,
+        augment_asdiv=data.augment_asdiv,
+        subsample=data.subsample,
+        seed=config.seed,
+        bad_rows=data.bad_rows,
+        empty_rationale=data.empty_rationale,
+        size=data.size,
+        labels=data.labels,
+        label_kind=data.label_kind,
+    )
+
+
+def load_data(config: ConfigDict) -> LoadedCorpus:
+    """The corpus of config.data. UserError where its labels are to be a teacher's and there is none."""
+    loaded = load_corpus(loading_of(config))
+    if config.data.label_type == "llm" and loaded.unparsed["train"] == len(loaded.corpus.splits["train"]):
+        raise UserError(
+            f"config.data.label_type is llm, but no train example of {loaded.corpus.name} has a teacher's label: use gt"
+        )
+    return loaded
+
+
+def tokenize(
+    config: ConfigDict,
+    vocabulary: Vocabulary,
+    examples: Sequence[Example],
+    *,
+    train: bool,
+    progress: Callable[[int], object] | None = None,
+) -> TokenizedSplit:
+    """Tokens of a split.
+
+    Only training uses config.data.label_type, and only train loses examples: losses on held-out splits are against
+    gold, and scores are of all examples.
+    """
+    return tokenize_split(
+        examples,
+        vocabulary,
+        objective=config.objective.name,
+        label_type=config.data.label_type if train else "gt",
+        limits=_limits(config, train=train),
+        progress=progress,
+    )
+
+
+def _limits(config: ConfigDict, *, train: bool) -> TokenLimits:
+    too_long: TooLong = config.data.too_long if train or config.data.too_long == "error" else "cut"
+    return TokenLimits(config.data.max_input_tokens, config.data.max_target_tokens, too_long)
+
+
+def find_cache(config: ConfigDict) -> Path | None:
+    """The folder of config.data.cache; None where tokens are kept in memory alone. UserError for one in a bucket."""
+    if config.data.cache == "none":
+        return None
+    named, folder = "config.data.cache", config.data.cache
+    if not folder:
+        named, folder = f"${CACHE_VARIABLE}", os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
+    if is_remote(folder):
+        raise UserError(
+            f"{named} {folder}: tokens are mapped into memory from local files: leave it empty, and hosts "
+            "that share no folder prepare the data each for itself"
+        )
+    return Path(folder).expanduser().absolute()
+
+
+def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Everything that tokens depend on. Objectives with the same sequences have the same tokens."""
+    objective, data = config.objective.name, config.data
+    return {
+        "corpus": corpus_fingerprint(loading_of(config)),
+        "vocabulary": hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
+        "sequences": [objective] if len(tasks_of(objective)) == 1 else ["two tasks", *PREFIX.values()],
+        "mark": ANSWER_MARK,
+        "settings": {name: data[name] for name in ("label_type", "max_input_tokens", "max_target_tokens", "too_long")},
+    }
+
+
+def _corpus_notes(config: ConfigDict, loaded: LoadedCorpus) -> list[str]:
+    """What became of the rows of a corpus before they were tokenized."""
+    notes = [
+        f"{split}: {count} examples without a rationale dropped" for split, count in loaded.dropped.items() if count
+    ]
+    if any(loaded.skipped.values()):
+        counts = ", ".join(f"{count} of {split}" for split, count in loaded.skipped.items() if count)
+        notes += [f"bad rows skipped: {counts}", *(f"  {note}" for note in loaded.skip_notes)]
+    if config.data.label_type == "llm":
+        notes.append(f"train: {loaded.unparsed['train']} teacher labels unreadable, trained as empty")
+    return notes
+
+
+def _token_notes(name: str, split: TokenizedSplit) -> list[str]:
+    """One line for each kind of sequence that was cut to the limits, and for what was left out."""
+    notes = [
+        f"{name}: {count} of {len(ragged.lengths)} {task} {kind} were longer than the limit and were cut"
+        for task, tokens in split.tasks.items()
+        for kind, ragged, count in (
+            ("inputs", tokens.inputs, tokens.truncated_inputs),
+            ("targets", tokens.targets, tokens.truncated_targets),
+        )
+        if count
+    ]
+    skipped = len(split.kept) - split.size
+    return notes + ([f"{name}: {skipped} of {len(split.kept)} examples longer than the limits skipped"] * bool(skipped))
+
+
+def _by_component(train: TokenizedSplit, facts: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
+    """Name of each component, and which of its train examples were kept."""
+    names, sizes = zip(*facts["components"], strict=True)
+    return list(zip(names, np.split(train.kept, np.cumsum(sizes)[:-1]), strict=True))
+
+
+def _check_same(fingerprints: list[str]) -> None:
+    """Raises UserError where processes have other data than the first."""
+    for process, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise UserError(
+                f"process {process} has other data ({fingerprint}) than process 0 ({fingerprints[0]}): give all hosts "
+                "the same files"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The data of a run: tokens of train and valid, the examples that are scored, and the order of training."""
+
+    config: ConfigDict
+    prepared: Prepared
+    found: bool  # in the cache
+    order: TrainOrder
+    feed: Feed
+
+    @classmethod
+    def of(
+        cls,
+        config: ConfigDict,
+        vocabulary: Vocabulary,
+        feed: Feed = WHOLE,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        gather: Gather = gather,
+    ) -> "RunData":
+        """From the cache, or read and tokenized into it. Raises UserError for whatever is wrong with the data.
+
+        Processes divide the work where they share the folder of the cache, and else do all of it, each for itself.
+        """
+
+        def read() -> tuple[Sequence[Example], Sequence[Example], dict[str, Any]]:
+            loaded = load_data(config)
+            components = [[component.name, component.size] for component in loaded.components]
+            facts = {"components": components, "notes": _corpus_notes(config, loaded)}
+            return loaded.corpus.splits["train"], loaded.corpus.splits["valid"], facts
+
+        def tokens(examples: Sequence[Example], split: str) -> TokenizedSplit:
+            with tqdm(total=len(examples), desc=f"tokenizing {split}", unit="ex", leave=False, disable=None) as bar:
+                return tokenize(config, vocabulary, examples, train=split == "train", progress=bar.update)
+
+        def check(split: TokenizedSplit, name: str, facts: dict[str, Any]) -> None:
+            if name == "train":
+                for component, kept in _by_component(split, facts):
+                    check_split(f"train of {component}", kept, _limits(config, train=True))
+            check_split(name, split.kept, _limits(config, train=name == "train"))
+
+        identity, recipe = _identity(config, vocabulary), Recipe(read, tokens, check)
+        folder = find_cache(config)
+        divided = processes > 1 and folder is not None and is_shared(folder, gather)
+        part = {"process": process, "processes": processes} if divided else {}
+        prepared, found = prepare(folder, identity, recipe, **part)
+        if processes > 1:
+            _check_same(gather(prepared.fingerprint))
+        sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
+        shares = make_shares(sizes, [part.rate for part in parse_dataset(config.data.dataset)])
+        order = TrainOrder(shares, config.batch_size, config.seed, prepared.train if config.data.packing else None)
+        return cls(config, prepared, found, order, feed)
+
+    @property
+    def train(self) -> TokenizedSplit:
+        """Tokens of the train split."""
+        return self.prepared.train
+
+    @property
+    def valid(self) -> TokenizedSplit:
+        """Tokens of the valid split."""
+        return self.prepared.valid
+
+    def shape(self, shards: int) -> PackShape | None:
+        """Shape of packed batches whose rows divide over so many parts of the mesh; None where batches are padded."""
+        if not self.config.data.packing:
+            return None
+        multiple = shards * self.config.micro_batches
+        return make_shape(self.train, self.order, multiple=multiple, feeds=self.feed.count)
+
+    def batches(self, start: int, shape: PackShape | None) -> Iterator[Batch]:
+        """This process's share of the batches from step `start` to the last."""
+        from cotmi_jax.data.pipeline import train_batches  # the only part that takes tensorflow
+
+        return train_batches(self.train, self.order, start, self.config.steps, shape=shape, feed=self.feed)
+
+    def lengths(self, step: int) -> np.ndarray:
+        """Input and target tokens of every sequence pair in the batch of a step, counted from 1: int64 [pairs, 2].
+
+        Of the whole batch, whatever this process's share of it is.
+        """
+        picks = self.order.picks(step - 1)
+        pairs = [
+            (tokens.inputs.lengths[picks.rows], tokens.targets.lengths[self.train.target_rows(task, *picks)])
+            for task, tokens in self.train.tasks.items()
+        ]
+        return np.concatenate(pairs, axis=1).T
+
+    def position(self, step: int) -> dict[str, int | str]:
+        """Where in the data a run stands after `step` steps, and which data."""
+        return {"step": step, "examples": step * self.config.batch_size, "fingerprint": self.prepared.fingerprint}
+
+    def notes(self, shape: PackShape | None) -> list[str]:
+        """What a user should know before a long run: sizes, lengths, what was cut, skipped or dropped."""
+        config = self.config.data
+        if shape is None:
+            lengths = "padded to " + ", ".join(
+                f"{task} {self.train.input_length}→{length}" for task, length in self.train.target_lengths.items()
+            )
+        else:
+            size = shape.rows * np.array([shape.input_length, shape.target_length])
+            empty = 1.0 - self.order.batch_size * self.order.mean / size
+            lengths = (
+                f"packed into {shape.rows} rows of {shape.input_length}→{shape.target_length} "
+                f"({empty[0]:.1%} and {empty[1]:.1%} padding)"
+            )
+        where = find_cache(self.config)
+        source = f"tokens {'from' if self.found else 'now in'} {where}" if where else "tokens in memory"
+        notes = [
+            f"data {config.dataset}: {self.train.size} train, {self.valid.size} valid; {source}",
+            f"batches of {self.config.batch_size} (input→target tokens): {lengths}",
+        ]
+        components = self.prepared.facts["components"]
+        if len(components) > 1:
+            drawn = zip(components, self.order.shares, strict=True)
+            shares = ", ".join(f"{share.quota} of the {share.size} of {name}" for (name, _), share in drawn)
+            notes.append(f"an epoch draws {shares}")
+        notes += self.prepared.facts["notes"]
+        return notes + _token_notes("train", self.train) + _token_notes("valid", self.valid)

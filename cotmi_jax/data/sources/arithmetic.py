@@ -1,0 +1,203 @@
+"""Embedded synthetic data: arithmetic word problems, worked solutions, and a teacher that errs at a known rate.
+
+Everything follows from the seed. A problem is a story told by one of a few templates, whose order of sentences is fixed
+while their wording varies; now and then a sentence with a number of no use to the solution is told along. Every number
+in a problem and every result of a step, right or wrong, is a whole number in 2..99.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from cotmi_jax.data.example import SPLITS, Corpus, Example
+from cotmi_jax.data.sources.arithmetic_templates import CONTAINERS, NAMES, OTHER_THINGS, TEMPLATES, Step, Template
+from cotmi_jax.data.sources.base import digest
+from cotmi_jax.errors import UserError
+
+VOCABULARY_PATH = pathlib.Path(__file__).with_name("arithmetic.spiece.model")
+
+_VERSION = 1  # To be raised when the same arguments give other examples.
+_SMALLEST, _LARGEST = 2, 99
+_DISTRACTOR_RATE = 0.35
+_CHOICE = re.compile(r"\[([^]]*)\]")
+_OPERATIONS = "+-*/"
+_Term = TypeVar("_Term", int, str)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """A told story: its text, the numbers in it, and its steps with all words filled in but no operands yet."""
+
+    text: str
+    numbers: dict[str, int]
+    steps: tuple[Step, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticSource:
+    """The data set as runs use it: of one seed, so that valid and test are the same for all of them.
+
+    size: number of train examples, at least 1.
+    """
+
+    size: int
+    name: str = "arithmetic"
+
+    def read(self) -> Corpus:
+        if self.size < 1:
+            raise UserError(f"size = {self.size}: give the number of train examples, at least 1")
+        return make_arithmetic(seed=0, num_train=self.size)
+
+    def fingerprint(self) -> str:
+        return digest(self.name, self.size, _VERSION)
+
+
+def make_arithmetic(
+    seed: int, num_train: int, num_valid: int = 500, num_test: int = 500, teacher_error_rate: float = 0.2
+) -> Corpus:
+    """Makes the data set: the same arguments give the same examples on every machine.
+
+    Inputs are unique over all splits. A shorter split is the start of a longer one, apart from where the teacher errs,
+    and valid and test don't depend on num_train. The teacher errs on exactly round(teacher_error_rate * n) of the n
+    examples of each split: one step of its solution takes a wrong operation or a wrong number of the story, the rest
+    follows from there, and the value of teacher_label differs from the gold label's.
+
+    Raises:
+      UserError: a negative seed or size, or a rate outside [0, 1].
+    """
+    sizes = {"train": num_train, "valid": num_valid, "test": num_test}
+    for key, value in {"seed": seed, **{f"num_{split}": size for split, size in sizes.items()}}.items():
+        if value < 0:
+            raise UserError(f"{key} = {value}: give a number of at least 0")
+    if not 0 <= teacher_error_rate <= 1:
+        raise UserError(f"teacher_error_rate = {teacher_error_rate}: give a share between 0 and 1")
+    seen: set[str] = set()
+    splits: dict[str, tuple[Example, ...]] = {}
+    for split in ("test", "valid", "train"):  # The largest comes last so that its size cannot change the others.
+        stream = SPLITS.index(split)
+        problems = _tell_problems(np.random.default_rng([seed, stream, 0]), sizes[split], seen)
+        splits[split] = _annotate(np.random.default_rng([seed, stream, 1]), problems, split, teacher_error_rate)
+    return Corpus("arithmetic", {split: splits[split] for split in SPLITS})
+
+
+def _tell_problems(rng: np.random.Generator, count: int, seen: set[str]) -> list[_Problem]:
+    """Tells `count` problems with texts that are not in `seen`, and adds them to it."""
+    problems: list[_Problem] = []
+    while len(problems) < count:
+        problem = _tell(rng, TEMPLATES[int(rng.integers(len(TEMPLATES)))])
+        if problem.text not in seen:
+            seen.add(problem.text)
+            problems.append(problem)
+    return problems
+
+
+def _annotate(
+    rng: np.random.Generator, problems: list[_Problem], split: str, teacher_error_rate: float
+) -> tuple[Example, ...]:
+    order = rng.permutation(len(problems))
+    wrong = set(order[: round(teacher_error_rate * len(problems))].tolist())
+    examples = []
+    for row, problem in enumerate(problems):
+        steps = problem.steps
+        if row in wrong:
+            slips = _slips(problem.numbers, steps)
+            steps = slips[int(rng.integers(len(slips)))]
+        examples.append(
+            Example(
+                id=f"arithmetic/{split}/{row}",
+                input=problem.text,
+                label=_expression(problem.numbers, problem.steps),
+                rationale=_rationale(problem.numbers, steps),
+                teacher_label=_expression(problem.numbers, steps),
+                kind="equation",
+            )
+        )
+    return tuple(examples)
+
+
+def _tell(rng: np.random.Generator, template: Template) -> _Problem:
+    def pick(options: Sequence[str]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    (name, he), (friend, _) = (NAMES[int(i)] for i in rng.permutation(len(NAMES))[:2])
+    box, boxes = CONTAINERS[int(rng.integers(len(CONTAINERS)))]
+    words = {"name": name, "He": he.capitalize(), "friend": friend, "box": box, "boxes": boxes}
+    words |= {"thing": pick(template.things), "other": pick(OTHER_THINGS)}
+    distracted = bool(rng.random() < _DISTRACTOR_RATE)
+    ranges = template.ranges | ({"x": (_SMALLEST, _LARGEST)} if distracted else {})
+    numbers = _draw_numbers(rng, ranges, template.steps)
+    told = " ".join(sentence for sentence in template.sentences if distracted or "{x}" not in sentence)
+    text = _CHOICE.sub(lambda choice: pick(choice[1].split("|")), told).format(**words, **numbers)
+    operands = {"left": "{left}", "right": "{right}", "step": "{step}"}  # Stay open until the operands are known.
+    steps = tuple(dataclasses.replace(s, wording=s.wording.format(**words, **operands)) for s in template.steps)
+    return _Problem(text, numbers, steps)
+
+
+def _draw_numbers(
+    rng: np.random.Generator, ranges: dict[str, tuple[int, int]], steps: tuple[Step, ...]
+) -> dict[str, int]:
+    """Draws distinct numbers under which every step has a result and at least one slip is possible."""
+    while True:
+        numbers = {key: int(rng.integers(low, high + 1)) for key, (low, high) in ranges.items()}
+        if len(set(numbers.values())) == len(numbers) and _results(numbers, steps) and _slips(numbers, steps):
+            return numbers
+
+
+def _slips(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    """All ways to get exactly one step wrong that can be carried through and change the answer."""
+    gold = _results(numbers, steps)
+    slips = []
+    for i, step in enumerate(steps):
+        changes = [{"operation": operation} for operation in _OPERATIONS if operation != step.operation]
+        for side, operand in (("left", step.left), ("right", step.right)):
+            changes += [{side: key} for key in numbers if key != operand and operand in numbers]
+        for change in changes:
+            slipped = (*steps[:i], dataclasses.replace(step, **change), *steps[i + 1 :])
+            results = _results(numbers, slipped)
+            if results and results[-1] != gold[-1]:
+                slips.append(slipped)
+    return slips
+
+
+def _results(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[int]:
+    """Result of each step; empty where one is not a whole number in range."""
+    results: list[int] = []
+    for step in steps:
+        left, right = _operands(step, numbers, results)
+        if step.operation == "/":
+            result, remainder = divmod(left, right)
+        else:
+            result, remainder = {"+": left + right, "-": left - right, "*": left * right}[step.operation], 0
+        if remainder or not _SMALLEST <= result <= _LARGEST:
+            return []
+        results.append(result)
+    return results
+
+
+def _operands(step: Step, numbers: Mapping[str, _Term], earlier: Sequence[_Term]) -> tuple[_Term, _Term]:
+    left, right = (earlier[int(key[1:])] if key[0] == "#" else numbers[key] for key in (step.left, step.right))
+    return left, right
+
+
+def _expression(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
+    """The last step written out down to the numbers of the story: ( ( 12 + 5 ) * 3 )."""
+    terms = {key: str(number) for key, number in numbers.items()}
+    written: list[str] = []
+    for step in steps:
+        left, right = _operands(step, terms, written)
+        written.append(f"( {left} {step.operation} {right} )")
+    return written[-1]
+
+
+def _rationale(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
+    results = _results(numbers, steps)
+    sentences = []
+    for step, result in zip(steps, results, strict=True):
+        left, right = _operands(step, numbers, results)
+        equation = f"{left} {step.operation} {right} = {result}"
+        sentences.append(step.wording.format(left=left, right=right, step=equation))
+    return " ".join(sentences)

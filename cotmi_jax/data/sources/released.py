@@ -1,0 +1,167 @@
+"""Reads data sets in the layout of the Distilling Step-by-Step release (arXiv 2305.02301): svamp, cqa, esnli, anli1.
+
+    {root}/{name}/{name}_{split}.json         gold rows, JSON Lines (or one JSON list)
+    {root}/{name}/llm/{split}_CoT_{i}.json    completions of the first teacher, JSON lists to be read in order of i
+    {root}/gpt-neox/{name}/{split}.json       completions of the second teacher, one JSON list
+
+Completion k belongs to gold row k. ASDiv is laid out the same way and can extend SVAMP's train split.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
+from cotmi_jax.data.grammar import DSS_SETS
+from cotmi_jax.data.sources import teacher_format
+from cotmi_jax.data.sources.base import digest, digest_files
+from cotmi_jax.data.sources.gold_format import read_gold
+from cotmi_jax.data.sources.rows import BadRows, check_choice, parse_json, read_raw_rows, read_text
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path
+
+TEACHERS = ("palm", "gpt-neox")
+ALIGNMENTS = ("strict", "prefix")
+
+
+class _Gold(NamedTuple):
+    text: str
+    label: str
+    place: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DssSource:
+    """A set of the release.
+
+    root: the folder that holds the set's folder, or holds it in `dss/`.
+    name: one of DSS_SETS.
+    teacher: one of TEACHERS, whose completions to read.
+    align: what to do when gold rows and completions differ in number: "strict" refuses, "prefix" keeps the rows that
+      have both.
+    augment_asdiv: append ASDiv's train split to the train split of svamp.
+    bad_rows: a gold row that cannot be used is an "error", or counted and left out with its completion: "skip".
+    """
+
+    root: Path
+    name: str
+    teacher: str = "palm"
+    align: str = "strict"
+    augment_asdiv: bool = False
+    bad_rows: str = "error"
+
+    def __post_init__(self) -> None:
+        check_choice("dataset", self.name, DSS_SETS)
+        check_choice("teacher", self.teacher, TEACHERS)
+        check_choice("align", self.align, ALIGNMENTS)
+        if self.augment_asdiv and self.name != "svamp":
+            raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.name!r}: leave it off")
+
+    def read(self) -> Corpus:
+        """Every split that has a gold file; train has to have one.
+
+        Raises:
+          UserError: a file is missing, unreadable or not as laid out above.
+        """
+        folder, bad = find_release(self.root, self.name), BadRows(self.bad_rows)
+        splits: dict[str, tuple[Example, ...]] = {}
+        for name, split in self._parts(folder):
+            read = _read_split(folder, name, split, self.teacher, self.align, bad)
+            splits[split] = splits.get(split, ()) + read
+        return Corpus(self.name, splits, bad.skipped, tuple(bad.notes))
+
+    def fingerprint(self) -> str:
+        folder = find_release(self.root, self.name)
+        files = [
+            (str(path.relative_to(folder)), path)
+            for name, split in self._parts(folder)
+            for path in (gold_file(folder, name, split), *_completion_files(folder, name, split, self.teacher))
+        ]
+        settings = (self.name, self.teacher, self.align, self.augment_asdiv, self.bad_rows)
+        return digest(settings, digest_files(files))
+
+    def _parts(self, folder: Path) -> list[tuple[str, str]]:
+        """Names and splits of what is read, in order."""
+        present = [split for split in SPLITS if split == "train" or gold_file(folder, self.name, split).exists()]
+        return [(self.name, split) for split in present] + [("asdiv", "train")] * self.augment_asdiv
+
+
+def find_release(root: Path, name: str) -> Path:
+    """The folder that holds the set folders: `root`, or `dss/` in it. UserError where neither holds `name`/."""
+    for folder in (root, root / "dss"):
+        if (folder / name).is_dir():
+            return folder
+    raise UserError(f"{root}: holds neither {name}/ nor dss/{name}/; point data_root at the unpacked release")
+
+
+def gold_file(folder: Path, name: str, split: str) -> Path:
+    """Where the gold rows of a split lie in a release folder."""
+    return folder / name / f"{name}_{split}.json"
+
+
+def _read_split(folder: Path, name: str, split: str, teacher: str, align: str, bad: BadRows) -> tuple[Example, ...]:
+    gold_path = gold_file(folder, name, split)
+    golds = _read_golds(gold_path, name, split, bad)
+    paths = _completion_files(folder, name, split, teacher)
+    completions = [completion for path in paths for completion in _read_completions(path)]
+    if not golds or not completions:
+        raise UserError(f"{paths[0] if golds else gold_path}: holds nothing; restore the file from the release")
+    if align == "strict" and len(golds) != len(completions):
+        raise UserError(
+            f"{gold_path}: {len(golds)} rows but {len(completions)} completions in {paths[0].parent}; "
+            f"complete the files, or pass align=prefix to use the first {min(len(golds), len(completions))}"
+        )
+    parse = _parser(name, teacher)
+    kind: LabelKind = "equation" if name in ("asdiv", "svamp") else "text"
+    examples = []
+    for i, (gold, completion) in enumerate(zip(golds, completions, strict=False)):
+        if gold is not None:
+            rationale, teacher_label = parse(completion)
+            where = f"{name}/{split}/{i}"
+            examples.append(
+                Example(where, gold.text, gold.label, rationale, teacher_label, kind=kind, place=gold.place)
+            )
+    bad.check_usable(len(examples), min(len(golds), len(completions)), str(gold_path))
+    return tuple(examples)
+
+
+def _read_golds(path: Path, name: str, split: str, bad: BadRows) -> list[_Gold | None]:
+    """Gold rows in order; None in place of a skipped one, so that completions stay aligned."""
+    golds: list[_Gold | None] = []
+    for raw in read_raw_rows(path):
+        golds.append(None)
+        with bad.guard(split):
+            golds[-1] = _Gold(*read_gold(name, raw.parse(), raw.place), raw.place)
+    return golds
+
+
+def _parser(name: str, teacher: str) -> Callable[[str], tuple[str, str | None]]:
+    if name == "anli1":
+        return functools.partial(teacher_format.parse_anli, teacher=teacher)
+    if name == "cqa":
+        return teacher_format.parse_cqa
+    return teacher_format.parse_esnli if name == "esnli" else teacher_format.parse_equation
+
+
+def _completion_files(folder: Path, name: str, split: str, teacher: str) -> list[Path]:
+    """Files in the order in which their lists are to be joined; at least one, which may not exist."""
+    if teacher == "gpt-neox":
+        return [folder / "gpt-neox" / name / f"{split}.json"]
+    found = {path.name for path in (folder / name / "llm").glob(f"{split}_CoT_*.json")}
+    files = [folder / name / "llm" / f"{split}_CoT_{i}.json" for i in range(max(1, len(found)))]
+    missing = [path for path in files if path.name not in found]
+    if found and missing:
+        beyond = ", ".join(sorted(found - {path.name for path in files}))
+        raise UserError(f"{missing[0]}: missing, but there is {beyond}; parts are numbered from 0 without a gap")
+    return files
+
+
+def _read_completions(path: Path) -> list[str]:
+    completions = parse_json(read_text(path), path)
+    if not isinstance(completions, list):
+        raise UserError(f"{path}:1: holds no JSON list; write the completions as one list of texts")
+    for i, completion in enumerate(completions):
+        if not isinstance(completion, str):
+            raise UserError(f"{path}: item {i} of the list is no text but {completion!r:.50}; correct it")
+    return completions

@@ -1,0 +1,114 @@
+"""Evaluation as a job of its own over a workdir: restores the parameters only, scores a split, writes the results."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cotmi_jax.data.corpus import Component
+from cotmi_jax.data.run_data import load_data, tokenize
+from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
+from cotmi_jax.evaluation.metrics import Summary, summarize
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
+from cotmi_jax.experiment import eval_decoding, make_objective
+from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, told
+from cotmi_jax.inference.load import load_workdir, parse_which
+from cotmi_jax.parallel.distributed import is_first, wait_for_all
+from cotmi_jax.parallel.mesh import batch_shards
+from cotmi_jax.workdir.record import read_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Metrics, every prediction, what was measured of mutual information, and the folder it was written to."""
+
+    metrics: dict[str, Any]
+    predictions: list[Prediction]
+    information: Measured | None
+    workdir: Path
+    output: Path
+
+
+def accuracy_by_component(correct: list[bool], components: Sequence[Component], split: str) -> dict[str, Summary]:
+    """Accuracy of each component of a mixture that has the split; there, examples lie component by component."""
+    found, start = {}, 0
+    for component in components:
+        end = start + component.sizes.get(split, 0)
+        if end > start:
+            found[component.name] = summarize(correct[start:end])
+        start = end
+    return found
+
+
+def score(
+    workdir_path: str,
+    split_name: str,
+    *,
+    checkpoint: str = "best",
+    output: str | None = None,
+    data_root: str | None = None,
+    information: bool = True,
+) -> Scored:
+    """Score a split and write metrics.json and predictions.jsonl. Raises UserError for whatever the user can mend.
+
+    Metrics: accuracy against gold with its 95% Wilson interval and n; `loss`: the mean of every term of the objective
+    against gold labels, in nats (accuracies of tokens as shares); counts of truncated inputs and targets; of a mixture
+    `components`: the accuracy of each; with `information`, the held-out mutual information of a student that explains.
+    """
+    workdir = as_path(absolute(workdir_path))
+    config, _, vocabulary = read_run(workdir)
+    if data_root is not None:
+        config.data.root = absolute(data_root)
+    wait_for_all("begin")
+    trained = load_workdir(workdir, parse_which(checkpoint))
+    with jax.set_mesh(mesh := trained.mesh):
+        data = load_data(config)
+        corpus = data.corpus
+        if split_name not in corpus.splits:
+            raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
+        examples = corpus.splits[split_name]
+        split = tokenize(config, vocabulary, examples, train=False)
+        wait_for_all("data")
+        objective = make_objective(config)
+        batch_size = -(-config.eval.batch_size // batch_shards(mesh)) * batch_shards(mesh)
+        evaluator = Evaluator(trained.student, objective, vocabulary, mesh, batch_size=batch_size)
+        losses = evaluator.losses(trained.params, split)
+        predictions = evaluator.predictions(trained.params, split, examples, eval_decoding(config))
+        measured = None
+        if information and EXPLAIN in objective.tasks:
+            rows = fitting_rows(len(corpus.splits["train"]), config)
+            if min(len(rows), split.size) >= MIN_PAIRS:
+                known = tuple(corpus.splits["train"][row] for row in rows)
+                fitted = tokenize(config, vocabulary, known, train=True)
+                monitor = InformationMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
+                measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
+    correct = [bool(prediction["correct"]) for prediction in predictions]
+    metrics: dict[str, Any] = {
+        "dataset": corpus.name,
+        "split": split_name,
+        "checkpoint": {"which": checkpoint, "step": trained.step},
+        **summarize(correct),
+        "loss": losses,
+        "truncated": {
+            task: {"inputs": tokens.truncated_inputs, "targets": tokens.truncated_targets}
+            for task, tokens in split.tasks.items()
+        },
+    }
+    if len(data.components) > 1:
+        metrics["components"] = accuracy_by_component(correct, data.components, split_name)
+    if information and EXPLAIN in objective.tasks:
+        metrics["information"] = measured.summary() if measured else None  # None: too few examples
+    folder = as_path(absolute(output)) if output else workdir / "evaluation" / split_name
+    if is_first():
+        with told(f"cannot write results to {folder}"):
+            make_folder(folder)
+            replace_file(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+            replace_file(
+                folder / "predictions.jsonl", "".join(json.dumps(prediction) + "\n" for prediction in predictions)
+            )
+    return Scored(metrics, predictions, measured, workdir, folder)

@@ -1,0 +1,147 @@
+"""From a config to the parts of a run: vocabulary, student, data, objective."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from cotmi_jax.data.corpus import find_data_root
+from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
+from cotmi_jax.data.run_data import RunData
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, absolute, as_path
+from cotmi_jax.mi.networks import CriticConfig
+from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
+from cotmi_jax.models.decoding import Decoding
+from cotmi_jax.models.hf import load_hf, resolve_source
+from cotmi_jax.models.student import Params
+from cotmi_jax.objectives.mi_term import InformationConfig
+from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.parallel.process_rows import WHOLE, Feed
+
+_OFFICIAL_PIECES = 32_000
+_VOCAB_MULTIPLE = 128  # so that the vocabulary splits over a tensor axis
+
+
+def find_vocabulary(config: ConfigDict) -> Path:
+    """The SentencePiece file of a run, by the rule beside config.data.vocabulary."""
+    if config.data.vocabulary:
+        return as_path(config.data.vocabulary)
+    if config.data.dataset == "arithmetic" and config.model.init == "random":
+        return VOCABULARY_PATH
+    if config.model.init != "random":
+        return resolve_source(config.model.init) / "spiece.model"
+    return find_data_root(config.data.root or None) / "t5" / "spiece.model"
+
+
+def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[T5Config, Params | None]:
+    """The student's shape, and its initial parameters where model.init names a checkpoint (None: random)."""
+    model = config.model
+    params = None
+    if model.init == "random":
+        padded = -(-vocabulary.size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+        size = model.vocab_size or (T5_VOCAB_SIZE if vocabulary.size == _OFFICIAL_PIECES else padded)
+        student = preset(model.preset, model.family, vocab_size=size)
+    else:
+        student, params = load_hf(model.init)
+        if model.vocab_size not in (0, student.vocab_size):
+            raise UserError(
+                f"config.model.vocab_size {model.vocab_size} but {model.init} has {student.vocab_size} embeddings: "
+                "leave it 0"
+            )
+    check_fits(vocabulary, vocab_size=student.vocab_size, pad_id=student.pad_id, eos_id=student.eos_id)
+    return with_execution(student, config), params
+
+
+def with_execution(student: T5Config, config: ConfigDict) -> T5Config:
+    """A student that runs as config.model says; its parameters stay what they are."""
+    model = config.model
+    return dataclasses.replace(
+        student, dropout=model.dropout, dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat
+    )
+
+
+def make_objective(config: ConfigDict) -> Objective:
+    """The objective with its coefficients. Raises UserError for a term that cannot be trained as configured."""
+    mi = config.mi
+    information = InformationConfig(
+        estimator=mi.estimator,
+        feature=mi.feature,
+        detach=mi.detach,
+        axis=mi.axis,
+        alpha=mi.alpha,
+        tau=mi.tau,
+        decay=mi.decay,
+        critic=CriticConfig(**mi.critic.to_dict()),
+        warmup_steps=mi.warmup_steps,
+        ramp_steps=mi.ramp_steps,
+        compression=mi.compression.name,
+        compression_weight=mi.compression.weight,
+    )
+    objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, information)
+    if objective.name == "single_task" and config.data.empty_rationale == "keep":
+        raise UserError(
+            "config.data.empty_rationale keep: single_task writes rationale and label as one target and cannot learn a "
+            "label alone; set it to drop"
+        )
+    if objective.has_information:
+        information.check_batch(config.batch_size)
+        if config.mi.estimator == "released" and config.data.packing:
+            raise UserError(
+                "config.mi.estimator released reads the padding of padded batches: set config.data.packing to False"
+            )
+        if information.scored and mi.warmup_steps >= config.steps:
+            raise UserError(
+                f"config.mi.warmup_steps {mi.warmup_steps} must be below config.steps {config.steps}: the term would "
+                "never teach the student"
+            )
+    return objective
+
+
+def with_data_root(config: ConfigDict) -> ConfigDict:
+    """A copy that names absolutely the data it found, so that the run can be evaluated from anywhere."""
+    config = config.copy_and_resolve_references()
+    config.data.dataset = with_absolute_paths(config.data.dataset)
+    if any(part.kind == "dss" for part in parse_dataset(config.data.dataset)):
+        config.data.root = absolute(str(find_data_root(config.data.root or None)))
+    if config.data.tfds_dir:
+        config.data.tfds_dir = absolute(config.data.tfds_dir)
+    return config
+
+
+def eval_decoding(config: ConfigDict) -> Decoding:
+    """How labels and rationales are generated for scoring."""
+    return Decoding("greedy", max_tokens=config.eval.max_decode_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a training run needs before any device is touched."""
+
+    config: ConfigDict
+    vocabulary: Vocabulary
+    student: T5Config
+    initial_params: Params | None
+    objective: Objective
+    data: RunData
+
+    @classmethod
+    def of(
+        cls,
+        config: ConfigDict,
+        begun: tuple[T5Config, Vocabulary] | None,
+        feed: Feed = WHOLE,
+        *,
+        process: int = 0,
+        processes: int = 1,
+    ) -> "Experiment":
+        """Read, check and tokenize everything the config names.
+
+        `begun` is what a run that goes on was started with: the initial checkpoint need not be at hand any more.
+        """
+        objective = make_objective(config)
+        vocabulary = begun[1] if begun else Vocabulary(find_vocabulary(config))
+        student, params = (begun[0], None) if begun else make_student(config, vocabulary)
+        data = RunData.of(config, vocabulary, feed, process=process, processes=processes)
+        return cls(config, vocabulary, student, params, objective, data)

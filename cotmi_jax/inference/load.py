@@ -1,0 +1,87 @@
+"""A trained student from wherever it lies: a workdir, or a Hugging Face directory or hub name."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+from jax.sharding import Mesh
+
+from cotmi_jax.data.tasks import Objective
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, absolute, as_path
+from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.hf import load_hf, resolve_source
+from cotmi_jax.models.meshes import inference_mesh
+from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.parallel.accelerators import find_accelerator
+from cotmi_jax.parallel.distributed import gather
+from cotmi_jax.parallel.mesh import make_mesh
+from cotmi_jax.parallel.sharding import param_shardings, placed
+from cotmi_jax.workdir import checkpoint
+from cotmi_jax.workdir.record import RUN_FILE, VOCABULARY_FILE, read_run
+
+Which = Literal["best", "latest"] | int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A student with its parameters on a mesh, its vocabulary, and what it was trained on (None: not known)."""
+
+    student: StudentDef
+    params: Params
+    mesh: Mesh
+    vocabulary: Vocabulary
+    objective: Objective | None
+    step: int | None
+
+
+def parse_which(text: str) -> Which:
+    """The value of a --checkpoint flag: best, latest, or a step."""
+    match text:
+        case "best" | "latest":
+            return text
+        case _ if text.isdigit():
+            return int(text)
+    raise UserError(f"--checkpoint {text!r}: give best, latest or a step")
+
+
+def is_workdir(source: str) -> bool:
+    """Whether source is the workdir of a training run."""
+    return (as_path(source) / RUN_FILE).exists()
+
+
+def _make_inference_mesh(config: T5Config) -> Mesh:
+    """All devices, with parameters split as far as the devices' memory demands."""
+    devices = jax.devices()
+    accelerator = find_accelerator(devices[0].device_kind)
+    return make_mesh(*inference_mesh(config, len(devices), accelerator.memory if accelerator else math.inf))
+
+
+def load_workdir(workdir: Path, which: Which, mesh: Mesh | None = None) -> Trained:
+    """The student of a run at its best or latest checkpoint or at a step. Only its parameters are read.
+
+    Without a mesh it lies on all devices, with parameters split as far as the devices' memory demands.
+    """
+    config, student_config, vocabulary = read_run(workdir)
+    found = checkpoint.find(workdir, which)
+    if len(set(gather(str(found)))) > 1:
+        raise UserError(f"{workdir}: a run has just replaced its checkpoints: give the same command again")
+    student, mesh = StudentDef.of(student_config), mesh or _make_inference_mesh(student_config)
+    abstract = placed(student.shapes, param_shardings(student.shapes, student.axes, mesh))
+    params = checkpoint.restore_params(found, {"student": abstract})["student"]
+    return Trained(student, params, mesh, vocabulary, config.objective.name, found.step)
+
+
+def load_trained(source: str, which: Which, mesh: Mesh | None = None) -> Trained:
+    """The student at `source`, a workdir or whatever load_hf reads. `which` is for workdirs only; mesh as above."""
+    if is_workdir(source):
+        return load_workdir(as_path(absolute(source)), which, mesh)
+    directory = resolve_source(source)
+    config, host_params = load_hf(directory)
+    vocabulary = Vocabulary(directory / VOCABULARY_FILE)
+    check_fits(vocabulary, vocab_size=config.vocab_size, pad_id=config.pad_id, eos_id=config.eos_id)
+    student, mesh = StudentDef.of(config), mesh or _make_inference_mesh(config)
+    params = jax.tree.map(jax.device_put, host_params, param_shardings(student.shapes, student.axes, mesh))
+    return Trained(student, params, mesh, vocabulary, None, None)

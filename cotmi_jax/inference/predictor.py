@@ -1,0 +1,110 @@
+"""Answers to free text: what `predict` prints. Imports no tensorflow."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT, Objective, read_label, read_rationale, task_input, tasks_of
+from cotmi_jax.data.tokens import Ragged
+from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.decoding import Decoding, generate
+from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.parallel.batch import put_batch
+from cotmi_jax.parallel.mesh import batch_shards
+from cotmi_jax.parallel.sharding import replicated
+
+Task = Literal["predict", "explain", "both", "raw"]
+Answer = dict[str, str | bool]
+_SHORTEST = 32  # padded lengths are powers of two from here on: few compilations, whatever is asked
+
+
+class Answerer:
+    """Answers texts with a label, a rationale or both, or continues them raw, without any prefix.
+
+    objective None (a student of unknown training) takes the two-task prefixes. Raises UserError for a task that the
+    student's objective did not teach.
+    """
+
+    def __init__(
+        self,
+        student: StudentDef,
+        params: Params,
+        vocabulary: Vocabulary,
+        objective: Objective | None,
+        mesh: Mesh,
+        *,
+        task: Task,
+        decoding: Decoding,
+        seed: int = 0,
+        max_input_tokens: int = 1024,
+    ):
+        self._objective: Objective = objective or "dss"
+        if task in ("explain", "both") and self._objective == "standard":
+            raise UserError(f"--task={task}: this student was trained with objective standard, without rationales")
+        self._params, self._vocabulary, self._mesh, self._task = params, vocabulary, mesh, task
+        self._limit, self._key, self._asked = max_input_tokens, jax.random.key(seed), 0
+        self._shards = batch_shards(mesh)
+        self._generate = jax.jit(
+            lambda params, inputs, key: generate(student.bind(params), inputs, decoding, key).tokens,
+            out_shardings=replicated(mesh),
+        )
+
+    def _write(self, inputs: Sequence[str], batch_size: int) -> tuple[list[str], list[bool]]:
+        """The student's output for each input, and whether the input was cut to the limit."""
+        encoded = self._vocabulary.encode(inputs)
+        cut = [len(ids) + 1 > self._limit for ids in encoded]
+        ragged = Ragged.of([[*ids[: self._limit - 1], EOS_ID] for ids in encoded])
+        length = max(_SHORTEST, 1 << (ragged.longest - 1).bit_length())
+        rows = np.full(-(-batch_size // self._shards) * self._shards, -1, np.int64)
+        rows[: len(inputs)] = np.arange(len(inputs))
+        batch = put_batch({"inputs": ragged.padded(rows, length)}, self._mesh)
+        key, self._asked = jax.random.fold_in(self._key, self._asked), self._asked + 1
+        tokens_BxT: Array = self._generate(self._params, batch["inputs"], key)
+        return [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[: len(inputs)]], cut
+
+    def _task_outputs(self, texts: Sequence[str], task: str, batch_size: int) -> tuple[list[str], list[bool]]:
+        return self._write([task_input(text, self._objective, task) for text in texts], batch_size)
+
+    def _batch(self, texts: Sequence[str], batch_size: int) -> list[Answer]:
+        answers: list[Answer] = [{"input": text} for text in texts]
+        if self._task == "raw":
+            outputs, cut = self._write(texts, batch_size)
+            columns = {"output": outputs}
+        else:
+            columns = {}
+            if self._task != "explain" or len(tasks_of(self._objective)) == 1:
+                outputs, cut = self._task_outputs(texts, PREDICT, batch_size)
+                if self._task != "explain":
+                    columns["label"] = [read_label(output, self._objective) for output in outputs]
+                if self._objective == "single_task" and self._task != "predict":
+                    columns["rationale"] = [read_rationale(output, self._objective) for output in outputs]
+            if self._task != "predict" and len(tasks_of(self._objective)) > 1:
+                columns["rationale"], cut = self._task_outputs(texts, EXPLAIN, batch_size)
+        for name, values in columns.items():
+            for answer, value in zip(answers, values, strict=True):
+                answer[name] = value
+        for answer, was_cut in zip(answers, cut, strict=True):
+            if was_cut:
+                answer["input_truncated"] = True
+        return answers
+
+    def answers(self, lines: Iterable[str], batch_size: int) -> Iterator[list[Answer]]:
+        """Answers in the order of the lines, batch by batch. An empty line raises UserError, after those before it."""
+        batch: list[str] = []
+        for number, line in enumerate(lines, 1):
+            text = line.strip()
+            if not text:
+                if batch:
+                    yield self._batch(batch, batch_size)
+                raise UserError(f"line {number} of the input is empty: every line is a text to answer")
+            batch.append(text)
+            if len(batch) == batch_size:
+                yield self._batch(batch, batch_size)
+                batch = []
+        if batch:
+            yield self._batch(batch, batch_size)

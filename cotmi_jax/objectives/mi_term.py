@@ -1,0 +1,356 @@
+"""The mutual-information term of training: features Z and V of a batch in, losses and readings out.
+
+Z belongs to the label task, V to the rationale task. Gradients reach the two sides differently: the networks that
+belong to the term (critic, q, bottleneck) always learn at full strength, while what flows on into the student is scaled
+where features are made (`gather_features`). The value of nothing depends on that scale.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT
+from cotmi_jax.errors import UserError
+from cotmi_jax.mi import barber_agakov, bounds
+from cotmi_jax.mi.bounds import Axis, MineState
+from cotmi_jax.mi.critics import Critic, check_critic
+from cotmi_jax.mi.estimators import SCORED, Estimator, make_estimator
+from cotmi_jax.mi.networks import MLP, CriticConfig, GaussianHead, Linear, normalize
+from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.module import ModuleDef, declare
+from cotmi_jax.objectives import pooling
+from cotmi_jax.objectives.forward import Source
+
+UNSCORED = ("released", "barber_agakov", "barber_agakov_head", "barber_agakov_gaussian")
+ESTIMATORS = (*SCORED, *UNSCORED)
+VOCABULARY_FEATURES = ("vocab_max", "vocab_mean")
+FEATURES = ("decoder_mean", "decoder_attention", "decoder_max", "encoder_mean", *VOCABULARY_FEATURES)
+COMPRESSIONS = ("none", "club", "variational")
+
+
+class Features(NamedTuple):
+    """Z and V, float32; vocabulary features as logarithms. x and z_free are there for compression alone.
+
+    [R, N, …] as gathered, N sequence pairs a row; [B, …] by example.
+    """
+
+    z: Array
+    v: Array
+    x: Array | None
+    z_free: Array | None  # Z again, never detached
+
+    def by_example(self, slots: Mapping[str, Array] | None) -> "Features":
+        """Flat, one of each an example. slots: by task, the places [B] of packed sequence pairs (data/packing.py)."""
+
+        def of(feature: Array | None, task: str) -> Array | None:
+            if feature is None:
+                return None
+            flat = feature.reshape(-1, feature.shape[-1])
+            return flat if slots is None else flat[slots[task]]
+
+        z, v = of(self.z, PREDICT), of(self.v, EXPLAIN)
+        assert z is not None and v is not None
+        return Features(z, v, of(self.x, PREDICT), of(self.z_free, PREDICT))
+
+
+class Losses(NamedTuple):
+    """The scalar whose gradient trains, and what is reported: name → value by example [B], or a scalar of the batch."""
+
+    total: Array
+    reported: dict[str, Array]
+    state: MineState | None
+
+
+@dataclasses.dataclass(frozen=True)
+class InformationConfig:
+    """The mutual-information side of an objective. Keys as in config.mi, where each is explained."""
+
+    estimator: str = "infonce"
+    feature: str = ""
+    detach: str = "z"
+    axis: Axis = "row"
+    alpha: float = 0.01
+    tau: float = 5.0
+    decay: float = 0.99
+    critic: CriticConfig = CriticConfig()
+    warmup_steps: int = 0
+    ramp_steps: int = 0
+    compression: str = "none"
+    compression_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key, value, choices in (
+            ("estimator", self.estimator, ESTIMATORS),
+            ("feature", self.z_feature, FEATURES),
+            ("detach", self.detach, ("z", "v", "none")),
+            ("compression.name", self.compression, COMPRESSIONS),
+        ):
+            if value not in choices:
+                raise UserError(f"unknown mi.{key} {value!r}: choose one of {', '.join(choices)}")
+        if self.estimator in SCORED:
+            self.bound()
+        elif self.detach != "z":
+            raise UserError(
+                f"mi.estimator {self.estimator} needs mi.detach z, not {self.detach!r}: H(Z) must not change"
+            )
+        allowed = {"released": ("vocab_max",), "barber_agakov_gaussian": FEATURES[:4]}
+        allowed |= dict.fromkeys(("barber_agakov", "barber_agakov_head"), VOCABULARY_FEATURES)
+        if self.z_feature not in allowed.get(self.estimator, FEATURES):
+            raise UserError(
+                f"mi.estimator {self.estimator} cannot read mi.feature {self.feature}: choose one of "
+                f"{', '.join(allowed[self.estimator])}"
+            )
+        if self.compression != "none":
+            if self.z_feature in VOCABULARY_FEATURES:
+                raise UserError(
+                    f"mi.compression.name {self.compression} needs a feature of states, not {self.z_feature}"
+                )
+            if self.compression_weight <= 0.0:
+                raise UserError(f"mi.compression.weight is {self.compression_weight}: it must be above 0")
+        if self.compression == "variational" and not self.scored:
+            raise UserError(f"mi.compression.name variational needs an estimator with a critic, not {self.estimator}")
+
+    @property
+    def scored(self) -> bool:
+        """Whether a critic scores pairs."""
+        return self.estimator in SCORED
+
+    @property
+    def learns(self) -> bool:
+        """Whether the term has parameters of its own."""
+        return self.estimator not in ("released", "barber_agakov") or self.compression != "none"
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether an example's loss depends on the others of its batch."""
+        return self.scored or self.compression == "club"
+
+    @property
+    def z_feature(self) -> str:
+        """The feature of the label side."""
+        return self.feature or ("decoder_mean" if self.scored or "gaussian" in self.estimator else "vocab_max")
+
+    @property
+    def v_feature(self) -> str:
+        """The feature of the rationale side."""
+        return "decoder_mean" if self.estimator == "barber_agakov_head" else self.z_feature
+
+    def bound(self) -> Estimator:
+        """The estimator that reads the critic's scores."""
+        return make_estimator(self.estimator, axis=self.axis, alpha=self.alpha, tau=self.tau, decay=self.decay)
+
+    def check_batch(self, num_pairs: int) -> None:
+        """Raises UserError where batches of this size cannot be scored."""
+        if self.scored:
+            check_critic(self.critic, self.bound(), num_pairs)
+        elif self.couples_examples and num_pairs < 2:
+            raise UserError(f"mi.compression.name {self.compression} on {num_pairs} pairs: it contrasts at least 2")
+
+    def ramp(self, step: Array) -> Array:
+        """Share of beta at a step: 0 while the critic warms up, then linearly to 1. 1 without a critic."""
+        if not self.scored:
+            return jnp.float32(1.0)
+        return jnp.clip((step - self.warmup_steps + 1) / (self.ramp_steps + 1), 0.0, 1.0).astype(jnp.float32)
+
+
+class Networks(nnx.Module):
+    """All that the term itself learns."""
+
+    def __init__(self, config: InformationConfig, student: T5Config, *, rngs: nnx.Rngs):
+        z_dim = student.vocab_size if config.z_feature in VOCABULARY_FEATURES else student.d_model
+        v_dim = student.vocab_size if config.v_feature in VOCABULARY_FEATURES else student.d_model
+        attends, net = config.z_feature == "decoder_attention", config.critic
+        self.query_z = declare(rngs, (z_dim,), ("feature",), 1.0) if attends else None
+        self.query_v = declare(rngs, (v_dim,), ("feature",), 1.0) if attends else None
+        self.club = GaussianHead(z_dim, z_dim, net, rngs=rngs) if config.compression == "club" else None
+        narrows = config.compression == "variational"
+        self.bottleneck = GaussianHead(z_dim, net.dim, net, rngs=rngs) if narrows else None
+        scored_dim = net.dim if narrows else z_dim
+        self.critic = Critic(scored_dim, v_dim, net, config.bound(), rngs=rngs) if config.scored else None
+        gaussian, head = (config.estimator == f"barber_agakov_{form}" for form in ("gaussian", "head"))
+        self.gaussian = GaussianHead(v_dim, z_dim, net, rngs=rngs) if gaussian else None
+        self.head_mlp = MLP(v_dim, net, rngs=rngs) if head else None
+        self.head = Linear(net.hidden, z_dim, scale=1.0, rngs=rngs) if head else None
+
+
+def _build(config: InformationConfig, student: T5Config, rngs: nnx.Rngs) -> Networks:
+    return Networks(config, student, rngs=rngs)
+
+
+def networks_def(config: InformationConfig, student: T5Config) -> ModuleDef[Networks]:
+    """The term's networks apart from their parameters."""
+    return ModuleDef.trace(functools.partial(_build, config, student))
+
+
+def scale_gradient(x: Array, factor: Array | float) -> Array:
+    """x, whose gradient is multiplied by factor on the way back."""
+    constant = jax.lax.stop_gradient(x)
+    return constant + factor * (x - constant)
+
+
+def _pool(name: str, source: Source, query: Array | None) -> Array:
+    """One feature a sequence pair [R, N, …]."""
+    if name in VOCABULARY_FEATURES:
+        assert source.log_pooled_RxNxV is not None
+        return source.log_pooled_RxNxV
+    if name == "encoder_mean":
+        return pooling.mean(source.encoded_RxSxD, source.input_RxNxS)
+    if name == "decoder_attention":
+        assert query is not None
+        return pooling.attention(source.states_RxTxD, source.target_RxNxT, query)
+    pool = {"decoder_mean": pooling.mean, "decoder_max": pooling.maximum}[name]
+    return pool(source.states_RxTxD, source.target_RxNxT)
+
+
+def _through(source: Source, factor: Array | float | None) -> Source:
+    """A source whose gradient is scaled, or stopped (None)."""
+
+    def scaled(x: Array) -> Array:
+        return jax.lax.stop_gradient(x) if factor is None else scale_gradient(x, factor)
+
+    return source._replace(
+        encoded_RxSxD=scaled(source.encoded_RxSxD),
+        states_RxTxD=scaled(source.states_RxTxD),
+        log_pooled_RxNxV=None if source.log_pooled_RxNxV is None else scaled(source.log_pooled_RxNxV),
+    )
+
+
+def gather_features(
+    config: InformationConfig,
+    networks: Networks | None,
+    label: Source,
+    rationale: Source,
+    beta: float,
+    ramp: Array | float,
+) -> Features:
+    """Z and V of a batch. The student sees beta · ramp of the term's gradient, on the sides that are not detached."""
+    z_factor, v_factor = (None if config.detach == side else beta * ramp for side in ("z", "v"))
+    queries = (getattr(networks, name, None) for name in ("query_z", "query_v"))
+    query_z, query_v = (None if query is None else query[...] for query in queries)
+    z = _pool(config.z_feature, _through(label, z_factor), query_z)
+    v = _pool(config.v_feature, _through(rationale, v_factor), query_v)
+    x = z_free = None
+    if config.compression != "none":
+        x = _pool("encoder_mean", _through(label, None), None)
+        factor = ramp * (config.compression_weight if config.compression == "club" else beta)
+        # CLUB's penalty moves the student alone.
+        query = jax.lax.stop_gradient(query_z) if config.compression == "club" else query_z
+        z_free = _pool(config.z_feature, _through(label, factor), query)
+    return Features(z, v, x, z_free)
+
+
+def losses(
+    config: InformationConfig,
+    networks: Networks | None,
+    frozen: Networks | None,
+    features: Features,
+    valid_B: Array,
+    weight: Array,
+    beta: float,
+    key: Array | None,
+    state: MineState | None,
+) -> Losses:
+    """The term on features by example, of a batch or of a part of one that weighs `weight` in all.
+
+    Dropout is on with a key. `frozen` holds the same parameters as `networks`, as constants.
+    Reported: `mi`, the loss whose coefficient is beta; of a critic also `mi_value` (the estimate), `mi_positive` and
+    `mi_negative` (mean score of positives, log-mean-exp of negatives) and, where there is a cap, `mi_saturation`;
+    `compression` and `compression_fit`.
+    """
+    critic_key, bottleneck_key = (None, None) if key is None else jax.random.split(key)
+    z_BxD, v_BxE = features.z, features.v
+    reported: dict[str, Array] = {}
+    extra = jnp.float32(0.0)
+    if config.compression == "club":
+        assert networks is not None and frozen is not None
+        reported |= _club(networks, frozen, features, valid_B)
+        share = valid_B.sum(dtype=jnp.float32) / jnp.where(weight == 0, 1.0, weight)
+        extra = reported["compression"] * share + _mean(reported["compression_fit"], valid_B, weight)
+    if config.compression == "variational":
+        assert networks is not None and networks.bottleneck is not None and features.z_free is not None
+        mean_BxC, log_std_BxC = networks.bottleneck(z_BxD)
+        noise = 0.0 if bottleneck_key is None else jax.random.normal(bottleneck_key, mean_BxC.shape, jnp.float32)
+        z_BxD = mean_BxC + jnp.exp(log_std_BxC) * noise
+        reported["compression"] = _divergence(*networks.bottleneck(features.z_free))
+        # Divided by beta since the bottleneck, like all networks here, learns the term at full strength.
+        extra = config.compression_weight / beta * _mean(reported["compression"], valid_B, weight)
+    if not config.scored:
+        reported["mi"] = _unscored(config, networks, z_BxD, v_BxE, critic_key)
+        return Losses(extra + _mean(reported["mi"], valid_B, weight), reported, state)
+    assert networks is not None
+    if config.z_feature in VOCABULARY_FEATURES:
+        z_BxD, v_BxE = jnp.exp(z_BxD), jnp.exp(v_BxE)
+    read, state = _scored(config, networks, z_BxD, v_BxE, valid_B, critic_key, state)
+    return Losses(extra + read["mi"], reported | read, state)
+
+
+def _mean(x_B: Array, valid_B: Array, weight: Array) -> Array:
+    return jnp.where(valid_B, x_B, 0.0).sum() / jnp.where(weight == 0, 1.0, weight)
+
+
+def _scored(
+    config: InformationConfig,
+    networks: Networks,
+    z_BxD: Array,
+    v_BxE: Array,
+    valid_B: Array,
+    key: Array | None,
+    state: MineState | None,
+) -> tuple[dict[str, Array], MineState | None]:
+    assert networks.critic is not None
+    estimator = config.bound()
+    scores = networks.critic(z_BxD, v_BxE, key)
+    bound, state = estimator(
+        scores.score_KxK,
+        valid_B,
+        positive_K=scores.positive_K,
+        baseline_K=networks.critic.baseline(v_BxE, key),
+        state=state,
+    )
+    positive, negative = bounds.parts(scores.score_KxK, valid_B, positive_K=scores.positive_K)
+    read = {"mi": -bound.objective, "mi_value": bound.value, "mi_positive": positive, "mi_negative": negative}
+    size = z_BxD.shape[0]
+    if math.isfinite(estimator.cap(size)):
+        # Every cap grows with the logarithm of the pairs, which are as many as are valid.
+        cap = estimator.cap(size) + jnp.log(jnp.maximum(valid_B.sum(), 2) / size)
+        read["mi_saturation"] = bound.value / cap
+    return read, state
+
+
+def _unscored(
+    config: InformationConfig, networks: Networks | None, z_BxD: Array, v_BxE: Array, key: Array | None
+) -> Array:
+    """Loss by example of the estimators without a critic."""
+    match config.estimator:
+        case "released":
+            return barber_agakov.released_loss(jnp.exp(z_BxD), jnp.exp(v_BxE))
+        case "barber_agakov":
+            return barber_agakov.vocabulary_loss(z_BxD, v_BxE)
+        case "barber_agakov_head":
+            assert networks is not None and networks.head_mlp is not None and networks.head is not None
+            return barber_agakov.vocabulary_loss(z_BxD, networks.head(networks.head_mlp(v_BxE, key)))
+    assert networks is not None and networks.gaussian is not None
+    # Entries of unit variance: the scale of raw states would decide how much the term weighs.
+    return barber_agakov.gaussian_loss(normalize(z_BxD, "layer"), *networks.gaussian(v_BxE, key))
+
+
+def _club(networks: Networks, frozen: Networks, features: Features, valid_B: Array) -> dict[str, Array]:
+    """I(X;Z) by CLUB with q(z|x) fitted beside it: the fit moves q alone, the penalty the student alone."""
+    assert networks.club is not None and frozen.club is not None
+    assert features.x is not None and features.z_free is not None
+    z_BxD = normalize(features.z_free, "layer")
+    log_q_BxB = barber_agakov.gaussian_log_q(z_BxD, *frozen.club(features.x))
+    fit_B = barber_agakov.gaussian_loss(z_BxD, *networks.club(features.x))
+    return {"compression": bounds.club(log_q_BxB, valid_B).value, "compression_fit": fit_B}
+
+
+def _divergence(mean_BxC: Array, log_std_BxC: Array) -> Array:
+    """KL(N(mean, std²) ‖ N(0, 1)) in nats [B], whose mean bounds I(X;Z̃) from above (Alemi et al. 2017)."""
+    return (0.5 * (mean_BxC**2 + jnp.exp(2.0 * log_std_BxC) - 1.0) - log_std_BxC).sum(axis=-1)

@@ -1,0 +1,69 @@
+"""Mesh, logical-axis table and strict resolution of shardings.
+
+Parameters name their dimensions logically (`embed`, `mlp`, …); this file alone says which mesh axis each name uses. A
+name that the table lacks, or a dimension that its mesh axes do not divide, is an error: nothing is replicated silently.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey, KeyPath
+
+from cotmi_jax.errors import UserError
+
+RULES: dict[str, str | None] = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv": None,
+    "norm": None,
+    "buckets": None,
+    "layers": None,  # the scanned dimension
+    "feature": None,  # inputs of the networks that belong to the mutual-information term
+    "critic": "fsdp",  # their hidden units and codes
+    "critic_out": None,  # their scalar outputs
+}
+
+PyTree = Any
+
+
+def resolve(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> NamedSharding:
+    """Sharding of one parameter from its logical axes. Raises UserError for an unknown axis or an uneven split."""
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        if axis not in RULES:
+            raise UserError(f"parameter {name}: logical axis {axis!r} is not in the sharding table")
+        mesh_axis = RULES[axis]
+        if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+            raise UserError(
+                f"parameter {name}: axis {axis!r} of size {size} does not divide over "
+                f"{mesh.shape[mesh_axis]} devices of mesh axis {mesh_axis!r}: change config.mesh"
+            )
+        spec.append(mesh_axis)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def dict_keys(path: KeyPath) -> tuple[str, ...]:
+    """The dict keys of a path in a tree."""
+    return tuple(entry.key for entry in path if isinstance(entry, DictKey))
+
+
+def param_shardings(shapes: PyTree, axes: PyTree, mesh: Mesh) -> PyTree:
+    """The sharding of every parameter by its logical axes. Raises UserError as resolve does."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, names: resolve("/".join(dict_keys(path)), leaf.shape, names, mesh), shapes, axes
+    )
+
+
+def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes that carry their shardings: what arrays are restored into, or programs lowered for."""
+    return jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where), shapes, shardings
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of a value every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())

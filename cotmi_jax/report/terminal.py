@@ -1,0 +1,67 @@
+"""Scores and examples as text for a terminal."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cotmi_jax.evaluation.evaluator import Prediction
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, Measured
+
+_ROWS = {
+    "predict": "token loss, label",
+    "explain": "token loss, rationale",
+    "mi": "mutual-information term",
+    "predict_token_accuracy": "token accuracy, label",
+    "explain_token_accuracy": "token accuracy, rationale",
+}
+
+
+def format_scores(metrics: Mapping[str, Any], information: Measured | None = None) -> str:
+    """A small table of what scoring found."""
+    rows = [
+        (
+            f"{metrics['dataset']} {metrics['split']}",
+            f"{metrics['n']} examples, checkpoint of step {metrics['checkpoint']['step']}",
+        ),
+        ("label accuracy", _format_accuracy(metrics)),
+    ]
+    for name, summary in metrics.get("components", {}).items():
+        rows.append((f"label accuracy, {name}", f"{_format_accuracy(summary)}, {summary['n']} examples"))
+    for name, text in _ROWS.items():
+        if name in metrics["loss"]:
+            value = metrics["loss"][name]
+            rows.append((text, f"{value:.1%}" if name.endswith("accuracy") else f"{value:.3f} nats"))
+    if information is not None:
+        rows += information.lines()
+    elif "information" in metrics:
+        rows.append(
+            ("held-out I(Z;V)", f"not measured: it takes {MIN_PAIRS} examples to fit a critic and as many to read")
+        )
+    for task, counts in metrics["truncated"].items():
+        rows += [(f"cut to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _format_accuracy(summary: Mapping[str, Any]) -> str:
+    low, high = summary["interval"]
+    return f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})"
+
+
+def format_examples(predictions: Sequence[Prediction]) -> str:
+    """Problems with the student's own label and rationale beside gold."""
+    blocks = []
+    for prediction in predictions:
+        mark = "right" if prediction["correct"] else "wrong"
+        fields = [
+            ("problem", str(prediction["input"])),
+            ("student", f"{prediction['predicted_label']}  ({mark}; gold {prediction['label']})"),
+        ]
+        if prediction["predicted_rationale"] is not None:
+            fields.append(("because", str(prediction["predicted_rationale"])))
+        blocks.append("\n".join(_wrapped(name, text) for name, text in fields))
+    return "\n\n".join(blocks)
+
+
+def _wrapped(name: str, text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=f"  {name:<9}", subsequent_indent=" " * 11)

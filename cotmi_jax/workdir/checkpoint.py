@@ -1,0 +1,350 @@
+"""Checkpoints of a workdir through orbax: {state, data position, config} of the latest steps, and the best student.
+
+{workdir}/checkpoints/{step}/{params,mi,optimizer,data,config}     the latest few, to go on from
+{workdir}/best/{step}/{params,config,metrics}                      the best on the valid split, to evaluate
+
+params are the student's; mi, the networks and the state of the mutual-information term, is there if it has any.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, check_described, ended_by, failures, is_remote, told, writing
+from cotmi_jax.models.student import Params
+from cotmi_jax.parallel.sharding import PyTree
+
+Json = dict[str, Any]
+LATEST, BEST = "checkpoints", "best"
+_ITEMS_FILE = "_CHECKPOINT_METADATA"  # in which orbax lists what a checkpoint holds
+_AGAIN = "see that it can be read, then give the same command"
+_GROUP_BYTES = 1 << 30  # read at a time where a checkpoint is gone through on the host
+# tensorstore raises ValueError whose text begins with the status and may hold the number of the system's error.
+_STATUS = re.compile(
+    r"(CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|ALREADY_EXISTS|PERMISSION_DENIED|"
+    r"RESOURCE_EXHAUSTED|FAILED_PRECONDITION|ABORTED|OUT_OF_RANGE|UNIMPLEMENTED|INTERNAL|UNAVAILABLE|DATA_LOSS|"
+    r"UNAUTHENTICATED): "
+)
+_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
+_ERRNO = {"RESOURCE_EXHAUSTED": errno.ENOSPC, "PERMISSION_DENIED": errno.EACCES, "NOT_FOUND": errno.ENOENT}
+# What speaks of the content of files, by tensorstore's status and by the system's error; all else may pass.
+_OF_CONTENT = ("NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
+_OF_CONTENT_CODES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """One checkpoint on disk."""
+
+    directory: Path
+    step: int
+
+    def __str__(self) -> str:
+        return str(self.directory / str(self.step))
+
+
+def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=True,
+        cleanup_tmp_directories=True,  # what a kill left of a checkpoint that was being written
+    )
+    with _writing(directory):
+        return ocp.CheckpointManager(directory, options=options)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Like files.writing, also for what tensorstore raises where the system refuses."""
+    with writing(path):
+        try:
+            yield
+        except ValueError as error:
+            status, number = _STATUS.match(str(error)), _SYSTEM_ERROR.search(str(error))
+            if status is None:
+                raise
+            code = int(number[1]) if number else _ERRNO.get(status[1], errno.EIO)
+            raise OSError(code, _first_line(error) if number is None else "", str(path)) from error
+
+
+_report_unraisable = sys.unraisablehook
+
+
+def _report_others(unraisable: Any) -> None:  # sys.UnraisableHookArgs exists for type checkers only
+    if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading")):
+        _report_unraisable(unraisable)
+
+
+def _unlike_what_is_given_up(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
+def _silence_what_is_given_up() -> None:
+    """When one array cannot be read or written, orbax closes its event loop while tensorstore is at the others.
+
+    Each of those then reports by itself that the loop is closed, from a thread that nothing can wait for, or that it
+    failed too, when its task is collected. Such reports may come at any later time, so this is not taken back.
+    """
+    global _report_unraisable
+    if sys.unraisablehook is not _report_others:
+        _report_unraisable, sys.unraisablehook = sys.unraisablehook, _report_others
+    logging.getLogger("asyncio").addFilter(_unlike_what_is_given_up)
+    logging.getLogger("absl").addFilter(_more_than_raised)
+
+
+def _more_than_raised(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is more than the traceback of what orbax raises too."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+class Checkpoints:
+    """Writes a run's checkpoints, asynchronously: save returns once the arrays are copied off the devices.
+
+    What goes wrong while one is written is raised, as UserError, by the next check, save, save_best, wait or close.
+    What is there of it is under a temporary name, which counts as no checkpoint, and the earlier ones stay.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int):
+        _silence_what_is_given_up()
+        self.workdir = workdir
+        check_described(workdir / LATEST)  # and so of BEST, in the same bucket
+        self._latest = _manager(workdir / LATEST, keep)
+        self._best = _manager(workdir / BEST, 1)
+        self._folders = ((self._latest, workdir / LATEST), (self._best, workdir / BEST))
+
+    def save(self, trees: dict[str, PyTree], step: int, data: Json, config: Json) -> None:
+        """Save everything needed to go on after `step`; does nothing if that step is saved already.
+
+        The best student is on disk before: a run that goes on after its step would not find it again.
+        """
+        with _writing(self.workdir / BEST):
+            self._best.wait_until_finished()
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(config)}
+        _save(self._latest, self.workdir / LATEST, step, items)
+
+    def save_best(self, params: Params, step: int, metrics: Json, config: Json) -> None:
+        """Replace the best student, which may be of a later step where steps are run again."""
+        with _writing(self.workdir / BEST):
+            for later in self._best.all_steps():
+                if later >= step:  # steps that are replayed found a better one: orbax would not go back for it
+                    self._best.delete(later)
+        items = {"params": ocp.args.StandardSave(params)}
+        items |= {"metrics": ocp.args.JsonSave(metrics), "config": ocp.args.JsonSave(config)}
+        _save(self._best, self.workdir / BEST, step, items)
+
+    def check(self) -> None:
+        """Raise what went wrong with a checkpoint whose writing has ended. Waits for nothing."""
+        for manager, directory in self._folders:
+            if not manager.is_saving_in_progress():
+                with _writing(directory):
+                    manager.wait_until_finished()
+
+    def wait(self) -> None:
+        """Return once everything is on disk."""
+        for manager, directory in self._folders:
+            with _writing(directory):
+                manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then end; both folders are ended even where one cannot be written."""
+
+        def close(manager: ocp.CheckpointManager, directory: Path) -> None:
+            with _writing(directory):
+                manager.close()
+
+        with ended_by(*(functools.partial(close, *each) for each in self._folders)):
+            pass
+
+
+def _save(
+    manager: ocp.CheckpointManager, directory: Path, step: int, items: dict[str, ocp.args.CheckpointArgs]
+) -> None:
+    if manager.latest_step() == step:
+        return
+    with _writing(directory):
+        if not is_remote(directory) and not directory.exists():  # orbax would make it, in what lies under a lost mount
+            raise FileNotFoundError(errno.ENOENT, "", str(directory))
+        manager.save(step, args=ocp.args.Composite(**items))
+
+
+def steps_saved(directory: Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, in order. Raises UserError where it cannot be listed."""
+    with told(f"checkpoints in {directory} are out of reach", _AGAIN):
+        try:
+            paths = list(directory.iterdir())  # glob is silent about a folder that may not be read
+        except FileNotFoundError:
+            return []
+        # Orbax renames a directory to its bare number when it is complete; in a bucket it leaves a mark in it instead.
+        numbered = [path for path in paths if path.name.isdigit()]
+        return sorted(int(path.name) for path in numbered if ocp.utils.is_checkpoint_finalized(path))
+
+
+def saved(workdir: Path, which: Literal["latest", "best"] | int) -> Saved | None:
+    """The latest or best checkpoint of a workdir, or that of a step; None where there is none."""
+    directory = workdir / (BEST if which == "best" else LATEST)
+    steps = steps_saved(directory)
+    if not steps or (isinstance(which, int) and which not in steps):
+        return None
+    return Saved(directory, which if isinstance(which, int) else steps[-1])
+
+
+def find(workdir: Path, which: Literal["latest", "best"] | int) -> Saved:
+    """Like saved; raises UserError where there is none."""
+    found = saved(workdir, which)
+    if found is None:
+        what = f"checkpoint of step {which}" if isinstance(which, int) else f"{which} checkpoint"
+        hint = ", or one that never scored its valid split, which --checkpoint=latest is for" if which == "best" else ""
+        raise UserError(f"no {what} in {workdir}: is it the --workdir of a run that saved one{hint}?")
+    return found
+
+
+class UnreadableError(Exception):
+    """Something of a checkpoint cannot be read; the text says what."""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].partition(". See full")[0][:200] if str(error) else type(error).__name__
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error of reading speaks of the content. Any other may be an outage, which passes."""
+    if isinstance(error, failures()):
+        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    status, number = _STATUS.match(str(error)), _SYSTEM_ERROR.search(str(error))
+    if number:
+        return int(number[1]) in _OF_CONTENT_CODES
+    return status is None or status[1] in _OF_CONTENT
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: Saved, item: str = "") -> Iterator[None]:
+    """Names as UnreadableError what tensorstore and orbax raise for missing, truncated or foreign files.
+
+    UserError where files cannot be reached, which says nothing about what is in them.
+    """
+    _silence_what_is_given_up()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        source = error
+        while type(source) is Exception and isinstance(source.__cause__, Exception):  # of an array, by orbax
+            source = source.__cause__
+        if not isinstance(source, (ValueError, KeyError, *failures())) and type(source) is not Exception:
+            raise
+        if not _is_damage(source):
+            raise UserError(f"checkpoint {checkpoint} is out of reach ({_first_line(source)}): {_AGAIN}") from error
+        raise UnreadableError(f"{item}: " * bool(item) + _first_line(source)) from error
+
+
+def _leaves(directory: Path, part: int, parts: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a tree on disk, or every parts-th group, on the host, whatever mesh they were saved from."""
+    handler = ocp.PyTreeCheckpointHandler()
+    stored, shape = jax.tree_util.tree_flatten_with_path(handler.metadata(directory).tree)
+    sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for _, leaf in stored]
+    to_host = jax.tree.unflatten(shape, [ocp.RestoreArgs(restore_type=np.ndarray)] * len(stored))
+    start = number = 0
+    while start < len(stored):
+        stop, size = start + 1, sizes[start]
+        while stop < len(stored) and size + sizes[stop] <= _GROUP_BYTES:
+            size += sizes[stop]
+            stop += 1
+        if number % parts == part:
+            wanted = [leaf if start <= index < stop else ocp.PLACEHOLDER for index, (_, leaf) in enumerate(stored)]
+            arguments = ocp.args.PyTreeRestore(item=jax.tree.unflatten(shape, wanted), restore_args=to_host)
+            arrays = jax.tree.leaves(handler.restore(directory, args=arguments))
+            for index in range(start, stop):
+                yield f"{directory.name}{jax.tree_util.keystr(stored[index][0])}", arrays[index]
+        start, number = stop, number + 1
+
+
+def contents(checkpoint: Saved, part: int = 0, parts: int = 1) -> Iterator[tuple[str, np.ndarray | Json]]:
+    """Everything a checkpoint says it holds, by name, read as it was written: JSON, then arrays on the host.
+
+    No shape, mesh or device has a say in it, and no more than a gigabyte, or one array, is held at a time. Of several
+    processes each may take a part of the arrays, and has to take all of the JSON, for which orbax lets them wait for
+    each other.
+
+    Raises UnreadableError, or UserError where it is out of reach.
+    """
+    place = checkpoint.directory / str(checkpoint.step)
+    with _reading(checkpoint, _ITEMS_FILE):
+        handlers = json.loads((place / _ITEMS_FILE).read_text())["item_handlers"]
+    written_as_json = {item: handler.endswith("JsonCheckpointHandler") for item, handler in handlers.items()}
+    for item in sorted(handlers, key=lambda item: (not written_as_json[item], item)):
+        with _reading(checkpoint, item):
+            if written_as_json[item]:
+                yield item, _read(checkpoint, ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
+            else:
+                yield from _leaves(place / item, part, parts)
+
+
+def damage(checkpoint: Saved, part: int = 0, parts: int = 1) -> str | None:
+    """Why a checkpoint, or a part, cannot be read as it was written; None where it can, which takes reading all of it.
+
+    A flipped bit within an array's data is not noticed: the format has no checksum there.
+    """
+    try:
+        for _ in contents(checkpoint, part, parts):
+            pass
+    except UnreadableError as error:
+        return str(error)
+    return None
+
+
+def _read(checkpoint: Saved, args: ocp.args.Composite) -> Any:
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(checkpoint.directory, options=options) as manager:
+        return manager.restore(checkpoint.step, args=args)
+
+
+def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
+    try:
+        with _reading(checkpoint):
+            return _read(checkpoint, args)
+    except UnreadableError as error:
+        if checkpoint.step not in steps_saved(checkpoint.directory):
+            raise UserError(
+                f"checkpoint {checkpoint} went while it was read, as a run that is still training replaces its "
+                "checkpoints: give the same command again"
+            ) from error
+        reason = damage(checkpoint)
+        if reason is None:  # a wrong shape, say: no fault of the files
+            raise UserError(f"checkpoint {checkpoint} is whole, but not what is to be restored ({error})") from error
+        workdir = checkpoint.directory.parent
+        others = [Saved(workdir / folder, step) for folder in (BEST, LATEST) for step in steps_saved(workdir / folder)]
+        there = ", ".join(str(other) for other in others if other != checkpoint)
+        hint = f"there are {there} (--checkpoint=best, latest or a step)" if there else "there is no other"
+        raise UserError(f"checkpoint {checkpoint} is damaged ({reason}): {hint}") from error
+
+
+def restore_json(checkpoint: Saved, item: Literal["config", "data", "metrics"]) -> Json:
+    """One JSON item of a checkpoint."""
+    return _restore(checkpoint, ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
+
+
+def restore_params(checkpoint: Saved, abstract: PyTree) -> Params:
+    """The parameters alone, placed as the abstract tree says: on any mesh."""
+    return _restore(checkpoint, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
+
+
+def restore_items(checkpoint: Saved, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
+    """The named trees of a checkpoint, each leaf sharded as its abstract array specifies: on any mesh."""
+    arguments = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    items = _restore(checkpoint, ocp.args.Composite(**arguments))
+    return {name: items[name] for name in abstract}

@@ -1,0 +1,186 @@
+"""Where a run's numbers go: JSON lines, TensorBoard, and a progress bar or plain lines."""
+
+import errno
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+from tqdm import tqdm
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import Path, ended_by, is_remote, read_json_lines, replace_file, told, writing
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which a resumed run writes again, and a last line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for number, line in enumerate(read_json_lines(path), 1):
+        if not isinstance(line.get("step"), int):
+            raise UserError(f"{path}, line {number}: metrics without a step: take it out")
+        if line["step"] <= step:
+            kept.append(json.dumps(line) + "\n")
+    replace_file(path, "".join(kept))
+
+
+class _Scalars:
+    """Numbers for TensorBoard, in a file of this start. Written at once: its own writer keeps them in a thread, which
+    dies where the disk is full and leaves the run waiting for it."""
+
+    def __init__(self, folder: Path, *, start: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Names end in the second and the host. TensorBoard reads files in order of their names.
+        self._events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        # TensorBoard drops what former starts wrote from this step on.
+        self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._events.flush()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._write(Event(step=step, summary=scalar(name, value)))
+        self._events.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class MetricWriter:
+    """Appends {"step": …, name: value} lines to {workdir}/metrics.jsonl and the same scalars to {workdir}/tensorboard.
+
+    Started at step n it first drops what an interrupted run wrote after n, so that the file holds every step once.
+    Everything raises UserError where the files cannot be written.
+    """
+
+    def __init__(self, workdir: Path, *, start: int):
+        self._mirror = Mirror(workdir) if is_remote(workdir) else None
+        if self._mirror:
+            self._mirror.fetch(METRICS_FILE)
+            workdir = self._mirror.folder
+        self._path, self._folder = workdir / METRICS_FILE, workdir / "tensorboard"
+        with writing(self._path):
+            _truncate(self._path, start)
+            self._lines = open(self._path, "a", buffering=1)
+        with writing(self._folder):
+            self._scalars = _Scalars(self._folder, start=start)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step; on disk they are with the system when this returns."""
+        with writing(self._path):
+            if not self._path.exists():  # an open file takes lines even when nobody will ever find it again
+                raise FileNotFoundError(errno.ENOENT, "", str(self._path))
+            self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
+        with writing(self._folder):
+            self._scalars.write(step, metrics)
+        if self._mirror:
+            self._mirror.copy(now=False)
+
+    def flush(self) -> None:
+        """Return once all of it is in the workdir: due before a checkpoint, after which nothing is written again."""
+        if self._mirror:
+            self._mirror.copy(now=True)
+
+    def close(self) -> None:
+        """Flush all."""
+        ends = [self._lines.close, self._scalars.close] + ([self._mirror.close] if self._mirror else [])
+        with writing(self._folder), ended_by(*ends):
+            pass
+
+
+class SilentWriter:
+    """What takes a MetricWriter's place in all processes but the first."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line now and then, fit for a log; nothing where it is silent."""
+
+    def __init__(self, *, start: int, stop: int, silent: bool = False):
+        self._stop, self._silent = stop, silent
+        bar = not silent and sys.stderr.isatty()
+        self._bar = tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True) if bar else None
+
+    def step(self) -> None:
+        """One more step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show metrics: behind the bar, or as a line."""
+        text = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif not self._silent:
+            print(f"step {step}/{self._stop} {text}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif not self._silent:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+_SECONDS = 30.0  # between copies; Cloud Storage takes one a second of an object, and each is the whole of it
+
+
+class Mirror:
+    """A local folder to write in, whose files are copied to a remote one every half a minute and when asked."""
+
+    def __init__(self, place: Path):
+        self._place = place
+        self._scratch = tempfile.TemporaryDirectory(prefix="cotmi_jax_")
+        self.folder = pathlib.Path(self._scratch.name)
+        self._copied: dict[pathlib.Path, int] = {}  # bytes of every file that are there
+        self._last = 0.0  # so that the first copy is made at once
+
+    def fetch(self, name: str) -> None:
+        """Bring over what an earlier start left, if it did."""
+        with told(f"cannot read {self._place / name}"):
+            if (self._place / name).exists():
+                (self.folder / name).write_bytes((self._place / name).read_bytes())
+
+    def copy(self, *, now: bool) -> None:
+        """Copy the files that have grown. Raises UserError where that fails."""
+        if not now and time.monotonic() - self._last < _SECONDS:
+            return
+        for path in self.folder.rglob("*"):
+            if path.is_dir() or path.stat().st_size == self._copied.get(path):
+                continue
+            content, target = path.read_bytes(), self._place / str(path.relative_to(self.folder))
+            with writing(target):
+                replace_file(target, content)
+            self._copied[path] = len(content)
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Copy everything, and clear the local folder away."""
+        try:
+            self.copy(now=True)
+        finally:
+            self._scratch.cleanup()

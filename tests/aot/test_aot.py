@@ -1,0 +1,161 @@
+"""The real programs of a run, compiled for TPU slices that are not here.
+
+`python tests/aot/test_aot.py` regenerates golden/aot.json for the installed JAX. Read its diff: each line is the memory
+of a device or its communication volume in a step.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from paths import GOLDEN, REPOSITORY
+
+from cotmi_jax.aot.programs import Program
+from cotmi_jax.aot.report import QUICK, compile_program, needed_memory
+from cotmi_jax.aot.topology import grid, topology_devices
+from cotmi_jax.errors import UserError
+from cotmi_jax.parallel.accelerators import GIB, find_accelerator
+
+pytest.importorskip("libtpu", reason="compiling for TPUs takes libtpu: pip install -e .[tpu]")
+
+GOLDEN_FILE = GOLDEN / "aot.json"
+MARGIN = 1.1  # memory and traffic may grow by so much before someone has to look
+RECIPE = [
+    *("--config=configs/svamp.py", "--config.model.preset=small", "--config.model.dtype=bfloat16"),
+    *("--rows=16", "--input_length=64", "--target_length=32", "--quick"),
+    *("--config.batch_size=32", "--config.eval.batch_size=8", "--config.eval.max_decode_tokens=8"),
+]
+
+
+def aot(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cotmi_jax.aot", *RECIPE, *arguments]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_", "XLA_"))}
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=variables | (environment or {}), capture_output=True, text=True, check=False
+    )
+
+
+def measure(path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, float]]]:
+    """The command on eight chips, and of each program the memory and what is sent, by kind, in bytes."""
+    done = aot("--topology=v5e:2x4", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", f"--json={path}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())["programs"]
+    sent = {name: {kind: each["sent"] for kind, each in of["collectives"].items()} for name, of in found.items()}
+    return done, {name: {"memory": found[name]["memory"]["total"]} | sent[name] for name in found}
+
+
+def test_the_programs_compile_and_take_no_more_than_they_did(tmp_path: Path) -> None:
+    done, found = measure(tmp_path / "aot.json")
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == "v5e:2x4: 8 × TPU v5e, mesh {'data': 1, 'fsdp': 4, 'tensor': 2}"
+    assert lines[-1] == "everything fits"
+    assert list(found) == ["train", "evaluate", "generate"]
+    golden = json.loads(GOLDEN_FILE.read_text()).get(jax.__version__)
+    if golden is None:
+        pytest.skip(f"compiled, but there is no golden for jax {jax.__version__}")
+    for name, expected in golden.items():
+        grown = {what: size for what, size in found[name].items() if size > MARGIN * expected[what] + 1024}
+        assert not grown, f"{name}: grown beyond {expected}"
+
+
+def test_layers_as_wide_as_those_of_xl_do_not_crash_the_compiler() -> None:
+    wide = ["--config.model.preset=xl", "--config.model.remat=full", "--input_length=1024", "--target_length=256"]
+    done = aot("--topology=v5e-8", *wide, "--programs=train", "--config.mesh.fsdp=8", "--config.batch_size=64")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_does_not_fit_is_one_line_and_exit_code_1() -> None:
+    big = ["--config.model.preset=xxl", "--programs=generate", "--config.mesh.fsdp=8"]
+    done = aot("--topology=v5e-8", *big)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("generate does not fit: it needs ")
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--topology=v5e-7"], "unknown topology 'v5e-7'"),
+        (["--topology=v5e-8", "--config.mesh.fsdp=3"], "mesh {'data': -1, 'fsdp': 3, 'tensor': 1} does not cover 8"),
+        (["--topology=v5e-8", "--rows=12"], "--rows=12 does not divide over 8 devices"),
+        (["--topology=v5e-8", "--programs=fly"], "unknown program 'fly'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:
+    done = aot(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_slices_in_either_notation() -> None:
+    for name, chips in {
+        "v4-8": "v4:2x2x1",
+        "v4-64": "v4:2x4x4",
+        "v5p-128": "v5p:4x4x4",
+        "v5e-1": "v5e:1x1",
+        "v5e-8": "v5e:2x4",
+        "v5litepod-64": "v5e:8x8",
+        "v6e-256": "v6e:16x16",
+        "v3-32": "v3:4x4",
+        "v5e:4x8": "v5e:4x8",
+    }.items():
+        assert grid(name) == chips
+    assert [len(topology_devices(name)) for name in ("v4-8", "v5e-1", "v6e-8")] == [4, 1, 8]
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    {
+        "v5e-2": "v5e has v5e-1, v5e-4, v5e-8, v5e-16, v5e-32, v5e-64, v5e-128, v5e-256",
+        "v5litepod-512": "v5e has v5e-1, v5e-4, v5e-8, v5e-16, v5e-32, v5e-64, v5e-128, v5e-256",
+        "v4-4": "v4 has v4-2, v4-8, v4-16,",
+        "v4-12": "v4 has v4-2, v4-8, v4-16,",
+        "v5e:1x2": "a grid of v5e has 2 sides, all 1 or the first two even, as v5e:2x2",
+        "v5e:0x4": "a grid of v5e has 2 sides",
+        "v5e:4x4x4": "a grid of v5e has 2 sides",
+        "v4:2x2": "a grid of v4 has 3 sides, all 1 or the first two even, as v4:2x2x1",
+        "v4litepod-8": "write it like v4-8, v5e-64",
+        "v7-8": "write it like v4-8, v5e-64",
+    }.items(),
+)
+def test_slices_that_do_not_exist(name: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"unknown topology '{name}': {says}"):
+        grid(name)
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
+        topology_devices("v5e-8")
+
+
+def test_what_the_compiler_says_when_it_gives_up() -> None:
+    said = "the total memory required for HLO temporaries (50.04G) exceeds available HBM (15.75G)."
+    assert needed_memory("RESOURCE_EXHAUSTED: Ran out of memory on HBM, " + said) == 50.04 * GIB
+    assert needed_memory("Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm.") == 16.5 * GIB
+    assert needed_memory("INTERNAL: something else") is None
+
+
+def test_what_the_compiler_gives_up_on_counts_arguments_once() -> None:
+    device = topology_devices("v5e:1x1")[0]
+    x = jax.ShapeDtypeStruct((16, 1 << 28), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(device))
+    accelerator = find_accelerator(device.device_kind)
+    assert accelerator is not None
+    program = Program("add", "", 0.0, 16.0 * GIB, GIB, lambda: jax.jit(lambda x: x + 1).lower(x))
+    report = compile_program(program, accelerator, QUICK)
+    assert (report.fits, report.memory.arguments, report.memory.beside) == (False, 16 * GIB, GIB)
+    assert report.memory.total == pytest.approx(33 * GIB, rel=0.05)  # with the result
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        goldens = json.loads(GOLDEN_FILE.read_text()) if GOLDEN_FILE.exists() else {}
+        goldens[jax.__version__] = measure(Path(folder) / "aot.json")[1]
+        GOLDEN_FILE.write_text(json.dumps(goldens, indent=1, sort_keys=True) + "\n")

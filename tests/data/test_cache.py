@@ -1,0 +1,437 @@
+"""Tokens are prepared once, whole or not at all, each process its share, and never taken for those of other data."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+from paths import REPOSITORY
+
+from cotmi_jax.data import cache
+from cotmi_jax.data import run_data as inputs
+from cotmi_jax.data.cache import Prepared, Recipe, key_of, prepare
+from cotmi_jax.data.example import Example
+from cotmi_jax.data.run_data import RunData
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
+from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import TokenizedSplit
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.errors import UserError
+from cotmi_jax.parallel.distributed import Gather, is_shared
+
+IDENTITY = {"corpus": "made", "vocabulary": "abc", "settings": {"label_type": "gt"}}
+SPLITS = make_arithmetic(seed=3, num_train=30, num_valid=6, num_test=0).splits
+TRAIN = (dataclasses.replace(SPLITS["train"][0], more=(("Again.", 0.5),), weight=2.0), *SPLITS["train"][1:])
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_PATIENCE", 20.0)
+
+
+def tokens_of(examples: Sequence[Example]) -> TokenizedSplit:
+    vocabulary = Vocabulary(VOCABULARY_PATH)
+    return tokenize_split(examples, vocabulary, objective="dss", label_type="gt", limits=TokenLimits(40, 64, "skip"))
+
+
+class Maker:
+    """A recipe that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.reads, self.tokenized = 0, []
+
+    def read(self) -> tuple[Sequence[Example], Sequence[Example], dict[str, Any]]:
+        self.reads += 1
+        return TRAIN, SPLITS["valid"], {"notes": ["a note"]}
+
+    def tokenize(self, examples: Sequence[Example], split: str) -> TokenizedSplit:
+        self.tokenized.append((split, [example.id for example in examples]))
+        return tokens_of(examples)
+
+    def check(self, split: TokenizedSplit, name: str, facts: dict[str, Any]) -> None:
+        assert len(split.kept) == {"train": len(TRAIN), "valid": len(SPLITS["valid"])}[name]
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.read, self.tokenize, self.check)
+
+
+def assert_same_split(actual: TokenizedSplit, expected: TokenizedSplit) -> None:
+    for task, tokens in expected.tasks.items():
+        found = actual.tasks[task]
+        for kind in ("inputs", "targets"):
+            np.testing.assert_array_equal(getattr(found, kind).flat, getattr(tokens, kind).flat)
+            np.testing.assert_array_equal(getattr(found, kind).offsets, getattr(tokens, kind).offsets)
+        for name in ("varies", "truncated_inputs", "truncated_targets"):
+            assert getattr(found, name) == getattr(tokens, name)
+    for name in ("first", "weights", "kept"):
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+
+
+def assert_whole(prepared: Prepared) -> None:
+    assert_same_split(prepared.train, tokens_of(TRAIN))
+    assert_same_split(prepared.valid, tokens_of(SPLITS["valid"]))
+    assert prepared.valid_examples == SPLITS["valid"]
+    assert prepared.facts == {"notes": ["a note"]}
+
+
+def test_a_second_run_reads_and_tokenizes_nothing(tmp_path: Path) -> None:
+    first, second = Maker(), Maker()
+    made, found = prepare(tmp_path / "cache", IDENTITY, first.recipe)
+    assert not found and first.reads == 1
+    assert_whole(made)
+    again, found = prepare(tmp_path / "cache", IDENTITY, second.recipe)
+    assert found and (second.reads, second.tokenized) == (0, [])
+    assert_whole(again)
+    assert again.fingerprint == made.fingerprint
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [key_of(IDENTITY)]
+    in_memory, found = prepare(None, IDENTITY, Maker().recipe)
+    assert not found
+    assert_whole(in_memory)
+
+
+def test_tokens_take_two_bytes_each_and_stay_on_disk(tmp_path: Path) -> None:
+    prepared, _ = prepare(tmp_path, IDENTITY, Maker().recipe)
+    for tokens in prepared.train.tasks.values():
+        for ragged in (tokens.inputs, tokens.targets):
+            assert isinstance(ragged.flat, np.memmap) and ragged.flat.dtype == np.uint16
+    large = np.array([3, 70_000])
+    cache._save(tmp_path / "large.npy", large)
+    np.testing.assert_array_equal(np.load(tmp_path / "large.npy"), large)
+
+
+@pytest.mark.parametrize("changed", ["corpus", "vocabulary", "settings"])
+def test_whatever_tokens_depend_on_is_another_cache(tmp_path: Path, changed: str) -> None:
+    prepare(tmp_path, IDENTITY, Maker().recipe)
+    other = Maker()
+    _, found = prepare(tmp_path, IDENTITY | {changed: "other"}, other.recipe)
+    assert not found and other.reads == 1
+
+
+def test_a_cache_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    prepare(tmp_path, IDENTITY, Maker().recipe)
+    other = IDENTITY | {"vocabulary": "xyz"}
+    (tmp_path / key_of(IDENTITY)).rename(tmp_path / key_of(other))
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/\w+ was made with another vocabulary, abc and not xyz: delete it"
+    ):
+        prepare(tmp_path, other, Maker().recipe)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("train.explain.targets.npy", _flip),
+        ("train.explain.targets.npy", runs.truncate),
+        ("valid.predict.inputs.lengths.npy", _flip),
+        ("train.weights.npy", _flip),
+        ("train.json", runs.truncate),
+        ("valid.jsonl", runs.truncate),
+        ("manifest.json", runs.truncate),
+        ("manifest.json", lambda path: path.write_text("[]")),
+        ("valid.jsonl", lambda path: path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))),
+        ("train.kept.npy", _flip),
+        ("train.counts.npy", Path.unlink),
+    ],
+)
+def test_a_damaged_cache_is_refused(tmp_path: Path, name: str, damage: Any) -> None:
+    prepare(tmp_path, IDENTITY, Maker().recipe)
+    damage(tmp_path / key_of(IDENTITY) / name)
+    with pytest.raises(UserError, match=f"{tmp_path}/{key_of(IDENTITY)}") as caught:
+        prepare(tmp_path, IDENTITY, Maker().recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match="file/.*Not a directory; set config.data.cache to a folder to write in, or none"
+    ):
+        prepare(tmp_path / "file" / "cache", IDENTITY, Maker().recipe)
+
+
+def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    maker = Maker()
+    recipe = dataclasses.replace(maker.recipe, read=lambda: (TRAIN, SPLITS["valid"], {"notes": object()}))
+    with pytest.raises(TypeError):  # in the midst of writing
+        prepare(tmp_path, IDENTITY, recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+_KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import test_cache
+from cotmi_jax.data import cache
+from pathlib import Path
+save = cache._save
+def slow(path, numbers):
+    save(path, numbers)
+    print("saved", flush=True)
+    time.sleep(0.5)
+cache._save = slow
+cache.prepare(Path({folder!r}), test_cache.IDENTITY, test_cache.Maker().recipe)
+"""
+
+
+def test_a_killed_preparation_is_no_cache_and_is_cleared_away(tmp_path: Path) -> None:
+    program = _KILLED.format(tests=str(REPOSITORY / "tests" / "support"), folder=str(tmp_path))
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    process.stdout.readline(), process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == 1 and left[0].startswith(f"{key_of(IDENTITY)}.partial-")
+    prepared, found = prepare(tmp_path, IDENTITY, Maker().recipe)
+    assert not found
+    assert_whole(prepared)
+    assert [path.name for path in tmp_path.iterdir()] == [key_of(IDENTITY)]
+
+
+def test_each_process_tokenizes_its_share_alone(tmp_path: Path) -> None:
+    makers, results = [Maker() for _ in range(3)], {}
+
+    def run(process: int) -> None:
+        time.sleep(0.1 * (2 - process))
+        results[process] = prepare(tmp_path, IDENTITY, makers[process].recipe, process=process, processes=3)[0]
+
+    threads = [threading.Thread(target=run, args=(process,)) for process in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shares = [ids for maker in makers for split, ids in maker.tokenized if split == "train"]
+    assert [len(share) for share in shares] == [10, 10, 10]
+    assert sum(shares, []) == [example.id for example in TRAIN]
+    assert [split for maker in makers for split, _ in maker.tokenized].count("valid") == 1
+    for prepared in results.values():
+        assert_whole(prepared)
+    assert [path.name for path in tmp_path.iterdir()] == [key_of(IDENTITY)]
+
+
+def test_processes_that_share_no_folder_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_PATIENCE", 0.3)
+    for process in (0, 1):
+        with pytest.raises(UserError, match="set config.data.cache to a folder that all hosts share, or to none"):
+            prepare(tmp_path / str(process), IDENTITY, Maker().recipe, process=process, processes=2)
+
+
+class Meeting:
+    """gather of threads that stand for the processes of a run."""
+
+    def __init__(self, processes: int):
+        self._said = [""] * processes
+        self._barrier = threading.Barrier(processes, timeout=20)
+
+    def of(self, process: int) -> Gather:
+        def gather(text: str) -> list[str]:
+            self._said[process] = text
+            self._barrier.wait()
+            heard = list(self._said)
+            self._barrier.wait()
+            return heard
+
+        return gather
+
+
+def side_by_side(run: Callable[[int, Gather], Any], processes: int) -> list[Any]:
+    """What the processes return, or the UserError that each of them ends with."""
+    meeting, results = Meeting(processes), [None] * processes
+
+    def target(process: int) -> None:
+        try:
+            results[process] = run(process, meeting.of(process))
+        except UserError as error:
+            results[process] = error
+
+    threads = [threading.Thread(target=target, args=(process,)) for process in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_processes_find_out_whether_they_share_a_folder(tmp_path: Path) -> None:
+    def shared(*folders: Path) -> list[bool]:
+        return side_by_side(lambda process, gather: is_shared(folders[process], gather), len(folders))
+
+    assert shared(tmp_path / "one", tmp_path / "one", tmp_path / "one") == [True] * 3
+    assert shared(tmp_path / "one", tmp_path / "two", tmp_path / "one") == [False] * 3
+    assert [*(tmp_path / "one").iterdir(), *(tmp_path / "two").iterdir()] == []  # nothing is left behind
+    (tmp_path / "file").write_text("")
+    assert shared(tmp_path / "file", tmp_path / "file") == [False] * 2  # and no error
+
+
+# The cache of a run.
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
+def test_hosts_need_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    parts, tokenized = threading.Lock(), []
+    tokenize = inputs.tokenize
+
+    def counting(config: Any, vocabulary: Any, examples: Any, **more: Any) -> Any:
+        with parts:
+            tokenized.append(len(examples))
+        return tokenize(config, vocabulary, examples, **more)
+
+    monkeypatch.setattr(inputs, "tokenize", counting)
+
+    def prepared(process: int, gather: Gather) -> RunData:
+        config = runs.tiny_config({"data.cache": str(tmp_path / names[process])})
+        return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, gather=gather)
+
+    first, second = side_by_side(prepared, 2)
+    assert sorted(tokenized) == ([10, 10, 500] if names == ("a", "a") else [20, 20, 500, 500])
+    assert first.prepared.fingerprint == second.prepared.fingerprint
+    assert {place.name for place in tmp_path.iterdir()} == set(names)
+    for name in set(names):
+        assert len(list((tmp_path / name).iterdir())) == 1
+
+
+def test_hosts_with_other_data_are_refused(tmp_path: Path) -> None:
+    def prepared(process: int, gather: Gather) -> RunData:
+        config = runs.tiny_config({"data.cache": str(tmp_path / str(process)), "data.size": 20 + process})
+        return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, gather=gather)
+
+    for error in side_by_side(prepared, 2):
+        assert isinstance(error, UserError) and "process 1 has other data" in str(error)
+
+
+def test_a_cache_in_a_bucket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="config.data.cache gs://b/tokens: .* leave it empty"):
+        inputs.find_cache(runs.tiny_config({"data.cache": "gs://b/tokens"}))
+    monkeypatch.setenv(inputs.CACHE_VARIABLE, "gs://b/all")
+    with pytest.raises(UserError, match=r"\$COTMI_CACHE gs://b/all: "):
+        inputs.find_cache(runs.tiny_config({"data.cache": ""}))
+
+
+def run_data(folder: Path | str, **changes: Any) -> RunData:
+    config = runs.tiny_config({"data.cache": str(folder)} | changes)
+    return RunData.of(config, Vocabulary(VOCABULARY_PATH))
+
+
+def test_a_run_finds_its_data_again_and_reads_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_data(tmp_path)
+    assert not first.found and f"tokens now in {tmp_path}" in first.notes(None)[0]
+    monkeypatch.setattr(inputs, "load_corpus", lambda *arguments: pytest.fail("the corpus was read"))
+    second = run_data(tmp_path, **{"steps": 9, "batch_size": 4, "data.packing": False})
+    assert second.found and f"tokens from {tmp_path}" in second.notes(None)[0]
+    assert second.prepared.fingerprint == first.prepared.fingerprint
+    assert second.position(3) == {"step": 3, "examples": 12, "fingerprint": first.prepared.fingerprint}
+    dss = run_data(tmp_path, **{"objective.name": "dss"})
+    assert dss.found  # it has the sequences of cotmi
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.size": 21},
+        {"data.max_target_tokens": 30},
+        {"data.label_type": "llm"},
+        {"objective.name": "single_task"},
+        {"data.subsample": 0.5},
+        {"data.too_long": "skip"},
+    ],
+)
+def test_a_run_with_other_data_prepares_it(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run_data(tmp_path)
+    assert not run_data(tmp_path, **changes).found
+
+
+def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COTMI_CACHE", str(tmp_path / "there"))
+    assert inputs.find_cache(runs.tiny_config({"data.cache": ""})) == tmp_path / "there"
+    assert inputs.find_cache(runs.tiny_config({"data.cache": "none"})) is None
+    monkeypatch.delenv("COTMI_CACHE")
+    assert inputs.find_cache(runs.tiny_config({"data.cache": ""})) == Path.home() / ".cache" / "cotmi_jax"
+
+
+def test_the_manifest_says_what_a_cache_was_made_of(tmp_path: Path) -> None:
+    run_data(tmp_path)
+    (place,) = tmp_path.iterdir()
+    identity = json.loads((place / "manifest.json").read_text())["identity"]
+    assert identity.keys() == {"corpus", "vocabulary", "sequences", "mark", "settings"}
+    assert (
+        identity["sequences"] == ["two tasks", "predict: ", "explain: "]
+        and identity["settings"]["max_input_tokens"] == 1024
+    )
+
+
+def test_a_killed_preparation_of_the_same_number_is_cleared_away(tmp_path: Path) -> None:
+    """Containers start again with the numbers of the processes that were killed in them."""
+    left = tmp_path / f"{key_of(IDENTITY)}.partial-{socket.gethostname()}+{os.getpid()}+00000000"
+    left.mkdir()
+    elsewhere = left.with_name(left.name.replace(f"{socket.gethostname()}+", f"{socket.gethostname()}-2+"))
+    elsewhere.mkdir()
+    prepare(tmp_path, IDENTITY, Maker().recipe)
+    assert not left.exists() and elsewhere.exists()
+
+
+def test_a_job_that_was_overtaken_takes_what_is_there(tmp_path: Path) -> None:
+    """Process 0 of two waits for a part that never comes, since another job has finished in the meantime."""
+    maker = Maker()
+
+    def read() -> Any:
+        prepare(tmp_path, IDENTITY, Maker().recipe)
+        return maker.read()
+
+    prepared, _ = prepare(tmp_path, IDENTITY, dataclasses.replace(maker.recipe, read=read), processes=2)
+    assert_whole(prepared)
+
+
+def test_shares_without_examples_are_no_error(tmp_path: Path) -> None:
+    """Three examples on four hosts."""
+    train = TRAIN[1:4]
+    makers = [Maker() for _ in range(4)]
+    recipes = [
+        dataclasses.replace(
+            maker.recipe, read=lambda: (train, SPLITS["valid"], {"notes": []}), check=lambda *arguments: None
+        )
+        for maker in makers
+    ]
+    threads = [
+        threading.Thread(
+            target=prepare, args=(tmp_path, IDENTITY, recipes[process]), kwargs={"process": process, "processes": 4}
+        )
+        for process in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    prepared, found = prepare(tmp_path, IDENTITY, recipes[0])
+    assert found
+    assert_same_split(prepared.train, tokens_of(train))
+
+
+def test_a_component_that_is_all_too_long_is_named(tmp_path: Path) -> None:
+    for folder, text in (("short", "Two pens."), ("long", "Two pens. " * 30)):
+        rows = [{"input": text, "label": "2", "rationale": f"It is {n}."} for n in range(12)]
+        (tmp_path / f"{folder}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = f"jsonl:{tmp_path}/short.jsonl,jsonl:{tmp_path}/long.jsonl"
+    changes = {"data.dataset": dataset, "data.max_input_tokens": 40, "data.too_long": "skip"}
+    with pytest.raises(
+        UserError, match="train of jsonl:long: all 10 examples are longer than config.data.max_input_to"
+    ):
+        run_data("none", **changes)

@@ -1,0 +1,101 @@
+"""Model output is evaluated as arithmetic and as nothing else."""
+
+import time
+
+import pytest
+
+from cotmi_jax.data.labels import MAX_CHARACTERS, MAX_DEPTH, equal_values, evaluate_expression
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("( 84.0 / 2.0 )", 42.0),
+        ("( ( 12 + 5 ) * 3 )", 51.0),
+        ("2 + 3 * 4", 14.0),
+        ("20 - 5 - 3", 12.0),  # Left to right: 20 - (5 - 3) would be 18.
+        ("64 / 4 / 2 * 3", 24.0),
+        ("((((7))))", 7.0),
+        ("-(3 - 5) * -2", -4.0),
+        ("4--6", 10.0),
+        ("- - 3", 3.0),
+        (".5 + 2.", 2.5),
+        ("007", 7.0),
+        ("\t1 +\n 1 \r\n", 2.0),
+        ("1.5*1.5", 2.25),
+    ],
+)
+def test_value_of_an_expression(text: str, value: float) -> None:
+    assert evaluate_expression(text) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('x')",
+        "9**9**9",
+        "9//2",
+        "7 % 2",
+        "2 ^ 3",
+        pytest.param("(" * 10_000 + "1" + ")" * 10_000, id="parentheses"),
+        pytest.param("(" * 10_000, id="open-parentheses"),
+        pytest.param("-" * 10_000 + "1", id="minuses"),
+        "nan",
+        "inf",
+        "1e999",
+        "1e3",
+        pytest.param("9" * 400, id="huge"),
+        pytest.param("9" * 300 + "*" + "9" * 300, id="overflow"),
+        pytest.param(f"1 / .{'0' * 200}1 / .{'0' * 200}1", id="overflow-by-division"),
+        "",
+        " \n",
+        "()",
+        "( 1 + 2",
+        "1 + 2 )",
+        "1 +",
+        "* 2",
+        "+ 2",
+        "1 2",
+        "3 ( 4 )",
+        "1.2.3",
+        ".",
+        "1,000 + 1",
+        "$5 + 1",
+        "50%",
+        "0x10",
+        "1_000",
+        "٣ + ٤",
+        "３",
+        "½",
+        "2 − 1",  # A typographic minus.
+        "1\u00a0+ 1",
+        "1 / 0",
+        "1 / ( 2 - 2 )",
+        "0 / 0",
+        "( 8 / 2 ) = 4",
+    ],
+)
+def test_anything_else_has_no_value_and_takes_no_time(text: str) -> None:
+    start = time.perf_counter()
+    assert evaluate_expression(text) is None
+    assert time.perf_counter() - start < 0.1
+
+
+def test_limits_are_the_stated_ones() -> None:
+    assert evaluate_expression("1".rjust(MAX_CHARACTERS)) == 1.0
+    assert evaluate_expression("1".rjust(MAX_CHARACTERS + 1)) is None
+    levels = MAX_DEPTH - 1  # The number itself is the deepest level.
+    assert evaluate_expression("(" * levels + "1" + ")" * levels) == 1.0
+    assert evaluate_expression("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH) is None
+    assert evaluate_expression(" + ".join(["( 1 )"] * 100)) == 100.0  # Depth is not the number of parentheses.
+
+
+def test_equal_values_is_relative_and_none_equals_nothing() -> None:
+    assert equal_values(1 / 3, 0.33333334)
+    assert equal_values(3e9, 3e9 + 1)
+    assert not equal_values(1.0, 1.00001)
+    assert equal_values(0.1 * 3 - 0.3, 0.0)
+    assert not equal_values(0.0, 1e-6)
+    assert not equal_values(None, 1.0)
+    assert not equal_values(1.0, None)
+    assert not equal_values(None, None)

@@ -1,0 +1,61 @@
+"""tf.data gives exactly the batches of the pure function, from any step on and in any number of processes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from cotmi_jax.data.order import TrainOrder
+from cotmi_jax.data.pipeline import train_batches
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
+from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import TokenizedSplit, gather
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.errors import UserError
+from cotmi_jax.parallel.process_rows import Feed
+
+ORDER = TrainOrder.of(size=10, batch_size=4, seed=1)
+
+
+@pytest.fixture(scope="module", params=["standard", "dss"])
+def split(request: pytest.FixtureRequest) -> TokenizedSplit:
+    examples = make_arithmetic(seed=3, num_train=10, num_valid=0, num_test=0).splits["train"]
+    return tokenize_split(
+        examples,
+        Vocabulary(VOCABULARY_PATH),
+        objective=request.param,
+        label_type="gt",
+        limits=TokenLimits(64, 64),
+    )
+
+
+def assert_same_batch(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), actual, expected)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 12), (7, 12), (10**9, 10**9 + 2)])
+def test_batches_are_those_of_the_pure_function(split: TokenizedSplit, start: int, stop: int) -> None:
+    batches = list(train_batches(split, ORDER, start, stop))
+    assert len(batches) == stop - start
+    for step, batch in enumerate(batches, start):
+        assert_same_batch(batch, gather(split, *ORDER.picks(step)))
+
+
+def test_nothing_is_left_at_the_end(split: TokenizedSplit) -> None:
+    assert list(train_batches(split, ORDER, 5, 5)) == []
+
+
+def test_processes_feed_one_batch_together(split: TokenizedSplit) -> None:
+    feeds = Feed(0, 2, (0, 3)), Feed(1, 2, (1, 2))
+    streams = [train_batches(split, ORDER, 2, 8, feed=feed) for feed in feeds]
+    place = np.argsort(np.concatenate([feed.rows(ORDER.batch_size) for feed in feeds]))
+    for step, shares in enumerate(zip(*streams, strict=True), 2):
+        whole = jax.tree.map(lambda *parts: np.concatenate(parts)[place], *shares)
+        assert_same_batch(whole, gather(split, *ORDER.picks(step)))
+
+
+def test_an_uneven_share_is_refused_as_bad_input(split: TokenizedSplit) -> None:
+    with pytest.raises(UserError, match="does not divide into the 3 parts that 3 hosts feed"):
+        next(train_batches(split, ORDER, 0, 2, feed=Feed(0, 3)))

@@ -1,0 +1,99 @@
+"""The description of a corpus: every number worked out by hand, and the table as a person sees it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from cotmi_jax.data.corpus import Component, LoadedCorpus
+from cotmi_jax.data.example import Corpus, Example, LabelKind
+from cotmi_jax.data.statistics import describe, format_description
+
+
+def encode_words(texts: list[str]) -> list[list[int]]:
+    """One token per word, and one for the end."""
+    return [[*range(len(text.split())), 1] for text in texts]
+
+
+def equal_values(left: str, right: str) -> bool:
+    return left.replace(" ", "") == right.replace(" ", "")
+
+
+def make_loaded(kind: LabelKind = "equation") -> LoadedCorpus:
+    train = [
+        Example("made/train/0", "one two three", "( 1 + 2 )", "so\nit goes", "(1 + 2)", kind=kind),
+        Example("made/train/1", "one", "( 3 )", "why", "( 3 )", kind=kind),
+        Example("made/train/2", "one two", "( 4 )", "because " * 40, "( 5 )", kind=kind),
+        Example("made/train/3", "one two three four", "( 6 )", "no idea", None, kind=kind),
+    ]
+    test = [Example("made/test/0", "one two", "( 7 )", "", None, kind=kind)]
+    corpus = Corpus("made", {"train": tuple(train), "test": tuple(test)})
+    return LoadedCorpus(corpus, dropped={"train": 5, "test": 0}, unparsed={"train": 1, "test": 1})
+
+
+def test_describe_counts():
+    description = describe(make_loaded(), encode_words, equal_values)
+    train, test = description["splits"]["train"], description["splits"]["test"]
+    assert train["examples"] == 4 and test["examples"] == 1
+    assert train["tokens"]["input"] == {"mean": 3.5, "p95": pytest.approx(4.85), "max": 5}
+    assert train["tokens"]["label"] == {"mean": 4.5, "p95": pytest.approx(5.7), "max": 6}
+    assert train["tokens"]["rationale"] == {"mean": 12.5, "p95": pytest.approx(35.45), "max": 41}
+    assert (train["teacher_exact"], train["teacher_value"]) == (0.25, 0.5)
+    assert (train["unparsable"], train["dropped"]) == (1, 5)
+    assert test["tokens"]["rationale"] == {"mean": 1.0, "p95": 1.0, "max": 1}
+    assert (test["teacher_exact"], test["teacher_value"]) == (0.0, 0.0)
+    assert [sample["id"] for sample in description["samples"]] == [f"made/train/{i}" for i in range(3)]
+    assert json.loads(json.dumps(description)) == description
+
+
+def test_skipped_rows_and_components_are_shown_where_there_are_any():
+    plain = make_loaded()
+    text = format_description(describe(plain, encode_words))
+    assert "skipped" not in text and "rate" not in text
+    parts = (Component("made", 3, 2.0), Component("jsonl:mine", 1, 0.5))
+    notes = ("made.json:7: the label is empty",)
+    loaded = dataclasses.replace(plain, components=parts, skipped={"train": 2, "test": 0}, skip_notes=notes)
+    description = describe(loaded, encode_words)
+    assert [split["skipped"] for split in description["splits"].values()] == [2, 0]
+    assert description["components"][1] == {"name": "jsonl:mine", "train": 1, "rate": 0.5}
+    lines = format_description(description).split("\n")
+    assert lines[2].endswith("  skipped") and lines[3].split()[-1] == "2" and lines[4].split()[-1] == "0"
+    assert "  made.json:7: the label is empty" in lines and "jsonl:mine: 1 train, rate 0.5" in lines
+
+
+def test_prefix_counts_in_inputs_only():
+    plain, prefixed = (
+        describe(make_loaded(), encode_words, input_prefix=prefix)["splits"]["train"] for prefix in ("", "predict: ")
+    )
+    assert prefixed["tokens"]["input"]["mean"] == plain["tokens"]["input"]["mean"] + 1
+    assert prefixed["tokens"]["label"] == plain["tokens"]["label"]
+    assert prefixed["tokens"]["rationale"] == plain["tokens"]["rationale"]
+
+
+def test_values_are_compared_for_equations_only():
+    description = describe(make_loaded("text"), encode_words, equal_values)
+    assert description["splits"]["train"]["teacher_value"] is None
+    assert "by value" not in format_description(description)
+    assert describe(make_loaded(), encode_words)["splits"]["train"]["teacher_value"] is None
+
+
+def test_format_is_an_aligned_table_followed_by_the_samples():
+    lines = format_description(describe(make_loaded(), encode_words, equal_values)).split("\n")
+    assert lines[0] == "made (equation labels)"
+    header, train, test = lines[2:5]
+    assert len(header) == len(train) == len(test)
+    assert train.split() == ("train 4 3.5 / 5 / 5 4.5 / 6 / 6 12.5 / 35 / 41 25.00% 50.00% 1 5".split())
+    for column in ("examples", "input", "rationale", "by value", "dropped"):
+        end = header.index(column) + len(column)
+        assert all(line[end - 1] != " " and line[end : end + 1] in ("", " ") for line in (header, train, test))
+    text = "\n".join(lines[5:])
+    assert "  rationale      so\n                 it goes\n  teacher_label  (1 + 2)\n" in text
+    assert "made/train/2" in text and "made/train/3" not in text
+    assert max(map(len, lines)) <= 100
+
+
+def test_format_shows_labels_that_could_not_be_read():
+    loaded = make_loaded()
+    only_test = Corpus("made", {"test": loaded.corpus.splits["test"]})
+    text = format_description(describe(LoadedCorpus(only_test, {"test": 0}, {"test": 1}), encode_words))
+    assert "  rationale\n  teacher_label  (not readable)" in text.replace("rationale      \n", "rationale\n")

@@ -1,0 +1,60 @@
+"""What counts as correct, and the interval around a share of correct answers."""
+
+import math
+
+import pytest
+
+from cotmi_jax.data.labels import is_correct
+from cotmi_jax.evaluation.metrics import summarize, wilson_interval
+
+
+def test_text_has_to_match_exactly_but_for_outer_whitespace() -> None:
+    assert is_correct(" entailment\n", "entailment", "text")
+    assert not is_correct("Entailment", "entailment", "text")
+    assert not is_correct("fire place", "fireplace", "text")
+    assert not is_correct("( 2 + 1 )", "( 1 + 2 )", "text")
+
+
+def test_equations_match_by_value() -> None:
+    assert is_correct("( 5 + 12 ) * 3", "( ( 12.0 + 5.0 ) * 3.0 )", "equation")
+    assert is_correct("51", "( ( 12 + 5 ) * 3 )", "equation")
+    assert not is_correct("( 12 + 5 * 3 )", "( ( 12 + 5 ) * 3 )", "equation")
+    assert not is_correct("abc", "abc", "equation")
+    assert not is_correct("", " ", "equation")
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_has_the_published_values(correct: int, total: int, low: float, high: float) -> None:
+    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5.1e-5)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(3, 7), (136, 200), (1, 1000)])
+def test_bounds_are_where_the_score_test_turns(correct: int, total: int) -> None:
+    z = 2.5758293035489004  # 99.5% quantile of the standard normal distribution.
+    for bound in wilson_interval(correct, total, confidence=0.99):
+        score = abs(correct / total - bound) / math.sqrt(bound * (1 - bound) / total)
+        assert score == pytest.approx(z, rel=1e-9)
+
+
+def test_interval_reaches_the_ends_and_not_beyond() -> None:
+    for total in (1, 3, 10, 977):
+        assert wilson_interval(0, total)[0] == 0.0
+        high = wilson_interval(total, total)[1]
+        assert high <= 1.0 and high == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("arguments", [(0, 0), (-1, 5), (6, 5), (1, 5, 0.0), (1, 5, 1.0)])
+def test_interval_refuses_impossible_counts(arguments: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"total|correct|confidence"):
+        wilson_interval(*arguments)
+
+
+def test_summary() -> None:
+    summary = summarize([True, False, True, True])
+    assert summary == {"accuracy": 0.75, "interval": wilson_interval(3, 4), "n": 4}
+    with pytest.raises(ValueError, match="at least one example"):
+        summarize([])

@@ -1,0 +1,190 @@
+"""Held-out mutual information: in a run, in its results, in a picture; and what ends a run whose term breaks."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation import job as scoring
+from cotmi_jax.evaluation import mi_monitor as information
+from cotmi_jax.evaluation.job import score
+from cotmi_jax.evaluation.mi_monitor import InformationMonitor, label_features
+from cotmi_jax.mi.fitting import FitConfig
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.parallel.mesh import make_mesh
+from cotmi_jax.report.plots import draw_information, read_measurements
+from cotmi_jax.report.terminal import format_scores
+from cotmi_jax.training.job import train
+
+quick_compilation = runs.quick_compilation
+
+MEASURED = {
+    "data.size": 256,
+    "mi.monitor.every": 3,
+    "mi.monitor.estimators": "infonce",
+    "mi.monitor.examples": 256,
+    "eval.every": 0,
+    "eval.examples": 64,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_fits() -> Iterator[None]:
+    with mock.patch.object(information, "_FIT", FitConfig(steps=100, every=25, patience=2)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured() -> Path:
+    """The workdir of a run that measured itself at steps 3 and 6."""
+    workdir = runs.scratch() / "measured"
+    train(runs.tiny_config(MEASURED), str(workdir))
+    return workdir
+
+
+def test_a_run_measures_itself(measured: Path) -> None:
+    lines = read_measurements(measured)
+    assert [line["step"] for line in lines] == [3, 6]
+    for line in lines:
+        assert {name for name in line if name.startswith("mi/")} == {
+            f"mi/{name}{suffix}" for name in ("infonce", "plane_x_z", "plane_z_y") for suffix in ("", "_error")
+        } | {"mi/infonce_control"}
+        assert line["mi/infonce"] > 0.2  # both tasks read the same problem
+        assert line["mi/infonce_control"] <= 0.05
+    assert runs.read_tensorboard(measured)["mi/infonce"][0][0] == 3
+
+
+def test_evaluation_measures_and_draws(measured: Path, tmp_path: Path) -> None:
+    result = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["information"]
+    reading = found["between"]["infonce"]
+    assert reading["direction"] == "lower" and reading["cap"] == pytest.approx(np.log(reading["contrasted"]))
+    assert reading["pairs"] > 400  # of the split's 500: what fills no block is left out
+    assert reading["saturation"] == pytest.approx(reading["value"] / reading["cap"])
+    assert reading["control"]["value"] <= 0.05 < reading["value"]
+    assert draw_information(result.workdir, result.output / "information.png")
+    assert (tmp_path / "out" / "information.png").read_bytes().startswith(b"\x89PNG")
+    ((name, text), *_) = result.information.lines() if result.information else []
+    assert "I(Z;V)" in name and text.startswith("≥ ") and "permuted" in text
+    without = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "bare"), information=False)
+    assert without.information is None and "information" not in without.metrics
+    with mock.patch.object(scoring, "MIN_PAIRS", 501):
+        few = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "few"))
+    assert few.information is None and few.metrics["information"] is None
+    assert "held-out I(Z;V)            not measured" in format_scores(few.metrics, few.information)
+
+
+def test_a_single_measurement_is_no_picture(measured: Path, tmp_path: Path) -> None:
+    lines = (measured / "metrics.jsonl").read_text().splitlines(keepends=True)
+    first = next(index for index, line in enumerate(lines) if "plane_x_z" in line)
+    cut = lines[first][:-10]  # as a kill leaves the next one
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[: first + 1]) + cut)
+    assert not draw_information(tmp_path, tmp_path / "picture.png") and not (tmp_path / "picture.png").exists()
+
+
+def test_what_cannot_be_measured_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(runs.tiny_config(MEASURED | {"eval.examples": 4}), str(tmp_path / "few"))
+    assert "mutual information is not measured: 4 examples, at least 8 are needed" in capfd.readouterr().err
+    with pytest.raises(UserError, match="config.mi.monitor.estimators 'infonce,guess': unknown estimator 'guess'"):
+        train(runs.tiny_config({"mi.monitor.estimators": "infonce,guess"}), str(tmp_path / "unknown"))
+    assert not list((tmp_path / "unknown").iterdir())
+
+
+# What a monitor reads.
+
+
+def split_of(size: int, seed: int) -> TokenizedSplit:
+    """Labels of one token in eight, and rationales that repeat it."""
+    labels = np.random.default_rng(seed).integers(2, 10, size).tolist()
+
+    def task(repeats: int) -> TokenizedTask:
+        rows = Ragged.of([[label] * repeats + [1] for label in labels])
+        return TokenizedTask(rows, rows, False, 0, 0)
+
+    tasks = {"predict": task(1), "explain": task(5)}
+    return TokenizedSplit(tasks, np.arange(size + 1), np.ones(size, np.float32), np.ones(size, bool))
+
+
+def monitor_of(**changes: Any) -> tuple[InformationMonitor, dict]:
+    from helpers import numpy_params, small_config
+
+    student = StudentDef.of(small_config())
+    config = runs.tiny_config({"mi.monitor.estimators": "infonce", "mi.monitor.pairs": 8} | changes)
+    return InformationMonitor(student, Objective("dss"), config, make_mesh(), batch_size=16), numpy_params(student)
+
+
+def test_features_are_of_the_rows_asked_for_in_their_order() -> None:
+    monitor, params = monitor_of()
+    split = split_of(24, 0)
+    with jax.set_mesh(make_mesh()):
+        whole = monitor.features(params, split, np.arange(24))
+        some = monitor.features(params, split, np.array([7, 3, 20]))
+    assert set(whole) == {"z", "v", "x", "first", "y"}
+    for name, feature in whole.items():
+        assert feature.shape[0] == 24 and np.isfinite(feature).all()
+        np.testing.assert_allclose(some[name], feature[[7, 3, 20]], rtol=1e-5, atol=1e-6)
+
+
+def test_held_out_pairs_are_only_read() -> None:
+    """With other held-out examples the fit, as its curve shows, is the same; the reading is not."""
+    monitor, params = monitor_of()
+    known = split_of(128, 0)
+    with jax.set_mesh(make_mesh()):
+        found = [monitor.measure(params, known, np.arange(128), split_of(32, seed)) for seed in (1, 2)]
+    (one, control), (other, _) = (each.between["infonce"] for each in found)
+    assert one.curve == other.curve and one.value != other.value
+    assert one.curve != control.curve
+    assert one.pairs == 32 and one.contrasted == 8
+    with pytest.raises(UserError, match="of 7 held-out examples, fitted on 128: at least 8"):
+        monitor.measure(params, known, np.arange(128), split_of(7, 1))
+
+
+def test_labels_have_codes_of_their_own() -> None:
+    targets = np.array([[5, 7, 1, 0], [7, 5, 1, 0], [5, 7, 1, 0], [0, 0, 0, 0]])
+    codes = label_features(targets, 32)
+    np.testing.assert_array_equal(codes[0], codes[2])
+    assert np.abs(codes[0] - codes[1]).max() > 0.1  # the same tokens in another order
+    assert not codes[3].any()
+    np.testing.assert_array_equal(label_features(np.pad(targets, ((0, 0), (0, 2))), 32)[0].shape, codes[0].shape)
+
+
+def test_controls_are_permuted_within_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of the fit never reach the reading, not even taken apart."""
+    seen = []
+    monkeypatch.setattr(information, "estimate_parts", lambda *parts, **_: seen.append(parts))
+    monitor, _ = monitor_of()
+    known, read = ({"z": x, "v": x + 0.5} for x in (np.arange(20.0)[:, None], 100.0 + np.arange(12.0)[:, None]))
+    monitor._estimate("infonce", known=known, read=read, sides=("z", "v"), permute=True)
+    ((fitting, stopping, reading),) = seen
+    for z, v in (fitting, stopping, reading):
+        np.testing.assert_array_equal(np.sort(v, axis=0), z + 0.5)
+        assert (v != z + 0.5).any()
+    assert not set(stopping[0].ravel()) & set(fitting[0].ravel()) and reading[0].min() == 100.0
+
+
+# A term that breaks.
+
+
+def test_a_term_that_is_not_finite_ends_the_run_with_its_parts(tmp_path: Path) -> None:
+    """And leaves the last good checkpoint intact."""
+    changes = {"mi.estimator": "nwj", "mi.learning_rate": 1e3, "mi.critic.clamp": 0.0, "checkpoint.every": 1}
+    with pytest.raises(UserError) as caught:
+        train(runs.tiny_config(changes), str(tmp_path / "run"))
+    message = str(caught.value)
+    assert "\n" not in message and re.search(r"\bmi is (inf|nan)\b", message), message
+    assert "mi_positive is " in message and "mi_negative is " in message
+    assert "mi.learning_rate" in message and "another --workdir" in message
+    steps = runs.steps_in(tmp_path / "run" / "checkpoints")
+    assert steps and f"step {steps[-1] + 1}:" in message
+    state = runs.read_state(tmp_path / "run", steps[-1])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params["student"]))

@@ -1,0 +1,278 @@
+"""Answers and scores: which text becomes a label or a rationale, and that batching changes none of them."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from jax.sharding import Mesh
+
+from cotmi_jax.data.example import Example
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
+from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.inference import generation
+from cotmi_jax.inference import predictor as answering
+from cotmi_jax.inference.predictor import Answer, Answerer
+from cotmi_jax.models.decoding import Decoding, Generated
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.mi_term import InformationConfig
+from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.parallel.mesh import make_mesh
+from cotmi_jax.parallel.sharding import param_shardings
+from cotmi_jax.report.terminal import format_examples, format_scores
+
+quick_compilation = runs.quick_compilation
+
+VOCABULARY = Vocabulary(VOCABULARY_PATH)
+CONFIG = helpers.small_config(vocab_size=512, d_model=32, num_encoder_layers=1, num_decoder_layers=1)
+STUDENT = StudentDef.of(CONFIG)
+EXAMPLES = make_arithmetic(seed=3, num_train=11, num_valid=0, num_test=0).splits["train"]
+GREEDY = Decoding("greedy", max_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+@functools.cache
+def params() -> dict[str, Any]:
+    return helpers.numpy_params(STUDENT)
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that writes what it reads."""
+
+    def generate(student: Any, inputs_BxS: jax.Array, *_: Any) -> Generated:
+        return Generated(inputs_BxS, jnp.zeros(inputs_BxS.shape[0]))
+
+    monkeypatch.setattr(answering, "generate", generate)
+    monkeypatch.setattr(generation, "generate", generate)
+
+
+def ask(mesh: Mesh, lines: list[str], batch_size: int = 8, **settings: Any) -> list[Answer]:
+    settings = {"task": "both", "objective": "dss", "decoding": GREEDY} | settings
+    answerer = Answerer(STUDENT, params(), VOCABULARY, settings.pop("objective"), mesh, **settings)
+    return [answer for answers in answerer.answers(lines, batch_size) for answer in answers]
+
+
+# Answering.
+
+
+@pytest.mark.parametrize(
+    ("objective", "task", "expected"),
+    [
+        ("dss", "predict", {"label": "predict: 3 pens"}),
+        ("dss", "explain", {"rationale": "explain: 3 pens"}),
+        ("cotmi", "both", {"label": "predict: 3 pens", "rationale": "explain: 3 pens"}),
+        ("dss", "raw", {"output": "3 pens"}),
+        (None, "both", {"label": "predict: 3 pens", "rationale": "explain: 3 pens"}),
+        ("standard", "predict", {"label": "3 pens"}),
+        ("standard", "raw", {"output": "3 pens"}),
+        ("single_task", "predict", {"label": ""}),
+    ],
+)
+def test_each_task_asks_as_the_objective_taught(
+    echo: None, mesh: Mesh, objective: str | None, task: str, expected: dict
+) -> None:
+    assert ask(mesh, ["3 pens\n"], objective=objective, task=task) == [{"input": "3 pens"} | expected]
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("both", {"label": "( 3 + 4 )", "rationale": "3 and 4."}),
+        ("predict", {"label": "( 3 + 4 )"}),
+        ("explain", {"rationale": "3 and 4."}),
+        ("raw", {"output": "3 and 4. So the answer is ( 3 + 4 )"}),
+    ],
+)
+def test_single_task_output_is_taken_apart(echo: None, mesh: Mesh, task: str, expected: dict) -> None:
+    (answer,) = ask(mesh, ["3 and 4. So the answer is ( 3 + 4 )"], objective="single_task", task=task)
+    assert answer == {"input": "3 and 4. So the answer is ( 3 + 4 )"} | expected
+
+
+@pytest.mark.parametrize("task", ["explain", "both"])
+def test_a_student_without_rationales_is_not_asked_for_them(mesh: Mesh, task: str) -> None:
+    with pytest.raises(UserError, match=f"--task={task}: this student was trained with objective standard"):
+        ask(mesh, ["3 pens"], objective="standard", task=task)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 20])
+def test_answers_come_in_the_order_of_the_lines(echo: None, mesh: Mesh, batch_size: int) -> None:
+    lines = [f"{n} pens" for n in range(2, 13)]
+    answers = ask(mesh, [f" {line}\n" for line in lines], batch_size)
+    assert [answer["input"] for answer in answers] == lines
+    assert [answer["label"] for answer in answers] == [f"predict: {line}" for line in lines]
+
+
+def test_no_lines_give_no_answers(mesh: Mesh) -> None:
+    assert ask(mesh, []) == []
+
+
+@pytest.mark.parametrize("empty", ["", "\n", " \t\n"])
+def test_an_empty_line_is_refused_after_the_answers_before_it(echo: None, mesh: Mesh, empty: str) -> None:
+    answerer = Answerer(STUDENT, params(), VOCABULARY, "dss", mesh, task="predict", decoding=GREEDY)
+    answers = answerer.answers(["3 pens", "4 pens", "5 pens", empty, "6 pens"], 2)
+    assert [answer["input"] for answer in next(answers)] == ["3 pens", "4 pens"]
+    assert [answer["input"] for answer in next(answers)] == ["5 pens"]
+    with pytest.raises(UserError, match="line 4 of the input is empty"):
+        next(answers)
+
+
+def test_what_is_cut_off_an_input_is_reported(echo: None, mesh: Mesh) -> None:
+    (ids,) = VOCABULARY.encode(["3 pens"])
+    for limit, cut in ((len(ids), True), (len(ids) + 1, False)):
+        (answer,) = ask(mesh, ["3 pens"], task="raw", max_input_tokens=limit)
+        assert answer.get("input_truncated", False) is cut
+        assert answer["output"] == VOCABULARY.decode(ids[:-1] if cut else ids)
+
+
+def test_answers_do_not_depend_on_the_batch(mesh: Mesh) -> None:
+    lines = [example.input for example in EXAMPLES]
+    together, alone = (ask(mesh, lines, size) for size in (8, 1))
+    assert together == alone
+    for field in ("label", "rationale"):
+        assert len({answer[field] for answer in together}) > 3  # the student says different things
+
+
+def test_a_seed_fixes_what_is_sampled(mesh: Mesh) -> None:
+    sampling = Decoding("sample", max_tokens=6)
+    lines = [EXAMPLES[0].input] * 9
+    first, again, other = (
+        [answer["output"] for answer in ask(mesh, lines, 8, task="raw", decoding=sampling, seed=seed)]
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert len(set(first)) > 3 and first[0] != first[8]  # each batch has its own draw
+
+
+# Scoring.
+
+
+def tokens(objective: str, examples: tuple[Example, ...] = EXAMPLES) -> TokenizedSplit:
+    return tokenize_split(examples, VOCABULARY, objective=objective, label_type="gt", limits=TokenLimits(256, 256))
+
+
+def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
+    """One row of a split, padded like all."""
+
+    def pick(ragged: Ragged) -> Ragged:
+        return Ragged.of([ragged.flat[ragged.offsets[row] : ragged.offsets[row + 1]].tolist()])
+
+    def cut(task: TokenizedTask) -> TokenizedTask:
+        return dataclasses.replace(task, inputs=pick(task.inputs), targets=pick(task.targets))
+
+    tasks = {name: cut(task) for name, task in split.tasks.items()}
+    return TokenizedSplit(tasks, np.arange(2), split.weights[row : row + 1], np.ones(1, bool))
+
+
+def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator:
+    evaluated = Objective(objective, information=InformationConfig("barber_agakov"))  # needs no network of its own
+    return Evaluator(STUDENT, evaluated, VOCABULARY, mesh, batch_size=batch_size)
+
+
+def test_a_padded_last_batch_scores_as_each_example_by_itself(mesh: Mesh) -> None:
+    scorer, split = make_evaluator(mesh, "cotmi"), tokens("cotmi")
+    rows = [only(split, row) for row in range(split.size)]
+    losses, texts = scorer.losses(params(), split), scorer.texts(params(), split, "predict", GREEDY)
+    alone = [scorer.losses(params(), row) for row in rows]
+    assert losses.keys() == {"predict", "explain", "mi", "predict_token_accuracy", "explain_token_accuracy"}
+    for name, value in losses.items():
+        task = name.removesuffix("_token_accuracy")
+        weights = [1 if name == "mi" else len(row.tasks[task].targets.flat) for row in rows]
+        np.testing.assert_allclose(value, np.average([one[name] for one in alone], weights=weights), rtol=1e-5)
+    assert texts == [text for row in rows for text in scorer.texts(params(), row, "predict", GREEDY)]
+    assert len(set(texts)) > 3
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_a_student_under_fsdp_is_laid_out_anew_and_writes_the_same(mesh: Mesh, sizes: tuple[int, int, int]) -> None:
+    split = tokens("cotmi")
+    expected = make_evaluator(mesh, "cotmi").texts(params(), split, "explain", GREEDY)
+    other = make_mesh(*sizes)
+    placed = jax.device_put(params(), param_shardings(STUDENT.shapes, STUDENT.axes, other))
+    with jax.set_mesh(other):
+        scorer = make_evaluator(other, "cotmi")
+        assert scorer.texts(placed, split, "explain", GREEDY) == expected
+        assert jax.sharding.get_mesh() == other
+        assert scorer.losses(placed, split).keys() >= {"predict", "explain"}
+
+
+def test_a_limit_takes_the_first_examples(echo: None, mesh: Mesh) -> None:
+    scorer, split = make_evaluator(mesh, "standard"), tokens("standard")
+    for limit, expected in ((0, 11), (3, 3), (8, 8), (11, 11), (99, 11)):
+        texts = scorer.texts(params(), split, "predict", GREEDY, limit=limit)
+        assert texts == [example.input for example in EXAMPLES[:expected]]
+
+
+def test_accuracy_is_the_share_of_labels_that_are_right(echo: None, mesh: Mesh) -> None:
+    right = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n + 1}", "One more.", kind="equation") for n in range(3)]
+    wrong = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n}", "One more.", kind="equation") for n in range(3, 10)]
+    examples = (*right, *wrong)
+    scores = make_evaluator(mesh, "standard").accuracy(params(), tokens("standard", examples), examples, GREEDY)
+    assert (scores["accuracy"], scores["n"]) == (0.3, 10)
+    first = make_evaluator(mesh, "standard").accuracy(params(), tokens("standard", examples), examples, GREEDY, limit=4)
+    assert (first["accuracy"], first["n"]) == (0.75, 4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "label", "rationale"),
+    [
+        ("standard", "Two. So the answer is ( 1 + 1 )", None),
+        ("single_task", "( 1 + 1 )", "Two."),
+        ("dss", "predict: Two. So the answer is ( 1 + 1 )", "explain: Two. So the answer is ( 1 + 1 )"),
+    ],
+)
+def test_predictions_hold_every_example_with_what_the_student_says(
+    echo: None, mesh: Mesh, objective: str, label: str, rationale: str | None
+) -> None:
+    asked = "Two. So the answer is ( 1 + 1 )"
+    examples = tuple(
+        Example(f"a/test/{n}", asked, "2", f"Rationale {n}.", f"( {n} )", kind="equation") for n in range(10)
+    )
+    predictions = make_evaluator(mesh, objective).predictions(params(), tokens(objective, examples), examples, GREEDY)
+    assert [prediction["id"] for prediction in predictions] == [example.id for example in examples]
+    assert predictions[7] == {
+        "id": "a/test/7",
+        "input": asked,
+        "label": "2",
+        "predicted_label": label,
+        "correct": objective == "single_task",
+        "teacher_label": "( 7 )",
+        "teacher_rationale": "Rationale 7.",
+        "predicted_rationale": rationale,
+    }
+
+
+def test_a_report_says_what_was_scored() -> None:
+    metrics = {"dataset": "svamp", "split": "test", "checkpoint": {"which": "best", "step": 7}, "n": 200}
+    metrics |= {
+        "accuracy": 0.655,
+        "interval": (0.587, 0.7175),
+        "loss": {"predict": 0.25, "predict_token_accuracy": 0.5},
+    }
+    metrics |= {"truncated": {"predict": {"inputs": 3, "targets": 0}}}
+    text = format_scores(metrics)
+    for part in ("svamp test", "200 examples, checkpoint of step 7", "65.5%", "58.7% to 71.8%", "0.250 nats", "50.0%"):
+        assert part in text
+    assert "cut to the limit, predict inputs  3" in text and "targets" not in text and "rationale" not in text
+    prediction = {"input": "How many?", "label": "2", "predicted_label": "( 1 + 1 )", "correct": True}
+    assert format_examples([prediction | {"predicted_rationale": None}]).splitlines() == [
+        "  problem  How many?",
+        "  student  ( 1 + 1 )  (right; gold 2)",
+    ]
+    assert "  because  Two." in format_examples([prediction | {"predicted_rationale": "Two."}])

@@ -1,0 +1,289 @@
+"""The mutual-information term in training: what learns from it, how strongly, and that parts make up the whole."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mi_oracle
+import numpy as np
+import optax
+import pytest
+from helpers import assert_trees_close, numpy_params, random_batch, small_config, toy_student
+from mi_helpers import BETA, CRITIC, differ, information, objective_of
+
+from cotmi_jax.config import base
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.module import Params
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.mi_term import ESTIMATORS, FEATURES, InformationConfig
+from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.parallel.batch import put_batch
+from cotmi_jax.parallel.mesh import make_mesh
+from cotmi_jax.parallel.sharding import param_shardings
+from cotmi_jax.training.optimizer import make_optimizers
+from cotmi_jax.training.rng import stream_key, train_streams
+from cotmi_jax.training.state import StateDef, TrainState
+from cotmi_jax.training.step import Gradient, Information, loss_and_grads, make_train_step
+from cotmi_jax.workdir.checkpoint import Checkpoints, find, restore_items, restore_params
+
+STUDENTS = {"toy": toy_student(), "t5": StudentDef.of(small_config())}
+
+
+def make_batch() -> dict[str, Any]:
+    """One row is not valid, one has no label and one no rationale."""
+    batch = random_batch(3, 8)
+    batch["valid"][2] = False
+    batch["predict"]["targets"][4] = batch["explain"]["targets"][5] = 0
+    return batch
+
+
+def make_params(kind: str, config: InformationConfig) -> Params:
+    networks = objective_of(config).networks(STUDENTS[kind].config)
+    params = {"student": numpy_params(STUDENTS[kind])}
+    return params if networks is None else params | {"mi": numpy_params(networks, seed=1)}  # type: ignore[arg-type]
+
+
+@functools.cache
+def compiled(kind: str, objective: Objective, micro_batches: int = 1) -> Callable[..., Gradient]:
+    """(params, batch, ramp) → Gradient, without dropout or noise."""
+    student, config = STUDENTS[kind], objective.information
+    start = config.bound().start() if config.scored else None
+    networks = objective.networks(student.config)
+
+    def run(params: Params, batch: Any, ramp: float) -> Gradient:
+        beside = Information(networks, None, start, ramp)
+        return loss_and_grads(student, objective, params, batch, None, micro_batches, beside)
+
+    return jax.jit(run)
+
+
+def compute(kind: str, config: InformationConfig, *, beta: float = BETA, ramp: float = 1.0, **options: Any) -> Gradient:
+    return compiled(kind, objective_of(config, beta), **options)(make_params(kind, config), make_batch(), ramp)
+
+
+# Every estimator, and each feature with one of them.
+TERMS = {
+    "infonce": information("infonce", axis="symmetric", detach="none"),
+    "nwj": information("nwj", feature="decoder_max", detach="v"),
+    "tuba": information("tuba", feature="decoder_attention", compression="club", compression_weight=0.2),
+    "interpolated": information("interpolated", feature="encoder_mean"),
+    "dv": information("dv", feature="vocab_max"),
+    "mine": information("mine", compression="variational", compression_weight=0.2),
+    "js": information("js", feature="vocab_mean", detach="none"),
+    "smile": information("smile"),
+    "released": information("released"),
+    "barber_agakov": information("barber_agakov", feature="vocab_mean"),
+    "barber_agakov_head": information("barber_agakov_head"),
+    "barber_agakov_gaussian": information("barber_agakov_gaussian", feature="encoder_mean"),
+}
+assert set(TERMS) == set(ESTIMATORS) and {term.z_feature for term in TERMS.values()} == set(FEATURES)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_estimator_teaches_student_and_networks(name: str) -> None:
+    result, without = (compute("toy", TERMS[name], ramp=ramp) for ramp in (1.0, 0.0))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
+    assert differ(result.grads["student"], without.grads["student"])
+    for network, grads in result.grads.get("mi", {}).items():
+        assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads)), network
+    assert ("mi" in result.grads) == (name not in ("released", "barber_agakov"))
+
+
+# Those that need most beside scores, and those that need no scores.
+@pytest.mark.parametrize("name", ["tuba", "mine", "js", "barber_agakov_gaussian"])
+def test_micro_batches_are_the_batch(name: str) -> None:
+    """Loss, every term, every gradient and the estimator's state: negatives are those of the whole batch."""
+    whole = compute("toy", TERMS[name])
+    assert_trees_close(compute("toy", TERMS[name], micro_batches=4), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_of_a_t5_are_the_batch() -> None:
+    whole = compute("t5", information())
+    assert_trees_close(compute("t5", information(), micro_batches=4), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("toy", (8, 1, 1)), ("toy", (1, 8, 1)), ("t5", (2, 2, 2)), ("t5", (1, 2, 4))], ids=str
+)
+def test_eight_devices_are_one(kind: str, sizes: tuple[int, int, int]) -> None:
+    """Each holds a row or two: negatives are on the others."""
+    objective, mesh, params = objective_of(information()), make_mesh(*sizes), make_params(kind, information())
+    networks = objective.networks(STUDENTS[kind].config)
+    assert networks is not None
+    with jax.set_mesh(mesh):
+        where = param_shardings(params, {"student": STUDENTS[kind].axes, "mi": networks.axes}, mesh)
+        actual = compiled(kind, objective)(jax.device_put(params, where), put_batch(make_batch(), mesh), 1.0)
+    whole = compute(kind, information())
+    np.testing.assert_allclose(actual.loss, whole.loss, rtol=1e-6)
+    assert_trees_close(actual, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_student_learns_beta_and_ramp_and_the_critic_neither() -> None:
+    """In the warm-up the student learns what dss teaches it."""
+    config = information()
+    off, half, full = (compute("toy", config, ramp=ramp) for ramp in (0.0, 0.5, 1.0))
+    other = compute("toy", config, beta=2 * BETA, ramp=0.25)
+    student = {"student": make_params("toy", config)["student"]}
+    dss = compiled("toy", Objective("dss", alpha=0.4))(student, make_batch(), 1.0)
+    assert_trees_close(off.grads["student"], dss.grads["student"], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(off.loss, dss.loss, rtol=1e-6)
+    np.testing.assert_allclose(full.loss - dss.loss, BETA * full.terms["mi"].mean, rtol=1e-5)
+    for result in (off, half, other):
+        assert_trees_close(result.grads["mi"], full.grads["mi"], rtol=1e-6, atol=1e-8)
+    assert differ(full.grads["mi"], jax.tree.map(jnp.zeros_like, full.grads["mi"]))
+    middle = jax.tree.map(lambda a, b: (a + b) / 2, off.grads["student"], full.grads["student"])
+    assert_trees_close(half.grads["student"], middle, rtol=1e-5, atol=1e-6)
+    assert_trees_close(half.grads["student"], other.grads["student"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_ramp_rises_after_the_warm_up() -> None:
+    def ramp(**changes: Any) -> list[float]:
+        objective = objective_of(information(**({"warmup_steps": 3, "ramp_steps": 3} | changes)))
+        return [float(objective.ramp(jnp.int32(step))) for step in range(8)]
+
+    assert ramp() == [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert ramp(ramp_steps=0) == [0.0] * 3 + [1.0] * 5
+    assert ramp(warmup_steps=0, ramp_steps=0) == [1.0] * 8
+    assert ramp(estimator="barber_agakov") == [1.0] * 8  # nothing there to warm up
+
+
+def test_a_row_without_label_or_rationale_is_no_pair() -> None:
+    objective, batch, params = objective_of(information()), make_batch(), make_params("toy", information())
+    kept = np.array([0, 1, 3, 6, 7])
+    assert objective.weights(batch, 0)["mi"] == len(kept)
+    np.testing.assert_array_equal(np.flatnonzero(objective.pairs(batch, 0)), kept)
+    whole = compute("toy", information())
+    alone = compiled("toy", objective)(params, jax.tree.map(lambda leaf: leaf[kept], batch), 1.0)
+    for name in ("mi", "mi_value", "mi_positive", "mi_negative"):
+        np.testing.assert_allclose(whole.terms[name].mean, alone.terms[name].mean, rtol=1e-5)
+    assert_trees_close(whole.grads["mi"], alone.grads["mi"], rtol=1e-4)
+
+
+# In the training step
+
+
+def optimizer_config() -> Any:
+    config = base()
+    config.steps, config.optimizer.learning_rate, config.mi.learning_rate = 10, 1e-2, 3e-2
+    return config
+
+
+class Run(NamedTuple):
+    definition: StateDef
+    states: list[TrainState]  # before, between and after the steps
+    metrics: list[dict[str, float]]
+    step: Callable
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """Two steps with an estimator that has a state, a critic with dropout and a warm-up of one step."""
+    config = information(
+        "mine", critic=dataclasses.replace(CRITIC, dropout=0.3), warmup_steps=1, ramp_steps=1, decay=0.7
+    )
+    objective = objective_of(config)
+    definition = StateDef.of(STUDENTS["toy"], make_optimizers(optimizer_config()), make_mesh(2, 2, 2), objective)
+    step = make_train_step(definition, objective, optax.constant_schedule(1e-2))
+    state, metrics = definition.init(stream_key(0, "init")), []
+    states = [jax.device_get(state)]
+    for _ in range(2):
+        state, measured = step(state, make_batch(), train_streams(0))
+        states.append(jax.device_get(state))
+        metrics.append({name: float(value) for name, value in measured.items()})
+    return Run(definition, states, metrics, step)
+
+
+def test_the_state_of_mine_is_the_moving_average(run: Run) -> None:
+    partitions = [np.exp(metrics["mi_negative"]) for metrics in run.metrics]
+    assert abs(partitions[0] - partitions[1]) > 1e-4
+    average = mi_oracle.moving_average(partitions, 0.7) * (1 - 0.7**2)
+    assert run.states[2].mi.steps == 2
+    np.testing.assert_allclose(run.states[2].mi.log_sum, np.log(average), rtol=1e-5)
+    assert [metrics["beta"] for metrics in run.metrics] == [0.0, BETA / 2]
+
+
+def test_streams_and_step_make_a_step(run: Run) -> None:
+    """The same again with the same; other dropout in another step or with another seed."""
+
+    def again(step: int, seed: int) -> float:
+        state = dataclasses.replace(jax.device_put(run.states[1], run.definition.shardings), step=jnp.int32(step))
+        return float(run.step(state, make_batch(), train_streams(seed))[1]["mi_value"])
+
+    assert again(1, 0) == run.metrics[1]["mi_value"]
+    assert len({again(1, 0), again(5, 0), again(1, 1)}) == 3
+
+
+def test_a_checkpoint_holds_networks_and_state(run: Run, tmp_path: Path) -> None:
+    """To the bit; and the student's parameters are read without them."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(jax.device_put(run.states[2], run.definition.shardings).items(), 2, {}, {})
+    checkpoints.close()
+    found = find(tmp_path, "latest")
+    restored = run.definition.restored(restore_items(found, run.definition.abstract.items()), found.step)
+    assert {"mi", "student"} == set(restored.params) and restored.mi.steps.dtype == jnp.int32
+    assert_trees_close(restored, run.states[2], rtol=0, atol=0)
+    student = restore_params(find(tmp_path, "latest"), {"student": run.definition.abstract.params["student"]})
+    assert_trees_close(student, {"student": run.states[2].params["student"]}, rtol=0, atol=0)
+
+
+def test_the_critic_s_gradient_does_not_clip_the_student_s() -> None:
+    """Nor is its own clipped; each group has its own rate."""
+    optimizer, params = make_optimizers(optimizer_config()), {"student": np.ones(4), "mi": np.ones(4)}
+    for critic in (1e-2, 1e6):
+        grads = {"student": np.full(4, 0.1, np.float32), "mi": np.full(4, critic, np.float32)}
+        updates, state = optimizer.update(grads, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["student"], -1e-2, rtol=1e-3)
+        np.testing.assert_allclose(updates["mi"], -3e-2, rtol=1e-3)
+        moments = dict(zip(params, optax.tree.get_all_with_path(state, "mu"), strict=True))
+        for name, (_, moment) in moments.items():
+            np.testing.assert_allclose(moment[name], 0.1 * grads[name], rtol=1e-5)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (dict(estimator="ba"), ("mi.estimator 'ba'", *ESTIMATORS)),
+        (dict(feature="mean"), ("mi.feature 'mean'", *FEATURES)),
+        (dict(detach="both"), ("mi.detach 'both'", "z, v, none")),
+        (dict(compression="vib"), ("mi.compression.name 'vib'", "none, club, variational")),
+        (dict(axis="rows"), ("'rows'", "row, column or symmetric")),
+        (dict(estimator="interpolated", alpha=0.0), ("alpha is 0.0",)),
+        (dict(estimator="mine", decay=1.0), ("decay is 1.0",)),
+        (dict(estimator="smile", tau=0.0), ("tau is 0.0",)),
+        (dict(estimator="barber_agakov", detach="none"), ("barber_agakov needs mi.detach z", "'none'")),
+        (dict(estimator="released", feature="vocab_mean"), ("released cannot read mi.feature vocab_mean", "vocab_max")),
+        (dict(estimator="barber_agakov_gaussian", feature="vocab_max"), ("cannot read", "decoder_mean")),
+        (dict(estimator="barber_agakov_head", feature="decoder_mean"), ("cannot read", "vocab_mean")),
+        (dict(feature="vocab_max", compression="club", compression_weight=1.0), ("feature of states, not vocab_max",)),
+        (dict(compression="club"), ("mi.compression.weight is 0.0", "above 0")),
+        (dict(estimator="released", compression="club", compression_weight=1.0), ("feature of states, not vocab_max",)),
+    ],
+    ids=str,
+)
+def test_impossible_terms_are_refused(changes: dict[str, Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        InformationConfig(**changes)
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_impossible_objectives_and_batches_are_refused() -> None:
+    bottleneck = information(compression="variational", compression_weight=1.0)
+    club = information("barber_agakov_gaussian", compression="club", compression_weight=1.0)
+    for call, words in (
+        (lambda: objective_of(bottleneck, beta=0.0), "beta is 0: .*variational"),
+        (lambda: information().check_batch(1), "infonce on 1 pairs"),
+        (lambda: club.check_batch(1), "at least 2"),
+        (lambda: dataclasses.replace(club, compression="variational"), "variational needs an estimator with a critic"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    information("barber_agakov").check_batch(1)

@@ -1,0 +1,291 @@
+"""Processes as hosts: they train as one, write once, stop together, and none outlives another."""
+
+import functools
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import hosts
+import jax
+import numpy as np
+import pytest
+import runs
+
+from cotmi_jax.data import run_data as inputs
+from cotmi_jax.errors import UserError
+from cotmi_jax.parallel import distributed
+from cotmi_jax.parallel.distributed import GONE, Place
+from cotmi_jax.training.job import train
+from cotmi_jax.training.loop import Run
+from cotmi_jax.training.preemption import Interrupt
+
+quick_compilation = runs.quick_compilation
+
+STEPS, HEARTBEAT = 6, 20
+GRACE = 20.0  # seconds between a lost heartbeat and the end of a process, on a busy machine
+CONFIG = runs.tiny_config(
+    {
+        "steps": STEPS,
+        "objective.name": "standard",
+        "model.dropout": 0.0,  # its masks go by row, and the number of processes decides which row is whose
+        "eval.every": 0,
+    }
+)
+
+
+def flags(workdir: Path) -> list[str]:
+    return [*runs.config_flags(CONFIG), f"--workdir={workdir}"]
+
+
+def starts(workdir: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (workdir / "starts.jsonl").read_text().splitlines()]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {int(line["step"]): line["train/loss"] for line in runs.read_metrics(workdir)}
+
+
+def assert_same_losses(workdir: Path, reference: Path) -> None:
+    """Equal to float32's last digits: sums over all examples are taken in another order."""
+    actual, expected = losses(workdir), losses(reference)
+    assert list(actual) == list(expected) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def straight() -> Path:
+    """A run of one process with 8 devices."""
+    workdir = runs.scratch() / "straight"
+    assert train(CONFIG, str(workdir)) == STEPS
+    return workdir
+
+
+def _note_rows(path: Path) -> None:
+    """Have a process note the inputs of every batch that it feeds."""
+    batches = inputs.RunData.batches
+
+    def noted(self: inputs.RunData, start: int, shape: object) -> object:
+        for batch in batches(self, start, shape):  # type: ignore[arg-type]
+            leaves = jax.tree_util.tree_leaves_with_path(batch)
+            (tokens,) = [leaf for place, leaf in leaves if jax.tree_util.keystr(place).endswith("['inputs']")]
+            np.save(path / f"{start}.npy", tokens)
+            start += 1
+            yield batch
+
+    inputs.RunData.batches = noted  # type: ignore[method-assign, assignment]
+
+
+@pytest.fixture(scope="module")
+def fed() -> tuple[Path, Path]:
+    """Where the processes of `pair` note what they feed."""
+    folders = runs.scratch() / "fed0", runs.scratch() / "fed1"
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+@pytest.fixture(scope="module")
+def pair(fed: tuple[Path, Path]) -> Path:
+    """The same run by two processes with 4 devices each."""
+    workdir = runs.scratch() / "pair"
+    hooks = [functools.partial(_note_rows, folder) for folder in fed]
+    first, second = hosts.run("train", *flags(workdir), processes=2, hooks=hooks)
+    assert first.code == second.code == 0, (first, second)
+    assert (second.out, second.err) == ("", "")
+    assert f"step {STEPS}/{STEPS} loss" in first.err
+    return workdir
+
+
+def test_two_processes_train_as_one(straight: Path, pair: Path) -> None:
+    assert_same_losses(pair, straight)
+    assert starts(pair) == [0]
+    assert runs.steps_in(pair / "checkpoints") == runs.steps_in(straight / "checkpoints")
+    assert [step for step, _ in runs.read_tensorboard(pair)["train/loss"]] == list(range(1, STEPS + 1))
+    assert len(list((pair / "tensorboard").iterdir())) == 1
+    assert json.loads((pair / "run.json").read_text()) == json.loads((straight / "run.json").read_text())
+
+
+def test_every_process_feeds_rows_of_its_own(pair: Path, fed: tuple[Path, Path], tmp_path: Path) -> None:
+    for step in range(STEPS):
+        first, second = ({row.tobytes() for row in np.load(folder / f"{step}.npy") if row.any()} for folder in fed)
+        assert first and second and not first & second
+
+
+def _signal_at(number: int, step: int, pause: float) -> None:
+    """Have a process send itself a signal after a step, which takes so many seconds, as do those that follow."""
+    stops = Interrupt.stops
+
+    def signalling(self: Interrupt) -> bool:
+        at = self._asked + 1
+        if at == step:
+            os.kill(os.getpid(), number)
+        if at >= step:
+            time.sleep(pause)
+        return stops(self)
+
+    Interrupt.stops = signalling  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 4), (signal.SIGINT, 1)])
+def test_a_stop_saves_everywhere_and_any_number_of_processes_goes_on(
+    straight: Path, tmp_path: Path, number: int, processes: int
+) -> None:
+    hooks = [None, functools.partial(_signal_at, number, 2, 1.0)]
+    first, second = hosts.run("train", *flags(tmp_path), processes=2, hooks=hooks)
+    assert first.code == second.code == 0, (first, second)
+    reached = runs.steps_in(tmp_path / "checkpoints")[-1]
+    assert 2 < reached < STEPS
+    assert first.out == f"interrupted after step {reached} of {STEPS}: the same command goes on from there\n"
+    assert second.out == ""
+    assert list(losses(tmp_path)) == list(range(1, reached + 1))
+    for result in hosts.run("train", *flags(tmp_path), processes=processes):
+        assert result.code == 0, result
+    assert starts(tmp_path) == [0, reached]
+    assert_same_losses(tmp_path, straight)
+
+
+def assert_ends_with_a_killed_one(workdir: Path, *, killed: int, step: int) -> None:
+    hooks: list[hosts.Hook | None] = [None, None]
+    hooks[killed] = functools.partial(_signal_at, signal.SIGKILL, step, 0.0)
+    started = hosts.start("train", *flags(workdir), processes=2, hooks=hooks, heartbeat=HEARTBEAT)
+    assert started[killed].result().code == -signal.SIGKILL
+    since = time.monotonic()
+    other = started[1 - killed].result(HEARTBEAT + GRACE)
+    print(f"process {1 - killed} ended {time.monotonic() - since:.1f} s after process {killed}")
+    assert other.code == GONE, other
+    last = other.err.splitlines()[-1]
+    assert last.startswith(f"error: process {1 - killed} of 2: another process is gone")
+    assert last.endswith("start the job again; training goes on from its last checkpoint")
+
+
+def test_a_killed_process_ends_the_other_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:
+    assert_ends_with_a_killed_one(tmp_path, killed=1, step=3)
+    assert_ends_with_a_killed_one(tmp_path, killed=0, step=5)
+    for result in hosts.run("train", *flags(tmp_path), processes=2):
+        assert result.code == 0, result
+    assert len(starts(tmp_path)) == 3
+    assert runs.read_metrics(tmp_path) == runs.read_metrics(pair)
+    runs.assert_same(runs.read_state(tmp_path), runs.read_state(pair))
+
+
+def _stop_beating() -> None:
+    """Have a process stand still after a step, as if its host were lost."""
+    Run.save = lambda self, step: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[method-assign, assignment]
+
+
+def test_a_silent_process_is_noticed_in_time(tmp_path: Path) -> None:
+    started = hosts.start("train", *flags(tmp_path), processes=2, hooks=[None, _stop_beating], heartbeat=5)
+    try:
+        other = started[0].result()
+    finally:
+        started[1].process.kill()
+    assert other.code == GONE, other
+    assert other.err.splitlines()[-1] == (
+        "error: process 0 of 2: another process is gone or cannot be reached, or this one crashed: "
+        "start the job again; training goes on from its last checkpoint"
+    )
+
+
+def _lose_data() -> None:
+    def load(_: object) -> None:
+        raise UserError("no such file")
+
+    inputs.load_data = load  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_in_one_process_ends_all(tmp_path: Path, failing: int) -> None:
+    hooks: list[hosts.Hook | None] = [None, None]
+    hooks[failing] = _lose_data
+    results = hosts.run("train", *flags(tmp_path), processes=2, hooks=hooks)
+    assert (results[failing].code, results[failing].err) == (2, f"error: process {failing} of 2: no such file\n")
+    other = results[1 - failing]
+    assert (other.code, other.err) == (
+        GONE,
+        f"error: process {1 - failing} of 2: process {failing} failed: no such file\n",
+    )
+
+
+def test_processes_that_do_not_share_a_workdir_are_told(tmp_path: Path) -> None:
+    started = [
+        hosts.start("train", *flags(tmp_path / str(number)), processes=2, only=number, address=address)[0]
+        for address in [hosts.free_address()]
+        for number in range(2)
+    ]
+    results = [host.result() for host in started]
+    assert {result.code for result in results} <= {2, GONE}
+    assert any("the processes of this run do not see one folder there: share it" in result.err for result in results)
+    assert not any((tmp_path / str(number) / "run.json").exists() for number in range(2))
+
+
+def test_evaluation_by_two_processes_is_that_by_one(pair: Path, tmp_path: Path) -> None:
+    scores = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        arguments = [f"--workdir={pair}", "--split=valid", "--checkpoint=latest", f"--output={output}"]
+        first, *others = hosts.run("evaluate", *arguments, processes=processes)
+        assert first.code == 0 and "metrics.json" in first.out, first
+        assert all(result == (0, "", "") for result in others)
+        scores.append([json.loads((output / "metrics.json").read_text()), (output / "predictions.jsonl").read_text()])
+    assert scores[1] == scores[0]
+
+
+# What the variables say.
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"COTMI_COORDINATOR": ""}, None),
+        ({"COTMI_COORDINATOR": "auto"}, Place(None, None, None, 30)),
+        (
+            {"COTMI_COORDINATOR": "a:1", "COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "1", "COTMI_HEARTBEAT": "9"},
+            Place("a:1", 2, 1, 9),
+        ),
+    ],
+)
+def test_the_place_of_a_process(variables: Mapping[str, str], expected: Place | None) -> None:
+    assert Place.of(variables) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"COTMI_COORDINATOR": "a:1"}, "COTMI_COORDINATOR=a:1: set COTMI_COORDINATOR=HOST:PORT, "),
+        ({"COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "0"}, "COTMI_PROCESSES=2 COTMI_PROCESS_ID=0: set "),
+        ({"COTMI_COORDINATOR": "auto", "COTMI_PROCESS_ID": "0"}, "or COTMI_COORDINATOR=auto alone"),
+        ({"COTMI_COORDINATOR": "a", "COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "0"}, "COTMI_COORDINATOR=a: give HOST"),
+        ({"COTMI_COORDINATOR": "a:1", "COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "2"}, "PROCESS_ID=2: .* from 0 to 1"),
+        (
+            {"COTMI_COORDINATOR": "a:1", "COTMI_PROCESSES": "x", "COTMI_PROCESS_ID": "0"},
+            "COTMI_PROCESSES=x: give a whole",
+        ),
+        ({"COTMI_HEARTBEAT": "0"}, "COTMI_HEARTBEAT=0: give a whole number from 1 to 3600"),
+    ],
+)
+def test_half_a_place_is_refused(variables: Mapping[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Place.of(variables)
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for name, value in {"COORDINATOR": address, "PROCESSES": "2", "PROCESS_ID": "0"}.items():
+            monkeypatch.setenv(f"COTMI_{name}", value)
+        with pytest.raises(UserError, match=f"COTMI_COORDINATOR={address}: cannot listen there .*in use"):
+            with distributed.together(preemption=False):
+                pass
+
+
+def test_processes_that_were_not_told_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="2 processes share these devices: set COTMI_COORDINATOR=auto"):
+        distributed.wait_for_all("test")

@@ -1,0 +1,345 @@
+"""Where every parameter lies on every mesh, compared with a file; meshes; and what does not fit, in words.
+
+`python tests/parallel/test_sharding.py` writes golden/sharding/ anew. Read its diff: each line is an array that moves.
+"""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from helpers import random_batch
+from jax.experimental import topologies
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from paths import GOLDEN
+
+from cotmi_jax.aot.topology import topology_devices
+from cotmi_jax.config import base
+from cotmi_jax.errors import UserError
+from cotmi_jax.mi.networks import CRITICS, CriticConfig
+from cotmi_jax.models.config import FAMILIES, PRESETS, T5Config, preset
+from cotmi_jax.models.module import ModuleDef
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.mi_term import InformationConfig, networks_def
+from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.parallel import sharding
+from cotmi_jax.parallel.batch import batch_sharding, constrain_batch, make_feeds, put_batch
+from cotmi_jax.parallel.mesh import MESH_AXES, batch_shards, make_mesh
+from cotmi_jax.parallel.process_rows import Feed
+from cotmi_jax.parallel.sharding import RULES, param_shardings, replicated, resolve
+from cotmi_jax.training.optimizer import make_optimizers
+from cotmi_jax.training.state import StateDef
+
+FOLDER = GOLDEN / "sharding"
+
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (4, 64, 1), (1, 16, 16))
+OPTIMIZERS = ("adamw", "adafactor")
+Spots = dict[str, tuple[tuple[int, ...], NamedSharding]]  # path → shape and sharding
+
+
+def abstract_mesh(sizes: tuple[int, int, int]) -> Any:
+    """A mesh without devices, so that any size can be laid out."""
+    return AbstractMesh(sizes, MESH_AXES)
+
+
+def spots(shapes: Any, where: Any) -> Spots:
+    """Every leaf with its sharding. Dict keys make its path, before them the field that an optimizer keeps it in."""
+    leaves, placed = jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(where)
+    names = [
+        "/".join(part.strip("./") for part in (jax.tree_util.keystr((entry,), simple=True) for entry in path))
+        for path, _ in leaves
+    ]
+    return {name: (leaf.shape, spot) for name, (_, leaf), spot in zip(names, leaves, placed, strict=True)}
+
+
+def shardings_of(network: ModuleDef, mesh: Any) -> Spots:
+    """Of the parameters of a network."""
+    return spots(network.shapes, param_shardings(network.shapes, network.axes, mesh))
+
+
+def state_of(config: T5Config, optimizer: str, sizes: tuple[int, int, int]) -> StateDef:
+    """The state of a run with the default objective, critic included."""
+    settings = base()
+    settings.optimizer.name = optimizer
+    return StateDef.of(StudentDef.of(config), make_optimizers(settings), abstract_mesh(sizes), Objective("cotmi"))
+
+
+def bytes_of(state: StateDef) -> int:
+    """Bytes that each device holds."""
+    local = jax.tree.map(lambda leaf, spot: spot.shard_shape(leaf.shape), state.shapes, state.shardings)
+    sizes = jax.tree.map(lambda leaf, shape: math.prod(shape) * leaf.dtype.itemsize, state.shapes, local)
+    return sum(jax.tree.leaves(sizes))
+
+
+def describe(state: StateDef) -> dict[str, dict[str, str]]:
+    """Path → shape and, for each dimension, the mesh axis that splits it: of parameters, and of whatever an optimizer
+    keeps beside them that does not lie as its parameter does."""
+    found: dict[str, dict[str, str]] = {"parameters": {}, "optimizer": {}}
+    for name, (shape, where) in spots(state.shapes, state.shardings).items():
+        kind, _, path = name.partition("/")
+        text = f"{list(shape)} ({', '.join(axis or '-' for axis in where.spec)})"
+        if kind == "params":
+            found["parameters"][path] = text
+        elif shape == (1,):
+            continue  # Adafactor's placeholder for a moment that it does not keep
+        elif not any(path.endswith(f"/{owner}") and text == its for owner, its in found["parameters"].items()):
+            found["optimizer"][path or kind] = text
+    return found
+
+
+def make_golden(config: T5Config) -> dict[str, dict[str, Any]]:
+    """Where every array of a state lies, and of each mesh how many bytes a device holds, or why the mesh is refused.
+
+    A mesh changes how much of an array lies where, never along which of its dimensions it is split.
+    """
+    golden: dict[str, dict[str, Any]] = {"bytes a device": {}}
+    for sizes in MESHES:
+        title = "x".join(map(str, sizes))
+        try:
+            states = {name: state_of(config, name, sizes) for name in OPTIMIZERS}
+        except UserError as error:
+            golden["bytes a device"][title] = str(error)
+            continue
+        golden["bytes a device"][title] = {name: bytes_of(state) for name, state in states.items()}
+        for name, state in states.items():
+            found = describe(state)
+            for key, value in (("parameters", found["parameters"]), (name, found["optimizer"])):
+                assert golden.setdefault(key, value) == value
+    return golden
+
+
+def written(family: str, name: str) -> Path:
+    """The golden file of a preset."""
+    return FOLDER / f"{family}-{name}.json"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_leaf_of_every_preset_lies_where_it_lay(family: str, name: str) -> None:
+    assert make_golden(preset(name, family)) == json.loads(written(family, name).read_text())
+
+
+def test_adam_keeps_its_moments_where_the_parameters_are() -> None:
+    """And Adafactor a row and a column of each matrix, which lie as the dimensions that they keep."""
+    adam, adafactor = (describe(state_of(preset("base"), name, (1, 2, 2))) for name in OPTIMIZERS)
+    assert all(text == "[] ()" for text in adam["optimizer"].values())  # counts of steps
+    matrix = "student/decoder/blocks/mlp/gate"
+    assert adam["parameters"][matrix] == "[12, 768, 2048] (-, fsdp, tensor)"
+    factors = {
+        side: text
+        for side in ("row", "col")
+        for path, text in adafactor["optimizer"].items()
+        if path.endswith(f"v_{side}/{matrix}")
+    }
+    assert factors == {"row": "[12, 768] (-, fsdp)", "col": "[12, 2048] (-, tensor)"}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_every_critic_is_split(name: str) -> None:
+    """Its largest matrix over fsdp, and no leaf twice."""
+    found = shardings_of(
+        networks_def(InformationConfig(critic=CriticConfig(name)), preset("base")), abstract_mesh((1, 4, 2))
+    )
+    largest, where = max(found.values(), key=lambda spot: math.prod(spot[0]))
+    assert math.prod(where.shard_shape(largest)) * 4 == math.prod(largest)
+
+
+def test_a_split_parameter_is_one_that_the_table_splits() -> None:
+    """By hand, for one shape of each kind; nothing that could be split is held whole."""
+    found = shardings_of(StudentDef.of(preset("base")), abstract_mesh((1, 4, 2)))
+    expected = {
+        "embedding": ("tensor", "fsdp"),
+        "head": ("fsdp", "tensor"),
+        "encoder/blocks/attention/query": (None, "fsdp", "tensor", None),
+        "decoder/blocks/cross_attention/out": (None, "tensor", None, "fsdp"),
+        "decoder/blocks/mlp/gate": (None, "fsdp", "tensor"),
+        "decoder/blocks/mlp/down": (None, "tensor", "fsdp"),
+        "decoder/position/embedding": (None, "tensor"),
+        "encoder/blocks/mlp_norm/scale": (None, None),
+        "encoder/final_norm/scale": (None,),
+    }
+    assert {name: tuple(found[name][1].spec) for name in expected} == expected
+    for name, (shape, where) in found.items():
+        if "norm" not in name:
+            parts = 2 if "position" in name else 8
+            assert np.prod(where.shard_shape(shape)) * parts == np.prod(shape), name
+
+
+def test_a_dimension_that_does_not_divide_is_refused() -> None:
+    """v1.1 small has 6 heads."""
+    student = StudentDef.of(preset("small"))
+    with pytest.raises(UserError) as caught:
+        param_shardings({"student": student.shapes}, {"student": student.axes}, abstract_mesh((1, 2, 4)))  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "student/decoder/blocks/attention/key" in message and "\n" not in message
+    assert "'heads' of size 6" in message and "4 devices of mesh axis 'tensor'" in message
+
+
+def test_an_axis_that_the_table_lacks_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="parameter critic/weight: logical axis 'critic_dim' is not in the sharding table"
+    ):
+        resolve("critic/weight", (8, 8), ("embed", "critic_dim"), abstract_mesh((1, 4, 2)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        resolve("critic/weight", (8, 8), ("embed",), abstract_mesh((1, 4, 2)))  # type: ignore[arg-type]
+
+
+def test_the_table_uses_mesh_axes_only() -> None:
+    assert set(RULES.values()) <= {*MESH_AXES, None}
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [
+        ((), (8, 1, 1)),
+        ((-1, 2, 2), (2, 2, 2)),
+        ((1, -1, 4), (1, 2, 4)),
+        ((2, 1, -1), (2, 1, 4)),
+        ((8, 1, 1), (8, 1, 1)),
+    ],
+)
+def test_meshes(asked: tuple[int, ...], sizes: tuple[int, int, int]) -> None:
+    mesh = make_mesh(*asked)
+    assert tuple(mesh.shape.items()) == tuple(zip(MESH_AXES, sizes, strict=True))
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert batch_shards(mesh) == sizes[0] * sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ((3, 1, 1), "'data': 3.* does not cover 8 devices"),
+        ((-1, 3, 1), "'fsdp': 3.* does not cover 8 devices"),
+        ((-1, 16, 1), "'fsdp': 16.* does not cover 8 devices"),
+        ((2, 2, 1), "does not cover 8 devices"),
+        ((-1, -1, 1), "at most one is -1"),
+        ((8, 0, 1), "'fsdp': 0.* sizes are positive"),
+        ((-2, 1, 1), "'data': -2.* sizes are positive"),
+    ],
+)
+def test_impossible_meshes_are_refused(asked: tuple[int, int, int], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        make_mesh(*asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_is_split_by_rows_over_data_and_fsdp() -> None:
+    mesh, batch = make_mesh(2, 2, 2), random_batch(0, 8)
+    placed = put_batch(batch, mesh)
+    for leaf, host in zip(jax.tree.leaves(placed), jax.tree.leaves(batch), strict=True):
+        assert leaf.sharding.is_equivalent_to(batch_sharding(mesh), leaf.ndim)
+        np.testing.assert_array_equal(leaf, host)
+        assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
+
+
+def test_activations_are_pinned_where_there_is_a_mesh() -> None:
+    x = np.arange(32.0).reshape(8, 4)
+    assert constrain_batch(x) is x
+    mesh = make_mesh(4, 2, 1)
+    with jax.set_mesh(mesh):
+        pinned = jax.jit(constrain_batch)(jax.device_put(x, replicated(mesh)))
+    assert pinned.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), 2)
+    np.testing.assert_array_equal(pinned, x)
+
+
+def hosts_of(owners: list[int], sizes: tuple[int, int, int]) -> Any:
+    """A mesh of devices that say they belong to these processes, in the mesh's order."""
+    devices = np.array([mock.Mock(process_index=owner) for owner in owners]).reshape(sizes)
+    return SimpleNamespace(devices=devices, shape=dict(zip(MESH_AXES, sizes, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("owners", "sizes", "expected"),
+    [
+        ([0] * 8, (2, 2, 2), {0: Feed(0, 1, (0, 1, 2, 3))}),
+        ([0, 0, 0, 0, 1, 1, 1, 1], (4, 1, 2), {0: Feed(0, 2, (0, 1)), 1: Feed(1, 2, (2, 3))}),
+        ([1, 1, 1, 1, 0, 0, 0, 0], (8, 1, 1), {1: Feed(0, 2, (0, 1, 2, 3)), 0: Feed(1, 2, (4, 5, 6, 7))}),
+        # The order in which make_mesh lays the chips of v5p:2x2x2 in a row.
+        ([0, 1, 0, 1, 0, 1, 0, 1], (8, 1, 1), {0: Feed(0, 2, (0, 2, 4, 6)), 1: Feed(1, 2, (1, 3, 5, 7))}),
+        # Hosts whose chips split one part between them feed the same rows.
+        ([0, 0, 0, 0, 1, 1, 1, 1], (1, 1, 8), {0: Feed(0, 1, (0,)), 1: Feed(0, 1, (0,))}),
+        (
+            [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3],
+            (2, 2, 4),
+            {0: Feed(0, 2, (0, 1)), 1: Feed(0, 2, (0, 1)), 2: Feed(1, 2, (2, 3)), 3: Feed(1, 2, (2, 3))},
+        ),
+    ],
+)
+def test_each_process_feeds_what_its_devices_hold(
+    owners: list[int], sizes: tuple[int, int, int], expected: dict[int, Feed]
+) -> None:
+    assert make_feeds(hosts_of(owners, sizes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("owners", "sizes"), [([0, 0, 0, 1, 1, 1, 1, 1], (8, 1, 1)), ([0, 0, 0, 1, 1, 1, 1, 1], (4, 1, 2))]
+)
+def test_processes_that_hold_some_parts_in_common_are_refused(owners: list[int], sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(UserError, match=r"processes hold the parts \[\(.*\)\] of a batch, neither"):
+        make_feeds(hosts_of(owners, sizes))
+
+
+@pytest.mark.parametrize(
+    ("slice_name", "sizes", "parts_of_host_1"),
+    [
+        ("v5e-8", (8, 1, 1), (4, 5, 6, 7)),
+        ("v5e-64", (64, 1, 1), (16, 17, 24, 25)),  # two rows of chips, two columns
+        ("v5e-64", (1, 8, 8), (0, 1)),  # shared with the host beside it
+        ("v5p-16", (2, 2, 2), None),
+        ("v4-128", (2, 32, 1), None),  # no axis of its torus is as long
+    ],
+)
+def test_feeds_of_slices_cover_every_batch(
+    slice_name: str, sizes: tuple[int, int, int], parts_of_host_1: tuple[int, ...] | None
+) -> None:
+    """In the order of chips that each kind of slice really has."""
+    pytest.importorskip("libtpu")
+    mesh = make_mesh(*sizes, devices=topology_devices(slice_name))
+    feeds = make_feeds(mesh)
+    assert set(feeds) == {device.process_index for device in mesh.devices.flat}
+    rows = 2 * batch_shards(mesh)
+    fed = {feed.number: feed.rows(rows).tolist() for feed in feeds.values()}
+    assert sorted(sum(fed.values(), [])) == list(range(rows))
+    assert parts_of_host_1 in (None, feeds[1].parts)
+
+
+def test_slices_lie_along_data() -> None:
+    """Two of them, which only the data-centre network connects."""
+    pytest.importorskip("libtpu")
+    topology_devices("v5e-8")  # sets up libtpu
+    devices = topologies.get_topology_desc("v5e:2x4", platform="tpu", num_slices=2).devices
+    mesh = make_mesh(4, 2, 2, devices=devices)
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match="config.mesh.data 1 does not divide over 2 slices"):
+        make_mesh(1, 8, 2, devices=devices)
+
+
+def test_a_feed_gives_each_part_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a pod whose mesh lays the chips of two hosts by turns; the other host's rows are never asked for."""
+    feed, placed = Feed(1, 2, (1, 3)), {}
+    monkeypatch.setattr(sharding, "make_feed", lambda mesh: feed)
+
+    def make(shape: tuple[int, ...], where: NamedSharding, rows_of: Any) -> None:
+        for part in feed.parts:
+            index = (slice(part * shape[0] // 4, (part + 1) * shape[0] // 4), slice(None))
+            placed[part] = (shape, rows_of(index))
+
+    monkeypatch.setattr(jax, "make_array_from_callback", make)
+    whole = np.arange(16).reshape(8, 2)
+    put_batch({"inputs": whole[feed.rows(8)]}, make_mesh(4, 1, 2))
+    assert feed.rows(8).tolist() == [2, 3, 6, 7]
+    for part, (shape, rows) in placed.items():
+        assert shape == (8, 2)
+        np.testing.assert_array_equal(rows, whole[2 * part : 2 * part + 2])
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for family in FAMILIES:
+        for name in PRESETS:
+            written(family, name).write_text(json.dumps(make_golden(preset(name, family)), indent=1) + "\n")

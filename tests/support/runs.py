@@ -1,0 +1,272 @@
+"""Tiny runs that several test files share, and the commands as users start them.
+
+Compiling is nearly all that a tiny run costs. So XLA is asked for quick rather than for quick-running code, and what it
+makes is kept in a folder that runs in this process and commands have in common.
+"""
+
+import atexit
+import functools
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+from paths import REPOSITORY
+
+from cotmi_jax.config import base, flatten, smoke
+from cotmi_jax.experiment import make_objective
+from cotmi_jax.inference.load import load_workdir
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.parallel.mesh import make_mesh
+from cotmi_jax.training import throughput
+from cotmi_jax.training.job import train
+from cotmi_jax.training.optimizer import make_optimizers
+from cotmi_jax.training.state import StateDef, TrainState
+from cotmi_jax.workdir.checkpoint import Checkpoints, find, restore_items
+from cotmi_jax.workdir.metrics import MetricWriter
+from cotmi_jax.workdir.record import read_run
+
+RECIPE = REPOSITORY / "configs" / "quickstart.py"
+SEED_RECIPE = {
+    "steps": 6,
+    "data.dataset": "arithmetic",
+    "data.size": 20,  # so that epochs end within batches
+    "data.cache": "none",
+    "model.scan_layers": False,
+    "optimizer.learning_rate": 1e-2,
+    "eval.every": 3,
+    "eval.examples": 12,  # so that the last batch is padded
+    "checkpoint.every": 2,
+    "mi.monitor.every": 0,  # it takes longer than the run; test_monitor.py has runs that measure
+}
+TIMINGS = tuple(f"train/{name}" for name in throughput.TIMINGS)
+COMMAND_SECONDS = 900.0  # soaking starts a trainer several times, on a busy machine
+
+
+def tiny_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A run of seconds on the generated set, with dropout, evaluations and checkpoints; changes by dotted key."""
+    config = smoke(base())
+    config.update_from_flattened_dict(SEED_RECIPE | dict(changes or {}))
+    return config
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for what tests share; it goes when the process does."""
+    folder = Path(tempfile.mkdtemp(prefix="cotmi_jax_tests_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def trained() -> Path:
+    """The workdir of a complete run of tiny_config(). Tests that write into it copy it first."""
+    workdir = scratch() / "trained"
+    assert train(tiny_config(), str(workdir)) == 6
+    return workdir
+
+
+def _compile_quickly(folder: Path | None) -> None:
+    jax.config.update("jax_disable_most_optimizations", folder is not None)
+    jax.config.update("jax_compilation_cache_dir", folder and str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if folder else 1.0)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """For the test files that take it over: quick_compilation = runs.quick_compilation."""
+    _compile_quickly(scratch() / "executables")
+    yield
+    _compile_quickly(None)
+
+
+def read_metrics(workdir: Path, *, timings: bool = False) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, by default without what the clock says."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if timings or not name.startswith(TIMINGS)} for line in lines]
+
+
+def read_tensorboard(workdir: Path) -> dict[str, list[tuple[int, np.float32]]]:
+    """What TensorBoard shows of a run: name → (step, value), in order of the steps.
+
+    A start that says from which step on it writes takes the place of what was written from there on before.
+    """
+    shown: dict[str, dict[int, list[np.float32]]] = {}
+    for file in sorted((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            if event.session_log.status == event.session_log.START:
+                shown = {
+                    name: {step: values for step, values in steps.items() if step < event.step}
+                    for name, steps in shown.items()
+                }
+            for value in event.summary.value:
+                shown.setdefault(value.tag, {}).setdefault(event.step, []).append(np.float32(value.simple_value))
+    return {
+        name: [(step, value) for step, values in sorted(steps.items()) for value in values]
+        for name, steps in shown.items()
+    }
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The checkpoints that a folder holds."""
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def truncate(path: Path) -> None:
+    """Cut a file to its first half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def largest(folder: Path) -> Path:
+    """The largest file under a folder."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def write_svamp(root: Path, name: str = "svamp") -> Path:
+    """A made-up set in the release's layout: 20 problems to train on and 5 to test with."""
+    folder = root / name
+    (folder / "llm").mkdir(parents=True)
+    for split, numbers in (("train", range(10, 30)), ("test", range(40, 45))):
+        rows = [
+            {"input": f"Ida has {n} pens.\nHow many pens are left after 3?", "label": f"( {n}.0 - 3.0 )"}
+            for n in numbers
+        ]
+        said = [f"She had {n} and lost 3. The answer is ({n} - 3).\n\nQ: Next?" for n in numbers]
+        (folder / f"{name}_{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "llm" / f"{split}_CoT_0.json").write_text(json.dumps(said))
+    return root
+
+
+def read_params(workdir: Path, which: str | int = "best") -> Any:
+    """The parameters of a checkpoint alone, as evaluation reads them."""
+    return {"student": jax.device_get(load_workdir(workdir, which, make_mesh()).params)}
+
+
+def read_state(workdir: Path, which: str | int = "latest", **mesh_sizes: int) -> TrainState:
+    """A checkpoint of a run, restored onto a mesh and read back: leaves are numpy arrays."""
+    config, student, _ = read_run(workdir)
+    mesh = make_mesh(**mesh_sizes)
+    definition = StateDef.of(StudentDef.of(student), make_optimizers(config), mesh, make_objective(config))
+    found = find(workdir, which)
+    return jax.device_get(definition.restored(restore_items(found, definition.abstract.items()), found.step))
+
+
+def small_state(value: float) -> TrainState:
+    """A state that no student has, to save quickly."""
+    params = {"student": {"w": value * jnp.arange(1000)}}
+    return TrainState(jnp.int32(0), params, (jnp.float32(value), {"m": jnp.ones((3, 4))}), None)
+
+
+def save_states(workdir: Path, *steps: int, keep: int = 5) -> None:
+    """Save a small state as the checkpoint of each step."""
+    checkpoints = Checkpoints(workdir, keep=keep)
+    for step in steps:
+        checkpoints.save(small_state(step).items(), step, {"position": step}, {"seed": 0})
+    checkpoints.close()
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Bit-equal, leaf by leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(actual)
+    others = jax.tree_util.tree_leaves_with_path(expected)
+    assert [path for path, _ in leaves] == [path for path, _ in others]
+    for (path, leaf), (_, other) in zip(leaves, others, strict=True):
+        np.testing.assert_array_equal(leaf, other, err_msg=jax.tree_util.keystr(path))
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def config_flags(config: ConfigDict) -> list[str]:
+    """The flags that make `config` of a recipe."""
+    return [f"--config={RECIPE}", *(f"--config.{key}={value}" for key, value in flatten(config).items())]
+
+
+def signalling_write(step: int, number: int) -> Callable[[MetricWriter, int, Mapping[str, float]], None]:
+    """MetricWriter.write that has this process send itself a signal once the metrics of a step are written."""
+    write = MetricWriter.write
+
+    def write_and_signal(writer: MetricWriter, at: int, metrics: Mapping[str, float]) -> None:
+        write(writer, at, metrics)
+        if at == step:
+            os.kill(os.getpid(), number)
+
+    return write_and_signal
+
+
+def signal_after(step: int, number: int) -> None:
+    """Have a command's process send itself a signal once the metrics of a step are written."""
+    MetricWriter.write = signalling_write(step, number)  # type: ignore[method-assign]
+
+
+def _child(module: str, arguments: list[str], folder: Path, devices: int, before: Callable[[], None] | None) -> None:
+    for descriptor, name in enumerate(("in", "out", "err")):
+        os.dup2(os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
+    sys.stdin = open(0)  # multiprocessing has put another in its place
+    os.chdir(folder)
+    os.environ.pop("COTMI_DATA_ROOT", None)
+    sys.argv = [module, *arguments]
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    _compile_quickly(folder.parent / "executables")
+    if before is not None:
+        before()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+@functools.cache
+def _server() -> multiprocessing.context.ForkServerContext:
+    """Commands are forked off a process that has imported, but not used, the libraries: seconds saved each time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cotmi_jax.cli", "runs", "cotmi_jax.inference.predictor", "transformers"])
+    paths = os.pathsep.join(str(folder) for folder in (REPOSITORY, REPOSITORY / "tests" / "support"))
+    with mock.patch.dict(os.environ, {"PYTHONPATH": paths}):  # before Python 3.13 it has no other way to learn of them
+        forkserver.ensure_running()
+    return context
+
+
+def command(
+    name: str, *arguments: str, stdin: str = "", devices: int = 1, before: Callable[[], None] | None = None
+) -> Result:
+    """Run `python -m cotmi_jax.{name} {arguments}` in a folder of its own, after `before` if given.
+
+    A signal that ends it gives its negative number as code, as in subprocess.
+    """
+    folder = Path(tempfile.mkdtemp(dir=scratch()))
+    (folder / "in").write_text(stdin)
+    process = _server().Process(target=_child, args=(f"cotmi_jax.{name}", [*arguments], folder, devices, before))
+    process.start()
+    process.join(COMMAND_SECONDS)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"{name} {arguments}: {(folder / 'err').read_text()}")
+    return Result(process.exitcode, (folder / "out").read_text(), (folder / "err").read_text())
+
+
+def assert_refused(result: Result, *parts: str) -> None:
+    """One line on standard error that holds the parts, nothing like a traceback, and a failure's exit code."""
+    assert result.code == 2, result
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
+    for part in parts:
+        assert part in result.err, result.err
