@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 import runs
-from cotmi_jax.training.soak import Kill, Report, _hit, differences, soak
 
+from benchmarks.soak import Kill, Report, _hit, differences, soak
 from cotmi_jax.errors import UserError
 from cotmi_jax.workdir.checkpoint import Checkpoints
 

@@ -273,7 +273,7 @@ def test_exported_tokenizer_gives_the_vocabularys_ids(vocab_size: int, known: in
 
 
 def test_embedded_vocabulary_is_exported(tmp_path: Path) -> None:
-    vocabulary = REPOSITORY / "cotmi_jax" / "data" / "arithmetic.spiece.model"
+    vocabulary = REPOSITORY / "cotmi_jax" / "data" / "sources" / "arithmetic.spiece.model"
     texts = ["predict: Tom had 12 apples and ate 4. How many are left?", "( 12 - 4 )", "12 - 4 = 8, so 8 are left."]
     ids, _ = ids_of_export(vocabulary, 512, tmp_path / "s", texts)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))

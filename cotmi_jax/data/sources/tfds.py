@@ -16,7 +16,7 @@ from cotmi_jax.data.sources.tfds_formats import FORMATS, TFDS_SPLITS, dss_config
 from cotmi_jax.errors import UserError
 
 _BATCH = 1024  # rows read at a time
-BUILDERS = Path(__file__).parent / "builders"
+BUILDERS = Path(__file__).parents[1] / "builders"
 # What a prepared set says about itself: sizes of its splits and shards, features, and digests that its builder left.
 _DESCRIBED_IN = ("dataset_info.json", "features.json", "metadata.json")
 
