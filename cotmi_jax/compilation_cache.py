@@ -8,7 +8,15 @@ import sys
 import jax
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import CACHE_VARIABLE, DEFAULT_CACHE, Path, absolute, as_path, prove_writable, told
+from cotmi_jax.files import (
+    CACHE_VARIABLE,
+    DEFAULT_CACHE,
+    Path,
+    absolute,
+    as_path,
+    check_writable,
+    user_error_on_failure,
+)
 
 _MIN_SECONDS = 0.1  # of compiling: less is not worth a file
 
@@ -47,13 +55,13 @@ def use_compilation_cache(folder: str) -> None:
         return
     if folder:
         place = as_path(absolute(folder))
-        with told(f"cannot write to the compilation cache {place}", "name another folder, or none"):
-            prove_writable(place)
+        with user_error_on_failure(f"cannot write to the compilation cache {place}", "name another folder, or none"):
+            check_writable(place)
     else:
         try:
             place = default_folder()
-            with told(f"cannot write to {place}"):
-                prove_writable(place)
+            with user_error_on_failure(f"cannot write to {place}"):
+                check_writable(place)
         except UserError as error:
             print(f"compiled programs are not kept: {error}", file=sys.stderr)
             return

@@ -130,7 +130,7 @@ class Experiment:
     def of(
         cls,
         config: ConfigDict,
-        begun: tuple[T5Config, Vocabulary] | None,
+        resumed: tuple[T5Config, Vocabulary] | None,
         feed: Feed = WHOLE,
         *,
         process: int = 0,
@@ -138,10 +138,10 @@ class Experiment:
     ) -> "Experiment":
         """Read, check and tokenize everything the config names.
 
-        `begun` is what a run that goes on was started with: the initial checkpoint need not be at hand any more.
+        `resumed`: student and vocabulary recorded by the run that is resumed, so that its initial checkpoint is not read.
         """
         objective = make_objective(config)
-        vocabulary = begun[1] if begun else Vocabulary(find_vocabulary(config))
-        student, params = (begun[0], None) if begun else make_student(config, vocabulary)
+        vocabulary = resumed[1] if resumed else Vocabulary(find_vocabulary(config))
+        student, params = (resumed[0], None) if resumed else make_student(config, vocabulary)
         data = RunData.of(config, vocabulary, feed, process=process, processes=processes)
         return cls(config, vocabulary, student, params, objective, data)

@@ -14,13 +14,13 @@ def main() -> None:
     """Export from the flags."""
     import jax
 
-    from cotmi_jax.files import absolute, as_path, told
+    from cotmi_jax.files import absolute, as_path, user_error_on_failure
     from cotmi_jax.inference.load import load_trained, parse_which
     from cotmi_jax.models.hf import save_hf
 
     trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value))
     output = as_path(absolute(_OUTPUT.value))
-    with told(f"cannot write --output {output}"):
+    with user_error_on_failure(f"cannot write --output {output}"):
         save_hf(jax.device_get(trained.params), trained.student.config, output, vocabulary_file=trained.vocabulary.path)
     print(f"written: {output}")
 

@@ -34,8 +34,8 @@ else:
     from etils.epath import Path as Path  # for others to take from here
 
 _REMOTE = "gs://"
-_CURES: dict[int | None, str] = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
-_CURES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable")
+_REMEDIES: dict[int | None, str] = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
+_REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable")
 
 
 def is_remote(path: "str | os.PathLike[str]") -> bool:
@@ -72,7 +72,7 @@ def _check_bucket(bucket: str) -> None:
     for name in ("gcsfs", "gcsfs.retry"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a traceback before every error is not for the user
     out = "check the name, log in (gcloud auth application-default login), or give a local path"
-    with told(f"{_REMOTE}{bucket} cannot be used", out):
+    with user_error_on_failure(f"{_REMOTE}{bucket} cannot be used", out):
         try:
             fsspec.filesystem("gcs", finalize_on_close=True).call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
         except FileNotFoundError as error:
@@ -87,7 +87,7 @@ def check_described(path: Path) -> None:
         out = (
             "it takes the permission storage.buckets.get (docs/data.md), and $GOOGLE_CLOUD_PROJECT outside Google Cloud"
         )
-        with told(f"{path} cannot hold checkpoints", out):
+        with user_error_on_failure(f"{path} cannot hold checkpoints", out):
             storage.Client().get_bucket(str(path).removeprefix(_REMOTE).partition("/")[0])
 
 
@@ -113,28 +113,28 @@ def reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def told(what: str, way_out: str = "") -> Iterator[None]:
+def user_error_on_failure(what: str, remedy: str = "") -> Iterator[None]:
     """Failing file operations as UserError: what, why, and the way out."""
     try:
         yield
     except failures() as error:
-        raise UserError(f"{what}: {reason(error)}" + (f"; {way_out}" if way_out else "")) from error
+        raise UserError(f"{what}: {reason(error)}" + (f"; {remedy}" if remedy else "")) from error
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def user_error_on_write(path: Path) -> Iterator[None]:
     """Around what writes a run's files at `path`: what fails becomes a UserError with the path and the way out."""
     try:
         yield
     except failures() as error:
-        cure = _CURES.get(getattr(error, "errno", None), "see that the folder is there and can be reached")
+        remedy = _REMEDIES.get(getattr(error, "errno", None), "see that the folder is there and can be reached")
         raise UserError(
-            f"cannot write {path}: {reason(error)}: {cure}, and the same command goes on from the last checkpoint"
+            f"cannot write {path}: {reason(error)}: {remedy}, and the same command resumes from the last checkpoint"
         ) from error
 
 
 @contextlib.contextmanager
-def ended_by(*ends: Callable[[], None]) -> Iterator[None]:
+def run_all(*ends: Callable[[], None]) -> Iterator[None]:
     """Call every one of `ends`, in order, however the body ends.
 
     What ended the body comes first: an error of an end is raised only where nothing was before, else it is a note, with
@@ -165,7 +165,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def prove_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Make a folder and write to it. OSError as of making and writing."""
     make_folder(folder)
     probe = folder / f".writable.{secrets.token_hex(4)}"  # processes of other hosts do the same at the same time

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where everything of the run is written, and gone on from; may be gs://."
+    "workdir", None, "Folder of the run: written, and resumed from where it holds one; may be gs://."
 )
 flags.mark_flags_as_required(["config", "workdir"])
 

@@ -94,7 +94,7 @@ def test_the_folder_is_the_default_one_jaxs_own_or_what_was_asked_for(
     use_compilation_cache(str(tmp_path / "asked"))
     assert cache_folder() == str(tmp_path / "asked")
     monkeypatch.setattr(compilation, "as_path", str)
-    monkeypatch.setattr(compilation, "prove_writable", lambda place: None)
+    monkeypatch.setattr(compilation, "check_writable", lambda place: None)
     use_compilation_cache("gs://bucket/programs")
     assert cache_folder() == "gs://bucket/programs"
     assert jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]

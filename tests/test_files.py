@@ -81,12 +81,12 @@ def test_a_broken_line_amid_others_is_named(tmp_path: Path, line: str) -> None:
 
 def test_failures_are_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^results: No such file or directory; look elsewhere$"):
-        with files.told("results", "look elsewhere"):
+        with files.user_error_on_failure("results", "look elsewhere"):
             (tmp_path / "nothing").read_bytes()
     with pytest.raises(UserError, match="^results: Is a directory$"):
-        with files.told("results"):
+        with files.user_error_on_failure("results"):
             tmp_path.read_bytes()
     assert files.reason(OSError("Forbidden: b/o\nno access")) == "Forbidden: b/o no access"
     with pytest.raises(ZeroDivisionError):  # a defect stays one
-        with files.told("results"):
+        with files.user_error_on_failure("results"):
             raise ZeroDivisionError

@@ -16,7 +16,7 @@ from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.metrics import Summary, summarize
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
 from cotmi_jax.experiment import eval_decoding, make_objective
-from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, told
+from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
 from cotmi_jax.inference.load import load_workdir, parse_which
 from cotmi_jax.parallel.distributed import is_first, wait_for_all
 from cotmi_jax.parallel.mesh import batch_shards
@@ -105,7 +105,7 @@ def score(
         metrics["information"] = measured.summary() if measured else None  # None: too few examples
     folder = as_path(absolute(output)) if output else workdir / "evaluation" / split_name
     if is_first():
-        with told(f"cannot write results to {folder}"):
+        with user_error_on_failure(f"cannot write results to {folder}"):
             make_folder(folder)
             replace_file(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
             replace_file(

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import as_path, copy_file, is_remote, told
+from cotmi_jax.files import as_path, copy_file, is_remote, user_error_on_failure
 from cotmi_jax.models.hf_weights import has_weights
 
 VOCABULARY = "spiece.model"
@@ -60,7 +60,7 @@ def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
 def _fetch(url: str) -> Path:
     """A local copy of a directory in a bucket, for as long as this process lives."""
     place = as_path(url)
-    with told(f"cannot read {url}"):
+    with user_error_on_failure(f"cannot read {url}"):
         files = [file for file in place.iterdir() if any(file.match(pattern) for pattern in _FILES + _WEIGHTS)]
         if not files:
             raise UserError(f"{url}: no files of a checkpoint there: give the folder of a Hugging Face checkpoint")

@@ -52,7 +52,7 @@ _NOTICE_SECONDS = 1.0  # for a notice to arrive
 _FOREVER = 2**31 - 1  # milliseconds
 # How a collective fails when a process is gone (Gloo on CPUs, NCCL on GPUs), and not for lack of memory.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "onnection")
-_ADVICE = "start the job again; training goes on from its last checkpoint"
+_ADVICE = "start the job again; training resumes from its last checkpoint"
 
 _ending = threading.Lock()
 _joined = threading.Event()

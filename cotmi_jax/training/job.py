@@ -1,4 +1,4 @@
-"""From a config and a workdir to a training run, begun or gone on with, in every process of it."""
+"""From a config and a workdir to a training run, fresh or resumed, in every process of it."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, InformationMonitor, check_monitor
 from cotmi_jax.experiment import Experiment, with_data_root
-from cotmi_jax.files import Path, ended_by
+from cotmi_jax.files import Path, run_all
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.parallel.batch import make_feed
 from cotmi_jax.parallel.distributed import EndingTogether, gather, is_first, is_shared, wait_for_all
@@ -38,7 +38,7 @@ from cotmi_jax.workdir.recovery import Choice, choose, set_aside
 
 
 def train(config: ConfigDict, workdir_path: str) -> int:
-    """Train, or go on training, in a workdir; returns the step reached. Raises UserError."""
+    """Train a fresh run, or resume the one in the workdir; returns the step reached. Raises UserError."""
     validate(config)
     config = with_data_root(config)
     workdir = run_directory(workdir_path)
@@ -54,12 +54,12 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     check_monitor(config)
     _check_shared(workdir)
     choice = choose(workdir)
-    begun = read_run(workdir)[1:] if choice.latest else None
+    resumed = read_run(workdir)[1:] if choice.latest else None
     place = {"process": jax.process_index(), "processes": jax.process_count()}
-    experiment = Experiment.of(config, begun, make_feed(mesh), **place)
+    experiment = Experiment.of(config, resumed, make_feed(mesh), **place)
     wait_for_all("data")
     start = _start(choice.latest, experiment)
-    wait_for_all("read")  # nobody writes there before all have read what they go on from
+    wait_for_all("read")  # nobody writes there before all have read what they resume from
     if start >= config.steps:
         if is_first():
             set_aside(workdir, choice, functools.partial(print, file=sys.stderr))
@@ -69,10 +69,10 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
         run = _make_run(workdir, experiment, mesh, choice, start, owner)
         interrupt = Interrupt()
         ends = (interrupt.restore, run.progress.close, run.checkpoints.close, run.writer.close)
-        with ended_by(*ends), EndingTogether():
+        with run_all(*ends), EndingTogether():
             reached = run.steps(start, interrupt)
     if reached < config.steps:
-        _say_last(f"interrupted after step {reached} of {config.steps}: the same command goes on from there")
+        _say_last(f"interrupted after step {reached} of {config.steps}: the same command resumes from there")
     return reached
 
 
@@ -108,7 +108,7 @@ def _make_run(workdir: Path, experiment: Experiment, mesh: Mesh, choice: Choice,
         progress.say(note)
     progress.say(
         f"student: {count_parameters(student.shapes):,} parameters; mesh {dict(mesh.shape)}; "
-        + (f"going on after step {start}" if start else "starting")
+        + (f"resuming after step {start}" if start else "starting")
     )
     return Run(
         config=config,
@@ -141,7 +141,7 @@ def _make_state(state_def: StateDef, experiment: Experiment, latest: Saved | Non
 
 
 def _start(latest: Saved | None, experiment: Experiment) -> int:
-    """The step to go on from, 0 without a checkpoint. Raises UserError where the data is not the run's."""
+    """The step to resume from, 0 without a checkpoint. Raises UserError where the data is not the run's."""
     if latest is None:
         return 0
     position, expected = restore_json(latest, "data"), experiment.data.position(latest.step)

@@ -57,10 +57,10 @@ class Run:
             self.checkpoints.wait()  # the last one may still be on its way to disk
             last = saved(self.checkpoints.workdir, "latest")
             parts = [name for name in values if name.startswith("mi_") and name not in bad]
-            cure = ", mi.learning_rate or mi.critic.clamp" if parts else ""
+            remedy = ", mi.learning_rate or mi.critic.clamp" if parts else ""
             raise UserError(
                 f"step {step}: {', '.join(f'{name} is {values[name]:g}' for name in bad + parts)}; "
-                f"the last checkpoint, {last or 'none yet'}, is from before: lower optimizer.learning_rate{cure} in "
+                f"the last checkpoint, {last or 'none yet'}, is from before: lower optimizer.learning_rate{remedy} in "
                 "another --workdir"
             )
         return values

@@ -23,7 +23,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, check_described, ended_by, failures, is_remote, told, writing
+from cotmi_jax.files import (
+    Path,
+    check_described,
+    failures,
+    is_remote,
+    run_all,
+    user_error_on_failure,
+    user_error_on_write,
+)
 from cotmi_jax.models.student import Params
 from cotmi_jax.parallel.sharding import PyTree
 
@@ -68,8 +76,8 @@ def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Like files.writing, also for what tensorstore raises where the system refuses."""
-    with writing(path):
+    """Like files.user_error_on_write, also for what tensorstore raises where the system refuses."""
+    with user_error_on_write(path):
         try:
             yield
         except ValueError as error:
@@ -166,7 +174,7 @@ class Checkpoints:
             with _writing(directory):
                 manager.close()
 
-        with ended_by(*(functools.partial(close, *each) for each in self._folders)):
+        with run_all(*(functools.partial(close, *each) for each in self._folders)):
             pass
 
 
@@ -183,7 +191,7 @@ def _save(
 
 def steps_saved(directory: Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, in order. Raises UserError where it cannot be listed."""
-    with told(f"checkpoints in {directory} are out of reach", _AGAIN):
+    with user_error_on_failure(f"checkpoints in {directory} are out of reach", _AGAIN):
         try:
             paths = list(directory.iterdir())  # glob is silent about a folder that may not be read
         except FileNotFoundError:

@@ -27,7 +27,7 @@ from typing import Protocol
 import jax
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, ended_by, failures, is_remote, reason, writing
+from cotmi_jax.files import Path, failures, is_remote, reason, run_all, user_error_on_write
 
 OWNER_FILE = "owner.json"
 _READ_BYTES = 4096  # of the owner file, more than it ever has
@@ -88,7 +88,7 @@ def workdir_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]
 def _locked_file(workdir: Path) -> FileIO | None:
     """The owner file, locked; None where the file system has no locks. Raises UserError."""
     path = workdir / OWNER_FILE
-    with writing(path):
+    with user_error_on_write(path):
         while True:
             new = not path.exists()
             file = FileIO(path, "a+")  # not inherited by what the process starts: the lock is this process's alone
@@ -130,11 +130,11 @@ def _file_lock(workdir: Path, file: FileIO) -> Iterator[Owner]:
     path = workdir / OWNER_FILE
 
     def end() -> None:
-        with file, writing(path):
+        with file, user_error_on_write(path):
             path.unlink(missing_ok=True)  # before the lock goes: the file is not another run's yet
 
-    with ended_by(end):
-        with writing(path):
+    with run_all(end):
+        with user_error_on_write(path):
             os.ftruncate(file.fileno(), 0)
             os.pwrite(file.fileno(), json.dumps(_myself()).encode(), 0)
         yield _Locked()
@@ -191,7 +191,7 @@ class _Beating:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
-        with writing(self._path):
+        with user_error_on_write(self._path):
             text = self._read()
             if text is not None and self._mine(text):
                 self._path.unlink()
@@ -230,7 +230,7 @@ class _Beating:
 def heartbeat_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]:
     """workdir_lock for folders without locks. A killed run keeps the next one waiting for `stale` seconds at most."""
     beating = _Beating(workdir, periods)
-    with writing(workdir / OWNER_FILE):
+    with user_error_on_write(workdir / OWNER_FILE):
         beating.take()
-    with ended_by(beating.release):
+    with run_all(beating.release):
         yield beating

@@ -14,7 +14,15 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, ended_by, is_remote, read_json_lines, replace_file, told, writing
+from cotmi_jax.files import (
+    Path,
+    is_remote,
+    read_json_lines,
+    replace_file,
+    run_all,
+    user_error_on_failure,
+    user_error_on_write,
+)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -70,19 +78,19 @@ class MetricWriter:
             self._mirror.fetch(METRICS_FILE)
             workdir = self._mirror.folder
         self._path, self._folder = workdir / METRICS_FILE, workdir / "tensorboard"
-        with writing(self._path):
+        with user_error_on_write(self._path):
             _truncate(self._path, start)
             self._lines = open(self._path, "a", buffering=1)
-        with writing(self._folder):
+        with user_error_on_write(self._folder):
             self._scalars = _Scalars(self._folder, start=start)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step; on disk they are with the system when this returns."""
-        with writing(self._path):
+        with user_error_on_write(self._path):
             if not self._path.exists():  # an open file takes lines even when nobody will ever find it again
                 raise FileNotFoundError(errno.ENOENT, "", str(self._path))
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
-        with writing(self._folder):
+        with user_error_on_write(self._folder):
             self._scalars.write(step, metrics)
         if self._mirror:
             self._mirror.copy(now=False)
@@ -95,7 +103,7 @@ class MetricWriter:
     def close(self) -> None:
         """Flush all."""
         ends = [self._lines.close, self._scalars.close] + ([self._mirror.close] if self._mirror else [])
-        with writing(self._folder), ended_by(*ends):
+        with user_error_on_write(self._folder), run_all(*ends):
             pass
 
 
@@ -161,7 +169,7 @@ class Mirror:
 
     def fetch(self, name: str) -> None:
         """Bring over what an earlier start left, if it did."""
-        with told(f"cannot read {self._place / name}"):
+        with user_error_on_failure(f"cannot read {self._place / name}"):
             if (self._place / name).exists():
                 (self.folder / name).write_bytes((self._place / name).read_bytes())
 
@@ -173,7 +181,7 @@ class Mirror:
             if path.is_dir() or path.stat().st_size == self._copied.get(path):
                 continue
             content, target = path.read_bytes(), self._place / str(path.relative_to(self.folder))
-            with writing(target):
+            with user_error_on_write(target):
                 replace_file(target, content)
             self._copied[path] = len(content)
         self._last = time.monotonic()

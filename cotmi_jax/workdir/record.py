@@ -18,7 +18,16 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, differences
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, absolute, append_line, as_path, prove_writable, replace_file, told, writing
+from cotmi_jax.files import (
+    Path,
+    absolute,
+    append_line,
+    as_path,
+    check_writable,
+    replace_file,
+    user_error_on_failure,
+    user_error_on_write,
+)
 from cotmi_jax.models.config import T5Config
 
 Record = dict[str, Any]
@@ -29,8 +38,8 @@ RUN_FILE, STARTS_FILE, VOCABULARY_FILE = "run.json", "starts.jsonl", "spiece.mod
 def run_directory(path: str) -> Path:
     """The workdir, made and proved writable. Raises UserError."""
     workdir = as_path(absolute(path))
-    with told(f"cannot write to --workdir {workdir}"):
-        prove_writable(workdir)
+    with user_error_on_failure(f"cannot write to --workdir {workdir}"):
+        check_writable(workdir)
     return workdir
 
 
@@ -41,7 +50,7 @@ def run_record(config: ConfigDict, student: T5Config) -> Record:
 
 def check_same_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError where the workdir already holds a run of another config, naming the keys that differ."""
-    with told(f"cannot read --workdir {workdir}"):
+    with user_error_on_failure(f"cannot read --workdir {workdir}"):
         if not (workdir / RUN_FILE).exists():
             return
     changed = differences(ConfigDict(_read_record(workdir)["config"]), config)
@@ -65,9 +74,9 @@ def _revision() -> str | None:
 def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> None:
     """Write the run's files, and a line for this start. Only a start from step 0 may bring another vocabulary."""
     if step == 0:
-        with writing(workdir / VOCABULARY_FILE):
+        with user_error_on_write(workdir / VOCABULARY_FILE):
             replace_file(workdir / VOCABULARY_FILE, vocabulary.read_bytes())
-    with writing(workdir / RUN_FILE):
+    with user_error_on_write(workdir / RUN_FILE):
         replace_file(workdir / RUN_FILE, json.dumps(record, indent=1) + "\n")
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -76,14 +85,14 @@ def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> 
         "revision": _revision(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
-    with writing(workdir / STARTS_FILE):
+    with user_error_on_write(workdir / STARTS_FILE):
         append_line(workdir / STARTS_FILE, json.dumps(start))
 
 
 def _read_record(workdir: Path) -> Record:
     path = workdir / RUN_FILE
     try:
-        with told(f"cannot read {path}", "give the --workdir of a training run"):
+        with user_error_on_failure(f"cannot read {path}", "give the --workdir of a training run"):
             content = path.read_bytes()
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):

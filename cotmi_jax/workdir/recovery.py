@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, make_folder, move_folder, writing
+from cotmi_jax.files import Path, make_folder, move_folder, user_error_on_write
 from cotmi_jax.parallel.distributed import gather
 from cotmi_jax.workdir.checkpoint import BEST, LATEST, Saved, damage, steps_saved
 
@@ -52,7 +52,7 @@ def choose(workdir: Path) -> Choice:
     if latest is None and damaged:
         reasons = "; ".join(f"{checkpoint.step}: {reason}" for checkpoint, reason in damaged)
         raise UserError(
-            f"every checkpoint in {workdir / LATEST} is damaged ({reasons}): put an intact one there, or begin anew in "
+            f"every checkpoint in {workdir / LATEST} is damaged ({reasons}): put an intact one there, or start a fresh run in "
             "another --workdir"
         )
     best, damaged_best = _newest_intact(workdir / BEST)
@@ -68,12 +68,12 @@ def _free_place(workdir: Path, checkpoint: Saved) -> Path:
 def set_aside(workdir: Path, choice: Choice, say: Callable[[str], None]) -> None:
     """Move the damaged checkpoints of a choice out of the way, with a warning for each. Raises UserError."""
     for checkpoint, reason in choice.damaged:
-        with writing(workdir / DAMAGED):
+        with user_error_on_write(workdir / DAMAGED):
             make_folder(workdir / DAMAGED)
             place = _free_place(workdir, checkpoint)
             move_folder(checkpoint.directory / str(checkpoint.step), place, _MARK)
         if checkpoint.directory.name == LATEST:
-            instead = f"going on from {choice.latest}"
+            instead = f"resuming from {choice.latest}"
         else:
             instead = f"the best is {choice.best}" if choice.best else "the best is sought among the steps that follow"
         say(f"warning: checkpoint {checkpoint} is damaged ({reason}), moved to {place}: {instead}")

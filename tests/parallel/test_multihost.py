@@ -139,7 +139,7 @@ def test_a_stop_saves_everywhere_and_any_number_of_processes_goes_on(
     assert first.code == second.code == 0, (first, second)
     reached = runs.steps_in(tmp_path / "checkpoints")[-1]
     assert 2 < reached < STEPS
-    assert first.out == f"interrupted after step {reached} of {STEPS}: the same command goes on from there\n"
+    assert first.out == f"interrupted after step {reached} of {STEPS}: the same command resumes from there\n"
     assert second.out == ""
     assert list(losses(tmp_path)) == list(range(1, reached + 1))
     for result in hosts.run("train", *flags(tmp_path), processes=processes):
@@ -159,7 +159,7 @@ def assert_ends_with_a_killed_one(workdir: Path, *, killed: int, step: int) -> N
     assert other.code == GONE, other
     last = other.err.splitlines()[-1]
     assert last.startswith(f"error: process {1 - killed} of 2: another process is gone")
-    assert last.endswith("start the job again; training goes on from its last checkpoint")
+    assert last.endswith("start the job again; training resumes from its last checkpoint")
 
 
 def test_a_killed_process_ends_the_other_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_silent_process_is_noticed_in_time(tmp_path: Path) -> None:
     assert other.code == GONE, other
     assert other.err.splitlines()[-1] == (
         "error: process 0 of 2: another process is gone or cannot be reached, or this one crashed: "
-        "start the job again; training goes on from its last checkpoint"
+        "start the job again; training resumes from its last checkpoint"
     )
 
 

@@ -68,7 +68,7 @@ def test_an_interrupt_at_a_checkpoint_step_loses_nothing(
         assert train(runs.tiny_config(), str(tmp_path)) == 4
     assert signal.getsignal(signal.SIGINT) is handler
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == "interrupted after step 4 of 6: the same command goes on from there"
+    assert out.splitlines()[-1] == "interrupted after step 4 of 6: the same command resumes from there"
     assert runs.steps_in(tmp_path / "checkpoints") == [2, 4]
     assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 2, 3, 3, 4]
     assert train(runs.tiny_config(), str(tmp_path)) == 6
@@ -82,7 +82,7 @@ def test_sigterm_between_checkpoints_saves_first_and_says_how_to_go_on(tmp_path:
     before = functools.partial(runs.signal_after, 2, signal.SIGTERM)
     result = runs.command("train", *flags, devices=8, before=before)
     assert result.code == 0, result.err
-    assert result.out == "interrupted after step 3 of 6: the same command goes on from there\n"
+    assert result.out == "interrupted after step 3 of 6: the same command resumes from there\n"
     assert "Traceback" not in result.err
     assert runs.steps_in(tmp_path / "checkpoints") == [2, 3]
     assert train(runs.tiny_config(), str(tmp_path)) == 6

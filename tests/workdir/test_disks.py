@@ -17,7 +17,7 @@ import pytest
 import runs
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import ended_by, writing
+from cotmi_jax.files import run_all, user_error_on_write
 from cotmi_jax.training.job import train
 from cotmi_jax.training.state import TrainState
 from cotmi_jax.workdir.checkpoint import (
@@ -69,7 +69,7 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
         disk.end()
 
 
-FULL = "No space left on device: make room there, and the same command goes on from the last checkpoint"
+FULL = "No space left on device: make room there, and the same command resumes from the last checkpoint"
 
 
 def steps_outlast_saves() -> None:
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_found_no_room_is_none_and_hides_nothing(make_disk: Ca
     disk = make_disk("2m")
     random = np.random.default_rng(0)
     checkpoints = Checkpoints(disk.place, keep=5)
-    with pytest.raises(KeyboardInterrupt) as error, ended_by(checkpoints.close):
+    with pytest.raises(KeyboardInterrupt) as error, run_all(checkpoints.close):
         for step in (1, 2):  # of 0.4 and 3 MB
             arrays = {"student": {"w": jnp.asarray(random.normal(size=(10 ** (4 + step),)), jnp.float32)}}
             checkpoints.save(TrainState(jnp.int32(0), arrays, (jnp.ones(1),), None).items(), step, {}, {})
@@ -130,7 +130,7 @@ def test_a_write_that_failed_is_noticed_before_the_next_one(make_disk: Callable[
     checkpoints.wait()
     large = jnp.asarray(np.random.default_rng(0).normal(size=(10**6,)), jnp.float32)
     checkpoints.save(TrainState(jnp.int32(0), {"student": {"w": large}}, (jnp.ones(1),), None).items(), 2, {}, {})
-    with pytest.raises(UserError, match=f"^cannot write {disk.place}/checkpoints: {FULL}"), ended_by(checkpoints.close):
+    with pytest.raises(UserError, match=f"^cannot write {disk.place}/checkpoints: {FULL}"), run_all(checkpoints.close):
         for _ in range(3000):
             checkpoints.check()
             time.sleep(0.01)
@@ -142,7 +142,7 @@ def test_metrics_that_find_no_room_are_an_error_and_what_there_is_stays_readable
 ) -> None:
     disk = make_disk("64k")
     writer = MetricWriter(disk.place, start=0)
-    with pytest.raises(UserError) as error, ended_by(writer.close):
+    with pytest.raises(UserError) as error, run_all(writer.close):
         for step in range(1, 100_000):
             writer.write(step, {"loss": 1.0 / step})
     message = str(error.value)
@@ -189,7 +189,7 @@ def test_a_checkpoint_folder_that_goes_is_not_made_anew(tmp_path: Path) -> None:
     checkpoints.save(runs.small_state(1.0).items(), 1, {}, {})
     checkpoints.wait()
     shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(UserError) as error, ended_by(checkpoints.close):
+    with pytest.raises(UserError) as error, run_all(checkpoints.close):
         checkpoints.save(runs.small_state(2.0).items(), 2, {}, {})
     reason = "No such file or directory: see that the folder is there and can be reached"
     assert str(error.value).startswith(f"cannot write {tmp_path}/checkpoints: {reason}, and the same command")
@@ -224,7 +224,7 @@ def test_a_workdir_that_goes_ends_the_run_at_once(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_every_reason_has_its_way_out(code: int, words: str) -> None:
-    with pytest.raises(UserError, match=f"^cannot write /w/file: {words}"), writing(Path("/w/file")):
+    with pytest.raises(UserError, match=f"^cannot write /w/file: {words}"), user_error_on_write(Path("/w/file")):
         raise OSError(code, os.strerror(code))
 
 
@@ -235,7 +235,7 @@ def test_all_ends_are_called_and_the_first_error_is_raised() -> None:
         called.append(name)
         raise UserError(name)
 
-    with pytest.raises(UserError) as error, ended_by(lambda: end("a"), lambda: end("b")):
+    with pytest.raises(UserError) as error, run_all(lambda: end("a"), lambda: end("b")):
         pass
     assert called == ["a", "b"] and str(error.value) == "a" and error.value.__notes__ == ["b"]
 
@@ -249,7 +249,7 @@ def test_all_ends_are_called_where_one_is_defective_or_interrupted(kind: type[Ba
         raise error
 
     def ends(body: BaseException | None) -> None:
-        with ended_by(lambda: end("a", kind("a")), lambda: end("b", UserError("b")), lambda: end("c", kind("c"))):
+        with run_all(lambda: end("a", kind("a")), lambda: end("b", UserError("b")), lambda: end("c", kind("c"))):
             if body is not None:
                 raise body
 

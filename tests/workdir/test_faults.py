@@ -105,7 +105,7 @@ def test_training_goes_on_from_the_newest_intact_checkpoint(tmp_path: Path, caps
     latest, worst = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
     checkpoints = workdir / "checkpoints"
     assert latest.startswith(f"warning: checkpoint {checkpoints}/6 is damaged (optimizer: ")
-    assert latest.endswith(f"moved to {workdir}/damaged/checkpoints-6: going on from {checkpoints}/4")
+    assert latest.endswith(f"moved to {workdir}/damaged/checkpoints-6: resuming from {checkpoints}/4")
     assert worst.startswith(f"warning: checkpoint {workdir}/best/{best} is damaged (params: ")
     assert worst.endswith(f"moved to {workdir}/damaged/best-{best}: the best is sought among the steps that follow")
     assert json.loads((workdir / "starts.jsonl").read_text().splitlines()[-1])["step"] == 4

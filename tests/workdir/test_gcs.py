@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_moved_within_the_bucket(store: fake_gcs.FakeGcs
     assert store.names("runs/damaged/checkpoints/2/") == []
     moved = "runs/damaged/damaged/checkpoints-2/"
     assert [name.removeprefix(moved) for name in store.names(moved)] == names
-    assert len(said) == 1 and "moved to gs://bucket/runs/damaged/damaged/checkpoints-2: going on from" in said[0]
+    assert len(said) == 1 and "moved to gs://bucket/runs/damaged/damaged/checkpoints-2: resuming from" in said[0]
 
 
 def test_a_move_that_a_kill_ends_leaves_all_or_what_is_not_complete(
@@ -255,7 +255,7 @@ def test_a_client_that_gives_up_trying_is_told_in_one_line() -> None:
     from google.api_core.exceptions import RetryError
 
     with pytest.raises(UserError, match="^results: Timeout of 60s exceeded, last exception: 503$"):
-        with files.told("results"):
+        with files.user_error_on_failure("results"):
             raise RetryError("Timeout of 60s exceeded", Exception("503"))
 
 

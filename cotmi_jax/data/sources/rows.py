@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, told
+from cotmi_jax.files import Path, user_error_on_failure
 
 Row = dict[str, object]
 BAD_ROWS = ("error", "skip")
@@ -136,7 +136,7 @@ def read_text(path: Path) -> str:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file. UserError where it cannot be read."""
-    with told(str(path), "restore the file, or correct the path to it"):
+    with user_error_on_failure(str(path), "restore the file, or correct the path to it"):
         return path.read_bytes()
 
 
