@@ -138,7 +138,7 @@ class Experiment:
     ) -> "Experiment":
         """Read, check and tokenize everything the config names.
 
-        `resumed`: student and vocabulary recorded by the run that is resumed, so that its initial checkpoint is not read.
+        `resumed`: student and vocabulary recorded by the run that resumes, whose initial checkpoint is not read again.
         """
         objective = make_objective(config)
         vocabulary = resumed[1] if resumed else Vocabulary(find_vocabulary(config))

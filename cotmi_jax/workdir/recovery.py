@@ -52,8 +52,8 @@ def choose(workdir: Path) -> Choice:
     if latest is None and damaged:
         reasons = "; ".join(f"{checkpoint.step}: {reason}" for checkpoint, reason in damaged)
         raise UserError(
-            f"every checkpoint in {workdir / LATEST} is damaged ({reasons}): put an intact one there, or start a fresh run in "
-            "another --workdir"
+            f"every checkpoint in {workdir / LATEST} is damaged ({reasons}): put an intact one there, or start a "
+            "fresh run in another --workdir"
         )
     best, damaged_best = _newest_intact(workdir / BEST)
     return Choice(latest, best, (*damaged, *damaged_best))
