@@ -26,6 +26,7 @@ from ml_collections import config_flags
 
 from cotmi_jax.config import validate
 from cotmi_jax.errors import UserError
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import read_json_lines
 from cotmi_jax.training.throughput import TIMINGS
 from cotmi_jax.workdir.checkpoint import BEST, LATEST, Json, Saved, contents, saved
@@ -196,6 +197,7 @@ def main() -> int:
     """Soak from the flags."""
     jax.config.update("jax_platforms", "cpu")  # the trainers need the accelerators, which belong to one process
     config = cli.loaded_config(_CONFIG)
+    load_extensions(config.extensions)
     validate(config)
     flag = flags.FLAGS["config"]
     overrides = config_flags.get_override_values(flag)

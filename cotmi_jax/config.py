@@ -18,6 +18,9 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of parameters, dropout, order of the data and subsampling
     config.steps = 10_000  # optimizer steps
+    # Modules of the user's own that register objectives, estimators and the like, separated by commas: Python files, or
+    # importable names. A recipe that registers names itself: config.extensions = __file__.
+    config.extensions = ""
     config.batch_size = 64  # examples a step, over all devices
     config.micro_batches = 1  # parts a batch is run in, one after another, to save memory; the loss stays the same
 

@@ -10,6 +10,7 @@ from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
+from cotmi_jax.extensions import with_absolute_files
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
@@ -100,8 +101,9 @@ def make_objective(config: ConfigDict) -> Objective:
 
 
 def with_data_root(config: ConfigDict) -> ConfigDict:
-    """A copy that names absolutely the data it found, so that the run can be evaluated from anywhere."""
+    """A copy that names its data and extensions absolutely, so that the run can be evaluated from any folder."""
     config = config.copy_and_resolve_references()
+    config.extensions = with_absolute_files(config.extensions)
     config.data.dataset = with_absolute_paths(config.data.dataset)
     if any(part.kind == "dss" for part in parse_dataset(config.data.dataset)):
         config.data.root = absolute(str(find_data_root(config.data.root or None)))

@@ -19,6 +19,7 @@ from cotmi_jax.data.tasks import PREDICT
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import make_terms
 from cotmi_jax.experiment import eval_decoding, make_objective, with_execution
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
 from cotmi_jax.models.flops import forward_flops, step_flops
@@ -134,6 +135,7 @@ def programs(config: ConfigDict, mesh: Mesh, shape: PackShape) -> dict[str, Prog
 
     Raises UserError for a config that a run on this mesh would refuse.
     """
+    load_extensions(config.extensions)
     validate(config)
     check_batches(config, batch_shards(mesh))
     objective, student = make_objective(config), StudentDef.of(abstract_student(config))

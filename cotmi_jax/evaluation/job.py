@@ -20,7 +20,6 @@ from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, 
 from cotmi_jax.inference.load import load_workdir, parse_which
 from cotmi_jax.parallel.distributed import is_first, wait_for_all
 from cotmi_jax.parallel.mesh import batch_shards
-from cotmi_jax.workdir.record import read_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +60,12 @@ def score(
     `components`: the accuracy of each; with `information`, the held-out mutual information of a student that explains.
     """
     workdir = as_path(absolute(workdir_path))
-    config, _, vocabulary = read_run(workdir)
-    if data_root is not None:
-        config.data.root = absolute(data_root)
     wait_for_all("begin")
     trained = load_workdir(workdir, parse_which(checkpoint))
+    config, vocabulary = trained.config, trained.vocabulary
+    assert config is not None  # of a workdir it is known
+    if data_root is not None:
+        config.data.root = absolute(data_root)
     with jax.set_mesh(mesh := trained.mesh):
         data = load_data(config)
         corpus = data.corpus

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from cotmi_jax.data.tasks import Objective
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
@@ -27,14 +28,19 @@ Which = Literal["best", "latest"] | int
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A student with its parameters on a mesh, its vocabulary, and what it was trained on (None: not known)."""
+    """A student with its parameters on a mesh, its vocabulary, and its run's config (None: not of a workdir)."""
 
     student: StudentDef
     params: Params
     mesh: Mesh
     vocabulary: Vocabulary
-    objective: Objective | None
+    config: ConfigDict | None
     step: int | None
+
+    @property
+    def objective(self) -> Objective | None:
+        """The name of the objective it was trained on; None: not known."""
+        return None if self.config is None else self.config.objective.name
 
 
 def parse_which(text: str) -> Which:
@@ -71,7 +77,7 @@ def load_workdir(workdir: Path, which: Which, mesh: Mesh | None = None) -> Train
     student, mesh = StudentDef.of(student_config), mesh or _make_inference_mesh(student_config)
     abstract = placed(student.shapes, param_shardings(student.shapes, student.axes, mesh))
     params = checkpoint.restore_params(found, {"student": abstract})["student"]
-    return Trained(student, params, mesh, vocabulary, config.objective.name, found.step)
+    return Trained(student, params, mesh, vocabulary, config, found.step)
 
 
 def load_trained(source: str, which: Which, mesh: Mesh | None = None) -> Trained:

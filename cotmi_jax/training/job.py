@@ -14,6 +14,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, InformationMonitor, check_monitor
 from cotmi_jax.experiment import Experiment, with_data_root
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, run_all
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.parallel.batch import make_feed
@@ -39,6 +40,7 @@ from cotmi_jax.workdir.recovery import Choice, choose, set_aside
 
 def train(config: ConfigDict, workdir_path: str) -> int:
     """Train a fresh run, or resume the one in the workdir; returns the step reached. Raises UserError."""
+    load_extensions(config.extensions)
     validate(config)
     config = with_data_root(config)
     workdir = run_directory(workdir_path)

@@ -65,6 +65,8 @@ def with_networks(
     """Two groups of parameters, {"student": …, "mi": …}, each with an optimizer that sees nothing of the other's.
 
     Above all not its gradient norm: a critic's would clip the student's steps. Without networks the student's alone.
+    optax.partition gives the same updates, but wraps its states in PartitionState, MaskedState and MaskedNode: another
+    tree than checkpoints hold, and its conversion there and back would be longer than this function.
     """
     groups = {"student": student, "mi": networks}
 

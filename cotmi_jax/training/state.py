@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import GetAttrKey, KeyPath
 
+from cotmi_jax.errors import UserError
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
@@ -54,29 +55,38 @@ def _drop(sharding: NamedSharding, dimension: int) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*spec[:dimension], *spec[dimension + 1 :]))
 
 
-def _moment_sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct, by_name: dict, mesh: Mesh) -> NamedSharding:
-    """A moment lies as its parameter does; Adafactor's row and column moments lack one of its two largest dims."""
-    if dict_keys(path) not in by_name:
-        return replicated(mesh)  # step counts
-    shape, sharding = by_name[dict_keys(path)]
-    if leaf.shape == shape:
+_COUNTS = (GetAttrKey("count"),)  # scalars of an optimizer: steps taken
+_FACTORS = (GetAttrKey("v_row"), GetAttrKey("v_col"))  # Adafactor's moments of rows and of columns
+_PLACEHOLDERS = (*_FACTORS, GetAttrKey("v"))  # of shape (1,) where Adafactor does not keep the moment
+
+
+def _leaf_sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct, by_name: dict, mesh: Mesh) -> NamedSharding:
+    """A moment is sharded as its parameter; Adafactor's row and column moments lack one of its two largest dims."""
+    if path[-1] in _COUNTS and leaf.shape == ():
+        return replicated(mesh)
+    shape, sharding = by_name.get(dict_keys(path), (None, None))
+    if shape is not None and leaf.shape == shape:
         return sharding
-    if leaf.shape == (1,):
-        return replicated(mesh)  # Adafactor's placeholder for a moment it does not keep
-    second, largest = np.argsort(shape)[-2:]
-    is_row = GetAttrKey("v_row") in path
-    return _drop(sharding, int(largest if is_row else second))
+    if shape is not None and leaf.shape == (1,) and any(name in path for name in _PLACEHOLDERS):
+        return replicated(mesh)
+    if shape is not None and len(leaf.shape) == len(shape) - 1 and any(name in path for name in _FACTORS):
+        second, largest = np.argsort(shape)[-2:]
+        return _drop(sharding, int(largest if GetAttrKey("v_row") in path else second))
+    raise UserError(
+        f"optimizer state {jax.tree_util.keystr(path)} of shape {leaf.shape} is no moment of a parameter and no known "
+        "scalar: give it a sharding in cotmi_jax/training/state.py"
+    )
 
 
 def optimizer_shardings(opt_state: PyTree, shapes: Params, shardings: Params, mesh: Mesh) -> PyTree:
-    """The sharding of every leaf of an abstract optimizer state.
+    """The sharding of every leaf of an abstract optimizer state. UserError names a leaf that is not recognized.
 
-    Spelled out because jit(tx.init) by itself would put every moment whole on one device.
+    Specified because jit(tx.init) by itself would put every moment on one device.
     """
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     placed = jax.tree.leaves(shardings)
     by_name = {dict_keys(path): (leaf.shape, where) for (path, leaf), where in zip(leaves, placed, strict=True)}
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _moment_sharding(path, leaf, by_name, mesh), opt_state)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_sharding(path, leaf, by_name, mesh), opt_state)
 
 
 @dataclasses.dataclass(frozen=True)

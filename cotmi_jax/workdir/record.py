@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, differences
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import (
     Path,
     absolute,
@@ -48,12 +49,22 @@ def run_record(config: ConfigDict, student: T5Config) -> Record:
     return {"config": config.to_dict(), "student": dataclasses.asdict(student)}
 
 
+def recorded_config(record: Record) -> ConfigDict:
+    """The config of a record. A key that the run's version had not declared is at the default of base().
+
+    So a key may only be added with a default under which earlier runs compute what they computed before.
+    """
+    config = ConfigDict(base().to_dict())
+    config.update(ConfigDict(record["config"]))
+    return config
+
+
 def check_same_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError where the workdir already holds a run of another config, naming the keys that differ."""
     with user_error_on_failure(f"cannot read --workdir {workdir}"):
         if not (workdir / RUN_FILE).exists():
             return
-    changed = differences(ConfigDict(_read_record(workdir)["config"]), config)
+    changed = differences(recorded_config(_read_record(workdir)), config)
     if changed:
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(changed)}): "
@@ -108,11 +119,10 @@ def _read_record(workdir: Path) -> Record:
 
 
 def read_run(workdir: Path) -> tuple[ConfigDict, T5Config, Vocabulary]:
-    """Config, student shape and vocabulary of a run. Raises UserError where the workdir holds none.
-
-    Keys that the run's version did not have yet are at their defaults.
+    """Config, student shape and vocabulary of a run, whose extensions are loaded. Raises UserError as these do, and
+    where the workdir holds no run.
     """
     record = _read_record(workdir)
-    config = ConfigDict(base().to_dict())
-    config.update(ConfigDict(record["config"]))
+    config = recorded_config(record)
+    load_extensions(config.extensions)  # what the run uses may be defined there
     return config, T5Config(**record["student"]), Vocabulary(workdir / VOCABULARY_FILE)

@@ -177,14 +177,24 @@ def test_places_rhythms_and_devices_may_change(tmp_path: Path) -> None:
     assert train(runs.tiny_config(changes), str(copy_of_trained(tmp_path))) == 6
 
 
-def test_a_run_of_an_older_version_is_read_with_defaults_and_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_key_that_the_runs_version_had_not_declared_is_at_its_default(tmp_path: Path) -> None:
     workdir = copy_of_trained(tmp_path)
     record = json.loads((workdir / "run.json").read_text())
-    del record["config"]["data"]["packing"], record["config"]["mi"]
+    del record["config"]["data"]["packing"], record["config"]["mi"]["compression"], record["config"]["extensions"]
     (workdir / "run.json").write_text(json.dumps(record))
     config, *_ = read_run(workdir)
-    assert config.data.packing is True and config.mi.estimator == "infonce" and config.steps == 6
-    with pytest.raises(UserError, match="another config .*data.packing: absent → True"):
+    assert config.data.packing is True and config.mi.compression.name == "none" and config.steps == 6
+    with pytest.raises(UserError, match=r"another config \(data.packing: True → False\)"):
+        train(runs.tiny_config({"data.packing": False}), str(workdir))
+    assert train(runs.tiny_config(), str(workdir)) == 6
+
+
+def test_a_recorded_key_that_is_no_longer_declared_refuses_the_run(tmp_path: Path) -> None:
+    workdir = copy_of_trained(tmp_path)
+    record = json.loads((workdir / "run.json").read_text())
+    record["config"]["model"]["novelty"] = 3
+    (workdir / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"another config \(model.novelty: 3 → absent\)"):
         train(runs.tiny_config(), str(workdir))
 
 

@@ -29,7 +29,7 @@ from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.sharding import RULES, param_shardings
 from cotmi_jax.training.optimizer import make_optimizer, make_schedule
 from cotmi_jax.training.rng import step_key, stream_key, train_streams
-from cotmi_jax.training.state import StateDef, TrainState
+from cotmi_jax.training.state import StateDef, TrainState, optimizer_shardings
 from cotmi_jax.training.step import Step, loss_and_grads, make_train_step
 
 STUDENT = StudentDef.of(small_config())
@@ -281,6 +281,21 @@ def test_a_first_update_goes_against_the_gradient_by_the_learning_rate(name: str
     optimizer = make_optimizer(optimizer_config(name=name, learning_rate=0.1), 10)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["a"], [-0.1, 0.1], rtol=1e-3)
+
+
+def test_optimizer_state_that_is_not_recognized_is_named() -> None:
+    """Replicated silently, a moment would take its whole size on every device."""
+    shapes, mesh = {"w": jax.ShapeDtypeStruct((8, 8), jnp.float32)}, make_mesh()
+    shardings = {"w": NamedSharding(mesh, PartitionSpec("fsdp"))}
+    known = jax.eval_shape(optax.chain(optax.adam(1e-3), optax.adafactor(1e-3)).init, shapes)
+    found = optimizer_shardings(known, shapes, shardings, mesh)
+    assert optax.tree.get(found, "nu") == shardings
+    schedule_free = jax.eval_shape(optax.contrib.schedule_free_sgd(1e-3).init, shapes)
+    with pytest.raises(UserError, match=r"^optimizer state \.b1 of shape \(\) is no moment"):
+        optimizer_shardings(schedule_free, shapes, shardings, mesh)
+    lacking = {"mu": {"v": shapes["w"]}}
+    with pytest.raises(UserError, match=r"^optimizer state \['mu'\]\['v'\] of shape \(8, 8\) is no moment"):
+        optimizer_shardings(lacking, shapes, shardings, mesh)
 
 
 def test_streams_are_apart_and_return() -> None:
