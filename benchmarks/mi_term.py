@@ -24,7 +24,7 @@ import optax
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.config import preset
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import InformationConfig
+from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
@@ -38,10 +38,10 @@ BASELINE = "dss"
 CLAMPED = CriticConfig(clamp=20.0)
 VARIANTS: dict[str, Objective] = {
     BASELINE: Objective("dss"),
-    "cotmi (infonce, decoder_mean)": Objective("cotmi", information=InformationConfig("infonce", critic=CLAMPED)),
-    "barber_agakov, vocab_max": Objective("cotmi", information=InformationConfig("barber_agakov")),
-    "barber_agakov, vocab_mean": Objective("cotmi", information=InformationConfig("barber_agakov", "vocab_mean")),
-    "released": Objective("cotmi", information=InformationConfig("released")),
+    "cotmi (infonce, decoder_mean)": Objective("cotmi", mi_term=MITermConfig("infonce", critic=CLAMPED)),
+    "barber_agakov, vocab_max": Objective("cotmi", mi_term=MITermConfig("barber_agakov")),
+    "barber_agakov, vocab_mean": Objective("cotmi", mi_term=MITermConfig("barber_agakov", "vocab_mean")),
+    "released": Objective("cotmi", mi_term=MITermConfig("released")),
 }
 
 

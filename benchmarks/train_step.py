@@ -57,7 +57,7 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
 
     from cotmi_jax.models.config import preset
     from cotmi_jax.models.student import StudentDef
-    from cotmi_jax.objectives.mi_term import InformationConfig
+    from cotmi_jax.objectives.mi_term import MITermConfig
     from cotmi_jax.objectives.objective import Objective
     from cotmi_jax.parallel.batch import put_batch
     from cotmi_jax.parallel.mesh import make_mesh
@@ -77,7 +77,7 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     state_def = StateDef.of(StudentDef.of(student), optimizer, mesh)
     estimator = "released" if arguments.padded else "barber_agakov"
-    objective = Objective(arguments.objective, beta=BETA, information=InformationConfig(estimator))
+    objective = Objective(arguments.objective, beta=BETA, mi_term=MITermConfig(estimator))
     step = make_train_step(state_def, objective, schedule)
     state, streams = state_def.init(stream_key(SEED, "init")), train_streams(SEED)
 

@@ -63,7 +63,7 @@ def base() -> ConfigDict:
     config.objective.name = "cotmi"  # standard, single_task, dss or cotmi
     config.objective.alpha = 0.5  # weight of the label task; the rationale task gets 1 − alpha
     config.objective.beta = 0.1  # weight of the mutual-information term
-    config.mi = _information()
+    config.mi = _mi()
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or adafactor
@@ -100,7 +100,7 @@ def base() -> ConfigDict:
     return config.lock()
 
 
-def _information() -> ConfigDict:
+def _mi() -> ConfigDict:
     """The mutual-information term of cotmi; `monitor` serves dss as well."""
     mi = ConfigDict()
     # With a critic: infonce nwj tuba interpolated dv mine js smile. Without: barber_agakov, with a network for q(z|v)

@@ -17,7 +17,7 @@ from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.student import Params
-from cotmi_jax.objectives.mi_term import InformationConfig
+from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.process_rows import WHOLE, Feed
 
@@ -66,7 +66,7 @@ def with_execution(student: T5Config, config: ConfigDict) -> T5Config:
 def make_objective(config: ConfigDict) -> Objective:
     """The objective with its coefficients. Raises UserError for a term that cannot be trained as configured."""
     mi = config.mi
-    information = InformationConfig(
+    mi_term = MITermConfig(
         estimator=mi.estimator,
         feature=mi.feature,
         detach=mi.detach,
@@ -80,19 +80,19 @@ def make_objective(config: ConfigDict) -> Objective:
         compression=mi.compression.name,
         compression_weight=mi.compression.weight,
     )
-    objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, information)
+    objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, mi_term)
     if objective.name == "single_task" and config.data.empty_rationale == "keep":
         raise UserError(
             "config.data.empty_rationale keep: single_task writes rationale and label as one target and cannot learn a "
             "label alone; set it to drop"
         )
-    if objective.has_information:
-        information.check_batch(config.batch_size)
+    if objective.has_mi_term:
+        mi_term.check_batch(config.batch_size)
         if config.mi.estimator == "released" and config.data.packing:
             raise UserError(
                 "config.mi.estimator released reads the padding of padded batches: set config.data.packing to False"
             )
-        if information.scored and mi.warmup_steps >= config.steps:
+        if mi_term.scored and mi.warmup_steps >= config.steps:
             raise UserError(
                 f"config.mi.warmup_steps {mi.warmup_steps} must be below config.steps {config.steps}: the term would "
                 "never teach the student"

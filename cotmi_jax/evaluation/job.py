@@ -14,7 +14,7 @@ from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.metrics import Summary, summarize
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, InformationMonitor, Measured, fitting_rows
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, Measured, MIMonitor, fitting_rows
 from cotmi_jax.experiment import eval_decoding, make_objective
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
 from cotmi_jax.inference.load import load_workdir, parse_which
@@ -85,7 +85,7 @@ def score(
             if min(len(rows), split.size) >= MIN_PAIRS:
                 known = tuple(corpus.splits["train"][row] for row in rows)
                 fitted = tokenize(config, vocabulary, known, train=True)
-                monitor = InformationMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
+                monitor = MIMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
                 measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
     correct = [bool(prediction["correct"]) for prediction in predictions]
     metrics: dict[str, Any] = {

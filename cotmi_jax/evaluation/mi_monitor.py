@@ -20,7 +20,7 @@ from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import PAD_ID
 from cotmi_jax.errors import UserError
-from cotmi_jax.mi.estimate import Estimate, estimate_parts, make_reader
+from cotmi_jax.mi.estimate import Estimate, estimate_splits, make_reader
 from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.student import Params, StudentDef
@@ -97,7 +97,7 @@ def fitting_rows(size: int, config: ConfigDict) -> np.ndarray:
     return np.random.default_rng(config.seed).permutation(size)[: config.mi.monitor.examples]
 
 
-class InformationMonitor:
+class MIMonitor:
     """Measures students of one shape; features are compiled once."""
 
     def __init__(self, student: StudentDef, objective: Objective, config: ConfigDict, mesh: Mesh, *, batch_size: int):
@@ -106,7 +106,7 @@ class InformationMonitor:
 
         def states(params: Params, batch: Batch) -> dict[str, Array]:
             outputs = objective.forward(student.bind(params), batch, None)
-            label, rationale = (outputs[task].source for task in (PREDICT, EXPLAIN))
+            label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
             pooled = {
                 "z": pooling.mean(label.states_RxTxD, label.target_RxNxT),
                 "v": pooling.mean(rationale.states_RxTxD, rationale.target_RxNxT),
@@ -161,7 +161,7 @@ class InformationMonitor:
         parts = [(known[a][stop:], known[b][stop:]), (known[a][:stop], known[b][:stop]), (read[a], read[b])]
         if permute:
             parts = [(left, draw.permutation(right)) for left, right in parts]
-        return estimate_parts(
+        return estimate_splits(
             *parts,
             estimator=make_reader(name),
             critic=CriticConfig(self._config.mi.critic.name, normalization="none"),

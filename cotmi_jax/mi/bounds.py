@@ -258,7 +258,9 @@ def leave_one_out(log_q_KxK: Array, valid_K: Array | None = None) -> Bound:
     return pairs.bound(pairs.mean_on(pairs.positive_K - log_marginal_K))
 
 
-def parts(score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None) -> tuple[Array, Array]:
+def score_statistics(
+    score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None
+) -> tuple[Array, Array]:
     """D[f] and log O[e^f]: what most estimators are made of, for those who look into a run."""
     pairs = _pairs(score_KxK, valid_K, positive_K)
     return pairs.bound(pairs.mean_on(pairs.positive_K)).value, pairs.bound(pairs.log_mean_off(pairs.score_KxK)).value

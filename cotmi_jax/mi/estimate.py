@@ -9,7 +9,7 @@ import numpy as np
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.critics import check_critic
 from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Direction, Estimator, make_estimator
-from cotmi_jax.mi.fitting import CONDITIONAL, FitConfig, Pairs, fit_and_read
+from cotmi_jax.mi.fitting import CONDITIONAL, FitConfig, Pairs, fit_and_evaluate
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.mi.nonparametric import cca, ksg
 
@@ -113,7 +113,7 @@ def make_reader(name: str, **settings: float) -> Estimator:
     return ESTIMATORS[name] if name in CONDITIONAL else make_estimator(name, **settings)  # type: ignore[arg-type]
 
 
-def estimate_parts(
+def estimate_splits(
     fitting: Pairs,
     stopping: Pairs,
     reading: Pairs,
@@ -135,21 +135,21 @@ def estimate_parts(
     if estimator.name in SCORED:
         check_critic(critic, estimator, num_pairs, standardized=standardize)
     config = dataclasses.replace(config, num_pairs=num_pairs)
-    read = fit_and_read(fitting, stopping, reading, estimator, critic, config, seed)
-    if not np.isfinite(read.values).all():
+    held_out = fit_and_evaluate(fitting, stopping, reading, estimator, critic, config, seed)
+    if not np.isfinite(held_out.values).all():
         raise UserError(
-            f"{estimator.name} read {read.values.mean()}: its scores overflow; set the critic's clamp (say 20)"
+            f"{estimator.name} read {held_out.values.mean()}: its scores overflow; set the critic's clamp (say 20)"
         )
-    error = float(read.values.std(ddof=1) / len(read.values) ** 0.5)
+    error = float(held_out.values.std(ddof=1) / len(held_out.values) ** 0.5)
     return Estimate(
         estimator.name,
-        float(read.values.mean()),
+        float(held_out.values.mean()),
         error,
         estimator.direction,
         estimator.cap(num_pairs),
-        len(read.values) * num_pairs,
+        len(held_out.values) * num_pairs,
         num_pairs,
-        tuple(read.curve),
+        tuple(held_out.curve),
     )
 
 
@@ -192,7 +192,7 @@ def estimate(
         raise UserError(f"{estimator} on {len(x)} samples, {num_pairs} at a time: give at least 32 samples and 2 pairs")
     first, second = round(_FIT * len(x)), round((_FIT + _STOP) * len(x))
     parts = [(x[rows], y[rows]) for rows in (slice(first), slice(first, second), slice(second, None))]
-    return estimate_parts(
+    return estimate_splits(
         *parts,
         estimator=make_reader(estimator, **settings),
         critic=critic,

@@ -102,7 +102,7 @@ class Model:
 
         return jax.lax.scan(step, fit, xs)
 
-    def read(self, params: Params, z_NxD: Array, v_NxE: Array, num_pairs: int) -> tuple[Array, Array]:
+    def evaluate(self, params: Params, z_NxD: Array, v_NxE: Array, num_pairs: int) -> tuple[Array, Array]:
         """Value and objective of every num_pairs pairs in turn, [N // num_pairs] each; the rest is left out."""
         blocks = z_NxD.shape[0] // num_pairs
 
@@ -129,7 +129,7 @@ def make_model(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfi
 class _Compiled(NamedTuple):
     start: Callable
     advance: Callable
-    read: Callable
+    evaluate: Callable
 
 
 @functools.lru_cache(maxsize=32)
@@ -144,11 +144,11 @@ def _compiled(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig
     return _Compiled(
         jax.jit(lambda key: model.start(optimizer, key)),
         jax.jit(advance),
-        jax.jit(model.read, static_argnames="num_pairs"),
+        jax.jit(model.evaluate, static_argnames="num_pairs"),
     )
 
 
-class Reading(NamedTuple):
+class HeldOutEstimate(NamedTuple):
     """The estimate on each block of held-out pairs, and (step, value on the stopping part) along the fit."""
 
     values: np.ndarray
@@ -163,7 +163,7 @@ def _batches(size: int, config: FitConfig, seed: int) -> np.ndarray:
     return np.concatenate(epochs).reshape(-1, config.num_pairs)[: config.steps]
 
 
-def fit_and_read(
+def fit_and_evaluate(
     fitting: Pairs,
     stopping: Pairs,
     reading: Pairs,
@@ -171,7 +171,7 @@ def fit_and_read(
     critic: CriticConfig,
     config: FitConfig,
     seed: int,
-) -> Reading:
+) -> HeldOutEstimate:
     """Fit on the first pairs, stop on the second, read on the third. Raises UserError for parts below 2 pairs."""
     sizes = [len(part[0]) for part in (fitting, stopping, reading)]
     num_pairs = min(config.num_pairs, *sizes)
@@ -189,12 +189,12 @@ def fit_and_read(
         if step:
             fit, _ = functions.advance(fit, rows[before:step], *fitting)
             before = step
-        values, objectives = functions.read(fit.params, *stopping, num_pairs=num_pairs)
+        values, objectives = functions.evaluate(fit.params, *stopping, num_pairs=num_pairs)
         curve.append((step, float(values.mean())))
         since += 1
         if float(objectives.mean()) > best_objective:
             best, best_objective, since = fit.params, float(objectives.mean()), 0
         if since > config.patience:
             break
-    values, _ = functions.read(best, *reading, num_pairs=num_pairs)
-    return Reading(np.asarray(values, np.float64), curve)
+    values, _ = functions.evaluate(best, *reading, num_pairs=num_pairs)
+    return HeldOutEstimate(np.asarray(values, np.float64), curve)

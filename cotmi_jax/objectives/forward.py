@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 
-class Source(NamedTuple):
+class TaskStates(NamedTuple):
     """What a student computed for one task, with the tokens of each example (pooling.py); R = B and N = 1 if padded."""
 
     encoded_RxSxD: Array
@@ -19,7 +19,7 @@ class Source(NamedTuple):
 class TaskOutput(NamedTuple):
     """What the student computed for one task under teacher forcing, by row: examples, or packed rows of both tasks."""
 
-    source: Source  # what features are pooled from
+    states: TaskStates  # what features are pooled from
     weight_RxT: Array  # in the loss, 0 but at the task's real target tokens
     loss_RxT: Array
     hit_RxT: Array

@@ -26,7 +26,7 @@ from cotmi_jax.mi.networks import MLP, CriticConfig, GaussianHead, Linear, norma
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.module import ModuleDef, declare
 from cotmi_jax.objectives import pooling
-from cotmi_jax.objectives.forward import Source
+from cotmi_jax.objectives.forward import TaskStates
 
 UNSCORED = ("released", "barber_agakov", "barber_agakov_head", "barber_agakov_gaussian")
 ESTIMATORS = (*SCORED, *UNSCORED)
@@ -69,7 +69,7 @@ class Losses(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class InformationConfig:
+class MITermConfig:
     """The mutual-information side of an objective. Keys as in config.mi, where each is explained."""
 
     estimator: str = "infonce"
@@ -163,7 +163,7 @@ class InformationConfig:
 class Networks(nnx.Module):
     """All that the term itself learns."""
 
-    def __init__(self, config: InformationConfig, student: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: MITermConfig, student: T5Config, *, rngs: nnx.Rngs):
         z_dim = student.vocab_size if config.z_feature in VOCABULARY_FEATURES else student.d_model
         v_dim = student.vocab_size if config.v_feature in VOCABULARY_FEATURES else student.d_model
         attends, net = config.z_feature == "decoder_attention", config.critic
@@ -180,11 +180,11 @@ class Networks(nnx.Module):
         self.head = Linear(net.hidden, z_dim, scale=1.0, rngs=rngs) if head else None
 
 
-def _build(config: InformationConfig, student: T5Config, rngs: nnx.Rngs) -> Networks:
+def _build(config: MITermConfig, student: T5Config, rngs: nnx.Rngs) -> Networks:
     return Networks(config, student, rngs=rngs)
 
 
-def networks_def(config: InformationConfig, student: T5Config) -> ModuleDef[Networks]:
+def networks_def(config: MITermConfig, student: T5Config) -> ModuleDef[Networks]:
     """The term's networks apart from their parameters."""
     return ModuleDef.trace(functools.partial(_build, config, student))
 
@@ -195,38 +195,38 @@ def scale_gradient(x: Array, factor: Array | float) -> Array:
     return constant + factor * (x - constant)
 
 
-def _pool(name: str, source: Source, query: Array | None) -> Array:
+def _pool(name: str, states: TaskStates, query: Array | None) -> Array:
     """One feature a sequence pair [R, N, …]."""
     if name in VOCABULARY_FEATURES:
-        assert source.log_pooled_RxNxV is not None
-        return source.log_pooled_RxNxV
+        assert states.log_pooled_RxNxV is not None
+        return states.log_pooled_RxNxV
     if name == "encoder_mean":
-        return pooling.mean(source.encoded_RxSxD, source.input_RxNxS)
+        return pooling.mean(states.encoded_RxSxD, states.input_RxNxS)
     if name == "decoder_attention":
         assert query is not None
-        return pooling.attention(source.states_RxTxD, source.target_RxNxT, query)
+        return pooling.attention(states.states_RxTxD, states.target_RxNxT, query)
     pool = {"decoder_mean": pooling.mean, "decoder_max": pooling.maximum}[name]
-    return pool(source.states_RxTxD, source.target_RxNxT)
+    return pool(states.states_RxTxD, states.target_RxNxT)
 
 
-def _through(source: Source, factor: Array | float | None) -> Source:
+def _through(states: TaskStates, factor: Array | float | None) -> TaskStates:
     """A source whose gradient is scaled, or stopped (None)."""
 
     def scaled(x: Array) -> Array:
         return jax.lax.stop_gradient(x) if factor is None else scale_gradient(x, factor)
 
-    return source._replace(
-        encoded_RxSxD=scaled(source.encoded_RxSxD),
-        states_RxTxD=scaled(source.states_RxTxD),
-        log_pooled_RxNxV=None if source.log_pooled_RxNxV is None else scaled(source.log_pooled_RxNxV),
+    return states._replace(
+        encoded_RxSxD=scaled(states.encoded_RxSxD),
+        states_RxTxD=scaled(states.states_RxTxD),
+        log_pooled_RxNxV=None if states.log_pooled_RxNxV is None else scaled(states.log_pooled_RxNxV),
     )
 
 
 def gather_features(
-    config: InformationConfig,
+    config: MITermConfig,
     networks: Networks | None,
-    label: Source,
-    rationale: Source,
+    label: TaskStates,
+    rationale: TaskStates,
     beta: float,
     ramp: Array | float,
 ) -> Features:
@@ -247,7 +247,7 @@ def gather_features(
 
 
 def losses(
-    config: InformationConfig,
+    config: MITermConfig,
     networks: Networks | None,
     frozen: Networks | None,
     features: Features,
@@ -296,7 +296,7 @@ def _mean(x_B: Array, valid_B: Array, weight: Array) -> Array:
 
 
 def _scored(
-    config: InformationConfig,
+    config: MITermConfig,
     networks: Networks,
     z_BxD: Array,
     v_BxE: Array,
@@ -314,7 +314,7 @@ def _scored(
         baseline_K=networks.critic.baseline(v_BxE, key),
         state=state,
     )
-    positive, negative = bounds.parts(scores.score_KxK, valid_B, positive_K=scores.positive_K)
+    positive, negative = bounds.score_statistics(scores.score_KxK, valid_B, positive_K=scores.positive_K)
     read = {"mi": -bound.objective, "mi_value": bound.value, "mi_positive": positive, "mi_negative": negative}
     size = z_BxD.shape[0]
     if math.isfinite(estimator.cap(size)):
@@ -324,9 +324,7 @@ def _scored(
     return read, state
 
 
-def _unscored(
-    config: InformationConfig, networks: Networks | None, z_BxD: Array, v_BxE: Array, key: Array | None
-) -> Array:
+def _unscored(config: MITermConfig, networks: Networks | None, z_BxD: Array, v_BxE: Array, key: Array | None) -> Array:
     """Loss by example of the estimators without a critic."""
     match config.estimator:
         case "released":

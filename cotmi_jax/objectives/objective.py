@@ -15,14 +15,14 @@ from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.t5 import T5
-from cotmi_jax.objectives.forward import Source, TaskOutput, _up_to_longest
-from cotmi_jax.objectives.mi_term import Features, InformationConfig, Networks, gather_features, losses, networks_def
+from cotmi_jax.objectives.forward import TaskOutput, TaskStates, _up_to_longest
+from cotmi_jax.objectives.mi_term import Features, MITermConfig, Networks, gather_features, losses, networks_def
 from cotmi_jax.objectives.pooling import members
 from cotmi_jax.objectives.terms import Term, Terms, is_packed, packed_weights, slots_of, token_mask
 from cotmi_jax.objectives.token_scan import Pool, scan_tokens
 
 
-class Part(NamedTuple):
+class BatchOutputs(NamedTuple):
     """What the rows of a batch give before examples are compared: terms by token, and the features of cotmi."""
 
     terms: Terms
@@ -40,7 +40,7 @@ class Objective:
     name: Name
     alpha: float = 0.5
     beta: float = 0.1
-    information: InformationConfig = InformationConfig()  # of cotmi alone
+    mi_term: MITermConfig = MITermConfig()  # of cotmi alone
 
     def __post_init__(self) -> None:
         if self.name not in OBJECTIVES:
@@ -49,7 +49,7 @@ class Objective:
             raise UserError(f"objective.alpha is {self.alpha}: it weighs the label task and lies in [0, 1]")
         if self.beta < 0.0:
             raise UserError(f"objective.beta is {self.beta}: a negative weight would minimize mutual information")
-        if self.information.compression == "variational" and self.beta == 0.0:
+        if self.mi_term.compression == "variational" and self.beta == 0.0:
             raise UserError("objective.beta is 0: mi.compression.name variational shares its networks with the term")
 
     @property
@@ -58,14 +58,14 @@ class Objective:
         return tasks_of(self.name)
 
     @property
-    def has_information(self) -> bool:
+    def has_mi_term(self) -> bool:
         """Whether there is a mutual-information term."""
         return self.name == "cotmi"
 
     @property
     def couples_examples(self) -> bool:
         """Whether an example's loss depends on the others of its batch."""
-        return self.has_information and self.information.couples_examples
+        return self.has_mi_term and self.mi_term.couples_examples
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -73,16 +73,16 @@ class Objective:
         if self.name in ("standard", "single_task"):
             return {PREDICT: 1.0}
         coefficients = {PREDICT: self.alpha, EXPLAIN: 1.0 - self.alpha}
-        if self.has_information:
+        if self.has_mi_term:
             coefficients["mi"] = self.beta
-            if self.information.compression != "none":
-                coefficients["compression"] = self.information.compression_weight
+            if self.mi_term.compression != "none":
+                coefficients["compression"] = self.mi_term.compression_weight
         return coefficients
 
     def networks(self, student: T5Config) -> ModuleDef[Networks] | None:
         """What the mutual-information term learns beside a student; None where that is nothing."""
-        learns = self.has_information and self.information.learns
-        return networks_def(self.information, student) if learns else None
+        learns = self.has_mi_term and self.mi_term.learns
+        return networks_def(self.mi_term, student) if learns else None
 
     def weights(self, batch: Mapping, pad_id: int) -> dict[str, Array]:
         """The weight of each loss term, a function of the batch alone: micro-batches divide by the whole one's."""
@@ -94,7 +94,7 @@ class Objective:
 
     def ramp(self, step: Array) -> Array:
         """Share of the mutual-information term's coefficients at a step."""
-        return self.information.ramp(step) if self.has_information else jnp.float32(1.0)
+        return self.mi_term.ramp(step) if self.has_mi_term else jnp.float32(1.0)
 
     def pairs(self, batch: Mapping, pad_id: int) -> Array:
         """Which examples have both a label and a rationale to tie together, bool [B]; one of weight 0 is none."""
@@ -123,30 +123,30 @@ class Objective:
         *,
         beta: float = 1.0,
         ramp: Array | float = 1.0,
-    ) -> Part:
+    ) -> BatchOutputs:
         """Run the student: terms of both tasks with their token accuracies as metrics, and features.
 
         Dropout is on where a key is given. The gradient of the features reaches the student times beta · ramp.
         """
         outputs = self.forward(student, batch, key)
-        if not self.has_information:
-            return Part(_token_terms(outputs), None)
-        label, rationale = (outputs[task].source for task in (PREDICT, EXPLAIN))
-        features = gather_features(self.information, networks, label, rationale, beta, ramp)
-        return Part(_token_terms(outputs), features)
+        if not self.has_mi_term:
+            return BatchOutputs(_token_terms(outputs), None)
+        label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
+        features = gather_features(self.mi_term, networks, label, rationale, beta, ramp)
+        return BatchOutputs(_token_terms(outputs), features)
 
     def terms(self, student: T5, batch: Mapping, key: Array | None) -> Terms:
         """Every term that needs nothing but the student: all but those with networks of their own."""
-        if self.has_information and self.information.learns:
+        if self.has_mi_term and self.mi_term.learns:
             return _token_terms(self.forward(student, batch, key))
         terms, features = self.compute(student, None, batch, key)
         if features is not None:
             pairs_B = self.pairs(batch, student.config.pad_id)
             weight = pairs_B.sum(dtype=jnp.float32)
-            terms |= self.inform(None, None, features.by_example(slots_of(batch)), pairs_B, weight, None, None)[1]
+            terms |= self.mi_loss(None, None, features.by_example(slots_of(batch)), pairs_B, weight, None, None)[1]
         return terms
 
-    def inform(
+    def mi_loss(
         self,
         networks: Networks | None,
         frozen: Networks | None,
@@ -161,7 +161,7 @@ class Objective:
 
         `weight` is the number of valid examples of the whole batch, of which these may be a part.
         """
-        result = losses(self.information, networks, frozen, features, valid_B, weight, self.beta, key, state)
+        result = losses(self.mi_term, networks, frozen, features, valid_B, weight, self.beta, key, state)
         count = valid_B.sum(dtype=jnp.float32)
         terms = {
             name: Term(jnp.where(valid_B, value, 0.0).sum() if value.ndim else value * count, count)
@@ -176,7 +176,7 @@ class Objective:
     def _forward_packed(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
         """One call of encoder and decoder for the rows, which hold both tasks."""
         rows, keys = batch["rows"], (None, None) if key is None else jax.random.split(key)
-        if self.has_information and self.information.estimator == "released":
+        if self.has_mi_term and self.mi_term.estimator == "released":
             raise UserError("mi.estimator released reads the padding of a padded batch: set data.packing to False")
         segments = rows["input_segments"], rows["target_segments"]
         encoded_RxSxD = student.encode(rows["inputs"], keys[0], segments[0])
@@ -193,9 +193,9 @@ class Objective:
             member_BxNxT=target_RxNxT if pool else None,
             pool=pool,
         )
-        source = Source(encoded_RxSxD, input_RxNxS, states_RxTxD, target_RxNxT, scanned.log_pooled_BxNxV)
+        task_states = TaskStates(encoded_RxSxD, input_RxNxS, states_RxTxD, target_RxNxT, scanned.log_pooled_BxNxV)
         return {
-            task: TaskOutput(source, packed_weights(rows, index), scanned.loss_BxT, scanned.hit_BxT)
+            task: TaskOutput(task_states, packed_weights(rows, index), scanned.loss_BxT, scanned.hit_BxT)
             for index, task in enumerate(self.tasks)
         }
 
@@ -212,7 +212,7 @@ class Objective:
             states_BxTxD = student.decode(encoded_BxSxD, inputs_BxS, targets_BxT, decoder_key)
             mask_BxT = token_mask(targets_BxT, batch["valid"], pad_id)
             # The defect of `released` is part of it: padding up to the batch's longest example enters the maximum.
-            released = self.has_information and self.information.estimator == "released"
+            released = self.has_mi_term and self.mi_term.estimator == "released"
             pooled_BxT = _up_to_longest(mask_BxT) if released else mask_BxT
             pool = self._pool(task)
             scanned = scan_tokens(
@@ -225,16 +225,16 @@ class Objective:
             )
             input_mask_BxS = token_mask(inputs_BxS, batch["valid"], pad_id)
             pooled = scanned.log_pooled_BxNxV
-            source = Source(encoded_BxSxD, input_mask_BxS[:, None], states_BxTxD, mask_BxT[:, None], pooled)
+            task_states = TaskStates(encoded_BxSxD, input_mask_BxS[:, None], states_BxTxD, mask_BxT[:, None], pooled)
             weight_BxT = self._token_weights(batch, task, pad_id)
-            outputs[task] = TaskOutput(source, weight_BxT, scanned.loss_BxT, scanned.hit_BxT)
+            outputs[task] = TaskOutput(task_states, weight_BxT, scanned.loss_BxT, scanned.hit_BxT)
         return outputs
 
     def _pool(self, task: str) -> Pool | None:
         """How a task's probabilities are pooled into a vocabulary feature, if they are one."""
-        if not self.has_information:
+        if not self.has_mi_term:
             return None
-        feature = self.information.z_feature if task == PREDICT else self.information.v_feature
+        feature = self.mi_term.z_feature if task == PREDICT else self.mi_term.v_feature
         return {"vocab_max": "max", "vocab_mean": "mean"}.get(feature)  # type: ignore[return-value]
 
 

@@ -12,7 +12,7 @@ from cotmi_jax.config import check_batches, validate
 from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, InformationMonitor, check_monitor
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, MIMonitor, check_monitor
 from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, run_all
@@ -122,7 +122,7 @@ def _make_run(workdir: Path, experiment: Experiment, mesh: Mesh, choice: Choice,
         evaluator=Evaluator(
             student, experiment.objective, experiment.vocabulary, mesh, batch_size=config.eval.batch_size
         ),
-        information=make_monitor(experiment, student, mesh, progress),
+        mi_monitor=make_monitor(experiment, student, mesh, progress),
         checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
         writer=MetricWriter(workdir, start=start) if is_first() else SilentWriter(),
         progress=progress,
@@ -162,9 +162,7 @@ def _best_so_far(best: Saved | None) -> tuple[float, float]:
     return (metrics["valid/accuracy"], -metrics["valid/predict"])
 
 
-def make_monitor(
-    experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress
-) -> InformationMonitor | None:
+def make_monitor(experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress) -> MIMonitor | None:
     """What measures mutual information during the run; None where it is off or there is nothing to measure it on."""
     config, held_out = experiment.config, experiment.data.valid.size
     if not config.mi.monitor.every or EXPLAIN not in experiment.objective.tasks:
@@ -173,4 +171,4 @@ def make_monitor(
     if pairs < MIN_PAIRS:
         progress.say(f"mutual information is not measured: {pairs} examples, at least {MIN_PAIRS} are needed")
         return None
-    return InformationMonitor(student, experiment.objective, config, mesh, batch_size=config.eval.batch_size)
+    return MIMonitor(student, experiment.objective, config, mesh, batch_size=config.eval.batch_size)

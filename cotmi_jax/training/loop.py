@@ -13,7 +13,7 @@ from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
-from cotmi_jax.evaluation.mi_monitor import InformationMonitor, fitting_rows
+from cotmi_jax.evaluation.mi_monitor import MIMonitor, fitting_rows
 from cotmi_jax.experiment import Experiment, eval_decoding
 from cotmi_jax.parallel.accelerators import find_accelerator
 from cotmi_jax.parallel.batch import put_batch
@@ -40,7 +40,7 @@ class Run:
     state_def: StateDef
     state: TrainState
     evaluator: Evaluator
-    information: InformationMonitor | None
+    mi_monitor: MIMonitor | None
     checkpoints: Checkpoints
     writer: MetricWriter | SilentWriter
     progress: Progress
@@ -73,10 +73,10 @@ class Run:
 
     def monitor(self, step: int) -> None:
         """Measure held-out mutual information of the student."""
-        assert self.information is not None
+        assert self.mi_monitor is not None
         data, limit = self.experiment.data, self.config.eval.examples
         rows = fitting_rows(data.train.size, self.config)
-        found = self.information.measure(self.state.params["student"], data.train, rows, data.valid, limit)
+        found = self.mi_monitor.measure(self.state.params["student"], data.train, rows, data.valid, limit)
         self.writer.write(step, found.metrics())
         for what, reading in found.lines():
             self.progress.say(f"step {step}: {what} {reading}")
@@ -140,7 +140,7 @@ class Run:
                 self._finish(*pending)
             pending = (step, metrics)
             evaluates = self._due(step, config.eval.every)
-            measures = self.information is not None and self._due(step, config.mi.monitor.every)
+            measures = self.mi_monitor is not None and self._due(step, config.mi.monitor.every)
             stops = interrupt.stops()  # asked once: a signal that comes while saving ends the next step
             saves = step % config.checkpoint.every == 0 or step == config.steps or stops
             if evaluates or measures or saves:

@@ -31,7 +31,7 @@ class Gradient(NamedTuple):
     mi: MineState | None
 
 
-class Information(NamedTuple):
+class MITermInputs(NamedTuple):
     """What the mutual-information term needs beside batch and parameters."""
 
     networks: ModuleDef | None = None
@@ -50,53 +50,55 @@ def merge_micro_batches(parts: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
-class _Differentiable:
+class _LossFunctions:
     """The functions of a batch that are differentiated, for given definitions and whole-batch weights."""
 
-    def __init__(self, student: StudentDef, objective: Objective, batch: Mapping, information: Information):
-        self.student, self.objective, self.information = student, objective, information
+    def __init__(self, student: StudentDef, objective: Objective, batch: Mapping, mi_inputs: MITermInputs):
+        self.student, self.objective, self.mi_inputs = student, objective, mi_inputs
         self.weights = objective.weights(batch, student.config.pad_id)
 
-    def tokens(self, params: Params, part: Mapping, key: Array | None) -> tuple[Array, tuple[Terms, Features | None]]:
+    def token_loss(
+        self, params: Params, part: Mapping, key: Array | None
+    ) -> tuple[Array, tuple[Terms, Features | None]]:
         """The token terms' share of the loss, and the features of cotmi."""
-        networks = self.information.networks
+        networks = self.mi_inputs.networks
         bound = None if networks is None else networks.bind(params["mi"])
         student = self.student.bind(params["student"])
-        beta, ramp = self.objective.coefficients.get("mi", 1.0), self.information.ramp
+        beta, ramp = self.objective.coefficients.get("mi", 1.0), self.mi_inputs.ramp
         terms, features = self.objective.compute(student, bound, part, key, beta=beta, ramp=ramp)
         coefficients = self.objective.coefficients
         loss = sum(coefficients[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
         return jnp.asarray(loss), (terms, features)
 
-    def inform(
+    def mi_loss(
         self, params: Params, features: Features, part: Mapping, key: Array | None
     ) -> tuple[Array, tuple[Terms, MineState | None]]:
         """The mutual-information term of features, at full strength (the features' own gradient carries beta)."""
         by_example = features.by_example(slots_of(part))
-        networks, pairs_B = self.information.networks, self.objective.pairs(part, self.student.config.pad_id)
+        networks, pairs_B = self.mi_inputs.networks, self.objective.pairs(part, self.student.config.pad_id)
         bound = frozen = None
         if networks is not None:
             bound, frozen = networks.bind(params["mi"]), networks.bind(jax.lax.stop_gradient(params["mi"]))
-        total, terms, state = self.objective.inform(
-            bound, frozen, by_example, pairs_B, self.weights["mi"], key, self.information.state
+        total, terms, state = self.objective.mi_loss(
+            bound, frozen, by_example, pairs_B, self.weights["mi"], key, self.mi_inputs.state
         )
         return total, (terms, state)
 
-    def whole(
-        self, params: Params, part: Mapping, key: Array | None, information_key: Array | None
+    def total_loss(
+        self, params: Params, part: Mapping, key: Array | None, mi_key: Array | None
     ) -> tuple[Array, tuple[Terms, MineState | None]]:
         """Both together."""
-        loss, (terms, features) = self.tokens(params, part, key)
+        loss, (terms, features) = self.token_loss(params, part, key)
         if features is None:
-            return loss, (terms, self.information.state)
-        total, (more, state) = self.inform(params, features, part, information_key)
+            return loss, (terms, self.mi_inputs.state)
+        total, (more, state) = self.mi_loss(params, features, part, mi_key)
         return loss + total, (terms | more, state)
 
-    def reported(self, terms: Terms) -> Array:
+    def logged_loss(self, terms: Terms) -> Array:
         """The loss that the terms make, with this step's coefficients."""
         total = jnp.float32(0.0)
         for name, factor in self.objective.coefficients.items():
-            share = 1.0 if name in self.objective.tasks else self.information.ramp
+            share = 1.0 if name in self.objective.tasks else self.mi_inputs.ramp
             total = total + factor * share * Term(terms[name].sum, self.weights[name]).mean
         return total
 
@@ -108,7 +110,7 @@ def loss_and_grads(
     batch: Mapping,
     key: Array | None,
     micro_batches: int,
-    information: Information = Information(),  # noqa: B008  (an immutable value)
+    mi_inputs: MITermInputs = MITermInputs(),  # noqa: B008  (an immutable value)
 ) -> Gradient:
     """The loss of a batch, its terms and its gradient, exact under any number of micro-batches.
 
@@ -118,29 +120,29 @@ def loss_and_grads(
     masks depend on the number of micro-batches, and the estimator `released`: the padding that enters its maximum ends
     with the longest example of the micro-batch, as it would in the release.
     """
-    functions = _Differentiable(student, objective, batch, information)
+    functions = _LossFunctions(student, objective, batch, mi_inputs)
     if micro_batches == 1:
-        (_, (terms, state)), grads = jax.value_and_grad(functions.whole, has_aux=True)(
-            params, batch, key, information.key
+        (_, (terms, state)), grads = jax.value_and_grad(functions.total_loss, has_aux=True)(
+            params, batch, key, mi_inputs.key
         )
-        return Gradient(functions.reported(terms), terms, grads, state)
+        return Gradient(functions.logged_loss(terms), terms, grads, state)
     # Packed rows are split, and their examples, which lie here and there, are put together again behind them.
     packed = is_packed(batch)
     parts = split_micro_batches({"rows": batch["rows"]} if packed else batch, micro_batches)
-    keys, information_keys = (_fold_in(each, micro_batches) for each in (key, information.key))
-    if not (objective.couples_examples or packed and objective.has_information):
-        grads, (terms, _) = _accumulate(functions.whole, params, (parts, keys, information_keys))
-        return Gradient(functions.reported(terms), terms, grads, information.state)
+    keys, mi_keys = (_fold_in(each, micro_batches) for each in (key, mi_inputs.key))
+    if not (objective.couples_examples or packed and objective.has_mi_term):
+        grads, (terms, _) = _accumulate(functions.total_loss, params, (parts, keys, mi_keys))
+        return Gradient(functions.logged_loss(terms), terms, grads, mi_inputs.state)
 
-    _, features = jax.lax.map(lambda part: functions.tokens(params, *part)[1], (parts, keys))
+    _, features = jax.lax.map(lambda part: functions.token_loss(params, *part)[1], (parts, keys))
     features = jax.lax.stop_gradient(merge_micro_batches(features))
-    differentiate = jax.value_and_grad(functions.inform, argnums=(0, 1), has_aux=True)
-    (_, (more, state)), (information_grads, feature_grads) = differentiate(params, features, batch, information.key)
+    differentiate = jax.value_and_grad(functions.mi_loss, argnums=(0, 1), has_aux=True)
+    (_, (more, state)), (mi_grads, feature_grads) = differentiate(params, features, batch, mi_inputs.key)
 
     def surrogate(
         params: Params, part: Mapping, key: Array | None, cotangent: Features
     ) -> tuple[Array, tuple[Terms, None]]:
-        loss, (terms, features) = functions.tokens(params, part, key)
+        loss, (terms, features) = functions.token_loss(params, part, key)
         inner = sum(
             jnp.vdot(x, dx) for x, dx in zip(jax.tree.leaves(features), jax.tree.leaves(cotangent), strict=True)
         )
@@ -148,8 +150,8 @@ def loss_and_grads(
 
     cotangents = split_micro_batches(feature_grads, micro_batches)
     grads, (terms, _) = _accumulate(surrogate, params, (parts, keys, cotangents))
-    grads = jax.tree.map(jnp.add, grads, information_grads)
-    return Gradient(functions.reported(terms | more), terms | more, grads, state)
+    grads = jax.tree.map(jnp.add, grads, mi_grads)
+    return Gradient(functions.logged_loss(terms | more), terms | more, grads, state)
 
 
 def _fold_in(key: Array | None, num: int) -> Array | None:
@@ -183,10 +185,8 @@ def make_train_step(
     def step(state: TrainState, batch: Mapping, streams: Mapping[Stream, Array]) -> tuple[TrainState, Metrics]:
         key = step_key(streams["dropout"], state.step) if student.config.dropout else None
         ramp = objective.ramp(state.step)
-        information = Information(state_def.networks, step_key(streams["mi"], state.step), state.mi, ramp)
-        loss, terms, grads, mi = loss_and_grads(
-            student, objective, state.params, batch, key, micro_batches, information
-        )
+        mi_inputs = MITermInputs(state_def.networks, step_key(streams["mi"], state.step), state.mi, ramp)
+        loss, terms, grads, mi = loss_and_grads(student, objective, state.params, batch, key, micro_batches, mi_inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {name: term.mean for name, term in terms.items()} | {
             "loss": loss,

@@ -23,13 +23,13 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import find_vocabulary
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.student import Params, StudentDef
-from cotmi_jax.objectives.mi_term import InformationConfig
+from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.process_rows import Feed
 from cotmi_jax.training.state import StateDef
-from cotmi_jax.training.step import Gradient, Information, loss_and_grads, make_train_step
+from cotmi_jax.training.step import Gradient, MITermInputs, loss_and_grads, make_train_step
 
 STUDENTS = {"t5": StudentDef.of(small_config(relative_max_distance=8)), "toy": toy_student()}
 BATCH = 8
@@ -154,30 +154,30 @@ def test_padding_of_real_data_stays_within_its_limits(data_root: Path, name: str
 
 _CRITIC = CriticConfig("separable", hidden=8, layers=1, dim=4)
 INFORMATION = {
-    "decoder_mean": InformationConfig(critic=_CRITIC),
-    "decoder_attention": InformationConfig(feature="decoder_attention", critic=_CRITIC),
-    "decoder_max": InformationConfig(feature="decoder_max", detach="none", critic=_CRITIC),
-    "encoder_mean": InformationConfig(feature="encoder_mean", detach="v", critic=_CRITIC),
-    "vocab_mean": InformationConfig(feature="vocab_mean", critic=_CRITIC),
-    "mine": InformationConfig("mine", critic=_CRITIC),
-    "club": InformationConfig(compression="club", compression_weight=0.3, critic=_CRITIC),
-    "variational": InformationConfig(compression="variational", compression_weight=0.3, critic=_CRITIC),
-    "barber_agakov": InformationConfig("barber_agakov"),
-    "barber_agakov_head": InformationConfig("barber_agakov_head", critic=_CRITIC),
-    "barber_agakov_gaussian": InformationConfig("barber_agakov_gaussian", critic=_CRITIC),
+    "decoder_mean": MITermConfig(critic=_CRITIC),
+    "decoder_attention": MITermConfig(feature="decoder_attention", critic=_CRITIC),
+    "decoder_max": MITermConfig(feature="decoder_max", detach="none", critic=_CRITIC),
+    "encoder_mean": MITermConfig(feature="encoder_mean", detach="v", critic=_CRITIC),
+    "vocab_mean": MITermConfig(feature="vocab_mean", critic=_CRITIC),
+    "mine": MITermConfig("mine", critic=_CRITIC),
+    "club": MITermConfig(compression="club", compression_weight=0.3, critic=_CRITIC),
+    "variational": MITermConfig(compression="variational", compression_weight=0.3, critic=_CRITIC),
+    "barber_agakov": MITermConfig("barber_agakov"),
+    "barber_agakov_head": MITermConfig("barber_agakov_head", critic=_CRITIC),
+    "barber_agakov_gaussian": MITermConfig("barber_agakov_gaussian", critic=_CRITIC),
 }
 OBJECTIVES = {name: Objective(name) for name in ("standard", "single_task", "dss")}  # type: ignore[arg-type]
-OBJECTIVES |= {name: Objective("cotmi", beta=0.7, information=config) for name, config in INFORMATION.items()}
+OBJECTIVES |= {name: Objective("cotmi", beta=0.7, mi_term=config) for name, config in INFORMATION.items()}
 
 
 @functools.cache
 def compiled(objective: Objective, micro_batches: int, student: str) -> Callable[[Params, Batch], Gradient]:
     networks = objective.networks(STUDENTS[student].config)
-    scored = objective.has_information and objective.information.scored
-    information = Information(networks, None, objective.information.bound().start() if scored else None, 0.5)
+    scored = objective.has_mi_term and objective.mi_term.scored
+    mi_inputs = MITermInputs(networks, None, objective.mi_term.bound().start() if scored else None, 0.5)
     return jax.jit(
         lambda params, batch: loss_and_grads(
-            STUDENTS[student], objective, params, batch, None, micro_batches, information
+            STUDENTS[student], objective, params, batch, None, micro_batches, mi_inputs
         )
     )
 
@@ -278,7 +278,7 @@ def test_batches_of_one_shape_compile_once() -> None:
 
 
 def test_the_released_loss_reads_padding_and_is_refused() -> None:
-    objective = Objective("cotmi", information=InformationConfig("released"))
+    objective = Objective("cotmi", mi_term=MITermConfig("released"))
     split, shape = made()
     with pytest.raises(UserError, match="mi.estimator released reads the padding"):
         objective.forward(

@@ -15,9 +15,9 @@ import runs
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import job as scoring
-from cotmi_jax.evaluation import mi_monitor as information
+from cotmi_jax.evaluation import mi_monitor as mi_monitor
 from cotmi_jax.evaluation.job import score
-from cotmi_jax.evaluation.mi_monitor import InformationMonitor, label_features
+from cotmi_jax.evaluation.mi_monitor import MIMonitor, label_features
 from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
@@ -40,7 +40,7 @@ MEASURED = {
 
 @pytest.fixture(scope="module", autouse=True)
 def short_fits() -> Iterator[None]:
-    with mock.patch.object(information, "_FIT", FitConfig(steps=100, every=25, patience=2)):
+    with mock.patch.object(mi_monitor, "_FIT", FitConfig(steps=100, every=25, patience=2)):
         yield
 
 
@@ -115,12 +115,12 @@ def split_of(size: int, seed: int) -> TokenizedSplit:
     return TokenizedSplit(tasks, np.arange(size + 1), np.ones(size, np.float32), np.ones(size, bool))
 
 
-def monitor_of(**changes: Any) -> tuple[InformationMonitor, dict]:
+def monitor_of(**changes: Any) -> tuple[MIMonitor, dict]:
     from helpers import numpy_params, small_config
 
     student = StudentDef.of(small_config())
     config = runs.tiny_config({"mi.monitor.estimators": "infonce", "mi.monitor.pairs": 8} | changes)
-    return InformationMonitor(student, Objective("dss"), config, make_mesh(), batch_size=16), numpy_params(student)
+    return MIMonitor(student, Objective("dss"), config, make_mesh(), batch_size=16), numpy_params(student)
 
 
 def test_features_are_of_the_rows_asked_for_in_their_order() -> None:
@@ -161,7 +161,7 @@ def test_labels_have_codes_of_their_own() -> None:
 def test_controls_are_permuted_within_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of the fit never reach the reading, not even taken apart."""
     seen = []
-    monkeypatch.setattr(information, "estimate_parts", lambda *parts, **_: seen.append(parts))
+    monkeypatch.setattr(mi_monitor, "estimate_splits", lambda *parts, **_: seen.append(parts))
     monitor, _ = monitor_of()
     known, read = ({"z": x, "v": x + 0.5} for x in (np.arange(20.0)[:, None], 100.0 + np.arange(12.0)[:, None]))
     monitor._estimate("infonce", known=known, read=read, sides=("z", "v"), permute=True)

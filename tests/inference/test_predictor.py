@@ -25,7 +25,7 @@ from cotmi_jax.inference import predictor as answering
 from cotmi_jax.inference.predictor import Answer, Answerer
 from cotmi_jax.models.decoding import Decoding, Generated
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import InformationConfig
+from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.sharding import param_shardings
@@ -181,7 +181,7 @@ def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
 
 
 def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator:
-    evaluated = Objective(objective, information=InformationConfig("barber_agakov"))  # needs no network of its own
+    evaluated = Objective(objective, mi_term=MITermConfig("barber_agakov"))  # needs no network of its own
     return Evaluator(STUDENT, evaluated, VOCABULARY, mesh, batch_size=batch_size)
 
 

@@ -17,7 +17,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.mi import ESTIMATORS, CriticConfig, Estimate, estimate
 from cotmi_jax.mi.barber_agakov import barber_agakov
 from cotmi_jax.mi.estimators import SCORED, make_estimator
-from cotmi_jax.mi.fitting import CONDITIONAL, FitConfig, fit_and_read, make_model
+from cotmi_jax.mi.fitting import CONDITIONAL, FitConfig, fit_and_evaluate, make_model
 from cotmi_jax.mi.nonparametric import ksg
 
 DOCUMENT = REPOSITORY / "docs" / "mutual_information.md"
@@ -66,10 +66,10 @@ def trained(
         fit = model.start(optimizer, init)
         fit, _ = model.advance(optimizer, lambda key: pairs(rho, key), fit, jax.random.split(train, 1000))
 
-        def read(key: jax.Array) -> jax.Array:
+        def evaluate(key: jax.Array) -> jax.Array:
             return model.score(fit.params, *pairs(rho, key), model.estimator.start())[0].value
 
-        return jax.lax.map(read, jax.random.split(fresh, 200)).mean()
+        return jax.lax.map(evaluate, jax.random.split(fresh, 200)).mean()
 
     rhos = jnp.sqrt(-jnp.expm1(-jnp.array(levels) / 10))
     return np.asarray(jax.jit(jax.vmap(one))(rhos), np.float64).tolist()
@@ -128,7 +128,7 @@ def test_a_critic_read_on_its_own_pairs_finds_what_is_not_there() -> None:
     x, y = (side[:307].astype(np.float32) for side in INDEPENDENT)
     config = FitConfig(num_pairs=32, steps=300, learning_rate=1e-2)
     critic = CriticConfig(hidden=64, normalization="none")
-    own = fit_and_read((x, y), (x, y), (x, y), make_estimator("infonce"), critic, config, 0)
+    own = fit_and_evaluate((x, y), (x, y), (x, y), make_estimator("infonce"), critic, config, 0)
     assert own.values.mean() > 2.0
 
 
@@ -162,9 +162,9 @@ def test_pairs_are_read_that_were_not_fitted(monkeypatch: pytest.MonkeyPatch) ->
 
     def spy(*arguments: Any) -> Any:
         seen.append([arguments[part][0] for part in range(3)])
-        return fit_and_read(*arguments)
+        return fit_and_evaluate(*arguments)
 
-    monkeypatch.setattr(module, "fit_and_read", spy)
+    monkeypatch.setattr(module, "fit_and_evaluate", spy)
     x, y = GAUSSIAN
     honest = quick(x, y, critic=RAW, standardize=False)
     row_of = {tuple(pair): row for row, pair in enumerate(x.astype(np.float32).tolist())}

@@ -13,13 +13,13 @@ import numpy as np
 import optax
 import pytest
 from helpers import assert_trees_close, numpy_params, random_batch, small_config, toy_student
-from mi_helpers import BETA, CRITIC, differ, information, objective_of
+from mi_helpers import BETA, CRITIC, differ, mi_config, objective_of
 
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.module import Params
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import ESTIMATORS, FEATURES, InformationConfig
+from cotmi_jax.objectives.mi_term import ESTIMATORS, FEATURES, MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
@@ -27,7 +27,7 @@ from cotmi_jax.parallel.sharding import param_shardings
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState
-from cotmi_jax.training.step import Gradient, Information, loss_and_grads, make_train_step
+from cotmi_jax.training.step import Gradient, MITermInputs, loss_and_grads, make_train_step
 from cotmi_jax.workdir.checkpoint import Checkpoints, find, restore_items, restore_params
 
 STUDENTS = {"toy": toy_student(), "t5": StudentDef.of(small_config())}
@@ -41,7 +41,7 @@ def make_batch() -> dict[str, Any]:
     return batch
 
 
-def make_params(kind: str, config: InformationConfig) -> Params:
+def make_params(kind: str, config: MITermConfig) -> Params:
     networks = objective_of(config).networks(STUDENTS[kind].config)
     params = {"student": numpy_params(STUDENTS[kind])}
     return params if networks is None else params | {"mi": numpy_params(networks, seed=1)}  # type: ignore[arg-type]
@@ -50,35 +50,35 @@ def make_params(kind: str, config: InformationConfig) -> Params:
 @functools.cache
 def compiled(kind: str, objective: Objective, micro_batches: int = 1) -> Callable[..., Gradient]:
     """(params, batch, ramp) → Gradient, without dropout or noise."""
-    student, config = STUDENTS[kind], objective.information
+    student, config = STUDENTS[kind], objective.mi_term
     start = config.bound().start() if config.scored else None
     networks = objective.networks(student.config)
 
     def run(params: Params, batch: Any, ramp: float) -> Gradient:
-        beside = Information(networks, None, start, ramp)
+        beside = MITermInputs(networks, None, start, ramp)
         return loss_and_grads(student, objective, params, batch, None, micro_batches, beside)
 
     return jax.jit(run)
 
 
-def compute(kind: str, config: InformationConfig, *, beta: float = BETA, ramp: float = 1.0, **options: Any) -> Gradient:
+def compute(kind: str, config: MITermConfig, *, beta: float = BETA, ramp: float = 1.0, **options: Any) -> Gradient:
     return compiled(kind, objective_of(config, beta), **options)(make_params(kind, config), make_batch(), ramp)
 
 
 # Every estimator, and each feature with one of them.
 TERMS = {
-    "infonce": information("infonce", axis="symmetric", detach="none"),
-    "nwj": information("nwj", feature="decoder_max", detach="v"),
-    "tuba": information("tuba", feature="decoder_attention", compression="club", compression_weight=0.2),
-    "interpolated": information("interpolated", feature="encoder_mean"),
-    "dv": information("dv", feature="vocab_max"),
-    "mine": information("mine", compression="variational", compression_weight=0.2),
-    "js": information("js", feature="vocab_mean", detach="none"),
-    "smile": information("smile"),
-    "released": information("released"),
-    "barber_agakov": information("barber_agakov", feature="vocab_mean"),
-    "barber_agakov_head": information("barber_agakov_head"),
-    "barber_agakov_gaussian": information("barber_agakov_gaussian", feature="encoder_mean"),
+    "infonce": mi_config("infonce", axis="symmetric", detach="none"),
+    "nwj": mi_config("nwj", feature="decoder_max", detach="v"),
+    "tuba": mi_config("tuba", feature="decoder_attention", compression="club", compression_weight=0.2),
+    "interpolated": mi_config("interpolated", feature="encoder_mean"),
+    "dv": mi_config("dv", feature="vocab_max"),
+    "mine": mi_config("mine", compression="variational", compression_weight=0.2),
+    "js": mi_config("js", feature="vocab_mean", detach="none"),
+    "smile": mi_config("smile"),
+    "released": mi_config("released"),
+    "barber_agakov": mi_config("barber_agakov", feature="vocab_mean"),
+    "barber_agakov_head": mi_config("barber_agakov_head"),
+    "barber_agakov_gaussian": mi_config("barber_agakov_gaussian", feature="encoder_mean"),
 }
 assert set(TERMS) == set(ESTIMATORS) and {term.z_feature for term in TERMS.values()} == set(FEATURES)
 
@@ -102,8 +102,8 @@ def test_micro_batches_are_the_batch(name: str) -> None:
 
 
 def test_micro_batches_of_a_t5_are_the_batch() -> None:
-    whole = compute("t5", information())
-    assert_trees_close(compute("t5", information(), micro_batches=4), whole, rtol=1e-4, atol=1e-6)
+    whole = compute("t5", mi_config())
+    assert_trees_close(compute("t5", mi_config(), micro_batches=4), whole, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -111,20 +111,20 @@ def test_micro_batches_of_a_t5_are_the_batch() -> None:
 )
 def test_eight_devices_are_one(kind: str, sizes: tuple[int, int, int]) -> None:
     """Each holds a row or two: negatives are on the others."""
-    objective, mesh, params = objective_of(information()), make_mesh(*sizes), make_params(kind, information())
+    objective, mesh, params = objective_of(mi_config()), make_mesh(*sizes), make_params(kind, mi_config())
     networks = objective.networks(STUDENTS[kind].config)
     assert networks is not None
     with jax.set_mesh(mesh):
         where = param_shardings(params, {"student": STUDENTS[kind].axes, "mi": networks.axes}, mesh)
         actual = compiled(kind, objective)(jax.device_put(params, where), put_batch(make_batch(), mesh), 1.0)
-    whole = compute(kind, information())
+    whole = compute(kind, mi_config())
     np.testing.assert_allclose(actual.loss, whole.loss, rtol=1e-6)
     assert_trees_close(actual, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_student_learns_beta_and_ramp_and_the_critic_neither() -> None:
     """In the warm-up the student learns what dss teaches it."""
-    config = information()
+    config = mi_config()
     off, half, full = (compute("toy", config, ramp=ramp) for ramp in (0.0, 0.5, 1.0))
     other = compute("toy", config, beta=2 * BETA, ramp=0.25)
     student = {"student": make_params("toy", config)["student"]}
@@ -142,7 +142,7 @@ def test_the_student_learns_beta_and_ramp_and_the_critic_neither() -> None:
 
 def test_the_ramp_rises_after_the_warm_up() -> None:
     def ramp(**changes: Any) -> list[float]:
-        objective = objective_of(information(**({"warmup_steps": 3, "ramp_steps": 3} | changes)))
+        objective = objective_of(mi_config(**({"warmup_steps": 3, "ramp_steps": 3} | changes)))
         return [float(objective.ramp(jnp.int32(step))) for step in range(8)]
 
     assert ramp() == [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
@@ -152,11 +152,11 @@ def test_the_ramp_rises_after_the_warm_up() -> None:
 
 
 def test_a_row_without_label_or_rationale_is_no_pair() -> None:
-    objective, batch, params = objective_of(information()), make_batch(), make_params("toy", information())
+    objective, batch, params = objective_of(mi_config()), make_batch(), make_params("toy", mi_config())
     kept = np.array([0, 1, 3, 6, 7])
     assert objective.weights(batch, 0)["mi"] == len(kept)
     np.testing.assert_array_equal(np.flatnonzero(objective.pairs(batch, 0)), kept)
-    whole = compute("toy", information())
+    whole = compute("toy", mi_config())
     alone = compiled("toy", objective)(params, jax.tree.map(lambda leaf: leaf[kept], batch), 1.0)
     for name in ("mi", "mi_value", "mi_positive", "mi_negative"):
         np.testing.assert_allclose(whole.terms[name].mean, alone.terms[name].mean, rtol=1e-5)
@@ -182,9 +182,7 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module")
 def run() -> Run:
     """Two steps with an estimator that has a state, a critic with dropout and a warm-up of one step."""
-    config = information(
-        "mine", critic=dataclasses.replace(CRITIC, dropout=0.3), warmup_steps=1, ramp_steps=1, decay=0.7
-    )
+    config = mi_config("mine", critic=dataclasses.replace(CRITIC, dropout=0.3), warmup_steps=1, ramp_steps=1, decay=0.7)
     objective = objective_of(config)
     definition = StateDef.of(STUDENTS["toy"], make_optimizers(optimizer_config()), make_mesh(2, 2, 2), objective)
     step = make_train_step(definition, objective, optax.constant_schedule(1e-2))
@@ -269,21 +267,21 @@ def test_the_critic_s_gradient_does_not_clip_the_student_s() -> None:
 )
 def test_impossible_terms_are_refused(changes: dict[str, Any], parts: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as caught:
-        InformationConfig(**changes)
+        MITermConfig(**changes)
     assert "\n" not in str(caught.value)
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
 def test_impossible_objectives_and_batches_are_refused() -> None:
-    bottleneck = information(compression="variational", compression_weight=1.0)
-    club = information("barber_agakov_gaussian", compression="club", compression_weight=1.0)
+    bottleneck = mi_config(compression="variational", compression_weight=1.0)
+    club = mi_config("barber_agakov_gaussian", compression="club", compression_weight=1.0)
     for call, words in (
         (lambda: objective_of(bottleneck, beta=0.0), "beta is 0: .*variational"),
-        (lambda: information().check_batch(1), "infonce on 1 pairs"),
+        (lambda: mi_config().check_batch(1), "infonce on 1 pairs"),
         (lambda: club.check_batch(1), "at least 2"),
         (lambda: dataclasses.replace(club, compression="variational"), "variational needs an estimator with a critic"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
-    information("barber_agakov").check_batch(1)
+    mi_config("barber_agakov").check_batch(1)

@@ -13,7 +13,7 @@ from helpers import assert_trees_close
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.barber_agakov import vocabulary_loss
-from cotmi_jax.objectives.mi_term import InformationConfig
+from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Term, Terms, token_mask
 from cotmi_jax.training.step import loss_and_grads
@@ -29,7 +29,7 @@ Logits = dict[str, Any]
 
 
 def cotmi(estimator: str, **options: Any) -> Objective:
-    return Objective("cotmi", information=InformationConfig(estimator), **options)
+    return Objective("cotmi", mi_term=MITermConfig(estimator), **options)
 
 
 class LogitsAreParameters:

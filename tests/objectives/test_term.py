@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_trees_close, numpy_params, small_config
-from mi_helpers import BETA, information, objective_of
+from mi_helpers import BETA, mi_config, objective_of
 
 from cotmi_jax.mi import barber_agakov, bounds
 from cotmi_jax.mi.networks import normalize
 from cotmi_jax.models.module import Params
-from cotmi_jax.objectives.forward import Source
-from cotmi_jax.objectives.mi_term import InformationConfig, gather_features, losses
+from cotmi_jax.objectives.forward import TaskStates
+from cotmi_jax.objectives.mi_term import MITermConfig, gather_features, losses
 
 D, V = 8, 16
 SHAPE = small_config(d_model=D, vocab_size=V)
@@ -32,9 +32,9 @@ def make_states(seed: int) -> Arrays:
     return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def sources(*tasks: Arrays) -> list[Source]:
+def sources(*tasks: Arrays) -> list[TaskStates]:
     members = {f"{name}_RxNx{axis}": MEMBER[name][:, None] for name, axis in (("input", "S"), ("target", "T"))}
-    return [Source(**members, **states) for states in tasks]  # type: ignore[arg-type]
+    return [TaskStates(**members, **states) for states in tasks]  # type: ignore[arg-type]
 
 
 class Pulled(NamedTuple):
@@ -47,7 +47,7 @@ class Pulled(NamedTuple):
 
 
 @functools.cache
-def term(config: InformationConfig) -> Callable[..., Pulled]:
+def term(config: MITermConfig) -> Callable[..., Pulled]:
     networks = objective_of(config).networks(SHAPE)
     assert networks is not None
 
@@ -64,7 +64,7 @@ def term(config: InformationConfig) -> Callable[..., Pulled]:
     return jax.jit(run)
 
 
-def pull(config: InformationConfig, *, ramp: float = 1.0, params: Params | None = None) -> Pulled:
+def pull(config: MITermConfig, *, ramp: float = 1.0, params: Params | None = None) -> Pulled:
     networks: Any = objective_of(config).networks(SHAPE)
     return term(config)(params or numpy_params(networks), make_states(0), make_states(1), ramp)
 
@@ -82,7 +82,7 @@ def gathered(feature: str) -> Callable[[Arrays, Arrays], dict[str, Any]]:
     """Side that is detached → features, and the gradients of a scalar of them by both tasks' states."""
 
     def scalar(label: Arrays, rationale: Arrays, detach: str) -> tuple[jax.Array, Any]:
-        config = information(feature=feature, detach=detach)
+        config = mi_config(feature=feature, detach=detach)
         networks: Any = objective_of(config).networks(SHAPE)
         bound = networks.bind(numpy_params(networks))
         features = gather_features(config, bound, *sources(label, rationale), BETA, 0.5).by_example(None)
@@ -120,7 +120,7 @@ def test_what_lies_at_padding_and_in_invalid_rows_changes_nothing(feature: str) 
 # Compression
 
 
-def with_club(config: InformationConfig) -> tuple[Any, Params, Params]:
+def with_club(config: MITermConfig) -> tuple[Any, Params, Params]:
     """Networks, their parameters, and the same without q."""
     networks: Any = objective_of(config).networks(SHAPE)
     params = numpy_params(networks)
@@ -129,7 +129,7 @@ def with_club(config: InformationConfig) -> tuple[Any, Params, Params]:
 
 def test_club_fits_q_and_restrains_the_student() -> None:
     """The fit moves q alone, at full strength; the penalty the student alone, by its weight and the ramp."""
-    plain, club = information(), information(compression="club", compression_weight=0.2)
+    plain, club = mi_config(), mi_config(compression="club", compression_weight=0.2)
     networks, params, critic_alone = with_club(club)
     without, full, half = pull(plain, params=critic_alone), pull(club), pull(club, ramp=0.5)
     double = pull(dataclasses.replace(club, compression_weight=0.4))
@@ -166,7 +166,7 @@ def pooled(states: np.ndarray, member: np.ndarray) -> jax.Array:
 
 def test_the_penalty_of_club_leaves_an_attention_query_alone() -> None:
     """A query belongs to the term's networks: by it the penalty would have a strength of its own."""
-    plain = information(feature="decoder_attention")
+    plain = mi_config(feature="decoder_attention")
     club = dataclasses.replace(plain, compression="club", compression_weight=0.2)
     _, params, kept = with_club(club)
     grads, expected = pull(club, params=params).networks, pull(plain, params=kept).networks
@@ -174,7 +174,7 @@ def test_the_penalty_of_club_leaves_an_attention_query_alone() -> None:
 
 
 def test_a_variational_bottleneck_is_charged_its_divergence() -> None:
-    config = information(compression="variational", compression_weight=0.2)
+    config = mi_config(compression="variational", compression_weight=0.2)
     networks: Any = objective_of(config).networks(SHAPE)
     params = numpy_params(networks)
     full, half, off = (pull(config, ramp=ramp) for ramp in (1.0, 0.5, 0.0))

@@ -25,7 +25,7 @@ from cotmi_jax.mi.networks import CRITICS, CriticConfig
 from cotmi_jax.models.config import FAMILIES, PRESETS, T5Config, preset
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import InformationConfig, networks_def
+from cotmi_jax.objectives.mi_term import MITermConfig, networks_def
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel import sharding
 from cotmi_jax.parallel.batch import batch_sharding, constrain_batch, make_feeds, put_batch
@@ -143,7 +143,7 @@ def test_adam_keeps_its_moments_where_the_parameters_are() -> None:
 def test_every_critic_is_split(name: str) -> None:
     """Its largest matrix over fsdp, and no leaf twice."""
     found = shardings_of(
-        networks_def(InformationConfig(critic=CriticConfig(name)), preset("base")), abstract_mesh((1, 4, 2))
+        networks_def(MITermConfig(critic=CriticConfig(name)), preset("base")), abstract_mesh((1, 4, 2))
     )
     largest, where = max(found.values(), key=lambda spot: math.prod(spot[0]))
     assert math.prod(where.shard_shape(largest)) * 4 == math.prod(largest)

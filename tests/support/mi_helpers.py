@@ -7,19 +7,19 @@ import numpy as np
 
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.module import Params
-from cotmi_jax.objectives.mi_term import InformationConfig
+from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 
 BETA = 0.5
 CRITIC = CriticConfig(hidden=8, layers=1, dim=8)
 
 
-def information(estimator: str = "infonce", **changes: Any) -> InformationConfig:
-    return InformationConfig(estimator, **({"critic": CRITIC} | changes))
+def mi_config(estimator: str = "infonce", **changes: Any) -> MITermConfig:
+    return MITermConfig(estimator, **({"critic": CRITIC} | changes))
 
 
-def objective_of(config: InformationConfig, beta: float = BETA) -> Objective:
-    return Objective("cotmi", alpha=0.4, beta=beta, information=config)
+def objective_of(config: MITermConfig, beta: float = BETA) -> Objective:
+    return Objective("cotmi", alpha=0.4, beta=beta, mi_term=config)
 
 
 def differ(one: Params, other: Params) -> bool:

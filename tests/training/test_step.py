@@ -21,8 +21,8 @@ from paths import REPOSITORY
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import InformationConfig
-from cotmi_jax.objectives.objective import Objective, Part
+from cotmi_jax.objectives.mi_term import MITermConfig
+from cotmi_jax.objectives.objective import BatchOutputs, Objective
 from cotmi_jax.objectives.terms import Term
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
@@ -33,7 +33,7 @@ from cotmi_jax.training.state import StateDef, TrainState, optimizer_shardings
 from cotmi_jax.training.step import Step, loss_and_grads, make_train_step
 
 STUDENT = StudentDef.of(small_config())
-OBJECTIVE = Objective("cotmi", alpha=0.4, beta=0.5, information=InformationConfig("barber_agakov"))
+OBJECTIVE = Objective("cotmi", alpha=0.4, beta=0.5, mi_term=MITermConfig("barber_agakov"))
 ROWS = 16
 
 
@@ -97,8 +97,8 @@ def test_every_step_and_micro_batch_has_its_own_dropout(micro_batches: int) -> N
     def draw(key: jax.Array | None) -> jax.Array:
         return jnp.zeros(()) if key is None else jax.random.uniform(key)
 
-    def compute(student: Any, networks: None, batch: Any, key: jax.Array | None, **_: Any) -> Part:
-        return Part({"draw": Term(draw(key) + 0.0 * student, jnp.ones(()))}, None)
+    def compute(student: Any, networks: None, batch: Any, key: jax.Array | None, **_: Any) -> BatchOutputs:
+        return BatchOutputs({"draw": Term(draw(key) + 0.0 * student, jnp.ones(()))}, None)
 
     objective: Any = SimpleNamespace(
         tasks=("draw",),
