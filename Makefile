@@ -1,12 +1,12 @@
-# PYTHON is any CPython from 3.11 on; VENV is made once and kept up to date with the pins. WORKERS: of the test suite, each
-# of which takes up to 4 GiB and hardly more than a core.
+# PYTHON is any CPython from 3.11 on. VENV is created once and updated when the pins change. WORKERS is the number of
+# test processes; each needs up to 4 GiB and about one core.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
 WORKERS ?= 2
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint oracle help
+.PHONY: demo check test versions lint oracle help
 
 help:  ## Show what can be made.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/'
@@ -26,8 +26,20 @@ demo: $(VENV)/installed  ## Train a small student on the embedded word problems 
 	$(RUN) -m cotmi_jax.train --config=configs/quickstart.py --workdir=$(DEMO)
 	$(RUN) -m cotmi_jax.evaluate --workdir=$(DEMO) --split=test --examples=3
 
+check: lint  ## Style, types and the tests that are not slow: before each commit.
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
 test: $(VENV)/tested  ## Run the whole test suite.
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+# What can differ under another pair of JAX and Flax versions: NNX modules, tracing, numerics, sharding, compiled programs,
+# checkpoints, and what they are used for. Left out, since neither JAX nor Flax takes part, or only through these: data,
+# teacher, launch, benchmarks, files and buckets, faults of the disk, README.
+VERSIONED := tests/models tests/objectives tests/mi tests/parallel tests/aot tests/inference tests/evaluation \
+	tests/training tests/test_compilation_cache.py tests/test_architecture.py
+
+versions: $(VENV)/tested  ## Run the tests that depend on the versions of JAX and Flax.
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(VERSIONED)
 
 lint: $(VENV)/tested  ## Style and types.
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
