@@ -28,6 +28,7 @@ def json_lines(text: str) -> list[dict]:
 # Training.
 
 
+@pytest.mark.slow
 def test_the_smoke_recipe_trains_and_says_no_more_than_it_should(tmp_path: Path) -> None:
     """In a process of its own, as nothing else here: imports must not print anything either."""
     quicker = ["--config.objective.name=standard", "--config.eval.every=0"]
@@ -50,6 +51,7 @@ def test_the_smoke_recipe_trains_and_says_no_more_than_it_should(tmp_path: Path)
     assert list(Path(os.environ["COTMI_CACHE"]).glob("xla/*/jit_step-*"))  # for the next start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -169,6 +171,7 @@ def test_training_needs_a_data_root_for_sets_that_are_files() -> None:
 # Describing.
 
 
+@pytest.mark.slow
 def test_describe_gives_json() -> None:
     result = runs.command("describe", "--dataset=arithmetic", "--json")
     assert (result.code, result.err) == (0, "")
@@ -211,6 +214,7 @@ def test_describe_reads_mixtures_of_ones_own_files_and_shows_what_it_skipped(tmp
 # Evaluating.
 
 
+@pytest.mark.slow
 def test_evaluation_needs_the_workdir_alone_and_scores_every_example_once(tmp_path: Path) -> None:
     workdir = tmp_path / "moved"
     shutil.copytree(runs.trained(), workdir)
@@ -231,6 +235,7 @@ def test_evaluation_needs_the_workdir_alone_and_scores_every_example_once(tmp_pa
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
 
 
+@pytest.mark.slow
 def test_another_split_checkpoint_and_folder_may_be_chosen(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(runs.trained(), workdir)
@@ -245,6 +250,7 @@ def test_another_split_checkpoint_and_folder_may_be_chosen(tmp_path: Path) -> No
     assert not (workdir / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_a_mixture_is_scored_component_by_component(tmp_path: Path) -> None:
     """A run is evaluated as if it had been trained on two files of its own."""
     workdir = tmp_path / "run"
@@ -311,6 +317,7 @@ def exported() -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "fields"),
     [("predict", ["label"]), ("explain", ["rationale"]), ("both", ["label", "rationale"]), ("raw", ["output"])],

@@ -46,6 +46,7 @@ def count_hits(file: Path) -> None:
     jax.monitoring.register_event_listener(listen)
 
 
+@pytest.mark.slow
 def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Path) -> None:
     folder, config = tmp_path / "programs", runs.tiny_config({"eval.every": 0, "steps": 2} | QUICK)
     config.compilation_cache = str(folder)

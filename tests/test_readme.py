@@ -32,6 +32,7 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+@pytest.mark.slow
 def test_commands_run(data_root: Path, tmp_path: Path) -> None:
     """Each line as a shell runs it: recipes at smoke size, from random parameters, workdirs in a temporary folder."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}

@@ -49,6 +49,7 @@ def measure(path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, dic
     return done, {name: {"memory": found[name]["memory"]["total"]} | sent[name] for name in found}
 
 
+@pytest.mark.slow
 def test_the_programs_compile_and_take_no_more_than_they_did(tmp_path: Path) -> None:
     done, found = measure(tmp_path / "aot.json")
     assert done.stderr == ""
@@ -64,12 +65,14 @@ def test_the_programs_compile_and_take_no_more_than_they_did(tmp_path: Path) -> 
         assert not grown, f"{name}: grown beyond {expected}"
 
 
+@pytest.mark.slow
 def test_layers_as_wide_as_those_of_xl_do_not_crash_the_compiler() -> None:
     wide = ["--config.model.preset=xl", "--config.model.remat=full", "--input_length=1024", "--target_length=256"]
     done = aot("--topology=v5e-8", *wide, "--programs=train", "--config.mesh.fsdp=8", "--config.batch_size=64")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_one_line_and_exit_code_1() -> None:
     big = ["--config.model.preset=xxl", "--programs=generate", "--config.mesh.fsdp=8"]
     done = aot("--topology=v5e-8", *big)
@@ -77,6 +80,7 @@ def test_what_does_not_fit_is_one_line_and_exit_code_1() -> None:
     assert done.stdout.splitlines()[-1].startswith("generate does not fit: it needs ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [

@@ -82,6 +82,7 @@ def test_what_a_device_holds() -> None:
     assert found["train"].flops == step_flops(abstract_student(config), rows=8, input_length=16, target_length=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"data.packing": False}, {"micro_batches": 2, "objective.name": "dss"}])
 def test_every_program_lowers(changes: dict) -> None:
     mesh, config = make_mesh(data=4, fsdp=2), recipe(batch_size=16, **changes)

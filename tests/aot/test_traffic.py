@@ -48,6 +48,7 @@ def test_the_heads_gradient_is_summed_once_for_all_chunks(pool: str | None) -> N
     assert eight < 1.1 * whole
 
 
+@pytest.mark.slow
 def test_position_biases_send_their_table_not_their_scores() -> None:
     def traffic(length: int) -> float:
         student = StudentDef.of(small_config(num_encoder_layers=3))
@@ -67,6 +68,7 @@ def test_position_biases_send_their_table_not_their_scores() -> None:
     assert long - short < scores
 
 
+@pytest.mark.slow
 def test_a_token_is_generated_without_gathering_the_decoder() -> None:
     student = StudentDef.of(small_config(num_decoder_layers=3, d_model=64, d_ff=96))
     generation = Generation(student, MESH)

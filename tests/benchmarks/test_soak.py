@@ -31,6 +31,7 @@ def trainers_compile_quickly(cache: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_killed_runs_end_in_the_same_bits(tmp_path: Path) -> None:
     recipe = f"--config={runs.REPOSITORY / 'configs' / 'quickstart.py'}:smoke"
     flags = [recipe, "--config.mi.monitor.every=0", f"--workdir={tmp_path / 'soak'}", "--kills=3", "--seed=5"]
@@ -102,6 +103,7 @@ def change_position(workdir: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "other"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_difference_is_found_and_none_invented(tmp_path: Path, change: str) -> None:
     workdir = shutil.copytree(runs.trained(), tmp_path / "run")
@@ -140,12 +142,14 @@ def soak_trainer(tmp_path: Path, *how: str) -> Report:
     return soak(command, str(tmp_path / "soak"), kills=8, seed=0, eval_every=0)
 
 
+@pytest.mark.slow
 def test_runs_are_killed_as_often_as_asked_and_their_number_is_bounded(tmp_path: Path) -> None:
     report = soak_trainer(tmp_path)
     assert len(report.kills) == 8 and report.differences == ()
     assert report.text().startswith(f"8 kills in {report.rounds} runs (")
 
 
+@pytest.mark.slow
 def test_a_trainer_that_goes_on_wrongly_is_found_out(tmp_path: Path) -> None:
     report = soak_trainer(tmp_path, "careless")
     assert report.differences and "/metrics.jsonl, line " in report.text()

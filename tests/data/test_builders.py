@@ -123,6 +123,7 @@ def prepare(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_prepares_the_real_release(tmp_path, data_root):
     folder = "cotmi_jax/data/builders/dss"
     done = prepare(folder, "--config=svamp", f"--data_dir={tmp_path}", f"--manual_dir={data_root}")

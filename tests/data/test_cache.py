@@ -191,6 +191,7 @@ cache.prepare(Path({folder!r}), test_cache.IDENTITY, test_cache.Maker().recipe)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_no_cache_and_is_cleared_away(tmp_path: Path) -> None:
     program = _KILLED.format(tests=str(REPOSITORY / "tests" / "support"), folder=str(tmp_path))
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

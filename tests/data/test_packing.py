@@ -118,6 +118,7 @@ def test_one_shape_serves_every_batch_of_many_epochs() -> None:
         pack(split, order.picks(step), shape)
 
 
+@pytest.mark.slow
 def test_a_batch_beyond_the_rows_is_refused() -> None:
     split, shape = made()
     tight = dataclasses.replace(shape, rows=2, input_length=24)
@@ -197,6 +198,7 @@ def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
     assert_trees_close(actual, expected, rtol=3e-5, atol=3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "student"), [*((name, "toy") for name in OBJECTIVES), ("decoder_mean", "t5")])
 def test_loss_gradient_terms_and_metrics_are_those_of_the_padded_batch(name: str, student: str) -> None:
     objective = OBJECTIVES[name]
@@ -209,6 +211,7 @@ def test_loss_gradient_terms_and_metrics_are_those_of_the_padded_batch(name: str
         assert_same(compute(objective, packed, micro_batches=2), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2}])
 @pytest.mark.parametrize("name", ["decoder_mean", "barber_agakov"])
 def test_a_mesh_changes_nothing(name: str, sizes: dict[str, int]) -> None:
@@ -222,6 +225,7 @@ def test_a_mesh_changes_nothing(name: str, sizes: dict[str, int]) -> None:
             assert_same(compute(objective, batch, micro_batches), expected)
 
 
+@pytest.mark.slow
 def test_shares_of_several_processes_make_the_batch_of_one() -> None:
     objective = OBJECTIVES["decoder_mean"]
     split, _ = made()
@@ -237,6 +241,7 @@ def test_shares_of_several_processes_make_the_batch_of_one() -> None:
     assert_same(compute(objective, together), compute(objective, gather(split, *picks_of(split))))
 
 
+@pytest.mark.slow
 def test_a_sequence_pair_does_not_see_its_neighbours() -> None:
     """States are bit for bit the same, whatever the other pairs of the row hold."""
     split, shape = made()
@@ -258,6 +263,7 @@ def test_a_sequence_pair_does_not_see_its_neighbours() -> None:
     assert np.abs(before - after)[others[0] & (rows["target_segments"] > 0)].max() > 0.01
 
 
+@pytest.mark.slow
 def test_batches_of_one_shape_compile_once() -> None:
     import optax
 

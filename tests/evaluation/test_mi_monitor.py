@@ -52,6 +52,7 @@ def measured() -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_measures_itself(measured: Path) -> None:
     lines = read_measurements(measured)
     assert [line["step"] for line in lines] == [3, 6]
@@ -64,6 +65,7 @@ def test_a_run_measures_itself(measured: Path) -> None:
     assert runs.read_tensorboard(measured)["mi/infonce"][0][0] == 3
 
 
+@pytest.mark.slow
 def test_evaluation_measures_and_draws(measured: Path, tmp_path: Path) -> None:
     result = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "out"))
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["information"]
@@ -92,6 +94,7 @@ def test_a_single_measurement_is_no_picture(measured: Path, tmp_path: Path) -> N
     assert not draw_information(tmp_path, tmp_path / "picture.png") and not (tmp_path / "picture.png").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(runs.tiny_config(MEASURED | {"eval.examples": 4}), str(tmp_path / "few"))
     assert "mutual information is not measured: 4 examples, at least 8 are needed" in capfd.readouterr().err
@@ -135,6 +138,7 @@ def test_features_are_of_the_rows_asked_for_in_their_order() -> None:
         np.testing.assert_allclose(some[name], feature[[7, 3, 20]], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_only_read() -> None:
     """With other held-out examples the fit, as its curve shows, is the same; the reading is not."""
     monitor, params = monitor_of()
@@ -175,6 +179,7 @@ def test_controls_are_permuted_within_each_part(monkeypatch: pytest.MonkeyPatch)
 # A term that breaks.
 
 
+@pytest.mark.slow
 def test_a_term_that_is_not_finite_ends_the_run_with_its_parts(tmp_path: Path) -> None:
     """And leaves the last good checkpoint intact."""
     changes = {"mi.estimator": "nwj", "mi.learning_rate": 1e3, "mi.critic.clamp": 0.0, "checkpoint.every": 1}

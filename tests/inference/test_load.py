@@ -61,6 +61,7 @@ def test_a_student_is_split_over_as_many_devices_as_hold_it(monkeypatch: pytest.
     jax.tree.map(np.testing.assert_array_equal, split.params, whole.params)
 
 
+@pytest.mark.slow
 def test_a_split_student_is_scored_as_a_whole_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def scored(name: str) -> Any:
         return score(str(runs.trained()), "test", output=str(tmp_path / name), information=False)

@@ -141,6 +141,7 @@ def test_what_is_cut_off_an_input_is_reported(echo: None, mesh: Mesh) -> None:
         assert answer["output"] == VOCABULARY.decode(ids[:-1] if cut else ids)
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch(mesh: Mesh) -> None:
     lines = [example.input for example in EXAMPLES]
     together, alone = (ask(mesh, lines, size) for size in (8, 1))
@@ -185,6 +186,7 @@ def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator
     return Evaluator(STUDENT, evaluated, VOCABULARY, mesh, batch_size=batch_size)
 
 
+@pytest.mark.slow
 def test_a_padded_last_batch_scores_as_each_example_by_itself(mesh: Mesh) -> None:
     scorer, split = make_evaluator(mesh, "cotmi"), tokens("cotmi")
     rows = [only(split, row) for row in range(split.size)]
@@ -199,6 +201,7 @@ def test_a_padded_last_batch_scores_as_each_example_by_itself(mesh: Mesh) -> Non
     assert len(set(texts)) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
 def test_a_student_under_fsdp_is_laid_out_anew_and_writes_the_same(mesh: Mesh, sizes: tuple[int, int, int]) -> None:
     split = tokens("cotmi")

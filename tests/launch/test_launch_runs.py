@@ -32,6 +32,7 @@ checkout, fakes = launching.checkout, launching.fakes
 # TPU workers.
 
 
+@pytest.mark.slow
 def test_a_pod_from_create_to_delete(checkout: Path, fakes: Path) -> None:
     """Arguments and secrets arrive on every worker as they were given; stop lets the run save."""
     variables = environment(fakes)
@@ -59,6 +60,7 @@ def test_a_pod_from_create_to_delete(checkout: Path, fakes: Path) -> None:
     assert list(fakes.glob("worker-*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queued", ["", " --queued"])
 def test_watch_goes_on_after_a_preemption(queued: str, checkout: Path, fakes: Path) -> None:
     """Started once, preempted once, started anew with the same arguments, finished; the TPU is left for the user."""
@@ -96,6 +98,7 @@ def test_watch_starts_again_only_what_was_interrupted(code: str, starts: int, ch
     assert (watch.returncode, len(recorded(fakes, "trainings"))) == (0 if starts == 2 else 2, 2 * starts), said
 
 
+@pytest.mark.slow
 def test_watch_sets_up_again_after_a_failed_installation(checkout: Path, fakes: Path) -> None:
     """One worker lacks the packages: no worker is started before it has them."""
     (fakes / "pip").write_text("worker-1")
@@ -277,6 +280,7 @@ def test_local_ends_with_the_code_of_what_failed_by_itself(codes: str, code: int
     assert done.returncode == code
 
 
+@pytest.mark.slow
 def test_local_trains(tmp_path: Path) -> None:
     """The real trainer, in two processes with two devices each."""
     variables = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

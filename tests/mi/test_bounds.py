@@ -131,6 +131,7 @@ def assert_close(actual: Array, expected: np.ndarray | float, rtol: float = 1e-5
 # Values and gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "seed"), [(2, 0), (5, 1), (8, 2), (8, 3)])
 @every_bound
 def test_value_objective_and_gradient_match_the_oracle(name: str, size: int, seed: int) -> None:
@@ -213,6 +214,7 @@ def test_positives_given_apart_replace_the_diagonal(name: str, junk: float) -> N
     assert_close(read.by_score, expected * (1 - np.eye(8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
 @every_bound
 def test_mask_equals_slicing(name: str, junk: float) -> None:
@@ -392,6 +394,7 @@ def test_an_unknown_axis_is_an_error() -> None:
 # Eight devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "apart"),
     [(name, apart) for name, case in CASES.items() for apart in (False, True) if case.takes_positive or not apart],

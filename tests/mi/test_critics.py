@@ -142,6 +142,7 @@ def test_layer_normalization_takes_scale_and_offset_away(name: str) -> None:
     assert np.abs(critic(without)(*moved).score_KxK - critic(without)(z, v).score_KxK).max() > 1.0
 
 
+@pytest.mark.slow
 @every_critic
 def test_a_critic_begins_by_knowing_nothing(name: str) -> None:
     """All scores 0, and yet something that moves it."""
@@ -190,6 +191,7 @@ def evaluate(definition: ModuleDef[Critic]) -> Callable:
     return jax.jit(jax.grad(scalar, argnums=(0, 1, 2), has_aux=True))
 
 
+@pytest.mark.slow
 @every_critic
 def test_over_eight_devices_a_critic_is_the_same(name: str) -> None:
     """Split by its own axes, or with the pairs' rows split."""

@@ -89,6 +89,7 @@ ACCEPTED: dict[str, tuple[dict[str, float], dict[float, tuple[float, float]]]] =
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_a_trained_critic_reads_the_known_values(case: str) -> None:
     settings, accepted = ACCEPTED[case]
@@ -97,6 +98,7 @@ def test_a_trained_critic_reads_the_known_values(case: str) -> None:
         assert low <= value <= high, f"I = {level}"
 
 
+@pytest.mark.slow
 def test_a_separable_critic_falls_short_of_the_exact_one() -> None:
     values = trained("infonce", [2, 4], CriticConfig(hidden=128, normalization="none"), 2e-3)
     assert 1.68 <= values[0] <= 1.893 and 3.10 <= values[1] <= 3.343
@@ -115,6 +117,7 @@ FITTED = (*SCORED, *CONDITIONAL)
 INDEPENDENT = gaussians(512, 20, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITTED)
 def test_independent_arrays_share_nothing(name: str) -> None:
     read = quick(*INDEPENDENT, name)
@@ -124,6 +127,7 @@ def test_independent_arrays_share_nothing(name: str) -> None:
     assert ("≥" in str(read)) == (ESTIMATORS[name].direction == "lower")
 
 
+@pytest.mark.slow
 def test_a_critic_read_on_its_own_pairs_finds_what_is_not_there() -> None:
     x, y = (side[:307].astype(np.float32) for side in INDEPENDENT)
     config = FitConfig(num_pairs=32, steps=300, learning_rate=1e-2)
@@ -141,6 +145,7 @@ def test_independent_arrays_of_few_dimensions_share_nothing(name: str) -> None:
 GAUSSIAN = gaussians(4000, 2, 0.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["infonce", "nwj", "js"])
 def test_gaussian_arrays_read_near_the_truth(name: str) -> None:
     read, truth = quick(*GAUSSIAN, name), nats(0.8, 2)
@@ -148,6 +153,7 @@ def test_gaussian_arrays_read_near_the_truth(name: str) -> None:
     assert read.direction == ESTIMATORS[name].direction and read.pairs == 896 and read.contrasted == 128
 
 
+@pytest.mark.slow
 def test_conditional_estimates_come_in_order() -> None:
     head = CriticConfig(hidden=32, layers=1, normalization="none")
     club, out = (quick(*GAUSSIAN, name, critic=head) for name in CONDITIONAL)
@@ -156,6 +162,7 @@ def test_conditional_estimates_come_in_order() -> None:
     assert "≲" in str(club) and "≲" in str(out)
 
 
+@pytest.mark.slow
 def test_pairs_are_read_that_were_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("cotmi_jax.mi.estimate")
     seen: list[list[np.ndarray]] = []

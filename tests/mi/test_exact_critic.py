@@ -90,6 +90,7 @@ def exact_critic() -> dict[tuple[str, int], list[np.ndarray]]:
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", READINGS, ids=lambda row: f"{row[0]}-{row[1]}")
 def test_exact_critic_reads_the_known_values(
     row: tuple[str, int], exact_critic: dict[tuple[str, int], list[np.ndarray]]

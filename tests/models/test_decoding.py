@@ -97,6 +97,7 @@ def torch_writer(writer: Writer, tmp_path_factory: pytest.TempPathFactory) -> An
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, dict(gated=False, tied=True, scan_layers=False)], ids=["scan", "unrolled"])
 def test_cached_logits_are_those_of_teacher_forcing(changes: dict[str, Any]) -> None:
     student = StudentDef.of(small_config(**(DEEP | changes)))
@@ -120,6 +121,7 @@ def test_cached_logits_are_those_of_teacher_forcing(changes: dict[str, Any]) -> 
     np.testing.assert_allclose(cached, uncached, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_greedy_follows_the_highest_logit_and_scores_it(writer: Writer, greedy: Generated) -> None:
     inside = np.arange(MAX_TOKENS) < lengths_of(greedy.tokens)[:, None]
     np.testing.assert_array_equal(writer.logits(greedy.tokens).argmax(axis=-1)[inside], greedy.tokens[inside])
@@ -128,6 +130,7 @@ def test_greedy_follows_the_highest_logit_and_scores_it(writer: Writer, greedy: 
     assert len(set(lengths_of(greedy.tokens))) >= 4 and (lengths_of(greedy.tokens) == MAX_TOKENS).any()
 
 
+@pytest.mark.slow
 def test_greedy_writes_what_transformers_writes(greedy: Generated, torch_writer: Any) -> None:
     np.testing.assert_array_equal(greedy.tokens, torch_writer(num_beams=1)[0])
 
@@ -138,6 +141,7 @@ def test_one_beam_is_greedy(writer: Writer, greedy: Generated) -> None:
     np.testing.assert_allclose(beam.score, greedy.score, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length_penalty", [0.6, 1.0, 2.0])
 def test_beams_are_those_of_transformers(
     length_penalty: float, writer: Writer, greedy: Generated, torch_writer: Any

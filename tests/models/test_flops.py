@@ -41,6 +41,7 @@ def _loss(config: T5Config) -> tuple[Params, Callable[[Params], jax.Array]]:
     return student.shapes, lambda params: jnp.square(student.bind(params)(*ids)).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["v1.0", "v1.1"])
 def test_it_counts_the_matmuls_of_forward_and_backward(family: str) -> None:
     config = _config(family)

@@ -112,6 +112,7 @@ def logits_of(config: T5Config, params: Any, inputs: np.ndarray, targets: np.nda
     return jax.jit(lambda p, i, t: nnx.merge(graph, p)(i, t))(params, inputs, targets)
 
 
+@pytest.mark.slow
 def test_logits_and_loss_are_those_of_torch_unrolled(oracle: Oracle) -> None:
     config, params = load_hf(oracle.directory)
     graph = graph_of(config, scan_layers=False)
@@ -120,6 +121,7 @@ def test_logits_and_loss_are_those_of_torch_unrolled(oracle: Oracle) -> None:
     assert abs(float(loss) - oracle.loss) < 1e-5
 
 
+@pytest.mark.slow
 def test_logits_loss_and_gradient_are_those_of_torch(oracle: Oracle, tmp_path: Path) -> None:
     config, params = load_hf(oracle.directory)
     graph = graph_of(config, scan_layers=True)
@@ -183,6 +185,7 @@ def test_there_and_back_every_tensor_is_bit_equal(oracle: Oracle, tmp_path: Path
     assert {name: ours.to_dict()[name] for name in kept} == {name: theirs.to_dict()[name] for name in kept}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["v1.0", "v1.1"])
 def test_exported_student_is_the_same_in_transformers(family: str, tmp_path: Path) -> None:
     """Initialized here, in shards, loaded there without a missing or unexpected key."""

@@ -52,6 +52,7 @@ def plain() -> Any:
     return loss_and_grads(*make_student(**DEEP), make_ids())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_state_sees_the_whole_source_and_only_earlier_targets(family: str) -> None:
     """By gradients: all tokens differ, so that a row of the embedding's Jacobian tells who looked at that token."""
@@ -71,6 +72,7 @@ def test_a_state_sees_the_whole_source_and_only_earlier_targets(family: str) -> 
     np.testing.assert_array_equal(np.abs(jacobian_TxVxD).max(axis=-1) > 0, expected_TxV)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_logit_and_no_gradient(plain: Any) -> None:
     (loss, logits), grads = plain
     (padded_loss, padded_logits), padded_grads = loss_and_grads(*make_student(**DEEP), make_ids(12, 9))
@@ -79,6 +81,7 @@ def test_padding_changes_no_logit_and_no_gradient(plain: Any) -> None:
     assert_trees_close(padded_grads, grads, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_lies_at_padded_source_positions_is_out_of_reach() -> None:
     student, params = make_student()
     inputs, targets = make_ids()
@@ -99,6 +102,7 @@ def test_what_lies_at_padded_source_positions_is_out_of_reach() -> None:
     assert np.asarray(embedding_grad[inputs[0]]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [dict(scan_layers=False), dict(remat="dots"), dict(remat="full")], ids=str)
 def test_unrolling_and_recomputation_change_nothing(changes: dict[str, Any], plain: Any) -> None:
     assert_trees_close(loss_and_grads(*make_student(**DEEP, **changes), make_ids()), plain, rtol=1e-4, atol=1e-5)
@@ -112,6 +116,7 @@ def test_recomputation_trades_matmuls_for_memory() -> None:
     assert matmuls("none") < matmuls("dots") < matmuls("full")
 
 
+@pytest.mark.slow
 def test_bfloat16_is_for_activations_only() -> None:
     student, params = make_student(dtype="bfloat16")
     full, _ = make_student()
@@ -124,6 +129,7 @@ def test_bfloat16_is_for_activations_only() -> None:
     assert 1e-4 < error < 0.05
 
 
+@pytest.mark.slow
 def test_dropout_obeys_its_key() -> None:
     student, params = make_student(dropout=0.3)
     read = jax.jit(lambda p, ids, key: loss_of(student, p, ids, key)[1])
@@ -205,6 +211,7 @@ def test_output_layer(family: str) -> None:
     assert ("head" in params) == (family == "v1.1")
 
 
+@pytest.mark.slow
 def test_initialization() -> None:
     """Standard deviations of the Mesh TensorFlow release, whose queries carry attention's 1/√K; norms begin at one."""
     student = StudentDef.of(small_config(**DEEP, d_model=48, d_kv=12, d_ff=40, vocab_size=300))

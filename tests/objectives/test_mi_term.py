@@ -83,6 +83,7 @@ TERMS = {
 assert set(TERMS) == set(ESTIMATORS) and {term.z_feature for term in TERMS.values()} == set(FEATURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TERMS)
 def test_every_estimator_teaches_student_and_networks(name: str) -> None:
     result, without = (compute("toy", TERMS[name], ramp=ramp) for ramp in (1.0, 0.0))
@@ -94,6 +95,7 @@ def test_every_estimator_teaches_student_and_networks(name: str) -> None:
 
 
 # Those that need most beside scores, and those that need no scores.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tuba", "mine", "js", "barber_agakov_gaussian"])
 def test_micro_batches_are_the_batch(name: str) -> None:
     """Loss, every term, every gradient and the estimator's state: negatives are those of the whole batch."""
@@ -101,11 +103,13 @@ def test_micro_batches_are_the_batch(name: str) -> None:
     assert_trees_close(compute("toy", TERMS[name], micro_batches=4), whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_micro_batches_of_a_t5_are_the_batch() -> None:
     whole = compute("t5", mi_config())
     assert_trees_close(compute("t5", mi_config(), micro_batches=4), whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "sizes"), [("toy", (8, 1, 1)), ("toy", (1, 8, 1)), ("t5", (2, 2, 2)), ("t5", (1, 2, 4))], ids=str
 )
@@ -122,6 +126,7 @@ def test_eight_devices_are_one(kind: str, sizes: tuple[int, int, int]) -> None:
     assert_trees_close(actual, whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_student_learns_beta_and_ramp_and_the_critic_neither() -> None:
     """In the warm-up the student learns what dss teaches it."""
     config = mi_config()
@@ -195,6 +200,7 @@ def run() -> Run:
     return Run(definition, states, metrics, step)
 
 
+@pytest.mark.slow
 def test_the_state_of_mine_is_the_moving_average(run: Run) -> None:
     partitions = [np.exp(metrics["mi_negative"]) for metrics in run.metrics]
     assert abs(partitions[0] - partitions[1]) > 1e-4
@@ -204,6 +210,7 @@ def test_the_state_of_mine_is_the_moving_average(run: Run) -> None:
     assert [metrics["beta"] for metrics in run.metrics] == [0.0, BETA / 2]
 
 
+@pytest.mark.slow
 def test_streams_and_step_make_a_step(run: Run) -> None:
     """The same again with the same; other dropout in another step or with another seed."""
 

@@ -127,6 +127,7 @@ def numpy_barber_agakov(logits: Logits, batch: dict[str, Any], *, z_from: Logits
     return total / batch["valid"].sum()
 
 
+@pytest.mark.slow
 def test_released_is_the_loss_of_the_paper_s_code() -> None:
     """Method section 2 in torch, on logits cut at the longest target of each task, as its batches are."""
     torch = pytest.importorskip("torch")
@@ -145,6 +146,7 @@ def test_released_is_the_loss_of_the_paper_s_code() -> None:
     assert not np.asarray(grads["predict"]).any() and tensors["predict"].grad is None
 
 
+@pytest.mark.slow
 def test_padding_enters_released_up_to_the_longest_example_only() -> None:
     objective, batch, logits = cotmi("released"), make_batch(), make_logits()
     value, grads = mean_and_grad(objective, "mi", logits, batch)
@@ -159,6 +161,7 @@ def test_padding_enters_released_up_to_the_longest_example_only() -> None:
         assert mean_and_grad(objective, "mi", changed, batch)[0] == value
 
 
+@pytest.mark.slow
 def test_barber_agakov_value_and_gradient() -> None:
     """Against float64 numpy; the gradient along random directions, with z held still."""
     objective, batch, logits = cotmi("barber_agakov"), make_batch(), make_logits()
@@ -252,6 +255,7 @@ def test_weights_of_rationales_flow_into_the_rationales_loss_alone() -> None:
     assert Objective("standard").weights(batch, 0)["predict"] == sum(LENGTHS["predict"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [cotmi(name) for name in ESTIMATORS], ids=ESTIMATORS)
 def test_invalid_rows_change_nothing(objective: Objective) -> None:
     """Neither values nor gradients, whatever they hold; weights count the valid rows' tokens."""
@@ -300,6 +304,7 @@ def test_an_example_without_targets_is_no_pair() -> None:
     np.testing.assert_allclose(terms_of(cotmi("barber_agakov"), logits, batch)["mi"].mean, without, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "coefficients"),
     [
@@ -326,6 +331,7 @@ def test_the_loss_weighs_the_terms(objective: Objective, coefficients: dict[str,
     np.testing.assert_allclose(full_loss(objective, logits, batch)[0], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_without_beta_cotmi_teaches_what_dss_teaches(estimator: Any) -> None:
     batch, logits = make_batch(), make_logits()

@@ -127,6 +127,7 @@ def with_club(config: MITermConfig) -> tuple[Any, Params, Params]:
     return networks, params, {name: leaf for name, leaf in params.items() if name != "club"}
 
 
+@pytest.mark.slow
 def test_club_fits_q_and_restrains_the_student() -> None:
     """The fit moves q alone, at full strength; the penalty the student alone, by its weight and the ramp."""
     plain, club = mi_config(), mi_config(compression="club", compression_weight=0.2)
@@ -164,6 +165,7 @@ def pooled(states: np.ndarray, member: np.ndarray) -> jax.Array:
     return jnp.where(member[..., None], states, 0.0).sum(axis=1) / np.maximum(member.sum(axis=1), 1)[:, None]
 
 
+@pytest.mark.slow
 def test_the_penalty_of_club_leaves_an_attention_query_alone() -> None:
     """A query belongs to the term's networks: by it the penalty would have a strength of its own."""
     plain = mi_config(feature="decoder_attention")
@@ -173,6 +175,7 @@ def test_the_penalty_of_club_leaves_an_attention_query_alone() -> None:
     assert_trees_close({name: grads[name] for name in expected}, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_variational_bottleneck_is_charged_its_divergence() -> None:
     config = mi_config(compression="variational", compression_weight=0.2)
     networks: Any = objective_of(config).networks(SHAPE)

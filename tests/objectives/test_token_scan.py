@@ -94,6 +94,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
         np.testing.assert_allclose(np.asarray(one, np.float32), other, rtol=0, atol=tolerance * size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("chunk", [1, 4, 64], ids="chunk{}".format)
 def test_any_chunk_gives_the_values_and_gradients_of_the_whole(pool: str | None, chunk: int) -> None:
@@ -122,6 +123,7 @@ def test_far_apart_logits_stay_exact(pool: str | None) -> None:
     assert_close(grads, expected_grads, 5e-5 if pool == "mean" else 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS[1:])
 def test_packed_segments_are_rows_of_their_own(pool: str) -> None:
     states, head, targets = make(batch=2)
@@ -151,6 +153,7 @@ def test_packed_segments_are_rows_of_their_own(pool: str) -> None:
     assert_close(d_states, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("junk", [np.nan, np.inf])
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_lies_at_masked_positions_reaches_nothing(pool: str | None, junk: float) -> None:
@@ -203,6 +206,7 @@ def test_ties() -> None:
     assert result.hit_BxT.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_micro_batches_in_bfloat16(pool: str | None) -> None:
     """The gradient taken inside a scan over single rows, as the training step takes it over micro-batches."""
@@ -225,6 +229,7 @@ def test_micro_batches_in_bfloat16(pool: str | None) -> None:
     assert_close(d_head, expected_head, 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_gradients_reach_the_parameters_of_a_student(tied: bool) -> None:
     """The head is its own, or the embedding transposed."""
@@ -262,6 +267,7 @@ def test_parameters_that_change_between_calls_are_read_anew() -> None:
     assert np.abs(np.asarray(after - before)).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
 def test_a_mesh_gives_what_one_device_gives(sizes: tuple[int, int, int]) -> None:
     """The batch over data and fsdp, the head over fsdp and tensor, packed segments."""
@@ -289,6 +295,7 @@ def optimized() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_nothing_of_the_size_of_the_logits_is_held() -> None:
     """Temporaries of the gradient in GB, compiled and never run. The logits are 1.05 GB, pooled features 8 MB."""
@@ -309,6 +316,7 @@ def test_nothing_of_the_size_of_the_logits_is_held() -> None:
     assert scanned["max"] - scanned[None] < 0.1 and scanned["mean"] - scanned[None] < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_detached_features_cost_no_backward_work() -> None:
     states, head, targets = make()

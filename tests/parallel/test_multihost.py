@@ -100,6 +100,7 @@ def pair(fed: tuple[Path, Path]) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(straight: Path, pair: Path) -> None:
     assert_same_losses(pair, straight)
     assert starts(pair) == [0]
@@ -130,6 +131,7 @@ def _signal_at(number: int, step: int, pause: float) -> None:
     Interrupt.stops = signalling  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 4), (signal.SIGINT, 1)])
 def test_a_stop_saves_everywhere_and_any_number_of_processes_goes_on(
     straight: Path, tmp_path: Path, number: int, processes: int
@@ -162,6 +164,7 @@ def assert_ends_with_a_killed_one(workdir: Path, *, killed: int, step: int) -> N
     assert last.endswith("start the job again; training resumes from its last checkpoint")
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:
     assert_ends_with_a_killed_one(tmp_path, killed=1, step=3)
     assert_ends_with_a_killed_one(tmp_path, killed=0, step=5)
@@ -177,6 +180,7 @@ def _stop_beating() -> None:
     Run.save = lambda self, step: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[method-assign, assignment]
 
 
+@pytest.mark.slow
 def test_a_silent_process_is_noticed_in_time(tmp_path: Path) -> None:
     started = hosts.start("train", *flags(tmp_path), processes=2, hooks=[None, _stop_beating], heartbeat=5)
     try:
@@ -222,6 +226,7 @@ def test_processes_that_do_not_share_a_workdir_are_told(tmp_path: Path) -> None:
     assert not any((tmp_path / str(number) / "run.json").exists() for number in range(2))
 
 
+@pytest.mark.slow
 def test_evaluation_by_two_processes_is_that_by_one(pair: Path, tmp_path: Path) -> None:
     scores = []
     for processes in (1, 2):

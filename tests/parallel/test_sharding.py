@@ -118,6 +118,7 @@ def written(family: str, name: str) -> Path:
     return FOLDER / f"{family}-{name}.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_leaf_of_every_preset_lies_where_it_lay(family: str, name: str) -> None:

@@ -190,6 +190,7 @@ def wait_for_lines(path: Path, count: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_paying_twice(tmp_path):
     write_rows(tmp_path / "q.jsonl", sums(60))
     journal = tmp_path / "r.journal.jsonl"
@@ -218,6 +219,7 @@ def test_a_killed_run_goes_on_without_paying_twice(tmp_path):
     assert [row["teacher_label"] for row in read_rows(tmp_path / "r.jsonl")] == [str(i + 10) for i in range(60)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_what_is_in_flight_arrive(tmp_path, name):
     write_rows(tmp_path / "q.jsonl", sums(40))

@@ -53,6 +53,7 @@ def run(folder: Path, wanted: range, starts: range, said: list[str], fail: int =
                 break
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "starts", "steps", "said"),
     [
@@ -133,6 +134,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory, quick_compilation: None) 
     return Observed(workdir, said.getvalue(), written)
 
 
+@pytest.mark.slow
 def test_a_run_is_traced_where_tensorboard_looks_and_stays_the_same(observed: Observed) -> None:
     folder = observed.workdir / "tensorboard"
     assert traced_steps(folder) == [[2, 3, 4]]  # with an evaluation and a checkpoint between them

@@ -58,6 +58,7 @@ def copy_of_trained(tmp_path: Path, *, latest: int = 6) -> Path:
 # Stopped and started again.
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_a_checkpoint_step_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +77,7 @@ def test_an_interrupt_at_a_checkpoint_step_loses_nothing(
     assert_same_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_sigterm_between_checkpoints_saves_first_and_says_how_to_go_on(tmp_path: Path) -> None:
     runs.trained()  # compiles
     flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={tmp_path}"]
@@ -90,6 +92,7 @@ def test_sigterm_between_checkpoints_saves_first_and_says_how_to_go_on(tmp_path:
     assert_same_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_sigkill_costs_no_more_than_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
     runs.trained()
     flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={tmp_path}"]
@@ -101,6 +104,7 @@ def test_sigkill_costs_no_more_than_the_steps_since_the_last_checkpoint(tmp_path
     assert_same_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_without_any_checkpoint_begins_anew(tmp_path: Path) -> None:
     workdir = copy_of_trained(tmp_path)
     shutil.rmtree(workdir / "checkpoints")

@@ -74,6 +74,7 @@ def whole() -> dict[str, Any]:
     return compute()
 
 
+@pytest.mark.slow
 def test_micro_batches_are_the_batch(whole: dict[str, Any]) -> None:
     """Their tokens differ in number: dividing each by its own would be another loss."""
     tokens = [(make_batch()["explain"]["targets"][part::4] != 0).sum() for part in range(4)]
@@ -81,6 +82,7 @@ def test_micro_batches_are_the_batch(whole: dict[str, Any]) -> None:
     assert_trees_close(compute(micro_batches=4), whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
 def test_eight_devices_are_one(sizes: tuple[int, int, int], whole: dict[str, Any]) -> None:
     over_mesh, communication = compute_over(make_mesh(*sizes))
@@ -172,6 +174,7 @@ def named(tree: Any, is_leaf: Any = None) -> Iterator[tuple[str, Any]]:
         yield "/".join(name for name in names if name != "student"), leaf
 
 
+@pytest.mark.slow
 def test_state_is_born_and_stays_where_the_table_says(trained: Run) -> None:
     """A moment lies like its parameter, less the dimension that Adafactor summed over; the rest is held whole."""
     specs = {

@@ -62,6 +62,7 @@ def small_run(changes: dict[str, Any]) -> ConfigDict:
 # Objectives.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "label_type"),
     [("standard", "gt"), ("standard", "llm"), ("single_task", "llm"), ("dss", "gt"), ("cotmi", "gt"), ("cotmi", "llm")],
@@ -194,6 +195,7 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[floa
     assert script == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "best"),
     [
@@ -213,6 +215,7 @@ def test_the_best_student_on_valid_is_kept(
     runs.assert_same(runs.read_params(tmp_path, "best")["student"], runs.read_state(tmp_path, best).params["student"])
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_remembers_its_best(
     scripted_scores: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +236,7 @@ def wrap_step(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Step], Step]) -> 
     monkeypatch.setattr(loop, "make_train_step", lambda *args, **kwargs: wrap(make(*args, **kwargs)))
 
 
+@pytest.mark.slow
 def test_an_initial_checkpoint_is_where_training_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainState] = []
 
@@ -264,6 +268,7 @@ class WithoutTest(dict):
     values = items
 
 
+@pytest.mark.slow
 def test_training_never_looks_at_the_test_split(
     scripted_scores: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +308,7 @@ def test_a_data_set_may_lack_its_test_split_and_what_it_says_changes_nothing(tmp
 # Losses that are not finite.
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +330,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_checkpoints(
     assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_end_the_run_before_anything_is_saved(tmp_path: Path) -> None:
     _, config, params = small_student()
     broken = params | {"embedding": np.full_like(params["embedding"], np.inf)}

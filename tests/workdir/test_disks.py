@@ -88,6 +88,7 @@ def steps_outlast_saves() -> None:
     Checkpoints.save, MetricWriter.write = save_noted, write_and_wait  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_is_full_says_so_and_goes_on_where_there_is_room(make_disk: Callable[[str], Disk]) -> None:
     straight = runs.trained()
     disk = make_disk("22m")  # holds the checkpoint of step 2 and the best of step 3, not the checkpoint of step 4
@@ -196,6 +197,7 @@ def test_a_checkpoint_folder_that_goes_is_not_made_anew(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_that_goes_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.trained()
     write = MetricWriter.write

@@ -68,6 +68,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damage_is_found_and_an_earlier_checkpoint_chosen(tmp_path: Path, what: str) -> None:
     workdir = copy_of_trained(tmp_path)
@@ -81,6 +82,7 @@ def test_damage_is_found_and_an_earlier_checkpoint_chosen(tmp_path: Path, what: 
     assert sorted(workdir.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_an_intact_checkpoint_is_read_whole_in_groups_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     latest = find(runs.trained(), "latest")
     whole = dict(contents(latest))
@@ -95,6 +97,7 @@ def test_an_intact_checkpoint_is_read_whole_in_groups_of_any_size(monkeypatch: p
         np.testing.assert_array_equal(leaf, other)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_newest_intact_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workdir = copy_of_trained(tmp_path)
     runs.truncate(runs.largest(workdir / "checkpoints" / "6" / "optimizer"))
@@ -154,6 +157,7 @@ def of_an_array(cause: Exception) -> Exception:
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "failure",
     [
@@ -184,6 +188,7 @@ def test_what_is_out_of_reach_is_not_damage(
         choose(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "failure",
     [

@@ -73,6 +73,7 @@ def workdir(store: fake_gcs.FakeGcs) -> files.Path:
     return files.as_path(RUN)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_the_bucket_as_if_never_stopped(workdir: files.Path) -> None:
     straight = runs.trained()
     runs.assert_same(runs.read_state(workdir), runs.read_state(straight))
@@ -94,6 +95,7 @@ def test_events_for_tensorboard_are_in_the_bucket(workdir: files.Path, tmp_path:
     assert shown["train/loss"] == expected["train/loss"]
 
 
+@pytest.mark.slow
 def test_a_run_in_the_bucket_is_known_complete(workdir: files.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(runs.tiny_config(), RUN) == 6
     assert f"{RUN} is complete" in capsys.readouterr().out
@@ -108,6 +110,7 @@ def test_unfinished_checkpoints_are_none(workdir: files.Path, store: fake_gcs.Fa
         find(workdir, 9)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_moved_within_the_bucket(store: fake_gcs.FakeGcs) -> None:
     place, said = files.as_path("gs://bucket/runs/damaged"), list[str]()
     runs.save_states(place, 1, 2)
@@ -155,6 +158,7 @@ def test_a_move_that_a_kill_ends_leaves_all_or_what_is_not_complete(
         files.move_folder(files.as_path("gs://bucket/moving/3"), target, "mark")
 
 
+@pytest.mark.slow
 def test_the_students_of_a_bucket_are_scored_and_exported(workdir: files.Path, store: fake_gcs.FakeGcs) -> None:
     mesh = make_mesh()
     trained = load_trained(RUN, "best", mesh)

@@ -400,6 +400,7 @@ def test_real_svamp_splits_are_the_permutation_of_the_raw_file(corpora, data_roo
         assert [(e.input, e.label) for e in corpora["svamp"].splits[split]] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "field", "known"),
     [
