@@ -8,6 +8,7 @@ from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
 from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.tasks import PREDICT, find_objective
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 from cotmi_jax.extensions import with_absolute_files
@@ -81,10 +82,10 @@ def make_objective(config: ConfigDict) -> Objective:
         compression_weight=mi.compression.weight,
     )
     objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, mi_term)
-    if objective.name == "single_task" and config.data.empty_rationale == "keep":
+    if config.data.empty_rationale == "keep" and PREDICT in find_objective(objective.name).rationale_tasks:
         raise UserError(
-            "config.data.empty_rationale keep: single_task writes rationale and label as one target and cannot learn a "
-            "label alone; set it to drop"
+            f"config.data.empty_rationale keep: {objective.name} writes rationale and label as one target and "
+            "cannot learn a label alone; set it to drop"
         )
     if objective.has_mi_term:
         mi_term.check_batch(config.batch_size)

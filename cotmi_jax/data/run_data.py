@@ -17,7 +17,7 @@ from cotmi_jax.data.example import Example
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.order import TrainOrder, make_shares
 from cotmi_jax.data.packing import PackShape, make_shape
-from cotmi_jax.data.tasks import ANSWER_MARK, PREFIX, tasks_of
+from cotmi_jax.data.tasks import ANSWER_MARK, find_objective
 from cotmi_jax.data.tokenize import TokenLimits, TooLong, check_split, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -102,11 +102,11 @@ def find_cache(config: ConfigDict) -> Path | None:
 
 def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
     """Everything that tokens depend on. Objectives with the same sequences have the same tokens."""
-    objective, data = config.objective.name, config.data
+    data = config.data
     return {
         "corpus": corpus_fingerprint(loading_of(config)),
         "vocabulary": hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
-        "sequences": [objective] if len(tasks_of(objective)) == 1 else ["two tasks", *PREFIX.values()],
+        "sequences": list(find_objective(config.objective.name).cache_key),
         "mark": ANSWER_MARK,
         "settings": {name: data[name] for name in ("label_type", "max_input_tokens", "max_target_tokens", "too_long")},
     }

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.tasks import LabelType, Objective, task_texts, tasks_of, writes_rationale
+from cotmi_jax.data.tasks import LabelType, ObjectiveName, find_objective, task_texts
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
 from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
 from cotmi_jax.errors import UserError
@@ -42,7 +42,7 @@ def tokenize_split(
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     *,
-    objective: Objective,
+    objective: ObjectiveName,
     label_type: LabelType,
     limits: TokenLimits,
     progress: Callable[[int], object] | None = None,
@@ -77,19 +77,20 @@ def check_split(name: str, kept: np.ndarray, limits: TokenLimits) -> None:
 def _tokenize_part(
     examples: Sequence[Example],
     vocabulary: Vocabulary,
-    objective: Objective,
+    objective: ObjectiveName,
     label_type: LabelType,
     limits: TokenLimits,
 ) -> TokenizedSplit:
-    writes = objective != "standard"  # rationales
+    spec = find_objective(objective)
+    writes = bool(spec.rationale_tasks)
     counts = np.array([len(example.rationales) if writes else 1 for example in examples], np.int64)
     owner = np.repeat(np.arange(len(examples)), counts)
     weights = np.array([weight for example in examples for _, weight in example.rationales] if writes else 1.0)
     spread = [one for example in examples for one in _one_by_one(example)]
     kept = np.ones(len(examples), bool)
     encoded: dict[str, tuple[_Encoded, _Encoded]] = {}
-    for task in tasks_of(objective):
-        varies = writes_rationale(objective, task)
+    for task in spec.tasks:
+        varies = task in spec.rationale_tasks
         texts = task_texts(examples, objective, task, label_type)
         inputs = _Encoded(vocabulary.encode([text.input for text in texts]), np.arange(len(examples)))
         if varies:

@@ -95,7 +95,7 @@ class Evaluator:
         if EXPLAIN in self._objective.tasks:
             rationales = self.texts(params, split, EXPLAIN, decoding)
         else:
-            rationales = [read_rationale(output, name) if name == "single_task" else None for output in outputs]
+            rationales = [read_rationale(output, name) for output in outputs]
         predictions: list[Prediction] = []
         for example, output, rationale in zip(examples, outputs, rationales, strict=True):
             label = read_label(output, name)

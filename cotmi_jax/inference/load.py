@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cotmi_jax.data.tasks import Objective
+from cotmi_jax.data.tasks import ObjectiveName
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, as_path
@@ -38,7 +38,7 @@ class Trained:
     step: int | None
 
     @property
-    def objective(self) -> Objective | None:
+    def objective(self) -> ObjectiveName | None:
         """The name of the objective it was trained on; None: not known."""
         return None if self.config is None else self.config.objective.name
 

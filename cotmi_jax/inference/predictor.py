@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from cotmi_jax.data.tasks import EXPLAIN, PREDICT, Objective, read_label, read_rationale, task_input, tasks_of
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT, UNKNOWN_TRAINING, ObjectiveName, find_objective, task_input
 from cotmi_jax.data.tokens import Ragged
 from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
 from cotmi_jax.errors import UserError
@@ -35,7 +35,7 @@ class Answerer:
         student: StudentDef,
         params: Params,
         vocabulary: Vocabulary,
-        objective: Objective | None,
+        objective: ObjectiveName | None,
         mesh: Mesh,
         *,
         task: Task,
@@ -43,9 +43,12 @@ class Answerer:
         seed: int = 0,
         max_input_tokens: int = 1024,
     ):
-        self._objective: Objective = objective or "dss"
-        if task in ("explain", "both") and self._objective == "standard":
-            raise UserError(f"--task={task}: this student was trained with objective standard, without rationales")
+        self._objective = objective or UNKNOWN_TRAINING
+        self._spec = find_objective(self._objective)
+        if task in ("explain", "both") and not self._spec.gives_rationale:
+            raise UserError(
+                f"--task={task}: this student was trained with objective {self._objective}, without rationales"
+            )
         self._params, self._vocabulary, self._mesh, self._task = params, vocabulary, mesh, task
         self._limit, self._key, self._asked = max_input_tokens, jax.random.key(seed), 0
         self._shards = batch_shards(mesh)
@@ -77,13 +80,13 @@ class Answerer:
             columns = {"output": outputs}
         else:
             columns = {}
-            if self._task != "explain" or len(tasks_of(self._objective)) == 1:
+            if self._task != "explain" or EXPLAIN not in self._spec.tasks:
                 outputs, cut = self._task_outputs(texts, PREDICT, batch_size)
                 if self._task != "explain":
-                    columns["label"] = [read_label(output, self._objective) for output in outputs]
-                if self._objective == "single_task" and self._task != "predict":
-                    columns["rationale"] = [read_rationale(output, self._objective) for output in outputs]
-            if self._task != "predict" and len(tasks_of(self._objective)) > 1:
+                    columns["label"] = [self._spec.read_label(output) for output in outputs]
+                if self._spec.read_rationale is not None and self._task != "predict":
+                    columns["rationale"] = [self._spec.read_rationale(output) for output in outputs]
+            if self._task != "predict" and EXPLAIN in self._spec.tasks:
                 columns["rationale"], cut = self._task_outputs(texts, EXPLAIN, batch_size)
         for name, values in columns.items():
             for answer, value in zip(answers, values, strict=True):

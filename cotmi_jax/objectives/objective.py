@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cotmi_jax.data.tasks import EXPLAIN, OBJECTIVES, PREDICT, tasks_of, writes_rationale
-from cotmi_jax.data.tasks import Objective as Name
+from cotmi_jax.data.tasks import ObjectiveName as Name
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.config import T5Config

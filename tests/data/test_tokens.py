@@ -282,11 +282,11 @@ def test_single_task_output_is_taken_apart_as_it_was_put_together(rationale: str
         ("single_task", "It never gets there", "", ""),
         ("single_task", "Short. So the answer is", "", "Short."),
         ("single_task", "", "", ""),
-        ("dss", " ( 3 + 4 ) ", "( 3 + 4 )", ""),
-        ("standard", "So the answer is no", "So the answer is no", ""),
+        ("dss", " ( 3 + 4 ) ", "( 3 + 4 )", None),
+        ("standard", "So the answer is no", "So the answer is no", None),
     ],
 )
-def test_labels_are_read_off_any_output(objective: str, output: str, label: str, rationale: str) -> None:
+def test_labels_are_read_off_any_output(objective: str, output: str, label: str, rationale: str | None) -> None:
     assert (read_label(output, objective), read_rationale(output, objective)) == (label, rationale)
 
 
