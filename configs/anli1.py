@@ -6,10 +6,7 @@ Claim to reach (accuracy on the 1,000 test pairs, T5-base, gold labels): standar
     python -m cotmi_jax.train --config=configs/anli1.py --workdir=runs/anli1
     python -m cotmi_jax.evaluate --workdir=runs/anli1 --split=test
 
-The other rows of the papers' tables: --config.objective.name=standard, single_task or dss; teacher labels instead of
-gold ones: --config.data.label_type=llm; the loss of the paper's own code, which reads padding:
---config.mi.estimator=released --config.data.packing=False; T5-small: --config.model.init=google/t5-v1_1-small. Without
-network: --config.model.init=DIR, a downloaded checkpoint, or random.
+Other rows of the papers' tables, and training without network: configs/README.md.
 """
 
 from ml_collections import ConfigDict

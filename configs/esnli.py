@@ -2,16 +2,13 @@
 
 Claim to reach (accuracy on the 9,824 test pairs, T5-base, gold labels): standard 88.38%, single task 88.88%, DSS
 89.51%, MI 89.50%; one run's standard error is 0.3 points. Cost: 10,000 steps of 64 examples of two tasks, most of 30
-input and 15 target tokens, and 40 evaluations of 9,842 pairs. One teacher completion of the release is empty: its
-example is left out of train.
+input and 15 target tokens, and 40 evaluations of 9,842 pairs. One teacher completion of the release is
+empty; its example is dropped from train.
 
     python -m cotmi_jax.train --config=configs/esnli.py --workdir=runs/esnli
     python -m cotmi_jax.evaluate --workdir=runs/esnli --split=test
 
-The other rows of the papers' tables: --config.objective.name=standard, single_task or dss; teacher labels instead of
-gold ones: --config.data.label_type=llm; the loss of the paper's own code, which reads padding:
---config.mi.estimator=released --config.data.packing=False; T5-small: --config.model.init=google/t5-v1_1-small. Without
-network: --config.model.init=DIR, a downloaded checkpoint, or random.
+Other rows of the papers' tables, and training without network: configs/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""One's own questions, with rationales from one's own teacher or by hand: JSON Lines, see docs/data.md.
+"""Your own questions, with rationales from your own teacher or written by hand, as JSON Lines: see docs/data.md.
 
-Claim: none, it is your data. A folder with train.jsonl, valid.jsonl and test.jsonl, or one file of train rows, a tenth
-of which becomes valid.
+Claim: none, it is your data. The path names a folder with train.jsonl, valid.jsonl and test.jsonl, or
+one file of train rows, a tenth of which becomes valid.
 
     python -m cotmi_jax.train --config=configs/own.py --config.data.dataset=jsonl:rationales.jsonl --workdir=runs/own
 
-Where no rationale was good enough the label is learned alone. Equations as labels: --config.data.label_kind=equation.
+An example without a rationale trains the label task only. Equations as labels: --config.data.label_kind=equation.
 Without network: --config.model.init=DIR, a downloaded checkpoint, or random, with --config.data.vocabulary=FILE.
 """
 

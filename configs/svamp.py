@@ -7,10 +7,7 @@ Claim to reach (accuracy on the 200 test problems, T5-base, gold labels): standa
     python -m cotmi_jax.train --config=configs/svamp.py --workdir=runs/svamp
     python -m cotmi_jax.evaluate --workdir=runs/svamp --split=test
 
-The other rows of the papers' tables: --config.objective.name=standard, single_task or dss; teacher labels instead of
-gold ones: --config.data.label_type=llm; the loss of the paper's own code, which reads padding:
---config.mi.estimator=released --config.data.packing=False; T5-small: --config.model.init=google/t5-v1_1-small. Without
-network: --config.model.init=DIR, a downloaded checkpoint, or random.
+Other rows of the papers' tables, and training without network: configs/README.md.
 """
 
 from ml_collections import ConfigDict
