@@ -7,7 +7,7 @@ from absl import flags
 _QUESTIONS = flags.DEFINE_string("questions", None, "JSON Lines with input and, if known, label (gold) and id.")
 _DATASET = flags.DEFINE_enum("dataset", None, ["anli1", "asdiv", "cqa", "esnli", "svamp"], "Or a released set.")
 _SPLIT = flags.DEFINE_enum("split", "train", ["train", "valid", "test"], "Of --dataset.")
-_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of --dataset; default $COTMI_DATA_ROOT, ../shared/data.")
+_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of --dataset; default: $COTMI_DATA_ROOT.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many questions, from the first on.", lower_bound=1)
 _PROMPT = flags.DEFINE_string("prompt", None, "A file or a shipped prompt; default that of --dataset, else generic.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON Lines for training; the report goes beside it.")

@@ -28,7 +28,7 @@ def base() -> ConfigDict:
     # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their shares of the training stream:
     # "svamp=3,arithmetic=1" (docs/data.md)
     config.data.dataset = "cqa"
-    config.data.root = ""  # folder of the release, may be gs://; "": $COTMI_DATA_ROOT, else ../shared/data
+    config.data.root = ""  # folder of the release, may be gs://; "": $COTMI_DATA_ROOT
     config.data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
     config.data.align = "strict"  # rows and completions must be as many; prefix: use those that both have
     config.data.augment_asdiv = False  # add ASDiv to SVAMP's train split

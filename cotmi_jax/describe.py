@@ -7,9 +7,7 @@ from absl import flags
 _DATASET = flags.DEFINE_string(
     "dataset", None, "arithmetic, svamp, cqa, esnli, anli1, jsonl:PATH or tfds:NAME, or several: svamp=3,arithmetic=1."
 )
-_DATA_ROOT = flags.DEFINE_string(
-    "data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT or ../shared/data."
-)
+_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT.")
 _TEACHER = flags.DEFINE_string("teacher", "palm", "palm or gpt-neox.")
 _ALIGN = flags.DEFINE_string("align", "strict", "strict, or prefix: use the rows that data and completions share.")
 _ASDIV = flags.DEFINE_bool("augment_asdiv", False, "Add ASDiv to SVAMP's train split.")

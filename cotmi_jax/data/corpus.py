@@ -19,7 +19,6 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, as_path
 
 DATA_ROOT_VARIABLE = "COTMI_DATA_ROOT"
-DEFAULT_DATA_ROOT = Path("../shared/data")
 EMPTY_RATIONALES = ("error", "drop", "keep")
 LABEL_KINDS: tuple[LabelKind, ...] = ("text", "equation")
 _VERSION = 1  # To be raised when the same files and settings give other examples.
@@ -30,7 +29,7 @@ class Loading:
     """What to load and how: the keys of config.data that decide which examples a run sees, with their defaults.
 
     dataset: one component or several with rates, as `grammar.parse_dataset` reads them.
-    data_root: folder of the release; None takes $COTMI_DATA_ROOT, else ../shared/data if it exists.
+    data_root: folder of the release; None takes $COTMI_DATA_ROOT.
     tfds_dir: folder or URL of sets prepared by TensorFlow Datasets; None takes its default.
     teacher, align, augment_asdiv: as for `dss.DssSource`; other components ignore them.
     subsample: fraction of train to keep, in (0, 1], drawn with seed.
@@ -132,15 +131,14 @@ def corpus_fingerprint(loading: Loading) -> str:
 
 
 def find_data_root(data_root: str | None) -> Path:
-    """The argument, else $COTMI_DATA_ROOT, else ../shared/data if it exists; UserError where none of them is given."""
+    """The argument, else $COTMI_DATA_ROOT. UserError, with the layout of the folder, where neither is given."""
     given = data_root or os.environ.get(DATA_ROOT_VARIABLE)
     if given:
         return as_path(given)
-    if DEFAULT_DATA_ROOT.is_dir():
-        return DEFAULT_DATA_ROOT
     raise UserError(
-        f"no data root: pass data_root, set {DATA_ROOT_VARIABLE}, or use dataset 'arithmetic', which needs no files; "
-        "with data of your own, data.vocabulary will do"
+        f"no data root: set config.data.root (--config.data.root, --data_root) or {DATA_ROOT_VARIABLE} to the folder "
+        "that holds dss/{set}/{set}_{split}.json and t5/spiece.model; dataset 'arithmetic' needs no files, and data of "
+        "your own only config.data.vocabulary"
     )
 
 

@@ -164,17 +164,19 @@ def test_bad_arguments(changes, message):
     assert message in str(error.value)
 
 
-def test_data_root_comes_from_argument_environment_or_neighbourhood(root, tmp_path_factory, monkeypatch):
+def test_data_root_comes_from_argument_or_environment_alone(root, tmp_path_factory, monkeypatch):
     workplace = tmp_path_factory.mktemp("place") / "repository"
     workplace.mkdir()
     monkeypatch.chdir(workplace)
     monkeypatch.delenv(sources.DATA_ROOT_VARIABLE, raising=False)
-    with pytest.raises(
-        UserError, match="no data root: pass data_root, set COTMI_DATA_ROOT, or use dataset 'arithmetic'"
-    ):
-        load()
     (workplace.parent / "shared").mkdir()
     (workplace.parent / "shared" / "data").symlink_to(root)
+    with pytest.raises(
+        UserError, match="no data root: set config.data.root .* or COTMI_DATA_ROOT .*dss/{set}/"
+    ) as error:
+        load()
+    assert "t5/spiece.model" in str(error.value)
+    monkeypatch.setenv(sources.DATA_ROOT_VARIABLE, str(root))
     assert len(load().corpus.splits["train"]) == 27
     monkeypatch.setenv(sources.DATA_ROOT_VARIABLE, "/nowhere")
     with pytest.raises(UserError, match="^/nowhere: holds neither svamp/ nor dss/svamp/"):
