@@ -3,13 +3,14 @@
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
-from cotmi_jax.data.grammar import Part, parse_dataset
+from cotmi_jax.data.grammar import Kind, Part, parse_dataset
 from cotmi_jax.data.sources.arithmetic import ArithmeticSource
 from cotmi_jax.data.sources.base import Source, digest
 from cotmi_jax.data.sources.jsonl import JsonlSource
+from cotmi_jax.data.sources.registered import SOURCES
 from cotmi_jax.data.sources.released import DssSource
 from cotmi_jax.data.sources.rows import BAD_ROWS, NUM_NOTES, check_choice
 from cotmi_jax.data.sources.tfds import TfdsSource
@@ -31,7 +32,7 @@ class Loading:
     dataset: one component or several with rates, as `grammar.parse_dataset` reads them.
     data_root: folder of the release; None takes $COTMI_DATA_ROOT.
     tfds_dir: folder or URL of sets prepared by TensorFlow Datasets; None takes its default.
-    teacher, align, augment_asdiv: as for `dss.DssSource`; other components ignore them.
+    teacher, align, augment_asdiv: as for `released.DssSource`; other components ignore them.
     subsample: fraction of train to keep, in (0, 1], drawn with seed.
     bad_rows: "error", or "skip": leave rows out that cannot be used, and count them.
     empty_rationale: "error" refuses examples whose rationale is blank, in any split; "drop" takes them out of train;
@@ -143,7 +144,7 @@ def find_data_root(data_root: str | None) -> Path:
 
 
 def _sources(loading: Loading) -> list[tuple[Part, Source]]:
-    sources = [(part, _source(part, loading)) for part in parse_dataset(loading.dataset)]
+    sources = [(part, _SOURCE_OF_KIND[part.kind](part, loading)) for part in parse_dataset(loading.dataset)]
     names = [source.name for _, source in sources]
     for name in names:
         if names.count(name) > 1:
@@ -151,15 +152,13 @@ def _sources(loading: Loading) -> list[tuple[Part, Source]]:
     return sources
 
 
-def _source(part: Part, loading: Loading) -> Source:
-    if part.kind == "arithmetic":
-        return ArithmeticSource(loading.size)
-    if part.kind == "jsonl":
-        labels = tuple(label.strip() for label in loading.labels.split(",") if label.strip())
-        kind: LabelKind = "equation" if loading.label_kind == "equation" else "text"
-        return JsonlSource(as_path(part.argument), labels, kind, loading.bad_rows)
-    if part.kind == "tfds":
-        return TfdsSource(part.argument, loading.tfds_dir, loading.teacher, loading.bad_rows)
+def _jsonl(part: Part, loading: Loading) -> Source:
+    labels = tuple(label.strip() for label in loading.labels.split(",") if label.strip())
+    kind: LabelKind = "equation" if loading.label_kind == "equation" else "text"
+    return JsonlSource(as_path(part.argument), labels, kind, loading.bad_rows)
+
+
+def _released(part: Part, loading: Loading) -> Source:
     return DssSource(
         find_data_root(loading.data_root),
         part.argument,
@@ -168,6 +167,15 @@ def _source(part: Part, loading: Loading) -> Source:
         augment_asdiv=loading.augment_asdiv and part.argument == "svamp",
         bad_rows=loading.bad_rows,
     )
+
+
+_SOURCE_OF_KIND: dict[Kind, Callable[[Part, Loading], Source]] = {
+    "arithmetic": lambda part, loading: ArithmeticSource(loading.size),
+    "dss": _released,
+    "jsonl": _jsonl,
+    "registered": lambda part, loading: SOURCES[part.argument],
+    "tfds": lambda part, loading: TfdsSource(part.argument, loading.tfds_dir, loading.teacher, loading.bad_rows),
+}
 
 
 def _load(source: Source, rate: float, loading: Loading) -> LoadedCorpus:

@@ -4,10 +4,11 @@ import math
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from cotmi_jax.data.sources.registered import SOURCES
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import absolute
 
-Kind = Literal["dss", "arithmetic", "jsonl", "tfds"]
+Kind = Literal["dss", "arithmetic", "jsonl", "tfds", "registered"]
 DSS_SETS = ("anli1", "cqa", "esnli", "svamp")
 TFDS_SETS = ("anli/r1", "anli/r2", "anli/r3", "cos_e", "esnli", *(f"dss/{name}" for name in DSS_SETS))
 CHOICES = (*sorted((*DSS_SETS, "arithmetic")), "jsonl:PATH", "tfds:NAME")
@@ -70,7 +71,10 @@ def _parse_part(text: str) -> Part:
         if argument not in TFDS_SETS:
             raise UserError(f"dataset = {written!r}: of TensorFlow Datasets there are {', '.join(TFDS_SETS)}")
         return Part("tfds", argument, rate, written)
-    raise UserError(f"dataset = {text!r}: choose one of {', '.join(CHOICES)}, or several as NAME=RATE,NAME=RATE")
+    if written in SOURCES:
+        return Part("registered", written, rate, written)
+    choices = ", ".join((*CHOICES, *sorted(SOURCES)))
+    raise UserError(f"dataset = {text!r}: choose one of {choices}, or several as NAME=RATE,NAME=RATE")
 
 
 def _number(text: str) -> float | None:

@@ -1,0 +1,78 @@
+"""Data sets that a user registers by name: a function that gives examples, from a module of config.extensions."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from cotmi_jax.data.example import SPLITS, Corpus, Example
+from cotmi_jax.data.sources.base import digest
+from cotmi_jax.errors import UserError
+
+ReadExamples = Callable[[], Mapping[str, Iterable[Example]]]  # split → examples
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredSource:
+    """A registered data set. version: "", or a text that its author changes whenever the examples change."""
+
+    name: str
+    examples: ReadExamples
+    version: str = ""
+
+    def read(self) -> Corpus:
+        """Every split. UserError where there is no train split, or an example cannot be used."""
+        splits = {split: tuple(self._checked(split, examples)) for split, examples in self.examples().items()}
+        unknown = splits.keys() - set(SPLITS)
+        if unknown or not splits.get("train"):
+            raise UserError(
+                f"source {self.name} gives the splits {', '.join(splits) or 'none'}: it needs a train split with "
+                "examples, and may have valid and test"
+            )
+        return Corpus(self.name, {split: splits[split] for split in SPLITS if split in splits})
+
+    def fingerprint(self) -> str:
+        """Of the version where the source states one, else of all its examples."""
+        if self.version:
+            return digest("registered", self.name, self.version)
+        return digest(
+            "registered",
+            self.name,
+            *(
+                (split, repr(dataclasses.replace(example, place="")))  # place, as of other sources, does not count
+                for split, examples in self.read().splits.items()
+                for example in examples
+            ),
+        )
+
+    def _checked(self, split: str, examples: Iterable[Example]) -> Iterator[Example]:
+        seen: set[str] = set()
+        for example in examples:
+            if not example.id.startswith(f"{self.name}/{split}/") or example.id in seen:
+                raise UserError(
+                    f"source {self.name}: id {example.id!r} in split {split}: give every example an id of its own that "
+                    f"begins with {self.name}/{split}/"
+                )
+            if not example.input.strip() or not example.label.strip():
+                raise UserError(f"source {self.name}: input or label of {example.id} is blank: leave the example out")
+            seen.add(example.id)
+            yield dataclasses.replace(example, place=example.place or f"source {self.name}")
+
+
+SOURCES: dict[str, RegisteredSource] = {}
+
+
+def register_source(name: str, examples: ReadExamples, *, version: str = "") -> None:
+    """Make a data set available as config.data.dataset=name, alone or in a mixture.
+
+    Args:
+      name: letters, digits, "_" and "-". Registering it again replaces the earlier source.
+      examples: returns {split: examples}; it has to give the same examples at every call and on every host. The id of
+        an example is "{name}/{split}/…".
+      version: identifies the examples in the cache of prepared tokens; "" reads all of them to identify them.
+
+    Raises:
+      UserError: the name has other characters.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"source {name!r}: a name has letters, digits, _ and - only")
+    SOURCES[name] = RegisteredSource(name, examples, version)
