@@ -55,11 +55,13 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     check_batches(config, batch_shards(mesh))
     check_monitor(config)
     _check_shared(workdir)
-    choice = choose(workdir)
-    resumed = read_run(workdir)[1:] if choice.latest else None
+    resumed = read_run(workdir)[1:] if steps_saved(workdir / LATEST) else None
     place = {"process": jax.process_index(), "processes": jax.process_count()}
     experiment = Experiment.of(config, resumed, make_feed(mesh), **place)
     wait_for_all("data")
+    student = StudentDef.of(experiment.student)
+    state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
+    choice = choose(workdir, state_def.abstract.items())
     start = _start(choice.latest, experiment)
     wait_for_all("read")  # nobody writes there before all have read what they resume from
     if start >= config.steps:
@@ -68,7 +70,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
         _say_last(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
     with jax.set_mesh(mesh):
-        run = _make_run(workdir, experiment, mesh, choice, start, owner)
+        run = _make_run(workdir, experiment, mesh, state_def, choice, start, owner)
         interrupt = Interrupt()
         ends = (interrupt.restore, run.progress.close, run.checkpoints.close, run.writer.close)
         with run_all(*ends), EndingTogether():
@@ -94,12 +96,19 @@ def _say_last(text: str) -> None:
         print(text)
 
 
-def _make_run(workdir: Path, experiment: Experiment, mesh: Mesh, choice: Choice, start: int, owner: Owner) -> Run:
+def _make_run(
+    workdir: Path,
+    experiment: Experiment,
+    mesh: Mesh,
+    state_def: StateDef,
+    choice: Choice,
+    start: int,
+    owner: Owner,
+) -> Run:
     """The run in front of its next step. The first process writes what a start leaves in the workdir."""
     config, shape = experiment.config, experiment.data.shape(batch_shards(mesh))
-    student = StudentDef.of(experiment.student)
-    state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
-    state, best = _make_state(state_def, experiment, choice.latest), _best_so_far(choice.best)
+    student = state_def.student
+    state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best)
     record = run_record(config, experiment.student)
     progress = Progress(start=start, stop=config.steps, silent=not is_first())
     if is_first():
@@ -132,11 +141,12 @@ def _make_run(workdir: Path, experiment: Experiment, mesh: Mesh, choice: Choice,
     )
 
 
-def _make_state(state_def: StateDef, experiment: Experiment, latest: Saved | None) -> TrainState:
+def _make_state(state_def: StateDef, experiment: Experiment, choice: Choice) -> TrainState:
     """What the next step changes: as saved, or around the initial checkpoint, or at random."""
     key = stream_key(experiment.config.seed, "init")
-    if latest is not None:
-        return state_def.restored(restore_items(latest, state_def.abstract.items()), latest.step)
+    if choice.latest is not None:
+        items = choice.items or restore_items(choice.latest, state_def.abstract.items())
+        return state_def.restored(items, choice.latest.step)
     if experiment.initial_params is not None:
         return state_def.from_student(experiment.initial_params, key)
     return state_def.init(key)

@@ -11,10 +11,7 @@ import dataclasses
 import errno
 import functools
 import json
-import logging
 import math
-import re
-import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -34,23 +31,14 @@ from cotmi_jax.files import (
 )
 from cotmi_jax.models.student import Params
 from cotmi_jax.parallel.sharding import PyTree
+from cotmi_jax.workdir.orbax_noise import silence_abandoned_operations
+from cotmi_jax.workdir.storage_errors import as_system_error, first_line, is_damage
 
 Json = dict[str, Any]
 LATEST, BEST = "checkpoints", "best"
 _ITEMS_FILE = "_CHECKPOINT_METADATA"  # in which orbax lists what a checkpoint holds
 _AGAIN = "see that it can be read, then give the same command"
 _GROUP_BYTES = 1 << 30  # read at a time where a checkpoint is gone through on the host
-# tensorstore raises ValueError whose text begins with the status and may hold the number of the system's error.
-_STATUS = re.compile(
-    r"(CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|ALREADY_EXISTS|PERMISSION_DENIED|"
-    r"RESOURCE_EXHAUSTED|FAILED_PRECONDITION|ABORTED|OUT_OF_RANGE|UNIMPLEMENTED|INTERNAL|UNAVAILABLE|DATA_LOSS|"
-    r"UNAUTHENTICATED): "
-)
-_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
-_ERRNO = {"RESOURCE_EXHAUSTED": errno.ENOSPC, "PERMISSION_DENIED": errno.EACCES, "NOT_FOUND": errno.ENOENT}
-# What speaks of the content of files, by tensorstore's status and by the system's error; all else may pass.
-_OF_CONTENT = ("NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
-_OF_CONTENT_CODES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,41 +69,10 @@ def _writing(path: Path) -> Iterator[None]:
         try:
             yield
         except ValueError as error:
-            status, number = _STATUS.match(str(error)), _SYSTEM_ERROR.search(str(error))
-            if status is None:
+            system_error = as_system_error(error, path)
+            if system_error is None:
                 raise
-            code = int(number[1]) if number else _ERRNO.get(status[1], errno.EIO)
-            raise OSError(code, _first_line(error) if number is None else "", str(path)) from error
-
-
-_report_unraisable = sys.unraisablehook
-
-
-def _report_others(unraisable: Any) -> None:  # sys.UnraisableHookArgs exists for type checkers only
-    if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading")):
-        _report_unraisable(unraisable)
-
-
-def _unlike_what_is_given_up(record: logging.LogRecord) -> bool:
-    return "exception was never retrieved" not in record.getMessage()
-
-
-def _silence_what_is_given_up() -> None:
-    """When one array cannot be read or written, orbax closes its event loop while tensorstore is at the others.
-
-    Each of those then reports by itself that the loop is closed, from a thread that nothing can wait for, or that it
-    failed too, when its task is collected. Such reports may come at any later time, so this is not taken back.
-    """
-    global _report_unraisable
-    if sys.unraisablehook is not _report_others:
-        _report_unraisable, sys.unraisablehook = sys.unraisablehook, _report_others
-    logging.getLogger("asyncio").addFilter(_unlike_what_is_given_up)
-    logging.getLogger("absl").addFilter(_more_than_raised)
-
-
-def _more_than_raised(record: logging.LogRecord) -> bool:
-    """Whether a line of the log is more than the traceback of what orbax raises too."""
-    return not (record.exc_info and "orbax" in record.pathname)
+            raise system_error from error
 
 
 class Checkpoints:
@@ -126,7 +83,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep: int):
-        _silence_what_is_given_up()
+        silence_abandoned_operations()
         self.workdir = workdir
         check_described(workdir / LATEST)  # and so of BEST, in the same bucket
         self._latest = _manager(workdir / LATEST, keep)
@@ -224,27 +181,13 @@ class UnreadableError(Exception):
     """Something of a checkpoint cannot be read; the text says what."""
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].partition(". See full")[0][:200] if str(error) else type(error).__name__
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether an error of reading speaks of the content. Any other may be an outage, which passes."""
-    if isinstance(error, failures()):
-        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-    status, number = _STATUS.match(str(error)), _SYSTEM_ERROR.search(str(error))
-    if number:
-        return int(number[1]) in _OF_CONTENT_CODES
-    return status is None or status[1] in _OF_CONTENT
-
-
 @contextlib.contextmanager
 def _reading(checkpoint: Saved, item: str = "") -> Iterator[None]:
     """Names as UnreadableError what tensorstore and orbax raise for missing, truncated or foreign files.
 
     UserError where files cannot be reached, which says nothing about what is in them.
     """
-    _silence_what_is_given_up()
+    silence_abandoned_operations()
     try:
         yield
     except UserError:
@@ -255,9 +198,9 @@ def _reading(checkpoint: Saved, item: str = "") -> Iterator[None]:
             source = source.__cause__
         if not isinstance(source, (ValueError, KeyError, *failures())) and type(source) is not Exception:
             raise
-        if not _is_damage(source):
-            raise UserError(f"checkpoint {checkpoint} is out of reach ({_first_line(source)}): {_AGAIN}") from error
-        raise UnreadableError(f"{item}: " * bool(item) + _first_line(source)) from error
+        if not is_damage(source):
+            raise UserError(f"checkpoint {checkpoint} is out of reach ({first_line(source)}): {_AGAIN}") from error
+        raise UnreadableError(f"{item}: " * bool(item) + first_line(source)) from error
 
 
 def _leaves(directory: Path, part: int, parts: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -321,7 +264,8 @@ def _read(checkpoint: Saved, args: ocp.args.Composite) -> Any:
         return manager.restore(checkpoint.step, args=args)
 
 
-def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
+def _restore_intact(checkpoint: Saved, args: ocp.args.Composite) -> Any:
+    """Restore; UnreadableError where the checkpoint is damaged, UserError where anything else prevents it."""
     try:
         with _reading(checkpoint):
             return _read(checkpoint, args)
@@ -334,11 +278,19 @@ def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
         reason = damage(checkpoint)
         if reason is None:  # a wrong shape, say: no fault of the files
             raise UserError(f"checkpoint {checkpoint} is whole, but not what is to be restored ({error})") from error
+        raise UnreadableError(reason) from error
+
+
+def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
+    """Restore; UserError where that is impossible, which names other checkpoints."""
+    try:
+        return _restore_intact(checkpoint, args)
+    except UnreadableError as error:
         workdir = checkpoint.directory.parent
         others = [Saved(workdir / folder, step) for folder in (BEST, LATEST) for step in steps_saved(workdir / folder)]
         there = ", ".join(str(other) for other in others if other != checkpoint)
         hint = f"there are {there} (--checkpoint=best, latest or a step)" if there else "there is no other"
-        raise UserError(f"checkpoint {checkpoint} is damaged ({reason}): {hint}") from error
+        raise UserError(f"checkpoint {checkpoint} is damaged ({error}): {hint}") from error
 
 
 def restore_json(checkpoint: Saved, item: Literal["config", "data", "metrics"]) -> Json:
@@ -351,8 +303,18 @@ def restore_params(checkpoint: Saved, abstract: PyTree) -> Params:
     return _restore(checkpoint, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
 
 
+def _trees(abstract: dict[str, PyTree]) -> dict[str, ocp.args.CheckpointArgs]:
+    return {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+
+
 def restore_items(checkpoint: Saved, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
     """The named trees of a checkpoint, each leaf sharded as its abstract array specifies: on any mesh."""
-    arguments = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-    items = _restore(checkpoint, ocp.args.Composite(**arguments))
+    items = _restore(checkpoint, ocp.args.Composite(**_trees(abstract)))
+    return {name: items[name] for name in abstract}
+
+
+def restore_run(checkpoint: Saved, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
+    """restore_items of a checkpoint of LATEST, whose JSON is read too. UnreadableError where any of it is damaged."""
+    json_items = {"data": ocp.args.JsonRestore(), "config": ocp.args.JsonRestore()}
+    items = _restore_intact(checkpoint, ocp.args.Composite(**_trees(abstract), **json_items))
     return {name: items[name] for name in abstract}

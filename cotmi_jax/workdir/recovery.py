@@ -1,9 +1,10 @@
-"""Which checkpoint a start goes on from where some are damaged, and where the damaged ones go.
+"""Which checkpoint a start resumes from where some are damaged, and where the damaged ones are moved.
 
 {workdir}/damaged/{checkpoints,best}-{step}     moved there: that step can be saved again, nothing is lost
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -12,7 +13,8 @@ import jax
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, make_folder, move_folder, user_error_on_write
 from cotmi_jax.parallel.distributed import gather
-from cotmi_jax.workdir.checkpoint import BEST, LATEST, Saved, damage, steps_saved
+from cotmi_jax.parallel.sharding import PyTree
+from cotmi_jax.workdir.checkpoint import BEST, LATEST, Saved, UnreadableError, damage, restore_run, steps_saved
 
 DAMAGED = "damaged"
 _MARK = "commit_success.txt"  # by which orbax knows a complete checkpoint in a bucket
@@ -25,38 +27,56 @@ class Choice:
     latest: Saved | None
     best: Saved | None
     damaged: tuple[tuple[Saved, str], ...]
+    items: dict[str, PyTree] | None = dataclasses.field(default=None, compare=False)  # of latest, where restored
 
 
-def _newest_intact(directory: Path) -> tuple[Saved | None, list[tuple[Saved, str]]]:
+def _verify(checkpoint: Saved) -> None:
+    """Read a checkpoint through, each process a part of it. In all of them UnreadableError if one finds damage."""
+    found = gather(damage(checkpoint, jax.process_index(), jax.process_count()) or "")
+    reason = next(filter(None, found), None)
+    if reason is not None:
+        raise UnreadableError(reason)
+
+
+def _newest_intact(
+    directory: Path, read: Callable[[Saved], dict[str, PyTree] | None]
+) -> tuple[Saved | None, dict[str, PyTree] | None, list[tuple[Saved, str]]]:
+    """The newest checkpoint that `read` can read, what it made of it, and the newer ones that it cannot read."""
     damaged: list[tuple[Saved, str]] = []
     for step in reversed(steps_saved(directory)):
         checkpoint = Saved(directory, step)
-        reason = next(filter(None, gather(damage(checkpoint, jax.process_index(), jax.process_count()) or "")), None)
-        if reason is None:
-            return checkpoint, damaged
-        damaged.append((checkpoint, reason))
-    return None, damaged
+        try:
+            return checkpoint, read(checkpoint), damaged
+        except UnreadableError as error:
+            damaged.append((checkpoint, str(error)))
+    return None, None, damaged
 
 
-def choose(workdir: Path) -> Choice:
-    """What a start goes on from; every process has to ask. Writes nothing; reads the chosen checkpoints once, on the
-    hosts, each of which reads a part.
+def choose(workdir: Path, abstract: dict[str, PyTree] | None = None) -> Choice:
+    """What a start resumes from; every process has to ask. Writes nothing.
 
-    Without any checkpoint a run begins anew; one whose checkpoints are all damaged does not, as that would be hours
-    lost without a word.
+    With `abstract`, the trees to restore, a run of one process reads the latest checkpoint once, as it is restored.
+    Several processes have to agree on one that all can read before they restore it together: each reads a part on its
+    host first, as is done with the best checkpoint, which is not restored.
+
+    Without any checkpoint a run starts afresh. One whose checkpoints are all damaged aborts rather than silently
+    restarting from step 0.
 
     Raises:
-      UserError: every checkpoint to go on from is damaged, or one is out of reach.
+      UserError: every checkpoint to resume from is damaged, or one is out of reach.
     """
-    latest, damaged = _newest_intact(workdir / LATEST)
+    read: Callable[[Saved], dict[str, PyTree] | None] = _verify
+    if abstract is not None and jax.process_count() == 1:
+        read = functools.partial(restore_run, abstract=abstract)
+    latest, items, damaged = _newest_intact(workdir / LATEST, read)
     if latest is None and damaged:
         reasons = "; ".join(f"{checkpoint.step}: {reason}" for checkpoint, reason in damaged)
         raise UserError(
             f"every checkpoint in {workdir / LATEST} is damaged ({reasons}): put an intact one there, or start a "
             "fresh run in another --workdir"
         )
-    best, damaged_best = _newest_intact(workdir / BEST)
-    return Choice(latest, best, (*damaged, *damaged_best))
+    best, _, damaged_best = _newest_intact(workdir / BEST, _verify)
+    return Choice(latest, best, (*damaged, *damaged_best), items)
 
 
 def _free_place(workdir: Path, checkpoint: Saved) -> Path:

@@ -158,11 +158,16 @@ def read_params(workdir: Path, which: str | int = "best") -> Any:
     return {"student": jax.device_get(load_workdir(workdir, which, make_mesh()).params)}
 
 
-def read_state(workdir: Path, which: str | int = "latest", **mesh_sizes: int) -> TrainState:
-    """A checkpoint of a run, restored onto a mesh and read back: leaves are numpy arrays."""
+def read_definition(workdir: Path, **mesh_sizes: int) -> StateDef:
+    """The definition of a run's state on a mesh."""
     config, student, _ = read_run(workdir)
     mesh = make_mesh(**mesh_sizes)
-    definition = StateDef.of(StudentDef.of(student), make_optimizers(config), mesh, make_objective(config))
+    return StateDef.of(StudentDef.of(student), make_optimizers(config), mesh, make_objective(config))
+
+
+def read_state(workdir: Path, which: str | int = "latest", **mesh_sizes: int) -> TrainState:
+    """A checkpoint of a run, restored onto a mesh and read back: leaves are numpy arrays."""
+    definition = read_definition(workdir, **mesh_sizes)
     found = find(workdir, which)
     return jax.device_get(definition.restored(restore_items(found, definition.abstract.items()), found.step))
 
