@@ -1,8 +1,8 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exception for errors of the user."""
 
 
 class UserError(ValueError):
-    """Something the user can put right: one line that names the values and the way out.
+    """A user error (configuration, input, permissions): one line that names the values and the remedy.
 
     Command-line entry points print it without a traceback and exit non-zero; library callers catch it like any
     exception. Everything else that is raised is a defect of this package and keeps its traceback.

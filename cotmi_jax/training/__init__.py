@@ -1,1 +1,1 @@
-"""The training loop and what it needs; the only room that uses orbax (in checkpoint.py)."""
+"""The training job, its loop, step and state, and what they need of optimizers, signals and measurement."""

@@ -1,4 +1,4 @@
-"""The training loop: feeds the step, reads its metrics one step late, evaluates, saves, and goes on where it was."""
+"""The training loop: feeds the step, reads its metrics one step late, evaluates and saves."""
 
 import dataclasses
 from collections.abc import Mapping

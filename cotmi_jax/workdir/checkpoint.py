@@ -1,6 +1,6 @@
 """Checkpoints of a workdir through orbax: {state, data position, config} of the latest steps, and the best student.
 
-{workdir}/checkpoints/{step}/{params,mi,optimizer,data,config}     the latest few, to go on from
+{workdir}/checkpoints/{step}/{params,mi,optimizer,data,config}     the latest few, to resume from
 {workdir}/best/{step}/{params,config,metrics}                      the best on the valid split, to evaluate
 
 params are the student's; mi, the networks and the state of the mutual-information term, is there if it has any.
@@ -91,9 +91,9 @@ class Checkpoints:
         self._folders = ((self._latest, workdir / LATEST), (self._best, workdir / BEST))
 
     def save(self, trees: dict[str, PyTree], step: int, data: Json, config: Json) -> None:
-        """Save everything needed to go on after `step`; does nothing if that step is saved already.
+        """Save everything needed to resume after `step`; does nothing if that step is saved already.
 
-        The best student is on disk before: a run that goes on after its step would not find it again.
+        The best student is on disk before: a run that resumes after its step would not find it again.
         """
         with _writing(self.workdir / BEST):
             self._best.wait_until_finished()
