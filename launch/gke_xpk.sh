@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Training on TPUs of a GKE cluster, as a workload of XPK.
+# Training on TPUs of a GKE cluster, as an XPK workload.
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -9,7 +9,7 @@ Train on TPU slices of a GKE cluster that XPK made (xpk cluster create).
 
   launch/gke_xpk.sh run    --cluster=C --zone=Z --workload=W --tpu-type=T (--docker-image=I | --base-docker-image=I)
                            -- TRAINER FLAGS…
-  launch/gke_xpk.sh resume … the same: deletes the workload where it is there, and creates it again
+  launch/gke_xpk.sh resume … the same flags: deletes the workload if it exists, and creates it again
   launch/gke_xpk.sh list   --cluster=C --zone=Z
   launch/gke_xpk.sh logs   --cluster=C --zone=Z --workload=W [--slice=0] [--worker=0] [--lines=50] [--no-follow]
   launch/gke_xpk.sh delete --cluster=C --zone=Z --workload=W     SIGTERM to every worker, which saves, then deletes
@@ -22,16 +22,16 @@ Train on TPU slices of a GKE cluster that XPK made (xpk cluster create).
                               into it with docker, pushes it to gcr.io/PROJECT; every worker pip installs it first
   --extras=tpu        what is then installed: pip install -e '.[EXTRAS]'
   --max-restarts=50   how often XPK starts the workload again after a lost host
-  --grace=300         seconds a worker has to save when it is to go
-  --env=NAME          hand this variable's value to the run (repeat). Name only: xpk reads the value from this
-                      environment; in the cluster it stands in the workload's specification, for who may read that
+  --grace=300         seconds between SIGTERM and SIGKILL, in which a worker saves
+  --env=NAME          pass this variable to the run (repeatable). Name only: xpk reads the value from this
+                      environment. In the cluster, whoever may read the workload's specification can read it
   --priority=P        very-low, low, medium, high, very-high; --spot, --on-demand, --reservation=R as for xpk
   --python=python3    interpreter in the image; --module=M instead of cotmi_jax.train
-  --xpk-flag=F        further flags for xpk workload create (repeat)
+  --xpk-flag=F        further flags for xpk workload create (repeatable)
   --dry-run           print the commands and run none
 
 --workdir is gs://… or, with --shared-workdir, a volume that every worker mounts. Needs xpk, gcloud and, for logs,
-kubectl; logs keeps the cluster's credentials in a file that is deleted again.
+kubectl; logs writes the cluster's credentials to a temporary file.
 HELP
 }
 
@@ -45,14 +45,14 @@ workload() {
   quote xpk workload "$1" --cluster="$cluster" --zone="$zone" ${project:+--project="$project"} "${@:2}"
 }
 
-# Whether the workload has more than one VM. These have 4 chips in GKE, fewer than a host of Cloud TPU. A type is told
-# by its topology, or by the number of chips (v5litepod, v6e) or of cores, which is twice that.
+# Whether the workload has more than one VM. A VM has 4 chips in GKE, fewer than a host of Cloud TPU. A type names
+# its topology, or the number of chips (v5litepod, v6e) or of cores, two per chip.
 several_vms() {
   local chips=${tpu_type##*-}
   if [[ $chips =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]]; then
     chips=$((${chips//x/*}))
   elif [[ ! $chips =~ ^[1-9][0-9]*$ ]]; then
-    die "--tpu-type=$tpu_type is no type of XPK's, such as v6e-16 or tpu7x-2x2x1"
+    die "--tpu-type=$tpu_type is not an XPK type, such as v6e-16 or tpu7x-2x2x1"
   elif [[ $tpu_type != v5litepod-* && $tpu_type != v6e-* ]]; then
     chips=$((chips / 2))
   fi
@@ -61,7 +61,7 @@ several_vms() {
 
 start() {
   local command='' files=''
-  # exec, so that the SIGTERM that XPK passes on to its child reaches worker.sh.
+  # exec, so that worker.sh is the child to which XPK forwards SIGTERM.
   [[ ! $base_docker_image ]] || command="$(quote "$python" -m pip install --quiet -e ".[$extras]") && "
   ! several_vms || command+="export COTMI_COORDINATOR=auto && "
   command+="exec bash launch/worker.sh foreground -- $(trainer "$python")"
@@ -94,7 +94,7 @@ list() {
 resume() {
   local listed
   if [[ $dry_run ]]; then
-    note "where it is still listed:"
+    note "if it is still listed:"
     list
     delete
   else
@@ -132,17 +132,17 @@ flags "dry-run cluster= zone= project= $accepted" "$@"
 need cluster zone
 [[ $command == list ]] || need workload
 [[ ! $workload || $workload =~ ^[a-z]([a-z0-9-]{0,37}[a-z0-9])?$ ]] ||
-  die "--workload=$workload is no name for XPK: lower case letters, digits and -, at most 39"
+  die "--workload=$workload is not a valid XPK name: use lower case letters, digits and -, at most 39"
 need_count num-slices grace lines
 if [[ $command == run || $command == resume ]]; then
   need tpu-type
-  several_vms || true # or dies, before anything is called
+  several_vms || true # exits on an invalid type, before any command is run
   [[ ${docker_image:+1} != "${base_docker_image:+1}" ]] ||
     die "give one of --docker-image and --base-docker-image: see launch/$script --help"
   trainer python >/dev/null
   workdir=$(workdir_of)
   [[ ! $workdir || $workdir == *://* || $shared_workdir ]] ||
-    die "--workdir=$workdir is a directory of a container and goes with it: take gs://…, or --shared-workdir"
+    die "--workdir=$workdir is a directory in a container and is lost with it: use gs://…, or --shared-workdir"
 fi
 [[ $command == run ]] && command=start
 "$command"

@@ -5,24 +5,23 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
   cat <<'HELP'
-Train on the GPUs of this machine. One process drives them all, which is JAX's normal way: the mesh spans them
-(--config.mesh.fsdp=8 and so on after --), and nothing has to be told about processes.
+Train on the GPUs of this machine. One process uses all of them, which is JAX's default, and the mesh spans them
+(--config.mesh.fsdp=8 and so on after --).
 
-  launch/gpus.sh run    --dir=DIR [--gpus=0,1,2,3] -- TRAINER FLAGS…     start; outlives this shell
+  launch/gpus.sh run    --dir=DIR [--gpus=0,1,2,3] -- TRAINER FLAGS…     start; continues after this shell exits
   launch/gpus.sh logs   --dir=DIR [--lines=50] [--no-follow]
   launch/gpus.sh status --dir=DIR
   launch/gpus.sh stop   --dir=DIR [--grace=300]                          SIGTERM, so that the run saves; later SIGKILL
 
-  --dir=DIR           where the log, the process number and the exit code are kept: a directory of its own for each run
+  --dir=DIR           holds log, process id and exit code; a different directory for each run
   --gpus=LIST         which GPUs, as CUDA_VISIBLE_DEVICES; all without it
-  --xla-flags=FLAGS   as XLA_FLAGS, in place of what the environment says. None are needed. NVIDIA's JAX images set
+  --xla-flags=FLAGS   sets XLA_FLAGS, overriding the environment. None are needed. NVIDIA's JAX images set
                       --xla_gpu_enable_latency_hiding_scheduler=true, which overlaps communication with computation
                       (docs.nvidia.com/jax-toolbox/environment-variables); measure before keeping any
   --python=python3    interpreter with pip install -e '.[cuda]'; --module=M instead of cotmi_jax.train
   --dry-run           print the command and run none
 
-The run has this shell's environment, so HF_TOKEN and the like are exported as ever. The same run command again goes on
-from --workdir.
+The run inherits this shell's environment: export HF_TOKEN and the like. The same command again resumes from --workdir.
 HELP
 }
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# What the launchers share: flags, quoting, and a dry run that prints the very lines that would be run.
+# What the launchers share: flags, quoting, and a dry run that prints exactly the commands that would be run.
 set -euo pipefail
 
 die() {
@@ -14,13 +14,13 @@ script=${0##*/}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly script root
 
-# Flags of whatever starts the trainer.
+# Flags of every command that starts the trainer.
 readonly training="python= module= env+"
 dry_run='' python='' module=cotmi_jax.train
 env=()
 arguments=()
 
-# Prints its arguments as shell words that give them back exactly.
+# Prints its arguments quoted, so that the shell parses them back into the same arguments.
 quote() {
   local word line=''
   for word in "$@"; do
@@ -30,8 +30,8 @@ quote() {
   printf '%s' "${line# }"
 }
 
-# Runs a line of shell here, or prints it where this is a dry run: what is printed is what would be run. Ends the shell
-# where the line fails, since `set -e` does not inside what is tried with ||.
+# Runs a line of shell, or prints that line in a dry run. Exits where the line fails, since `set -e` is not in effect
+# inside the left side of ||.
 run() {
   if [[ $dry_run ]]; then
     printf '%s\n' "$1"
@@ -58,7 +58,7 @@ flags() {
       --) arguments=("${@:2}") && break ;;
       --help) usage && exit 0 ;;
       --*) ;;
-      *) die "unexpected argument ${1@Q}: what is for the trainer comes after --" ;;
+      *) die "unexpected argument ${1@Q}: the trainer's flags come after --" ;;
     esac
     flag=${1%%=*} && flag=${flag#--}
     if [[ $known == *" $flag "* ]]; then
@@ -72,7 +72,7 @@ flags() {
         value=$2 && shift
       fi
     else
-      die "unknown flag --$flag: see launch/$script --help (what is for the trainer comes after --)"
+      die "unknown flag --$flag: see launch/$script --help (the trainer's flags come after --)"
     fi
     shift
     if [[ $known == *" $flag+ "* ]]; then
@@ -87,7 +87,7 @@ flags() {
   check_env
 }
 
-# Dies where one of the named flags was not given.
+# Exits with an error where one of the named flags was not given.
 need() {
   local flag variable
   for flag in "$@"; do
@@ -96,7 +96,7 @@ need() {
   done
 }
 
-# Dies where one of the named flags is not a whole number from 1 on.
+# Exits with an error where one of the named flags is not a positive integer.
 need_count() {
   local flag variable
   for flag in "$@"; do
@@ -105,7 +105,7 @@ need_count() {
   done
 }
 
-# The value of an --env is never on a command line, which ps shows to everybody on the machine.
+# The value of an --env never appears on a command line, since ps shows those to every user of the machine.
 check_env() {
   local name
   for name in "${env[@]}"; do
@@ -119,14 +119,14 @@ check_env() {
 trainer() {
   local argument
   ((${#arguments[@]})) ||
-    die "nothing to run: what is for the trainer comes after --, as in -- --config=configs/cqa.py --workdir=…"
+    die "nothing to run: the trainer's flags come after --, as in -- --config=configs/cqa.py --workdir=…"
   for argument in "${arguments[@]}"; do
-    [[ $argument != *$'\n'* ]] || die "a line break in ${argument@Q}: leave it out, not every launcher can pass it on"
+    [[ $argument != *$'\n'* ]] || die "a line break in ${argument@Q}: remove it, not every launcher can pass it on"
   done
   quote "$1" -m "$module" "${arguments[@]}"
 }
 
-# Prints the --workdir among the trainer's arguments; dies where training lacks one.
+# Prints the --workdir among the trainer's arguments; exits with an error where training lacks one.
 workdir_of() {
   local index argument
   for index in "${!arguments[@]}"; do
@@ -139,21 +139,21 @@ workdir_of() {
     return
   done
   [[ $module != cotmi_jax.train ]] ||
-    die "--workdir is missing: -- … --workdir=DIRECTORY, from where the run also goes on"
+    die "--workdir is missing: -- … --workdir=DIRECTORY, from which the run is also resumed"
 }
 
-# A directory that is gone when the launcher ends; the lines of `run` call it "$scratch".
+# A directory that is deleted when the launcher exits; the lines of `run` refer to it as "$scratch".
 scratch=''
 open_scratch() {
   trap '[[ ! $scratch ]] || rm -rf -- "$scratch"' EXIT
   # shellcheck disable=SC2016
   run 'scratch=$(mktemp -d)'
 }
-# Puts the commit at HEAD there, with .git, so that starts.jsonl names the commit.
+# Clones the commit at HEAD into it, with .git, so that starts.jsonl names the commit.
 clone_code() {
   git -C "$root" rev-parse --quiet --verify HEAD >/dev/null ||
-    die "$root is not a git checkout: its commit is what is copied"
-  [[ $dry_run || ! $(git -C "$root" status --porcelain) ]] || note "what is not committed is not copied"
+    die "$root is not a git checkout: the commit at HEAD is copied, so there has to be one"
+  [[ $dry_run || ! $(git -C "$root" status --porcelain) ]] || note "uncommitted changes are not copied"
   run "git clone --quiet --depth=1 $(quote "file://$root") \"\$scratch/code\""
 }
 close_scratch() {

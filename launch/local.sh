@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# Training on the CPU of this machine, in one process or, over loopback, as several hosts would.
+# Training on the CPU of this machine, in one process, or in several that communicate over loopback as hosts do.
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
   cat <<'HELP'
-Train on this machine's CPU, in the foreground. With several processes it is a rehearsal of several hosts.
+Train on this machine's CPU, in the foreground. Several processes simulate several hosts.
 
   launch/local.sh [--devices=1] [--processes=1] -- TRAINER FLAGS…
 
   --devices=D         fake devices of each process
-  --processes=P       processes, which find each other at 127.0.0.1; lines of all but the first are marked [process]
-  --port=12355        TCP port of the first process, with several
+  --processes=P       processes, which connect at 127.0.0.1; output lines of all but the first are prefixed [process]
+  --port=12355        TCP port of the first process, if there are several
   --python=python3    interpreter with pip install -e .; --module=M instead of cotmi_jax.train
   --dry-run           print the commands and run none
 
-Ctrl-C and SIGTERM reach every process, which saves; where one fails, the others are told to end. The exit code is that
-of the first that failed by itself. The same command again goes on from --workdir.
+Ctrl-C and SIGTERM are sent to every process, which saves. If one fails, the others get SIGTERM. The exit code is that
+of the first process that failed by itself. The same command again resumes from --workdir.
 HELP
 }
 
 devices=1 processes=1 port=12355 python=python3
 children=()
 
-# Asks every process to save and end.
+# Sends SIGTERM to every process, which then saves and exits.
 end_all() {
   local child
   for child in "${children[@]}"; do kill -TERM "$child" 2>/dev/null || true; done
@@ -43,13 +43,13 @@ start() {
   [[ $dry_run ]] || children+=("$!")
 }
 
-# by_itself CODE: whether a process failed so, rather than ending because another is gone (75) or was told to (143).
+# by_itself CODE: whether the process itself failed, not a peer (75), and it got no SIGTERM (143).
 by_itself() {
   (($1 && $1 != 75 && $1 != 143))
 }
 
-# Waits for every process; returns the exit code of the first that failed by itself, which the others precede: it tells
-# them before it ends.
+# Waits for every process; returns the exit code of the first that failed by itself, which exits after
+# the others, since it notifies them first.
 wait_for_all() {
   local child code result=0
   local -a left=("${children[@]}") running

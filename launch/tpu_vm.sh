@@ -1,42 +1,41 @@
 #!/usr/bin/env bash
-# Training on a Cloud TPU VM, one host or a whole slice, straight from the command line.
+# Training on a Cloud TPU VM: a single host or a multi-host slice.
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
   cat <<'HELP'
-Train on a Cloud TPU VM: one host, or a slice of several.
+Train on a Cloud TPU VM: a single host, or a slice of several hosts.
 
-  launch/tpu_vm.sh create --name=N --zone=Z --type=T     order the TPU and wait until it is there
+  launch/tpu_vm.sh create --name=N --zone=Z --type=T     create the TPU and wait until it is READY
   launch/tpu_vm.sh setup  --name=N --zone=Z              copy the commit at HEAD to every worker, install it
-  launch/tpu_vm.sh run    --name=N --zone=Z --type=T -- TRAINER FLAGS…    start; outlives the connection
+  launch/tpu_vm.sh run    --name=N --zone=Z --type=T -- TRAINER FLAGS…    start; continues after the connection closes
   launch/tpu_vm.sh logs   --name=N --zone=Z [--worker=0] [--lines=50] [--no-follow]
   launch/tpu_vm.sh status --name=N --zone=Z              state of the TPU and of the run on every worker
   launch/tpu_vm.sh stop   --name=N --zone=Z [--grace=300]          SIGTERM, so that the run saves; later SIGKILL
-  launch/tpu_vm.sh resume … (flags of create and run) -- TRAINER FLAGS…    whatever is missing of create, setup, run
-  launch/tpu_vm.sh watch  … (flags of create and run) -- TRAINER FLAGS…    resume until the run is finished
-  launch/tpu_vm.sh delete --name=N --zone=Z              deletes, without saving: stop first. It costs money until then
+  launch/tpu_vm.sh resume … (flags of create and run) -- TRAINER FLAGS…    whichever of create, setup and run are needed
+  launch/tpu_vm.sh watch  … (flags of create and run) -- TRAINER FLAGS…    repeat resume until the run is finished
+  launch/tpu_vm.sh delete --name=N --zone=Z              delete without saving: stop first. The TPU is billed until then
 
   --name, --zone, --project=P   as for gcloud; without --project, gcloud's own
   --type=T            accelerator type: v5litepod-64, v6e-8, v5p-32, v4-8, …
-  --version=V         runtime version; by default the one Google's documentation names for JAX on that type
-  --queued            order through queued resources, and use the same flag with delete, status, resume and watch
-  --spot              cheaper, and taken away at any time: see watch
-  --valid-until-duration=6h     give up waiting in the queue after that (with --queued)
-  --env=NAME          hand this variable's value to the run (repeat). Name only: the value travels in a file that only
-                      you can read, is deleted when the run has read it, and is shown in no command
+  --version=V         runtime version; by default the one that Google documents for JAX on that type
+  --queued            create through queued resources; needs the same flag with delete, status, resume and watch
+  --spot              cheaper, but may be preempted at any time: see watch
+  --valid-until-duration=6h     cancel the request if it waits longer in the queue (with --queued)
+  --env=NAME          pass this variable to the run (repeatable). Name only: the value is copied in a file that only
+                      you can read, which the run deletes after reading, and appears in no command
   --extras=tpu        what setup installs: pip install -e '.[EXTRAS]'
-  --python=PYTHON     interpreter on the workers for setup (3.11 or newer; found, or brought by uv, without it)
+  --python=PYTHON     interpreter on the workers for setup (3.11 or newer; default: found, or installed by uv)
   --module=M          instead of cotmi_jax.train
-  --shared-workdir    a local --workdir is a file system that all workers mount and that outlives the TPU
-  --retries=0         watch: how many failures of the program itself to try again after. Preemptions are not counted
-  --poll=60           seconds between two looks at the state
-  --create-flag=F, --ssh-flag=F   further flags for gcloud … create, and for gcloud … ssh and scp (repeat)
+  --shared-workdir    the local --workdir is on a file system that all workers mount and that outlives the TPU
+  --retries=0         watch: restarts after failures of the program itself; preemptions are not counted
+  --poll=60           seconds between two queries of the state
+  --create-flag=F, --ssh-flag=F   further flags for gcloud … create, and for gcloud … ssh and scp (repeatable)
   --dry-run           print the commands and run none
 
-What is given after -- goes to python -m cotmi_jax.train on every worker, word for word. A run goes on from its
---workdir, so that must be gs://… where the TPU has several hosts or may be lost.
-Needs gcloud, logged in (gcloud auth login).
+Arguments after -- are passed unchanged to python -m cotmi_jax.train on every worker. A run resumes from its --workdir,
+which must be gs://… where the TPU has several hosts or may be preempted. Needs gcloud (gcloud auth login).
 HELP
 }
 
@@ -44,7 +43,7 @@ name='' zone='' project='' type='' version='' queued='' spot='' valid_until_dura
 no_follow='' grace=300 shared_workdir='' retries=0 poll=60
 create_flag=() ssh_flag=()
 
-# The run's files on a worker, seen from its home directory and from the code in ~/cotmi_jax.
+# Paths on a worker: run_files is relative to the home directory, venv to the code in ~/cotmi_jax.
 readonly run_files=cotmi_jax_run venv=../cotmi_jax_venv
 
 default_version() {
@@ -99,7 +98,7 @@ several_hosts() { ((${type##*-} > 8)); }
 describe_queued() { gcp queued-resources describe "$name" --format='value(state.state)'; }
 describe_node() { gcp tpu-vm describe "$name" --format='value(state)'; }
 
-# describe COMMAND: its answer, GONE where there is no such thing, UNKNOWN where nothing could be learned.
+# describe COMMAND: its output, GONE where the resource does not exist, UNKNOWN where the query failed.
 describe() {
   local answer
   if answer=$(eval "$1" 2>&1); then
@@ -118,23 +117,23 @@ state() {
   [[ ! $queued ]] || found=$(describe "$(describe_queued)")
   if [[ $found == ACTIVE ]]; then
     found=$(describe "$(describe_node)")
-    [[ ! $queued || $found != GONE ]] || found=PREEMPTED # its request is still there, and has to go too
+    [[ ! $queued || $found != GONE ]] || found=PREEMPTED # the queued resource still exists and has to be deleted too
   fi
   printf '%s' "$found"
 }
 
-# Nothing but its owner starts a TPU again that somebody has stopped.
+# A STOPPED TPU was stopped by a user, and only a user starts it again.
 die_stopped() {
   die "$name is STOPPED: start it ($(gcp tpu-vm start "$name")) or delete it, then give the same command again"
 }
 
-# Orders the TPU where there is none, deletes it where it is dead, and returns once it is ready.
+# Creates the TPU where there is none, deletes it where it was preempted or failed, and returns once it is READY.
 bring_up() {
   local now
   if [[ $dry_run ]]; then
-    note "where the TPU was preempted or has failed:"
+    note "if the TPU was preempted or has failed:"
     delete
-    note "where there is none:"
+    note "if there is none:"
     order
     wait_until_ready
     return
@@ -144,8 +143,8 @@ bring_up() {
     [[ $now != READY ]] || break
     note "$name is $now"
     case $now in
-      GONE) (order) || note "could not be ordered, again in $poll s" ;;
-      PREEMPTED | TERMINATED | SUSPENDED | FAILED) (delete) || note "could not be deleted, again in $poll s" ;;
+      GONE) (order) || note "could not be created, retrying in $poll s" ;;
+      PREEMPTED | TERMINATED | SUSPENDED | FAILED) (delete) || note "could not be deleted, retrying in $poll s" ;;
       STOPPED) die_stopped ;;
     esac
     sleep "$poll"
@@ -193,7 +192,7 @@ start() {
   if ((${#env[@]})); then
     file=" --env-file=../$run_files/env"
     open_scratch
-    # printf is part of bash: no process shows the values.
+    # printf is a bash builtin, so the values appear in no process list.
     run "(umask 077; for name in $(quote "${env[@]}"); do\
  printf 'export %s=%q\n' \"\$name\" \"\${!name}\"; done >\"\$scratch/env\")"
     run "$(copy env "$run_files/env")"
@@ -207,7 +206,8 @@ start() {
 readonly ask_workers="[ ! -e cotmi_jax_venv/ready ] || [ ! -e cotmi_jax ] && echo missing ||\
  bash cotmi_jax/launch/worker.sh status --dir=$run_files"
 
-# missing (setup is needed), running, failed, again, stopped, finished or unknown, over all workers.
+# State of the run over all workers: missing (setup is needed), running, failed, again (to be restarted), stopped,
+# finished or unknown.
 progress() {
   local answers
   answers=$(eval "$(remote all "$ask_workers")") || { echo unknown && return; }
@@ -222,16 +222,16 @@ progress() {
   esac
 }
 
-# Whatever is missing of create, setup and run.
+# Runs whichever of create, setup and run are needed.
 resume() {
   local now=unknown
   bring_up
   if [[ $dry_run ]]; then
-    note "what the workers are doing:"
+    note "state of the run on the workers:"
     run "$(remote all "$ask_workers")"
-    note "where they are new:"
+    note "if they are not set up:"
     setup
-    note "where they are not running:"
+    note "if the run is not running:"
     start
     return
   fi
@@ -257,19 +257,19 @@ watch() {
     [[ $now == "$before" ]] || note "the run is ${now/again/to be started}"
     before=$now
     case $now in
-      missing) (setup && start) || note "could not be started, again in $poll s" ;;
-      again) (start) || note "could not be started, again in $poll s" ;;
+      missing) (setup && start) || note "could not be started, retrying in $poll s" ;;
+      again) (start) || note "could not be started, retrying in $poll s" ;;
       failed)
         ((retries-- > 0)) ||
-          die "the run on $name failed: see launch/$script logs; the TPU is still there and costs money"
-        (start) || note "could not be started, again in $poll s"
+          die "the run on $name failed: see launch/$script logs; the TPU still exists and is billed"
+        (start) || note "could not be started, retrying in $poll s"
         ;;
       stopped | finished)
-        note "the TPU is still there and costs money: launch/$script delete"
+        note "the TPU still exists and is billed: launch/$script delete"
         return
         ;;
       unknown)
-        note "the workers do not answer, again in $poll s; meanwhile the TPU costs money: launch/$script delete"
+        note "the workers do not answer, retrying in $poll s; the TPU is billed meanwhile: launch/$script delete"
         ;;
     esac
     sleep "$poll"
@@ -298,7 +298,7 @@ ordering="type= version= spot valid-until-duration= create-flag+ poll="
 case $command in
   create) accepted=$ordering ;;
   setup) accepted="extras= python=" ;;
-  run) accepted="module= env+ type= shared-workdir" ;; # with the interpreter that setup took
+  run) accepted="module= env+ type= shared-workdir" ;; # uses the interpreter that setup chose
   logs) accepted="worker= lines= no-follow" ;;
   stop) accepted="grace=" ;;
   status | delete) accepted='' ;;
@@ -318,16 +318,16 @@ if [[ $accepted == *type=* ]]; then
   need type
   [[ $type =~ ^v[0-9a-z]+-[0-9]+$ ]] || die "--type=$type is not an accelerator type, such as v5litepod-64 or v6e-8"
   version=${version:-$(default_version)}
-  [[ ! $valid_until_duration || $queued ]] || die "--valid-until-duration is for the queue: add --queued"
+  [[ ! $valid_until_duration || $queued ]] || die "--valid-until-duration is for queued resources: add --queued"
 fi
 if [[ $accepted == *shared-workdir* ]]; then
   trainer python >/dev/null
   workdir=$(workdir_of)
   if [[ $workdir && $workdir != *://* && ! $shared_workdir ]]; then
     ! several_hosts ||
-      die "--workdir=$workdir is local, and the hosts of a $type share none: take gs://…, or --shared-workdir"
+      die "--workdir=$workdir is local, and the hosts of a $type share no file system: use gs://…, or --shared-workdir"
     [[ $command == run ]] ||
-      die "--workdir=$workdir goes with the TPU when that is preempted: take gs://…, or --shared-workdir"
+      die "--workdir=$workdir is lost with the TPU when that is preempted: use gs://…, or --shared-workdir"
   fi
 fi
 [[ $command == run ]] && command=start

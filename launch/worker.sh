@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# One machine's part of a run: sets the machine up, and starts, follows and ends the training there.
+# A run on one machine: sets the machine up, and starts, follows and stops the training there.
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
   cat <<'HELP'
-One machine's part of a run. The other launchers call it; on a single machine it also serves alone.
+A run on one machine. The other launchers call this script; it also works by itself.
 
   launch/worker.sh setup  --venv=DIR [--extras=tpu] [--python=PYTHON]   make the virtual environment
-  launch/worker.sh start  --dir=DIR [--env-file=FILE] -- COMMAND…        run COMMAND, which outlives this shell
+  launch/worker.sh start  --dir=DIR [--env-file=FILE] -- COMMAND…        run COMMAND; continues after this shell exits
   launch/worker.sh logs   --dir=DIR [--lines=N] [--no-follow]
   launch/worker.sh status --dir=DIR                      none, running, finished, stopped, interrupted or failed N
   launch/worker.sh stop   --dir=DIR [--grace=300]                        SIGTERM, so that the run saves; later SIGKILL
-  launch/worker.sh foreground [--dir=DIR] [--lift] -- COMMAND…   run COMMAND, passing SIGTERM on; 143 where it was
+  launch/worker.sh foreground [--dir=DIR] [--lift] -- COMMAND…   run COMMAND, forwarding SIGTERM; exits with 143 if
                                                          interrupted
 
---dir       a directory of the run's own; holds log, pid, exit (the exit code) and lock (held while COMMAND runs).
---env-file  is read by bash, and deleted, before COMMAND is started.
+--dir       a different directory for each run; holds log, pid, exit (the exit code) and lock (held while COMMAND runs).
+--env-file  is sourced, and deleted, before COMMAND starts.
 --lift      for srun, which returns the highest exit code of all tasks: COMMAND's own, but 1 to 74 as 181 to 254, above
             the 75 of the tasks that end because another failed, and above 128 and the number of a signal
-setup takes the first of python3.12, python3.11 and python3 that is at least 3.11; where there is none, uv brings one.
+setup uses the first of python3.12, python3.11 and python3 that is at least 3.11, or else installs 3.12 with uv.
 HELP
 }
 
@@ -31,7 +31,7 @@ setup() {
   for found in ${python:+"$python"} python3.12 python3.11 python3 ''; do
     [[ ! $found ]] || ! "$found" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || break
   done
-  [[ ! $python || $found == "$python" ]] || die "--python=$python is not a CPython from 3.11 on with venv"
+  [[ ! $python || $found == "$python" ]] || die "--python=$python is not a CPython 3.11 or newer with venv"
   rm -f "$venv/ready"
   if [[ -x $venv/bin/python ]]; then
     echo "$venv is kept"
@@ -42,7 +42,7 @@ setup() {
     python3 -m uv venv --python=3.12 --seed "$venv"
   fi
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "${root}[$extras]"
-  touch "$venv/ready" # which tpu_vm.sh asks for: without it, a failed installation would pass for one
+  touch "$venv/ready" # tpu_vm.sh checks it, so that a failed installation does not count as set up
   echo "$(hostname): $("$venv/bin/python" --version) in $venv is ready"
 }
 
@@ -52,8 +52,8 @@ running() {
 
 start() {
   mkdir -p "$dir"
-  exec 9>"$dir/lock" # open in the run too, so that the lock lasts as long as any of its processes
-  flock --nonblock 9 || die "$(hostname): $dir has a run already: stop it first, or take another --dir"
+  exec 9>"$dir/lock" # the run inherits it, so that the lock is held as long as any of its processes lives
+  flock --nonblock 9 || die "$(hostname): $dir has a run already: stop it first, or use another --dir"
   rm -f "$dir/exit" "$dir/stopped" "$dir/pid"
   if [[ $env_file ]]; then
     # shellcheck disable=SC1090
@@ -69,18 +69,18 @@ start() {
   echo "$(hostname): started, pid $(<"$dir/pid")"
 }
 
-# Without --dir in a container, with it below `start`.
+# Called without --dir in a container, with --dir by `start`.
 foreground() {
   local child code interrupted=''
   trap 'interrupted=1; kill -TERM "$child" 2>/dev/null' TERM
   "${arguments[@]}" &
   child=$!
   [[ ! $dir ]] || echo $$ >"$dir/pid"
-  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a trapped signal ends wait before the child
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a trapped signal interrupts wait
   code=0
   wait "$child" || code=$?
-  # The trainer ends with 0 once it has saved, and with 75 where another host is gone. That is no finished run, and no
-  # failed one either: 143, which is also among the codes from 127 on after which XPK restarts.
+  # The trainer exits with 0 once it has saved on SIGTERM, and with 75 where another host was lost. Neither run is
+  # finished or failed, so the code is 143, which is also one of the codes from 127 on after which XPK restarts.
   if [[ $lift ]]; then
     ((code == 0 || code >= 75)) || code=$((code + 180))
   elif [[ $interrupted && $code == 0 || $code == 75 ]]; then
@@ -105,7 +105,7 @@ status() {
   elif running; then
     echo "running pid $(cat "$dir/pid"): $(tr '\r' '\n' <"$dir/log" | tail -n 1)"
   elif [[ ! -e $dir/exit ]]; then
-    echo interrupted # together with what would have written the exit code, as by a reboot
+    echo interrupted # foreground ended too and wrote no exit code, for example at a reboot
   else
     case $(<"$dir/exit") in
       0) echo finished ;;
@@ -126,7 +126,7 @@ stop() {
   kill -TERM "$pid"
   flock --timeout "$grace" "$dir/lock" true || {
     kill -KILL -- "-$pid" # the process group that setsid made
-    die "$(hostname): killed $grace s after SIGTERM: goes on from an earlier checkpoint; next time a longer --grace"
+    die "$(hostname): killed $grace s after SIGTERM: it resumes from an earlier checkpoint; use a longer --grace"
   }
   echo "$(hostname): stopped"
 }

@@ -1,7 +1,7 @@
-"""The launchers as they stand: their help, their errors, and that what they print is what they run.
+"""Help and errors of the launchers, and that a dry run prints what a run does.
 
-`python tests/launch/test_launch.py` regenerates golden/launch. Read its diff: each line is a command that somebody pays
-for.
+`python tests/launch/test_launch.py` regenerates golden/launch. Read its diff: users pay for what these
+commands start.
 """
 
 import json
@@ -90,7 +90,7 @@ def test_shellcheck() -> None:
         assert max(map(len, file.read_text().splitlines())) <= 120, file
 
 
-def test_commands_of_the_page(checkout: Path, fakes: Path) -> None:
+def test_commands_of_the_readme(checkout: Path, fakes: Path) -> None:
     """Every command of launch/README.md, as a dry run."""
     blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "launch" / "README.md").read_text(), flags=re.DOTALL)
     lines = [re.sub(r"\s+#.*", "", line) for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
@@ -119,7 +119,7 @@ def dry_runs(launcher: str, root: Path, home: Path) -> str:
 @pytest.mark.parametrize("launcher", COMMANDS)
 def test_dry_run_is_golden_and_runs_nothing(launcher: str, checkout: Path, fakes: Path) -> None:
     found = dry_runs(launcher, checkout, fakes)
-    assert found == (FOLDER / f"{launcher}.txt").read_text(), f"python {Path(__file__).name} writes it anew"
+    assert found == (FOLDER / f"{launcher}.txt").read_text(), f"python {Path(__file__).name} regenerates it"
     assert recorded(fakes) == recorded(fakes, "trainings") == []
     assert "secret" not in found
 
@@ -144,17 +144,17 @@ def test_dry_run_is_golden_and_runs_nothing(launcher: str, checkout: Path, fakes
         ("tpu_vm", f"resume {POD} --retries=3", TRAIN, "unknown flag --retries"),
         ("tpu_vm", f"run {POD} --config=x.py", TRAIN, "unknown flag --config"),
         ("tpu_vm", f"run {POD}", ["--", "--config=x.py"], "--workdir is missing"),
-        ("tpu_vm", f"run {POD}", ["--", "--workdir=runs/x"], "the hosts of a v5litepod-64 share none"),
-        ("tpu_vm", f"run {POD}", ["--", "--workdir", "runs/x"], "the hosts of a v5litepod-64 share none"),
+        ("tpu_vm", f"run {POD}", ["--", "--workdir=runs/x"], "the hosts of a v5litepod-64 share no file system"),
+        ("tpu_vm", f"run {POD}", ["--", "--workdir", "runs/x"], "the hosts of a v5litepod-64 share no file system"),
         ("tpu_vm", f"run {POD}", ["--", "--workdir=gs://b/x", "a\nb"], "a line break"),
-        ("tpu_vm", f"watch {TPU} --type=v6e-8", ["--", "--workdir=runs/x"], "goes with the TPU"),
+        ("tpu_vm", f"watch {TPU} --type=v6e-8", ["--", "--workdir=runs/x"], "is lost with the TPU"),
         ("tpu_vm", f"run {POD} --env=HF_TOKEN={SECRET.split()[0]}", TRAIN, "--env takes the name"),
         ("tpu_vm", f"run {POD} --env=NOT_THERE", TRAIN, "--env=NOT_THERE is not set here"),
         ("gke_xpk", f"run {WORKLOAD}", TRAIN, "one of --docker-image and --base-docker-image"),
-        ("gke_xpk", f"run {GKE} --workload=w --tpu-type=v6e --docker-image=i", TRAIN, "--tpu-type=v6e is no type"),
-        ("gke_xpk", f"delete {GKE} --workload=W_1", [], "--workload=W_1 is no name"),
+        ("gke_xpk", f"run {GKE} --workload=w --tpu-type=v6e --docker-image=i", TRAIN, "v6e is not an XPK type"),
+        ("gke_xpk", f"delete {GKE} --workload=W_1", [], "--workload=W_1 is not a valid XPK name"),
         ("gke_xpk", f"run {WORKLOAD} --docker-image=i --num-slices=0", TRAIN, "--num-slices=0 is not a whole number"),
-        ("gke_xpk", f"run {WORKLOAD} --docker-image=i", ["--", "--workdir=/x"], "goes with it"),
+        ("gke_xpk", f"run {WORKLOAD} --docker-image=i", ["--", "--workdir=/x"], "is lost with it"),
         ("slurm", f"run {SLURM} --gpus-per-node=8 --processes-per-node=3", TRAIN, "--processes-per-node=3 is neither"),
         ("slurm", f"run {SLURM} --container=i", TRAIN, "--venv has its own"),
         ("slurm", "stop --job=x", [], "--job=x is not the number"),
@@ -168,7 +168,7 @@ def test_dry_run_is_golden_and_runs_nothing(launcher: str, checkout: Path, fakes
 def test_errors_are_one_line(
     launcher: str, flags: str, extra: list[str], part: str, checkout: Path, fakes: Path
 ) -> None:
-    """With the way out in it, exit code 2, and before anything is called."""
+    """The message states the remedy; exit code 2; no command has been called."""
     done = launch(
         checkout, launcher, shlex.quote(flags) if not flags else flags.replace("it's", "its"), extra, environment(fakes)
     )
@@ -177,7 +177,7 @@ def test_errors_are_one_line(
     assert "hf_" not in done.stderr and recorded(fakes) == []
 
 
-# What is printed is what is run.
+# A dry run prints what a run does.
 
 
 def scrubbed(calls: list[dict], fakes: Path) -> list[dict]:

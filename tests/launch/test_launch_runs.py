@@ -1,4 +1,4 @@
-"""The launchers do on fake machines what they should do on real ones: start, follow, save, stop, go on."""
+"""The launchers on fake machines: they start, follow, save, stop and resume runs."""
 
 import json
 import os
@@ -62,8 +62,8 @@ def test_a_pod_from_create_to_delete(checkout: Path, fakes: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("queued", ["", " --queued"])
-def test_watch_goes_on_after_a_preemption(queued: str, checkout: Path, fakes: Path) -> None:
-    """Started once, preempted once, started anew with the same arguments, finished; the TPU is left for the user."""
+def test_watch_resumes_after_a_preemption(queued: str, checkout: Path, fakes: Path) -> None:
+    """Started, preempted, started again with the same arguments, finished; the TPU is not deleted."""
     variables = environment(fakes)
     (fakes / "states").write_text("READY READY PREEMPTED")
     (fakes / "trainer").write_text("wait")
@@ -76,14 +76,14 @@ def test_watch_goes_on_after_a_preemption(queued: str, checkout: Path, fakes: Pa
     with background(command, variables) as watch:
         until(lambda: len(recorded(fakes, "trainings")) == 2)
         (fakes / "trainer").write_text("0")
-        _, said = watch.communicate(timeout=20)
-    assert watch.returncode == 0, said
-    assert "PREEMPTED" in said and "the run is finished" in said and "costs money" in said
+        _, output = watch.communicate(timeout=20)
+    assert watch.returncode == 0, output
+    assert "PREEMPTED" in output and "the run is finished" in output and "is billed" in output
     trainings = recorded(fakes, "trainings")
     assert len(trainings) == 4 and all(training == trainings[0] for training in trainings)
     verbs = [call["arguments"][3] for call in recorded(fakes) if call["name"] == "gcloud"]
     assert [v for v in verbs if v in ("create", "delete")] == ["create", "delete", "create"]
-    assert "secret" not in json.dumps(recorded(fakes)) + said
+    assert "secret" not in json.dumps(recorded(fakes)) + output
 
 
 @pytest.mark.parametrize(("code", "starts"), [("75", 2), ("3", 1)])
@@ -94,8 +94,8 @@ def test_watch_starts_again_only_what_was_interrupted(code: str, starts: int, ch
         if starts == 2:
             until(lambda: len(recorded(fakes, "trainings")) == 2)
             (fakes / "trainer").write_text("0")
-        _, said = watch.communicate(timeout=20)
-    assert (watch.returncode, len(recorded(fakes, "trainings"))) == (0 if starts == 2 else 2, 2 * starts), said
+        _, output = watch.communicate(timeout=20)
+    assert (watch.returncode, len(recorded(fakes, "trainings"))) == (0 if starts == 2 else 2, 2 * starts), output
 
 
 @pytest.mark.slow
@@ -104,15 +104,15 @@ def test_watch_sets_up_again_after_a_failed_installation(checkout: Path, fakes: 
     (fakes / "pip").write_text("worker-1")
     command = ["bash", str(checkout / "launch/tpu_vm.sh"), *f"watch {POD} --poll=1".split(), *TRAIN]
     with background(command, environment(fakes)) as watch:
-        _, said = watch.communicate(timeout=20)
-    assert watch.returncode == 0 and "could not be started" in said, said
+        _, output = watch.communicate(timeout=20)
+    assert watch.returncode == 0 and "could not be started" in output, output
     asked = [fake_cluster.flag(c["arguments"], "command") for c in recorded(fakes) if "ssh" in c["arguments"]]
     done = [verb for line in asked for verb in ("worker.sh setup", "worker.sh start") if verb in line]
     assert done == ["worker.sh setup", "worker.sh setup", "worker.sh start"]
 
 
 @pytest.mark.parametrize("command", ["create", "resume", "watch"])
-def test_nobody_waits_for_a_stopped_tpu(command: str, checkout: Path, fakes: Path) -> None:
+def test_a_stopped_tpu_is_an_error(command: str, checkout: Path, fakes: Path) -> None:
     (fakes / "states").write_text("STOPPED STOPPED STOPPED")
     extra = [] if command == "create" else TRAIN
     done = launch(checkout, "tpu_vm", f"{command} {POD} --poll=1", extra, environment(fakes))
@@ -120,13 +120,13 @@ def test_nobody_waits_for_a_stopped_tpu(command: str, checkout: Path, fakes: Pat
     assert "t5 is STOPPED: start it (gcloud compute tpus tpu-vm start t5 --zone=us-west4-a" in done.stderr
 
 
-def test_watch_says_again_and_again_that_workers_do_not_answer(checkout: Path, fakes: Path) -> None:
+def test_watch_reports_each_time_that_workers_do_not_answer(checkout: Path, fakes: Path) -> None:
     command = ["bash", str(checkout / "launch/tpu_vm.sh"), *f"watch {POD} --poll=1".split(), *TRAIN]
     with background(command, environment(fakes, FAKE_FAILURE="ssh")) as watch:
         until(lambda: sum("ssh" in call["arguments"] for call in recorded(fakes)) >= 4)
         os.killpg(watch.pid, signal.SIGKILL)
-        _, said = watch.communicate(timeout=10)
-    assert said.count("the workers do not answer, again in 1 s; meanwhile the TPU costs money") >= 2, said
+        _, output = watch.communicate(timeout=10)
+    assert output.count("the workers do not answer, retrying in 1 s; the TPU is billed meanwhile") >= 2, output
 
 
 # GKE, SLURM, GPUs, CPU.
@@ -172,10 +172,10 @@ def test_a_workload_gets_its_arguments(checkout: Path, fakes: Path) -> None:
         ("tpu7x-16", 1, True),
     ],
 )
-def test_processes_of_a_workload_are_told_of_each_other(
+def test_a_workload_of_several_vms_sets_the_coordinator(
     kind: str, slices: int, several: bool, checkout: Path, fakes: Path
 ) -> None:
-    """As XPK lays them out: 4 chips for each VM."""
+    """XPK gives each VM 4 chips."""
     flags = f"run {GKE} --workload=w --tpu-type={kind} --num-slices={slices} --docker-image=i"
     assert launch(checkout, "gke_xpk", flags, TRAIN, environment(fakes)).returncode == 0
     (created,) = recorded(fakes)
@@ -185,8 +185,8 @@ def test_processes_of_a_workload_are_told_of_each_other(
 @pytest.mark.parametrize(
     ("kind", "several"), [("v5litepod-8", False), ("v6e-8", False), ("v6e-16", True), ("v4-8", False), ("v5p-16", True)]
 )
-def test_processes_of_a_tpu_are_told_of_each_other(kind: str, several: bool, checkout: Path, fakes: Path) -> None:
-    """As Cloud TPU lays them out: 8 chips of v5e and v6e for each host, else 4."""
+def test_a_tpu_of_several_hosts_sets_the_coordinator(kind: str, several: bool, checkout: Path, fakes: Path) -> None:
+    """A host of Cloud TPU has 8 chips of v5e and v6e, else 4."""
     variables = environment(fakes, FAKE_PASSIVE="1")
     assert launch(checkout, "tpu_vm", f"run {TPU} --type={kind}", TRAIN, variables).returncode == 0
     (started,) = recorded(fakes)
@@ -204,7 +204,7 @@ def test_processes_of_a_tpu_are_told_of_each_other(kind: str, several: bool, che
         ("75 139", None, 139, False),
     ],
 )
-def test_a_slurm_job_is_queued_again_when_its_time_is_up(
+def test_a_slurm_job_is_requeued_at_its_time_limit(
     trainer: str, number: int | None, code: int, requeued: bool, checkout: Path, fakes: Path
 ) -> None:
     variables = environment(fakes)
@@ -238,7 +238,7 @@ def test_a_slurm_job_is_queued_again_when_its_time_is_up(
     assert asked == ([["requeue", "17"]] if requeued else [])
 
 
-def test_gpus_outlive_the_shell_and_stop(checkout: Path, fakes: Path) -> None:
+def test_a_gpu_run_outlives_the_shell_and_stops(checkout: Path, fakes: Path) -> None:
     variables = environment(fakes)
     (fakes / "trainer").write_text("wait")
     run = f"run --dir={fakes}/state --gpus=1,3 --xla-flags=--a\\ --b"
@@ -255,7 +255,7 @@ def test_gpus_outlive_the_shell_and_stop(checkout: Path, fakes: Path) -> None:
     until(lambda: launch(checkout, "gpus", f"status --dir={fakes}/state", [], variables).stdout == "failed 3\n")
 
 
-def test_local_processes_are_told_apart_and_end_together(checkout: Path, fakes: Path) -> None:
+def test_local_processes_have_their_ids_and_end_together(checkout: Path, fakes: Path) -> None:
     (fakes / "trainer").write_text("7 in 1")
     done = launch(checkout, "local", "--processes=3 --devices=2 --port=12399", [*TRAIN, *TRICKY], environment(fakes))
     assert done.returncode == 7
@@ -273,8 +273,8 @@ def test_local_processes_are_told_apart_and_end_together(checkout: Path, fakes: 
 
 
 @pytest.mark.parametrize(("codes", "code"), [("2 75 75", 2), ("75 75 1", 1), ("75 75 75", 75), ("0 0 0", 0)])
-def test_local_ends_with_the_code_of_what_failed_by_itself(codes: str, code: int, checkout: Path, fakes: Path) -> None:
-    """Which comes later than those of the processes that it takes along."""
+def test_local_exits_with_the_code_of_the_failed_process(codes: str, code: int, checkout: Path, fakes: Path) -> None:
+    """It exits later than the processes that end because of it."""
     (fakes / "trainer").write_text(codes)
     done = launch(checkout, "local", "--processes=3 --port=12399", TRAIN, environment(fakes))
     assert done.returncode == code
