@@ -1,11 +1,11 @@
-"""Speed of the input pipeline: packed and padded batches from prepared tokens, beside the reference set-up's collator.
+"""Speed of the input pipeline: packed and padded batches from prepared tokens, and the reference set-up's collator.
 
     python -m benchmarks.input --dataset=cqa
 
-The reference set-up collates with transformers and torch: two `DataCollatorForSeq2Seq`, one a task, behind a DataLoader
-that yields the same rows. All sides run in one process, in turns; tokens are real ones, without padding, and time is
-what the process spent on all cores together. Also printed: how much padding each leaves, the shape of packed batches,
-and the share of the examples that balancing moved to another batch. As JSON.
+The reference set-up collates with transformers and torch: one `DataCollatorForSeq2Seq` per task behind a DataLoader
+that yields the same rows. All sides run alternately in one process. Tokens are counted without padding, and time is
+processor time over all cores. The JSON output also has the padding of each side, the shape of packed batches, and the
+fraction of examples that balancing moved to another batch. The root of the data is --data_root or $COTMI_DATA_ROOT.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's copies otherwise start threads on the other cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # otherwise torch's copies use threads on the other cores
 
 import numpy as np  # noqa: E402
 
@@ -30,11 +30,11 @@ from cotmi_jax.data.tokens import Batch, TokenizedSplit  # noqa: E402
 from cotmi_jax.data.vocabulary import Vocabulary  # noqa: E402
 from cotmi_jax.experiment import find_vocabulary  # noqa: E402
 
-Counts = tuple[int, int]  # real input and target tokens of a batch; or all places, padding included
+Counts = tuple[int, int]  # input and target positions of a batch
 
 
 def load(arguments: argparse.Namespace, cache: str) -> RunData:
-    """The run's data, read back from a cache on disk."""
+    """The run's data, read from a cache that the first call writes."""
     config = base()
     config.data.dataset, config.data.root = arguments.dataset, arguments.data_root or ""
     config.data.empty_rationale, config.model.init = "drop", "random"
@@ -45,7 +45,7 @@ def load(arguments: argparse.Namespace, cache: str) -> RunData:
 
 
 def ours(data: RunData, *, packing: bool, steps: int) -> Callable[[], Iterator[Batch]]:
-    """Batches of the first steps, as this project makes them."""
+    """Batches of the first steps, as a run makes them without tf.data."""
     shape = data.shape(shards=1) if packing else None
 
     def batches() -> Iterator[Batch]:
@@ -64,7 +64,7 @@ def piped(data: RunData, *, steps: int) -> Callable[[], Iterator[Batch]]:
 
 
 def reference(data: RunData, *, steps: int) -> Callable[[], Iterator[Batch]]:
-    """The same rows through a collator for each task."""
+    """The same rows through one collator per task."""
     import torch
     from transformers import DataCollatorForSeq2Seq, T5Tokenizer
 
@@ -86,7 +86,7 @@ def reference(data: RunData, *, steps: int) -> Callable[[], Iterator[Batch]]:
 
 
 def features(split: TokenizedSplit, row: int) -> dict[str, dict[str, list[int]]]:
-    """A row as a tokenized data set of transformers holds it."""
+    """A row in the form of a tokenized transformers data set."""
     found = {}
     for task, tokens in split.tasks.items():
         ids, labels = (
@@ -98,14 +98,14 @@ def features(split: TokenizedSplit, row: int) -> dict[str, dict[str, list[int]]]
 
 
 def moved(data: RunData, steps: int) -> float:
-    """Share of the examples of the first steps that a purely random order has in another batch."""
+    """Fraction of the examples of the first steps that a purely random order puts into another batch."""
     plain = dataclasses.replace(data.order, tokens=None)
     foreign = [np.setdiff1d(data.order.picks(step).rows, plain.picks(step).rows).size for step in range(steps)]
     return sum(foreign) / (steps * data.order.batch_size)
 
 
-def places(batch: Batch) -> Counts:
-    """Token places of a batch, padding included."""
+def positions(batch: Batch) -> Counts:
+    """Token positions of a batch, padding included."""
     if "rows" in batch:
         return batch["rows"]["inputs"].size, batch["rows"]["targets"].size
     tasks = [batch[task] for task in ("predict", "explain")]
@@ -115,11 +115,11 @@ def places(batch: Batch) -> Counts:
 
 
 def measure(batches: Callable[[], Iterator[Batch]], clock: Callable[[], float]) -> tuple[float, np.ndarray]:
-    """Seconds for all batches, and their places."""
-    begun, total = clock(), np.zeros(2)
+    """Seconds for all batches, and the number of their positions."""
+    start, total = clock(), np.zeros(2)
     for batch in batches():
-        total += places(batch)
-    return clock() - begun, total
+        total += positions(batch)
+    return clock() - start, total
 
 
 def main() -> None:

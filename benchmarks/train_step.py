@@ -1,13 +1,14 @@
-"""Training speed and peak memory of the cotmi step beside the reference set-up in torch, on the same rows.
+"""Training speed and peak memory of the cotmi step and of the reference set-up in torch, on the same rows.
 
     python -m benchmarks.train_step --dataset=cqa --preset=small --batch_size=64
 
-The torch side is what the released code runs: transformers' T5, a forward pass for each task, batches padded to their
-longest row, AdamW, and the released mutual-information loss over the whole vocabulary. This side packs its rows, with
-the same loss without its defects (barber_agakov); with --padded, rows are padded to the longest of the split, and the
-loss is the released one. Both train in float32 from random parameters with dropout, in processes of their own that take
-turns, so that a change in the machine's load meets both; the first step (compilation, allocation) is not timed. Printed
-as JSON.
+The torch side does what the released code does: transformers' T5, one forward pass per task, batches padded to their
+longest row, AdamW, and the released mutual-information loss over the whole vocabulary. The jax side packs its rows and
+uses the same loss without its defects (barber_agakov); with --padded, rows are padded to the longest of the split, and
+the loss is the released one. Both train in float32 from random parameters with dropout. Each runs in a process of its
+own, and the processes alternate, so that a change in the machine's load affects both. The first step (compilation,
+allocation) is reported separately. The result is printed as JSON. The root of the data is --data_root or
+$COTMI_DATA_ROOT.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def load(arguments: argparse.Namespace) -> tuple[TokenizedSplit, int]:
 
 
 def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: int) -> Callable[[Batch], float]:
-    """A function that trains on a batch and returns the loss, with this project's step."""
+    """A function that trains on a batch with the step of cotmi_jax and returns the loss."""
     import dataclasses
 
     import jax
@@ -90,7 +91,7 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
 
 
 def torch_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: int) -> Callable[[Batch], float]:
-    """The same with torch and transformers."""
+    """A function that trains on a batch with torch and transformers and returns the loss."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -130,7 +131,7 @@ def torch_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each timed step of one side, real tokens a step, and the process's peak memory."""
+    """Median seconds of a timed step of one side, its tokens without padding, and the process's peak memory in GiB."""
     split, vocab_size = load(arguments)
     run = {"jax": jax_steps, "torch": torch_steps}[arguments.side](arguments, split, vocab_size)
     shares = TrainOrder.of(split.size, arguments.batch_size, SEED).shares
@@ -140,9 +141,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     seconds, tokens = [], []
     for step in range(arguments.steps + 1):
         batch = make_batch(split, order, step, shape)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         loss = run(batch)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
         tokens.append(int(split.loads(order.picks(step)).sum()))
         if not np.isfinite(loss):
             raise FloatingPointError(f"{arguments.side}: loss {loss} at step {step}")
@@ -156,7 +157,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, object]:
-    """Both sides in turn, `rounds` times."""
+    """Run both sides alternately, `rounds` times."""
     results: dict[str, list[dict[str, float]]] = {side: [] for side in arguments.sides}
     for _ in range(arguments.rounds):
         for side in arguments.sides:
@@ -192,7 +193,7 @@ def main() -> None:
     parser.add_argument("--objective", choices=("dss", "cotmi"), default="cotmi")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the jax side")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none", help="of the jax side")
-    parser.add_argument("--padded", action="store_true", help="the jax side: an example a row, and the released loss")
+    parser.add_argument("--padded", action="store_true", help="jax side: one example per row, and the released loss")
     parser.add_argument("--scan_layers", action="store_true", help="of the jax side")
     parser.add_argument("--steps", type=int, default=4, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=2)

@@ -200,7 +200,7 @@ def test_a_tpu_of_several_hosts_sets_the_coordinator(kind: str, several: bool, c
         ("75", None, 75, True),
         ("75 75", None, 75, True),
         ("3", None, 3, False),
-        ("75 1", None, 1, False),  # process 1 fails, and the other ends because of that
+        ("75 1", None, 1, False),  # process 1 fails, and the other exits because of it
         ("75 139", None, 139, False),
     ],
 )

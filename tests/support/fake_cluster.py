@@ -1,12 +1,12 @@
-"""What the launchers call, played on this machine: gcloud with TPU workers, xpk, kubectl, SLURM's tools, and a trainer.
+"""Fakes of what the launchers call: gcloud with TPU workers, xpk, kubectl, SLURM's tools, and a trainer.
 
 `install` puts links to this file, one for each name, into a directory for PATH. Every call adds a line of JSON to
 {FAKE_CLUSTER}/calls.jsonl. With FAKE_PASSIVE nothing else happens; a call that
 has FAKE_FAILURE among its arguments fails.
 
-Workers of the one TPU are directories {FAKE_CLUSTER}/worker-{i}, in which bash runs what ssh is given, without this
-environment. {FAKE_CLUSTER}/states lists what `describe` of the node answers, one line a question, READY after the
-last; a TPU that is asked and found PREEMPTED loses its workers.
+Workers of the one TPU are directories {FAKE_CLUSTER}/worker-{i}, in which bash runs the command of ssh, without this
+environment. {FAKE_CLUSTER}/states lists the answers of `describe` of the node, one line per query, and READY
+after the last; a TPU whose answer is PREEMPTED loses its workers.
 """
 
 import json
@@ -29,7 +29,7 @@ def install(directory: Path) -> None:
     for name in NAMES:
         (directory / name).write_text(f'#!/bin/sh\nexec {sys.executable} -SE {Path(__file__).resolve()} {name} "$@"\n')
         (directory / name).chmod(0o755)
-    sleep = directory / "sleep"  # no test waits as long as a user would
+    sleep = directory / "sleep"  # tests wait less than users do
     sleep.write_text(f"#!/bin/sh\nexec {shutil.which('sleep')} 0.1\n")
     sleep.chmod(0o755)
 
@@ -53,7 +53,7 @@ def node_state(here: Path) -> str:
 
 
 def preempt(here: Path) -> None:
-    """End everything on the workers as a lost machine does; only the state of the node stays."""
+    """Kill everything on the workers, as the loss of the machines does; only the state of the node remains."""
     for home in workers(here):
         pid = home / "cotmi_jax_run" / "pid"
         if pid.exists():
@@ -73,7 +73,7 @@ def make_workers(here: Path) -> None:
 
 
 def ssh(here: Path, arguments: Sequence[str]) -> int:
-    """Run --command on the workers, as gcloud does: at once, and failing where one fails."""
+    """Run --command on the workers, as gcloud does: concurrently, and failing if one fails."""
     chosen = workers(here) if flag(arguments, "worker") == "all" else [workers(here)[int(flag(arguments, "worker"))]]
     command = ["bash", "-c", flag(arguments, "command")]
     keep = {name: os.environ[name] for name in ("PATH", "FAKE_CLUSTER") if name in os.environ}
@@ -119,7 +119,7 @@ def gcloud(here: Path, arguments: Sequence[str]) -> int:
 
 
 def exported(variables: Mapping[str, str], names: str) -> dict[str, str]:
-    """What sbatch or srun hands on with --export=NAMES, and what the fakes themselves need."""
+    """The variables that sbatch or srun passes on with --export=NAMES, and those that the fakes need."""
     own = ("SLURM_", "FAKE_")
     return {n: v for n, v in variables.items() if names == "ALL" or n in names.split(",") or n.startswith(own)}
 
@@ -155,24 +155,24 @@ def scancel(here: Path, arguments: Sequence[str]) -> int:
 
 
 def wait_for_starts(notes: Path, count: int) -> None:
-    """Wait until so many trainers have noted what they were given."""
+    """Wait until `count` trainers have recorded their arguments."""
     while len(notes.read_text().splitlines()) < count:
         time.sleep(0.02)
 
 
 def save_and_end(*_: object) -> None:
-    """On a signal; not by print, which the signal may have interrupted."""
+    """Signal handler; it does not use print, which the signal may have interrupted."""
     os.write(1, b"saved\n")
     os._exit(0)
 
 
 def train(here: Path, arguments: Sequence[str]) -> int:
-    """A trainer that notes what it was given, and then does what {FAKE_CLUSTER}/trainer says."""
+    """A trainer that records its arguments, and then does what {FAKE_CLUSTER}/trainer says."""
     names = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
     given = {n: v for n, v in os.environ.items() if n in names or n.startswith("COTMI_")}
     what = (here / "trainer").read_text() if (here / "trainer").exists() else "0"
-    # "2 75 75": every process, once all have started, ends with its own code. One that fails by itself (not 75) tells
-    # the others first, so that it ends last; it minds no signal from the start.
+    # "2 75 75": every process, once all have started, exits with its own code. One that fails by itself (not 75)
+    # notifies the others first and so exits last; it ignores SIGTERM from the start.
     codes = what.split() if " " in what and " in " not in what else []
     own = codes[int(os.environ.get("SLURM_PROCID") or os.environ["COTMI_PROCESS_ID"])] if codes else "75"
     signal.signal(signal.SIGTERM, save_and_end if own == "75" else signal.SIG_IGN)
@@ -194,7 +194,7 @@ def train(here: Path, arguments: Sequence[str]) -> int:
 
 
 def main(name: str, arguments: list[str]) -> int:
-    """Play the program of that name."""
+    """Act as the program of that name."""
     here = Path(os.environ["FAKE_CLUSTER"])
     if name == "hostname":
         print("here")

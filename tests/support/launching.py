@@ -1,4 +1,4 @@
-"""Launchers of a checkout of their own, called among fake machines."""
+"""Launchers in a git checkout of their own, called with fake machines on PATH."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ SLURM = "--name=cqa --time=24:00:00 --venv=/shared/venv"
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Variables of a launcher among the fakes, whose directory is home."""
+    """Environment of a launcher that finds the fakes; home is their directory."""
     plain = {"HF_TOKEN": SECRET, "WANDB_API_KEY": "wandb-secret", "FAKE_CLUSTER": str(home), "HOME": str(home)}
     return {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(home), "USER": "u", **plain, **more}
 
@@ -41,7 +41,7 @@ def launch(
 
 
 def make_checkout(root: Path) -> Path:
-    """A git checkout of the launchers as they are now, committed or not."""
+    """A git checkout of the launchers in the working tree, committed or not."""
     shutil.copytree(REPOSITORY / "launch", root / "launch")
     git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-c", "init.defaultBranch=main", "-C", str(root)]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "launchers"]):
@@ -69,7 +69,7 @@ def recorded(fakes: Path, name: str = "calls") -> list[dict]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait for something that happens in another process."""
+    """Wait until a condition on another process holds; fails after 60 s."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
@@ -78,7 +78,7 @@ def until(condition: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def background(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process of a group of its own, of which nothing is left in the end."""
+    """A process in a group of its own, which is killed on exit."""
     quiet, heard = subprocess.DEVNULL, subprocess.PIPE
     process = subprocess.Popen(command, env=dict(variables), stdout=quiet, stderr=heard, text=True, process_group=0)
     try:
