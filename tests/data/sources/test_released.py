@@ -1,4 +1,4 @@
-"""The reader of the Distilling Step-by-Step layout: parsing rules, bad input, and the known facts of the real data."""
+"""The reader of the Distilling Step-by-Step layout: files, bad input, and the known facts of the real data."""
 
 import collections
 import json
@@ -12,7 +12,6 @@ from releases import cqa_row, json_lines, nli_row, write_release
 
 from cotmi_jax.data.example import Corpus, Example
 from cotmi_jax.data.labels import equal_values, evaluate_expression
-from cotmi_jax.data.sources import teacher_format
 from cotmi_jax.data.sources.released import DssSource
 from cotmi_jax.data.vocabulary import EOS_TEXT
 from cotmi_jax.errors import UserError
@@ -27,80 +26,6 @@ SVAMP_SAID = [
 
 def read_dss(root: Path, name: str, **settings) -> Corpus:
     return DssSource(root, name, **settings).read()
-
-
-# Parsing rules.
-
-
-@pytest.mark.parametrize(
-    ("completion", "rationale", "label"),
-    [
-        ("It floats. So the answer is (d) a cork.\n\nQ: Next?\nSo the answer is (a) no.", "It floats.", "a cork"),
-        ("It floats. So the answer is (b) corks!\n\n", "It floats.", "corks!"),
-        ("Both. So the answer is either (a) a cork or (e) a raft.", "Both.", "a cork or"),
-        ("None. So the answer is none of them.\n\n", "None.", None),
-        ("None. So the answer is (c)\n", "None.", None),
-        ("None. So the answer is (c).", "None.", None),
-        ("  Corks float, stones", "Corks float, stones", None),
-        ("Cork. So the answer is (a) cork. So the answer is (b) raft.", "Cork.", None),
-        ("Q: What?", "", None),
-        ("", "", None),
-    ],
-)
-def test_parse_cqa(completion, rationale, label):
-    assert teacher_format.parse_cqa(completion) == (rationale, label)
-
-
-@pytest.mark.parametrize(
-    ("completion", "rationale", "label"),
-    [
-        ("He has 5 - 2 = 3. The answer is (5 - 2).\n\nQ: And?\nThe answer is (9).", "He has 5 - 2 = 3.", "(5 - 2)"),
-        ("Sum.\nThe answer is ((1 + 2) * (3 + 4)).", "Sum.", "((1 + 2) * (3 + 4))"),
-        ("Product. The answer is (6 * 7) * 2.", "Product.", "(6 * 7)"),
-        ("Cut. The answer is ((4 - 3) - (2", "Cut.", "((4 - 3)"),
-        ("Cut. The answer is (4 -\n3) and (2 + 1).", "Cut.", "(2 + 1)"),
-        ("Cut. The answer is (4 - ", "Cut.", None),
-        ("Plain. The answer is 12.", "Plain.", None),
-        ("He has (5 - 2) left. And so on.\n\n", "He has (5 - 2) left. And so on.", None),
-        ("One. The answer is (1). The answer is (2).", "One.", None),
-    ],
-)
-def test_parse_equation(completion, rationale, label):
-    assert teacher_format.parse_equation(completion) == (rationale, label)
-
-
-@pytest.mark.parametrize(
-    ("completion", "rationale", "label"),
-    [
-        ("Humming is no song.\nAnswer: neutral\n\nPremise: A\nAnswer: entailment", "Humming is no song.", "neutral"),
-        ("Same.\nAnswer: entail", "Same.", "entail"),
-        ("Same.\nAnswer: entailment\n\nPre", "Same.", "entailment\n\nPre"),
-        ("\nAnswer:\n\nPremise: A boy.\nAnswer: neutral", "", None),
-        ("Same.\nAnswer:", "Same.", None),
-        ("Same.\nAnswer:neutral", "Same.", None),
-        ("Same.\nAnswer: Premise: A", "Same.", None),
-        ("They hum and hum and", "They hum and hum and", None),
-    ],
-)
-def test_parse_esnli(completion, rationale, label):
-    assert teacher_format.parse_esnli(completion) == (rationale, label)
-
-
-@pytest.mark.parametrize(
-    ("completion", "teacher", "rationale", "label"),
-    [
-        ("No hint. So the answer is neutral.\n\nPremise: B. So the answer is no.", "palm", "No hint.", "neutral"),
-        ("No hint. So the answer is neutral", "palm", "No hint.", "neutra"),
-        ("No hint. The answer is neutral.", "palm", "No hint. The answer is neutral.", None),
-        ("No hint. So the answer is", "palm", "No hint.", None),
-        ("No hint. So the answer is x. So the answer is y.", "palm", "No hint.", None),
-        (" No hint. The answer is neutral.", "gpt-neox", "No hint.", "neutral"),
-        ("The answer is open. So the answer is neutral.", "gpt-neox", "The answer is open.", "neutral"),
-        ("\nNo hint at all.\nPremise: B. The answer is neutral.", "gpt-neox", "No hint at all.", None),
-    ],
-)
-def test_parse_anli(completion, teacher, rationale, label):
-    assert teacher_format.parse_anli(completion, teacher) == (rationale, label)
 
 
 # Layout.

@@ -1,0 +1,86 @@
+"""The data of a run: which cache it finds, what the cache depends on, and which component is of no use."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+
+from cotmi_jax.data import run_data as inputs
+from cotmi_jax.data.run_data import RunData
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.errors import UserError
+
+
+def test_a_cache_in_a_bucket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="config.data.cache gs://b/tokens: .* leave it empty"):
+        inputs.find_cache(runs.tiny_config({"data.cache": "gs://b/tokens"}))
+    monkeypatch.setenv(inputs.CACHE_VARIABLE, "gs://b/all")
+    with pytest.raises(UserError, match=r"\$COTMI_CACHE gs://b/all: "):
+        inputs.find_cache(runs.tiny_config({"data.cache": ""}))
+
+
+def run_data(folder: Path | str, **changes: Any) -> RunData:
+    config = runs.tiny_config({"data.cache": str(folder)} | changes)
+    return RunData.of(config, Vocabulary(VOCABULARY_PATH))
+
+
+def test_a_run_finds_its_data_again_and_reads_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_data(tmp_path)
+    assert not first.found and f"tokens now in {tmp_path}" in first.notes(None)[0]
+    monkeypatch.setattr(inputs, "load_corpus", lambda *arguments: pytest.fail("the corpus was read"))
+    second = run_data(tmp_path, **{"steps": 9, "batch_size": 4, "data.packing": False})
+    assert second.found and f"tokens from {tmp_path}" in second.notes(None)[0]
+    assert second.prepared.fingerprint == first.prepared.fingerprint
+    assert second.position(3) == {"step": 3, "examples": 12, "fingerprint": first.prepared.fingerprint}
+    dss = run_data(tmp_path, **{"objective.name": "dss"})
+    assert dss.found  # it has the sequences of cotmi
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.size": 21},
+        {"data.max_target_tokens": 30},
+        {"data.label_type": "llm"},
+        {"objective.name": "single_task"},
+        {"data.subsample": 0.5},
+        {"data.too_long": "skip"},
+    ],
+)
+def test_a_run_with_other_data_prepares_it(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run_data(tmp_path)
+    assert not run_data(tmp_path, **changes).found
+
+
+def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COTMI_CACHE", str(tmp_path / "there"))
+    assert inputs.find_cache(runs.tiny_config({"data.cache": ""})) == tmp_path / "there"
+    assert inputs.find_cache(runs.tiny_config({"data.cache": "none"})) is None
+    monkeypatch.delenv("COTMI_CACHE")
+    assert inputs.find_cache(runs.tiny_config({"data.cache": ""})) == Path.home() / ".cache" / "cotmi_jax"
+
+
+def test_the_manifest_says_what_a_cache_was_made_of(tmp_path: Path) -> None:
+    run_data(tmp_path)
+    (place,) = tmp_path.iterdir()
+    identity = json.loads((place / "manifest.json").read_text())["identity"]
+    assert identity.keys() == {"corpus", "vocabulary", "sequences", "mark", "settings"}
+    assert (
+        identity["sequences"] == ["two tasks", "predict: ", "explain: "]
+        and identity["settings"]["max_input_tokens"] == 1024
+    )
+
+
+def test_a_component_that_is_all_too_long_is_named(tmp_path: Path) -> None:
+    for folder, text in (("short", "Two pens."), ("long", "Two pens. " * 30)):
+        rows = [{"input": text, "label": "2", "rationale": f"It is {n}."} for n in range(12)]
+        (tmp_path / f"{folder}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = f"jsonl:{tmp_path}/short.jsonl,jsonl:{tmp_path}/long.jsonl"
+    changes = {"data.dataset": dataset, "data.max_input_tokens": 40, "data.too_long": "skip"}
+    with pytest.raises(
+        UserError, match="train of jsonl:long: all 10 examples are longer than config.data.max_input_to"
+    ):
+        run_data("none", **changes)
