@@ -176,7 +176,7 @@ def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 _KILLED = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 import test_cache
 from cotmi_jax.data import cache
 from pathlib import Path
@@ -192,7 +192,8 @@ cache.prepare(Path({folder!r}), test_cache.IDENTITY, test_cache.Maker().recipe)
 
 @pytest.mark.slow
 def test_a_killed_preparation_is_no_cache_and_is_cleared_away(tmp_path: Path) -> None:
-    program = _KILLED.format(tests=str(REPOSITORY / "tests" / "support"), folder=str(tmp_path))
+    folders = [str(REPOSITORY / "tests" / name) for name in ("support", "data")]
+    program = _KILLED.format(folders=folders, folder=str(tmp_path))
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
     assert process.stdout is not None
