@@ -21,6 +21,12 @@ os.environ["COTMI_CACHE"] = tempfile.mkdtemp(prefix="cotmi_jax_cache_")
 atexit.register(shutil.rmtree, os.environ["COTMI_CACHE"], ignore_errors=True)
 
 
+# Compiled programs are shared by the workers of the suite, which inherit this variable, and by the commands they start.
+if "COTMI_TEST_EXECUTABLES" not in os.environ:
+    os.environ["COTMI_TEST_EXECUTABLES"] = tempfile.mkdtemp(prefix="cotmi_jax_executables_")
+    atexit.register(shutil.rmtree, os.environ["COTMI_TEST_EXECUTABLES"], ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> pathlib.Path:
     """Root of the real data sets (`dss/`, `t5/`); skips where they are not installed."""

@@ -15,7 +15,7 @@ from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.models.hf import load_hf
 from cotmi_jax.workdir.record import read_run
 
-quick_compilation = runs.quick_compilation
+quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
 
 SMOKE = f"--config={runs.RECIPE}:smoke"
 PROBLEMS = [example.input for example in make_arithmetic(seed=3, num_train=3, num_valid=0, num_test=0).splits["train"]]
@@ -178,10 +178,10 @@ def test_describe_gives_json() -> None:
     described = json.loads(result.out)
     assert {split: counts["examples"] for split, counts in described["splits"].items()} == {
         "train": 16_000,
-        "valid": 500,
-        "test": 500,
+        "valid": runs.HELD_OUT,
+        "test": runs.HELD_OUT,
     }
-    assert described["splits"]["test"]["teacher_value"] == 0.8
+    assert described["splits"]["test"]["teacher_value"] == pytest.approx(0.8, abs=0.5 / runs.HELD_OUT)
 
 
 def test_describe_reads_the_release(tmp_path: Path) -> None:
@@ -223,14 +223,14 @@ def test_evaluation_needs_the_workdir_alone_and_scores_every_example_once(tmp_pa
     folder = workdir / "evaluation" / "test"
     metrics, predictions = json.loads((folder / "metrics.json").read_text()), folder / "predictions.jsonl"
     rows = json_lines(predictions.read_text())
-    assert [row["id"] for row in rows] == [f"arithmetic/test/{n}" for n in range(500)]
-    assert metrics["n"] == 500 and metrics["split"] == "test"
+    assert [row["id"] for row in rows] == [f"arithmetic/test/{n}" for n in range(runs.HELD_OUT)]
+    assert metrics["n"] == runs.HELD_OUT and metrics["split"] == "test"
     (best,) = runs.steps_in(workdir / "best")
     assert metrics["checkpoint"] == {"which": "best", "step": best}
-    assert metrics["accuracy"] == sum(row["correct"] for row in rows) / 500
+    assert metrics["accuracy"] == sum(row["correct"] for row in rows) / runs.HELD_OUT
     assert metrics["loss"].keys() == {"predict", "explain", "predict_token_accuracy", "explain_token_accuracy"}
     assert "information" not in metrics  # test_monitor.py has what is measured unless one says no
-    assert f"500 examples, checkpoint of step {best}" in result.out and result.out.count("problem") == 2
+    assert f"{runs.HELD_OUT} examples, checkpoint of step {best}" in result.out and result.out.count("problem") == 2
     assert result.out.endswith(f"written: {folder}/metrics.json, predictions.jsonl\n")
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
 

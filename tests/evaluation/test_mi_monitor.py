@@ -26,7 +26,7 @@ from cotmi_jax.report.plots import draw_information, read_measurements
 from cotmi_jax.report.terminal import format_scores
 from cotmi_jax.training.job import train
 
-quick_compilation = runs.quick_compilation
+quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
 
 MEASURED = {
     "data.size": 256,
@@ -71,7 +71,7 @@ def test_evaluation_measures_and_draws(measured: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["information"]
     reading = found["between"]["infonce"]
     assert reading["direction"] == "lower" and reading["cap"] == pytest.approx(np.log(reading["contrasted"]))
-    assert reading["pairs"] > 400  # of the split's 500: what fills no block is left out
+    assert reading["pairs"] > 0.8 * runs.HELD_OUT  # pairs that do not make a whole block are left out
     assert reading["saturation"] == pytest.approx(reading["value"] / reading["cap"])
     assert reading["control"]["value"] <= 0.05 < reading["value"]
     assert draw_information(result.workdir, result.output / "information.png")
@@ -80,7 +80,7 @@ def test_evaluation_measures_and_draws(measured: Path, tmp_path: Path) -> None:
     assert "I(Z;V)" in name and text.startswith("≥ ") and "permuted" in text
     without = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "bare"), information=False)
     assert without.information is None and "information" not in without.metrics
-    with mock.patch.object(scoring, "MIN_PAIRS", 501):
+    with mock.patch.object(scoring, "MIN_PAIRS", runs.HELD_OUT + 1):
         few = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "few"))
     assert few.information is None and few.metrics["information"] is None
     assert "held-out I(Z;V)            not measured" in format_scores(few.metrics, few.information)

@@ -69,9 +69,7 @@ def start(
         place = {"COTMI_COORDINATOR": address, "COTMI_PROCESSES": str(processes), "COTMI_PROCESS_ID": str(number)}
         place["COTMI_HEARTBEAT"] = str(heartbeat)
         before = functools.partial(_prepare, place, hooks[number] if hooks else None)
-        child = (f"cotmi_jax.{name}", [*arguments], folder, devices // processes, before)
-        process = runs._server().Process(target=runs._child, args=child)
-        process.start()
+        process = runs.start_command(name, arguments, folder, devices // processes, before)
         hosts.append(Host(process, folder))
     return hosts
 

@@ -13,8 +13,9 @@ import runpy
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -29,6 +30,7 @@ from ml_collections import ConfigDict
 from paths import REPOSITORY
 
 from cotmi_jax.config import base, flatten, smoke
+from cotmi_jax.data.sources import arithmetic
 from cotmi_jax.experiment import make_objective
 from cotmi_jax.inference.load import load_workdir
 from cotmi_jax.models.student import StudentDef
@@ -54,6 +56,9 @@ SEED_RECIPE = {
     "checkpoint.every": 2,
     "mi.monitor.every": 0,  # it takes longer than the run; test_monitor.py has runs that measure
 }
+HELD_OUT = 64  # examples of valid and of test where few_held_out is taken over
+# Compiled programs, which the processes of the suite share.
+EXECUTABLES = Path(os.environ["COTMI_TEST_EXECUTABLES"])
 TIMINGS = tuple(f"train/{name}" for name in throughput.TIMINGS)
 COMMAND_SECONDS = 900.0  # soaking starts a trainer several times, on a busy machine
 
@@ -82,6 +87,7 @@ def trained() -> Path:
 
 
 def _compile_quickly(folder: Path | None) -> None:
+    """Compile with few optimizations and keep executables in the folder; None: as users do."""
     jax.config.update("jax_disable_most_optimizations", folder is not None)
     jax.config.update("jax_compilation_cache_dir", folder and str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if folder else 1.0)
@@ -91,9 +97,16 @@ def _compile_quickly(folder: Path | None) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation() -> Iterator[None]:
     """For the test files that take it over: quick_compilation = runs.quick_compilation."""
-    _compile_quickly(scratch() / "executables")
+    _compile_quickly(EXECUTABLES)
     yield
     _compile_quickly(None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_held_out() -> Iterator[None]:
+    """Fewer valid and test examples, which evaluation scores all of, for the test files that take this over."""
+    with mock.patch.object(arithmetic, "HELD_OUT", HELD_OUT):
+        yield
 
 
 def read_metrics(workdir: Path, *, timings: bool = False) -> list[dict[str, float]]:
@@ -225,7 +238,10 @@ def signal_after(step: int, number: int) -> None:
     MetricWriter.write = signalling_write(step, number)  # type: ignore[method-assign]
 
 
-def _child(module: str, arguments: list[str], folder: Path, devices: int, before: Callable[[], None] | None) -> None:
+def _child(
+    module: str, arguments: list[str], folder: Path, devices: int, held_out: int, before: Callable[[], None] | None
+) -> None:
+    arithmetic.HELD_OUT = held_out
     for descriptor, name in enumerate(("in", "out", "err")):
         os.dup2(os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
     sys.stdin = open(0)  # multiprocessing has put another in its place
@@ -234,7 +250,7 @@ def _child(module: str, arguments: list[str], folder: Path, devices: int, before
     sys.argv = [module, *arguments]
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    _compile_quickly(folder.parent / "executables")
+    _compile_quickly(EXECUTABLES)
     if before is not None:
         before()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -251,6 +267,18 @@ def _server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
+def start_command(
+    name: str, arguments: Sequence[str], folder: Path, devices: int, before: Callable[[], None] | None
+) -> BaseProcess:
+    """Start `python -m cotmi_jax.{name} {arguments}`, with its standard streams as files of the folder."""
+    held_out = arithmetic.HELD_OUT
+    process = _server().Process(
+        target=_child, args=(f"cotmi_jax.{name}", [*arguments], folder, devices, held_out, before)
+    )
+    process.start()
+    return process
+
+
 def command(
     name: str, *arguments: str, stdin: str = "", devices: int = 1, before: Callable[[], None] | None = None
 ) -> Result:
@@ -260,8 +288,7 @@ def command(
     """
     folder = Path(tempfile.mkdtemp(dir=scratch()))
     (folder / "in").write_text(stdin)
-    process = _server().Process(target=_child, args=(f"cotmi_jax.{name}", [*arguments], folder, devices, before))
-    process.start()
+    process = start_command(name, arguments, folder, devices, before)
     process.join(COMMAND_SECONDS)
     if process.is_alive():
         process.kill()

@@ -34,7 +34,7 @@ from cotmi_jax.training.state import TrainState
 from cotmi_jax.workdir.metrics import MetricWriter
 from cotmi_jax.workdir.record import read_run
 
-quick_compilation = runs.quick_compilation
+quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
 
 COEFFICIENTS = {
     "standard": {"predict": 1.0},
@@ -180,13 +180,18 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[floa
     script: list[tuple[float, float]] = []
 
     def losses(self: Evaluator, params: Any, split: TokenizedSplit, *, limit: int) -> dict[str, float]:
-        assert (split.size, limit) == (500, 12)
+        assert (split.size, limit) == (runs.HELD_OUT, 12)
         return {"predict": script[0][1], "explain": 1.0, "mi": 1.0}
 
     def accuracy(
         self: Evaluator, params: Any, split: TokenizedSplit, examples: tuple[Example, ...], *rest: Any, limit: int
     ) -> dict[str, Any]:
-        assert (split.size, len(examples), examples[0].id, limit) == (500, 500, "arithmetic/valid/0", 12)
+        assert (split.size, len(examples), examples[0].id, limit) == (
+            runs.HELD_OUT,
+            runs.HELD_OUT,
+            "arithmetic/valid/0",
+            12,
+        )
         return {"accuracy": script.pop(0)[0], "interval": (0.0, 1.0), "n": 12}
 
     monkeypatch.setattr(Evaluator, "losses", losses)

@@ -20,6 +20,7 @@ from cotmi_jax.errors import UserError
 
 VOCABULARY_PATH = pathlib.Path(__file__).with_name("arithmetic.spiece.model")
 
+HELD_OUT = 500  # examples of valid and of test in the data set that runs use
 _VERSION = 1  # To be raised when the same arguments give other examples.
 _SMALLEST, _LARGEST = 2, 99
 _DISTRACTOR_RATE = 0.35
@@ -50,14 +51,14 @@ class ArithmeticSource:
     def read(self) -> Corpus:
         if self.size < 1:
             raise UserError(f"size = {self.size}: give the number of train examples, at least 1")
-        return make_arithmetic(seed=0, num_train=self.size)
+        return make_arithmetic(seed=0, num_train=self.size, num_valid=HELD_OUT, num_test=HELD_OUT)
 
     def fingerprint(self) -> str:
         return digest(self.name, self.size, _VERSION)
 
 
 def make_arithmetic(
-    seed: int, num_train: int, num_valid: int = 500, num_test: int = 500, teacher_error_rate: float = 0.2
+    seed: int, num_train: int, num_valid: int = HELD_OUT, num_test: int = HELD_OUT, teacher_error_rate: float = 0.2
 ) -> Corpus:
     """Makes the data set: the same arguments give the same examples on every machine.
 
