@@ -1,6 +1,13 @@
-"""The configuration of a run: every key with its unit, the checks across keys, and the CPU-size `smoke` variant."""
+"""The configuration of a run: every key with its unit, the checks across keys, the CPU-size `smoke` variant, and the
+import of the user's extensions.
+"""
 
+import hashlib
+import importlib
+import importlib.util
+import os
 import re
+import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -8,6 +15,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.tokenize import TOO_LONG
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import absolute
 
 
 def base() -> ConfigDict:
@@ -263,3 +271,52 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(_MAY_DIFFER)
     ]
+
+
+def _extension_names(extensions: str) -> list[str]:
+    return [name.strip() for name in extensions.split(",") if name.strip()]
+
+
+def with_absolute_files(extensions: str) -> str:
+    """The same extensions, with absolute paths of files, so that a run's record can be read from any folder."""
+    return ",".join(absolute(name) if name.endswith(".py") else name for name in _extension_names(extensions))
+
+
+def load_extensions(extensions: str) -> None:
+    """Import every module of config.extensions: Python files (*.py) and importable names, separated by commas.
+
+    Each is executed once in a process, also where it is the recipe of --config, which is executed already.
+
+    Raises UserError where one is not found. An exception of its own code is raised as it is.
+    """
+    for name in _extension_names(extensions):
+        if name.endswith(".py"):
+            _load_extension_file(os.path.realpath(absolute(name)))
+            continue
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # something that the module itself imports
+            raise UserError(
+                f"config.extensions: no module {name!r} (its package is to be installed or on PYTHONPATH)"
+            ) from error
+
+
+def _load_extension_file(path: str) -> None:
+    files = (getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values()))
+    if any(isinstance(file, str) and os.path.realpath(file) == path for file in files):
+        return
+    if not os.path.isfile(path):
+        raise UserError(f"config.extensions: no file {path}: restore it, or correct its path (of a run: in run.json)")
+    stem = os.path.basename(path).removesuffix(".py")
+    name = f"cotmi_jax_extension_{hashlib.sha256(path.encode()).hexdigest()[:8]}_{stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # of *.py there is always one
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise

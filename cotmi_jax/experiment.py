@@ -4,6 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from cotmi_jax.config import with_absolute_files
 from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
 from cotmi_jax.data.run_data import RunData
@@ -11,7 +12,6 @@ from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import PREDICT, find_objective
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
-from cotmi_jax.extensions import with_absolute_files
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset

@@ -9,11 +9,11 @@ from paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "cotmi_jax"
 COMMANDS = {"train", "evaluate", "predict", "export", "describe", "annotate", "prepare"}
-LIBRARY = {"config", "errors", "cli", "files", "compilation_cache", "experiment", "extensions", "__init__"}
+LIBRARY = {"config", "errors", "cli", "files", "compilation_cache", "experiment", "__init__"}
 # From top to bottom: a room imports from itself and from rooms below it only.
 ORDER = (
     *("commands", "report", "aot", "training", "teacher", "evaluation", "inference", "experiment", "workdir", "config"),
-    *("objectives", "mi", "models", "data", "cli", "parallel", "compilation_cache", "extensions", "files", "errors"),
+    *("objectives", "mi", "models", "data", "cli", "parallel", "compilation_cache", "files", "errors"),
 )
 MAX_LINES = 400
 # What a line of the table of layers does not say: instruments outside the package import from all of it.

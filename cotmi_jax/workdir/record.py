@@ -15,10 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import base, differences
+from cotmi_jax.config import base, differences, load_extensions
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import (
     Path,
     absolute,
