@@ -1,9 +1,9 @@
-"""Kill a training run again and again and compare it with one that was left alone, bit for bit.
+"""Kill a training run repeatedly and compare it with an undisturbed run, bit for bit.
 
     python -m benchmarks.soak --config=configs/quickstart.py:smoke --workdir=runs/soak --kills=20 --seed=0
 
-Exits with 1 where they differ. {workdir}/reference is the run that was left alone, {workdir}/killed-{n} those that were
-killed (kept where they differ), each with a log beside it.
+Exits with 1 where they differ. {workdir}/reference is the undisturbed run, {workdir}/killed-{n} those that were
+killed (kept where they differ), each with a log next to it.
 """
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
@@ -41,7 +41,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """Where a kill hit: seconds after the start, what the run was at, the step it had reached, the newest one saved."""
+    """A kill: seconds after the start, phase of the run, the step it had reached, the newest one saved."""
 
     seconds: float
     phase: str
@@ -66,12 +66,12 @@ class Report:
         phases = collections.Counter(kill.phase for kill in self.kills)
         hit = ", ".join(f"{count} {phase}" for phase, count in phases.most_common())
         again = sum(kill.step - kill.saved for kill in self.kills)
-        verdict = self.differences or ("every one ended in the same bits as the run that was left alone",)
+        verdict = self.differences or ("every one ended in the same bits as the undisturbed run",)
         return "\n".join((f"{len(self.kills)} kills in {self.rounds} runs ({hit}); {again} steps repeated", *verdict))
 
 
 def _results(workdir: Path) -> list[Json]:
-    """The lines of metrics without what the clock says."""
+    """The lines of metrics without timings."""
     return [
         {name: value for name, value in line.items() if not name.removeprefix("train/").startswith(TIMINGS)}
         for line in read_json_lines(workdir / METRICS_FILE)
@@ -149,7 +149,7 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
     """Run `command` with a --workdir once undisturbed, then killed at least `kills` times and started again each time.
 
     The moments are uniform over the time that an undisturbed run takes from start to end. A run that ends before its
-    kill is compared, and the next one begins; so the number of starts is bounded, however slowly a run comes forward.
+    kill is compared, and the next one begins; so the number of starts is bounded, however slowly a run proceeds.
 
     Raises:
       UserError: the workdir is not local or not empty, or the trainer fails by itself.
@@ -161,7 +161,7 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
     if any(workdir.iterdir()):
         raise UserError(f"--workdir {workdir} is not empty: give a new one")
     draw, hits, found = random.Random(seed), list[Kill](), list[str]()
-    _say("a run that is left alone")
+    _say("the undisturbed run")
     began = time.monotonic()
     _train(command, workdir / "reference", None)
     whole = time.monotonic() - began
@@ -173,7 +173,7 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
             before = read_json_lines(folder / STARTS_FILE), read_json_lines(folder / METRICS_FILE)
             began = time.monotonic()
             if _train(command, folder, seconds):
-                if not before[0]:  # it ran from start to end: what the first one compiled may have been kept for it
+                if not before[0]:  # it ran from start to end: it may have used what the first one compiled
                     whole = min(whole, time.monotonic() - began)
                 break
             assert seconds is not None

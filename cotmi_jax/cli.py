@@ -1,4 +1,4 @@
-"""The shell around every command: flags in, one-line errors out."""
+"""What all commands share: parsing of flags, and one-line error messages."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-# Before tensorflow is imported: its start-up notices are not for the user.
+# Before tensorflow is imported: hides its start-up notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced at start-up otherwise; batches need no such kernels
 
@@ -62,7 +62,7 @@ def guard(main: Callable[[], int | None]) -> int | None:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # What reads the output, such as head, has seen enough. Python would flush again at exit, and complain.
+        # The reader of the output, such as head, has ended. Python would flush again at exit, and report an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:

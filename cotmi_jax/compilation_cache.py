@@ -24,7 +24,7 @@ _MIN_SECONDS = 0.1  # of compiling: less is not worth a file
 def _processor() -> str:
     """This machine's kind of processor: programs for CPU hold its instructions, and another may lack some.
 
-    XLA loads what another kind of CPU left behind with no more than a log line, and then the process may die of SIGILL.
+    XLA loads a program compiled for another kind of CPU with only a log line, and then the process may die of SIGILL.
     """
     described = platform.machine()
     info = Path("/proc/cpuinfo")
@@ -35,16 +35,16 @@ def _processor() -> str:
 
 
 def default_folder() -> Path:
-    """Where compiled programs lie if nothing is said: beside the prepared tokens, by kind of processor."""
+    """The default folder of compiled programs: in the folder of prepared tokens, one for each kind of processor."""
     return as_path(absolute(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)) / "xla" / _processor()
 
 
 def use_compilation_cache(folder: str) -> None:
     """Keep compiled programs in a folder, which may be gs://; call before anything is compiled.
 
-    "": JAX's own setting where there is one (JAX_COMPILATION_CACHE_DIR), else the default folder; a default that cannot
-    be written is said and done without. "none": compile everything afresh. What lies in the folder is executed: others
-    must not be able to write to it. It grows with every new configuration, and may be removed at any time.
+    "": JAX's own setting where there is one (JAX_COMPILATION_CACHE_DIR), else the default folder; if the default cannot
+    be written, this is reported and nothing is kept. "none": compile everything afresh. The files in the folder are
+    executed: others must not be able to write to it. It grows with every new configuration and may be removed.
 
     Raises UserError where a folder that was asked for cannot be written.
     """

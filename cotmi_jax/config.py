@@ -30,17 +30,19 @@ def base() -> ConfigDict:
     # importable names. A recipe that registers names itself: config.extensions = __file__.
     config.extensions = ""
     config.batch_size = 64  # examples a step, over all devices
-    config.micro_batches = 1  # parts a batch is run in, one after another, to save memory; the loss stays the same
+    config.micro_batches = (
+        1  # micro-batches that a batch is split into, run in sequence to save memory; the loss stays the same
+    )
 
     config.data = ConfigDict()
-    # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their shares of the training stream:
+    # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their weights in the training stream:
     # "svamp=3,arithmetic=1" (docs/data.md)
     config.data.dataset = "cqa"
     config.data.root = ""  # folder of the release, may be gs://; "": $COTMI_DATA_ROOT
     config.data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
     config.data.align = "strict"  # rows and completions must be as many; prefix: use those that both have
     config.data.augment_asdiv = False  # add ASDiv to SVAMP's train split
-    config.data.subsample = 1.0  # share of the train split kept, drawn with the seed
+    config.data.subsample = 1.0  # fraction of the train split kept, drawn with the seed
     config.data.bad_rows = "error"  # or skip: leave rows that cannot be used out, count and report them
     config.data.empty_rationale = "error"  # or drop: leave such train examples out, counted; keep: learn their label
     config.data.labels = ""  # labels that rows of jsonl may have, separated by commas; "": any
@@ -91,7 +93,7 @@ def base() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 250  # steps between checkpoints; the last step is always saved
-    config.checkpoint.keep = 2  # latest checkpoints kept, beside the best by accuracy on the valid split
+    config.checkpoint.keep = 2  # latest checkpoints kept, in addition to the best by accuracy on the valid split
 
     config.log = ConfigDict()
     config.log.every = 50  # steps between lines of training metrics
@@ -168,7 +170,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 def variant(config: ConfigDict, arg: str) -> ConfigDict:
-    """Apply what stands behind the colon of --config=recipe.py:arg. Raises UserError for anything but smoke."""
+    """Apply the part after the colon of --config=recipe.py:arg. Raises UserError for anything but smoke."""
     if arg not in ("", "smoke"):
         raise UserError(f"unknown config variant {arg!r}: recipes take :smoke, or nothing")
     return smoke(config) if arg else config
@@ -248,7 +250,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
-# Where files lie, what is written or measured and how often, and over which devices a run is spread changes no result.
+# These change no result: paths, what is written or measured and how often, and the devices of a run.
 _MAY_DIFFER = (
     "data.root",
     "data.tfds_dir",
@@ -299,7 +301,7 @@ def load_extensions(extensions: str) -> None:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # something that the module itself imports
             raise UserError(
-                f"config.extensions: no module {name!r} (its package is to be installed or on PYTHONPATH)"
+                f"config.extensions: no module {name!r} (install its package, or add it to PYTHONPATH)"
             ) from error
 
 

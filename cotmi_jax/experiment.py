@@ -23,11 +23,11 @@ from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.process_rows import WHOLE, Feed
 
 _OFFICIAL_PIECES = 32_000
-_VOCAB_MULTIPLE = 128  # so that the vocabulary splits over a tensor axis
+_VOCAB_MULTIPLE = 128  # so that the vocabulary divides over a tensor axis
 
 
 def find_vocabulary(config: ConfigDict) -> Path:
-    """The SentencePiece file of a run, by the rule beside config.data.vocabulary."""
+    """The SentencePiece file of a run, by the rule stated at config.data.vocabulary."""
     if config.data.vocabulary:
         return as_path(config.data.vocabulary)
     if config.data.dataset == "arithmetic" and config.model.init == "random":

@@ -71,8 +71,8 @@ def _check_bucket(bucket: str) -> None:
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     for name in ("gcsfs", "gcsfs.retry"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a traceback before every error is not for the user
-    out = "check the name, log in (gcloud auth application-default login), or give a local path"
-    with user_error_on_failure(f"{_REMOTE}{bucket} cannot be used", out):
+    remedy = "check the name, log in (gcloud auth application-default login), or give a local path"
+    with user_error_on_failure(f"{_REMOTE}{bucket} cannot be used", remedy):
         try:
             fsspec.filesystem("gcs", finalize_on_close=True).call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
         except FileNotFoundError as error:
@@ -84,10 +84,10 @@ def check_described(path: Path) -> None:
     if is_remote(path):
         from google.cloud import storage
 
-        out = (
+        remedy = (
             "it takes the permission storage.buckets.get (docs/data.md), and $GOOGLE_CLOUD_PROJECT outside Google Cloud"
         )
-        with user_error_on_failure(f"{path} cannot hold checkpoints", out):
+        with user_error_on_failure(f"{path} cannot hold checkpoints", remedy):
             storage.Client().get_bucket(str(path).removeprefix(_REMOTE).partition("/")[0])
 
 
@@ -105,7 +105,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 def reason(error: Exception) -> str:
     """Why a file operation failed, in one line."""
-    if isinstance(error, FileNotFoundError):  # of a bucket it has no words of its own
+    if isinstance(error, FileNotFoundError):  # from a bucket it carries no message
         return "No such file or directory"
     if isinstance(error, OSError) and error.errno and type(error).__module__ == "builtins":
         return error.strerror or os.strerror(error.errno)
@@ -114,7 +114,7 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def user_error_on_failure(what: str, remedy: str = "") -> Iterator[None]:
-    """Failing file operations as UserError: what, why, and the way out."""
+    """Failing file operations as UserError: what, why, and the remedy."""
     try:
         yield
     except failures() as error:
@@ -123,7 +123,7 @@ def user_error_on_failure(what: str, remedy: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def user_error_on_write(path: Path) -> Iterator[None]:
-    """Around what writes a run's files at `path`: what fails becomes a UserError with the path and the way out."""
+    """Around what writes a run's files at `path`: what fails becomes a UserError with the path and the remedy."""
     try:
         yield
     except failures() as error:
@@ -191,7 +191,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a large file, on disk or in a bucket, part by part. OSError as of reading and writing."""
+    """Copy a large file, on disk or in a bucket, in blocks. OSError as of reading and writing."""
     with source.open("rb") as reading, target.open("wb") as writing:
         shutil.copyfileobj(reading, writing, 1 << 24)
 
@@ -199,8 +199,8 @@ def copy_file(source: Path, target: Path) -> None:
 def move_folder(source: Path, target: Path, mark: str) -> None:
     """Move a folder to where nothing is; its file `mark`, if there, says that it is complete.
 
-    In a bucket everything is copied before anything goes, the mark first: a kill leaves a source that is whole, or one
-    that is not taken for complete. OSError as of renaming, and what else `failures` names.
+    In a bucket everything is copied before anything goes, the mark first: a kill leaves a complete source, or one
+    that is not marked as complete. OSError as of renaming, and what else `failures` names.
     """
     if not is_remote(source):
         os.rename(source, target)

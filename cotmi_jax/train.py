@@ -17,7 +17,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     """Train from the flags."""
-    # After the flags: a mistyped one is answered at once.
+    # After the flags: a mistyped flag fails at once, before slow imports.
     from cotmi_jax.compilation_cache import use_compilation_cache
     from cotmi_jax.parallel.distributed import together
     from cotmi_jax.training.job import train

@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     config = with_data_root(config)
     workdir = run_directory(workdir_path)
     with workdir_lock(workdir) as owner:
-        wait_for_all("lock")  # nobody reads the workdir before it is this run's
+        wait_for_all("lock")  # no process reads the workdir before the run owns it
         return _train(config, workdir, owner)
 
 
@@ -55,18 +55,19 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     check_monitor(config)
     _check_shared(workdir)
     resumed = read_run(workdir)[1:] if steps_saved(workdir / LATEST) else None
-    place = {"process": jax.process_index(), "processes": jax.process_count()}
-    experiment = Experiment.of(config, resumed, make_feed(mesh), **place)
+    experiment = Experiment.of(
+        config, resumed, make_feed(mesh), process=jax.process_index(), processes=jax.process_count()
+    )
     wait_for_all("data")
     student = StudentDef.of(experiment.student)
     state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
     choice = choose(workdir, state_def.abstract.items())
     start = _start(choice.latest, experiment)
-    wait_for_all("read")  # nobody writes there before all have read what they resume from
+    wait_for_all("read")  # no process writes there before all have read what they resume from
     if start >= config.steps:
         if is_first():
             set_aside(workdir, choice, functools.partial(print, file=sys.stderr))
-        _say_last(f"{workdir} is complete: {start} of {config.steps} steps")
+        _print_last(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
     with jax.set_mesh(mesh):
         run = _make_run(workdir, experiment, mesh, state_def, choice, start, owner)
@@ -75,7 +76,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
         with run_all(*ends), EndingTogether():
             reached = run.steps(start, interrupt)
     if reached < config.steps:
-        _say_last(f"interrupted after step {reached} of {config.steps}: the same command resumes from there")
+        _print_last(f"interrupted after step {reached} of {config.steps}: the same command resumes from there")
     return reached
 
 
@@ -90,7 +91,7 @@ def _check_shared(workdir: Path) -> None:
         raise UserError(f"--workdir {workdir}: processes see different checkpoints ({'; '.join(seen)}): start again")
 
 
-def _say_last(text: str) -> None:
+def _print_last(text: str) -> None:
     if is_first():
         print(text)
 
@@ -104,7 +105,7 @@ def _make_run(
     start: int,
     owner: Owner,
 ) -> Run:
-    """The run in front of its next step. The first process writes what a start leaves in the workdir."""
+    """The run before its next step. The first process writes the record of this start into the workdir."""
     config, shape = experiment.config, experiment.data.shape(batch_shards(mesh))
     student = state_def.student
     state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best)
@@ -141,7 +142,7 @@ def _make_run(
 
 
 def _make_state(state_def: StateDef, experiment: Experiment, choice: Choice) -> TrainState:
-    """What the next step changes: as saved, or around the initial checkpoint, or at random."""
+    """The state of the next step: restored, or with the parameters of the initial checkpoint, or random."""
     key = stream_key(experiment.config.seed, "init")
     if choice.latest is not None:
         items = choice.items or restore_items(choice.latest, state_def.abstract.items())
@@ -152,7 +153,7 @@ def _make_state(state_def: StateDef, experiment: Experiment, choice: Choice) -> 
 
 
 def _start(latest: Saved | None, experiment: Experiment) -> int:
-    """The step to resume from, 0 without a checkpoint. Raises UserError where the data is not the run's."""
+    """The step to resume from, 0 without a checkpoint. Raises UserError where the data has changed."""
     if latest is None:
         return 0
     position, expected = restore_json(latest, "data"), experiment.data.position(latest.step)
@@ -165,6 +166,7 @@ def _start(latest: Saved | None, experiment: Experiment) -> int:
 
 
 def _best_so_far(best: Saved | None) -> tuple[float, float]:
+    """Run.best of the best checkpoint; below any evaluation without one."""
     if best is None:
         return (-1.0, 0.0)
     metrics = restore_json(best, "metrics")
@@ -172,7 +174,7 @@ def _best_so_far(best: Saved | None) -> tuple[float, float]:
 
 
 def make_monitor(experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress) -> MIMonitor | None:
-    """What measures mutual information during the run; None where it is off or there is nothing to measure it on."""
+    """The monitor of mutual information during the run; None where it is off or there are too few examples."""
     config, held_out = experiment.config, experiment.data.valid.size
     if not config.mi.monitor.every or EXPLAIN not in experiment.objective.tasks:
         return None

@@ -46,20 +46,20 @@ class Run:
     progress: Progress
     owner: Owner
     record: dict
-    best: tuple[float, float]  # accuracy, then minus the label loss: what a better student has more of
+    best: tuple[float, float]  # accuracy, then minus the label loss: higher is better, compared in this order
     throughput: Throughput = dataclasses.field(default_factory=Throughput)  # of the last call of steps
 
     def check(self, step: int, metrics: Mapping[str, Array]) -> dict[str, float]:
-        """Read a step's metrics. Raises UserError where one is not finite, with the parts of a broken term."""
+        """Read a step's metrics. Raises UserError where one is not finite, with the components of the MI term."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if bad:
-            self.checkpoints.wait()  # the last one may still be on its way to disk
+            self.checkpoints.wait()  # the last one may still be being written
             last = saved(self.checkpoints.workdir, "latest")
-            parts = [name for name in values if name.startswith("mi_") and name not in bad]
-            remedy = ", mi.learning_rate or mi.critic.clamp" if parts else ""
+            finite = [name for name in values if name.startswith("mi_") and name not in bad]
+            remedy = ", mi.learning_rate or mi.critic.clamp" if finite else ""
             raise UserError(
-                f"step {step}: {', '.join(f'{name} is {values[name]:g}' for name in bad + parts)}; "
+                f"step {step}: {', '.join(f'{name} is {values[name]:g}' for name in bad + finite)}; "
                 f"the last checkpoint, {last or 'none yet'}, is from before: lower optimizer.learning_rate{remedy} in "
                 "another --workdir"
             )
@@ -78,8 +78,8 @@ class Run:
         rows = fitting_rows(data.train.size, self.config)
         found = self.mi_monitor.measure(self.state.params["student"], data.train, rows, data.valid, limit)
         self.writer.write(step, found.metrics())
-        for what, reading in found.lines():
-            self.progress.say(f"step {step}: {what} {reading}")
+        for quantity, estimate in found.lines():
+            self.progress.say(f"step {step}: {quantity} {estimate}")
 
     def evaluate(self, step: int) -> None:
         """Score the valid split; keep the student if it is the best so far."""
@@ -141,10 +141,10 @@ class Run:
             pending = (step, metrics)
             evaluates = self._due(step, config.eval.every)
             measures = self.mi_monitor is not None and self._due(step, config.mi.monitor.every)
-            stops = interrupt.stops()  # asked once: a signal that comes while saving ends the next step
+            stops = interrupt.stops()  # asked once a step: a signal during saving stops the run after the next step
             saves = step % config.checkpoint.every == 0 or step == config.steps or stops
             if evaluates or measures or saves:
-                self._finish(*pending)  # never save or score what is not finite
+                self._finish(*pending)  # never save or score a state that is not finite
                 pending = None
             if evaluates:
                 with throughput.during(EVALUATION):

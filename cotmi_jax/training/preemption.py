@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 
 
 class Interrupt:
-    """Turns SIGTERM and SIGINT into an answer that the loop asks for after every step, so that it saves before it ends.
+    """Records SIGTERM and SIGINT; the loop asks after every step whether to stop, so that it saves before it ends.
 
-    Where there are several processes, SIGTERM in any of them is for JAX's runtime, which has a handler of its own since
-    distributed.together: it finds a step that none of them is past. SIGINT is passed on to it.
+    Where there are several processes, SIGTERM in any of them is handled by JAX's runtime, whose handler
+    distributed.together installs: it finds a step that no process has passed. SIGINT is forwarded to it.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class Interrupt:
         """Whether to end after this step; to be asked once after every step, in every process."""
         if not self._together:
             return self._signalled
-        # The runtime stops all at the number after the highest that any of them has asked with, 1 before the first
-        # question: numbers of steps would pass that by in a run that goes on.
+        # The runtime stops all processes at the number after the highest that any of them has passed in, 1 before the
+        # first call. The calls are counted because a resumed run's step numbers would start beyond that.
         self._asked += 1
         return multihost_utils.reached_preemption_sync_point(self._asked)
 
     def restore(self) -> None:
-        """Give the signals back to their former handlers."""
+        """Restore the former signal handlers."""
         for number, handler in self._old.items():
             signal.signal(number, handler)

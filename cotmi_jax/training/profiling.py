@@ -1,4 +1,4 @@
-"""Traces of chosen steps for TensorBoard's profiler (XProf): what host and devices do, on one time line."""
+"""Traces of chosen steps for TensorBoard's profiler (XProf): host and device activity on one time line."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ class Profile:
     """
 
     def __init__(self, wanted: range, starts: range, folder: Path, throughput: Throughput, say: Callable[[str], None]):
-        """`starts`: the steps of this start. Says what of `wanted` lies outside, and where a trace was written."""
+        """`starts`: the steps of this start. Reports which of `wanted` are not among them, and the path of a trace."""
         self._steps = range(max(wanted.start, starts.start), min(wanted.stop, starts.stop))
         self._folder, self._throughput, self._say = folder, throughput, say
         self._mark: jax.profiler.StepTraceAnnotation | None = None
@@ -54,7 +54,7 @@ class Profile:
         self._mark.__enter__()
 
     def end(self, step: int, result: Mapping[str, jax.Array]) -> None:
-        """A step was given to the device, which will make `result`."""
+        """A step was dispatched; `result` is its output."""
         self._result = result
         if self._traced is None:
             return
@@ -77,7 +77,7 @@ class Profile:
         try:
             with self._throughput.during(PROFILE):
                 jax.profiler.stop_trace()
-        except jax.errors.JaxRuntimeError as error:  # a lost trace is not worth a run
+        except jax.errors.JaxRuntimeError as error:  # a lost trace must not end the run
             self._say(
                 f"warning: {_named(traced)} traced, but not written to {self._folder}: {str(error).splitlines()[0]}"
             )

@@ -108,7 +108,7 @@ class StateDef:
         mesh: Mesh,
         objective: Objective | None = None,
     ) -> "StateDef":
-        """Work out where everything lies; nothing is allocated. The objective may train networks of its own."""
+        """Derive all shapes and shardings; nothing is allocated. The objective may train networks of its own."""
         networks = objective.networks(student.config) if objective else None
         params, axes = {"student": student.shapes}, {"student": student.axes}
         start = None
@@ -119,8 +119,10 @@ class StateDef:
         where = param_shardings(params, axes, mesh)
         step = jax.ShapeDtypeStruct((), jnp.int32)
         shapes = TrainState(step, params, opt_state, jax.eval_shape(lambda: start))
-        whole = jax.tree.map(lambda _: replicated(mesh), shapes.mi)
-        shardings = TrainState(replicated(mesh), where, optimizer_shardings(opt_state, params, where, mesh), whole)
+        mi_shardings = jax.tree.map(lambda _: replicated(mesh), shapes.mi)
+        shardings = TrainState(
+            replicated(mesh), where, optimizer_shardings(opt_state, params, where, mesh), mi_shardings
+        )
         return cls(student, networks, optimizer, start, shapes, shardings)
 
     @property
@@ -144,6 +146,6 @@ class StateDef:
         return TrainState.from_items(items, jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step))
 
     def from_student(self, params: Params, key: Array) -> TrainState:
-        """A fresh state around given student parameters (host arrays); the key is for what else there is to learn."""
+        """A fresh state around given student parameters (host arrays); the key is for the networks of the objective."""
         placed = jax.tree.map(jax.device_put, params, self.shardings.params["student"])
         return jax.jit(self._complete, out_shardings=self.shardings)(placed, key)

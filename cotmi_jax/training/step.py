@@ -32,12 +32,12 @@ class Gradient(NamedTuple):
 
 
 class MITermInputs(NamedTuple):
-    """What the mutual-information term needs beside batch and parameters."""
+    """Inputs of the mutual-information term in addition to batch and parameters."""
 
     networks: ModuleDef | None = None
     key: Array | None = None  # for dropout and noise of its networks; None: neither
     state: MineState | None = None
-    ramp: Array | float = 1.0  # share of its coefficients
+    ramp: Array | float = 1.0  # factor of its coefficients, in [0, 1]
 
 
 def split_micro_batches(batch: PyTree, num: int) -> PyTree:
@@ -60,7 +60,7 @@ class _LossFunctions:
     def token_loss(
         self, params: Params, part: Mapping, key: Array | None
     ) -> tuple[Array, tuple[Terms, Features | None]]:
-        """The token terms' share of the loss, and the features of cotmi."""
+        """The loss of the token terms, and the features of cotmi."""
         networks = self.mi_inputs.networks
         bound = None if networks is None else networks.bind(params["mi"])
         student = self.student.bind(params["student"])
@@ -126,7 +126,7 @@ def loss_and_grads(
             params, batch, key, mi_inputs.key
         )
         return Gradient(functions.logged_loss(terms), terms, grads, state)
-    # Packed rows are split, and their examples, which lie here and there, are put together again behind them.
+    # Packed rows are split; their examples, which are spread over rows, are gathered from the merged features.
     packed = is_packed(batch)
     parts = split_micro_batches({"rows": batch["rows"]} if packed else batch, micro_batches)
     keys, mi_keys = (_fold_in(each, micro_batches) for each in (key, mi_inputs.key))
@@ -155,7 +155,7 @@ def loss_and_grads(
 
 
 def _fold_in(key: Array | None, num: int) -> Array | None:
-    """A key for each of num parts; None stays None."""
+    """A key for each of num micro-batches; None stays None."""
     return None if key is None else jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num))
 
 
@@ -176,9 +176,9 @@ def make_train_step(
 ) -> Step:
     """Jitted (state, batch, streams' keys) → (state, metrics). The state is donated; metrics are float32 scalars.
 
-    Metrics: `loss`, the mean of every term (nats, or a share for accuracies), `grad_norm` of the student before
-    clipping, `learning_rate`; with a critic also `beta` as ramped. Compiled once: batches have one shape and the state
-    leaves as it came.
+    Metrics: `loss`, the mean of every term (nats, or a fraction for accuracies), `grad_norm` of the student before
+    clipping, `learning_rate`; with a critic also `beta` as ramped. Compiled once: batches have one shape and the
+    state keeps its shapes and shardings.
     """
     student, optimizer = state_def.student, state_def.optimizer
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, and how much of what its devices could do it makes use of."""
+"""Wall time of a run by phase, its throughput, and its model FLOP utilization."""
 
 import contextlib
 import time
@@ -15,13 +15,13 @@ from cotmi_jax.models.flops import step_flops
 
 FIRST, STEP, INPUT = "first_step", "step", "input"
 EVALUATION, CHECKPOINT, PROFILE = "evaluation", "checkpoint", "profile"
-_USUAL = (INPUT, STEP, EVALUATION, CHECKPOINT)  # what every reading names; others where they took any time
-SHOWN = ("seconds_per_step", "examples_per_second", "tokens_per_second", "mfu", "input_wait")  # beside the loss
-TIMINGS = ("seconds_", *SHOWN)  # beginnings of all that `read` gives: no two runs have the same
+_USUAL = (INPUT, STEP, EVALUATION, CHECKPOINT)  # what every call of `read` reports; others where they took any time
+SHOWN = ("seconds_per_step", "examples_per_second", "tokens_per_second", "mfu", "input_wait")  # shown with the loss
+TIMINGS = ("seconds_", *SHOWN)  # prefixes of all names that `read` returns, whose values differ from run to run
 
 
 class Work(NamedTuple):
-    """What a step has to do whatever the hardware, padding left out."""
+    """The work of a step on any hardware, without padding."""
 
     examples: int
     tokens: int  # of inputs and targets
@@ -36,7 +36,7 @@ class Work(NamedTuple):
 
 
 class Throughput:
-    """Splits the time of a run, from its making on, into phases without a gap.
+    """Splits the time of a run, from construction on, into phases without a gap.
 
     first_step: until the first step is done, which fills the input pipeline and compiles; it counts as no step below.
     input: the loop waited for a batch and the device had nothing left to do. An upper bound of the device's wait, which
@@ -46,13 +46,13 @@ class Throughput:
     def __init__(self, peak: float | None = None):
         """`peak`: FLOP/s of all devices of the run together; None where it is not known."""
         self._peak, self._phase, self._since = peak, FIRST, time.perf_counter()
-        self._seconds: dict[str, float] = defaultdict(float)  # by phase, since the last reading
-        self._total: dict[str, float] = defaultdict(float)  # by phase, until the last reading
-        self._done: list[Work] = []  # in steps since the last reading
-        self.running: Mapping[str, jax.Array] = {}  # what the device was last given to compute
+        self._seconds: dict[str, float] = defaultdict(float)  # by phase, since the last `read`
+        self._total: dict[str, float] = defaultdict(float)  # by phase, until the last `read`
+        self._done: list[Work] = []  # of the steps since the last `read`
+        self.running: Mapping[str, jax.Array] = {}  # results of the step last dispatched
 
     def _lap(self, phase: str | None = None) -> None:
-        """What has passed since the last call is time of a phase, the present one by default."""
+        """Count the time since the last call for a phase, the current one by default."""
         now = time.perf_counter()
         self._seconds[phase or self._phase] += now - self._since
         self._since = now
@@ -91,10 +91,10 @@ class Throughput:
             self._done.append(work)
 
     def read(self) -> dict[str, float]:
-        """What has passed since the last reading.
+        """The phases and throughput since the last call.
 
         seconds_{phase}: wall time, which they add up to. Where steps were done besides the first, over input and step:
-        seconds_per_step, examples_per_second, tokens_per_second, input_wait (the share of input), and mfu where the
+        seconds_per_step, examples_per_second, tokens_per_second, input_wait (the fraction of input), and mfu where the
         peak is known: model FLOP utilization (Chowdhery et al. 2022, appendix B) by the FLOPs of real tokens, so that
         padding, masked attention and rematerialization count as loss.
         """
@@ -115,7 +115,7 @@ class Throughput:
         return found
 
     def summary(self) -> str:
-        """Wall time so far, and the share of each phase, largest first. Counts as a reading."""
+        """Wall time so far, and the fraction of each phase, largest first. Calls `read`."""
         self.read()
         total = sum(self._total.values())
         phases = sorted(self._total, key=self._total.__getitem__, reverse=True)

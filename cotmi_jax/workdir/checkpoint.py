@@ -3,7 +3,7 @@
 {workdir}/checkpoints/{step}/{params,mi,optimizer,data,config}     the latest few, to resume from
 {workdir}/best/{step}/{params,config,metrics}                      the best on the valid split, to evaluate
 
-params are the student's; mi, the networks and the state of the mutual-information term, is there if it has any.
+params are the student's; mi, the networks and the state of the mutual-information term, is saved if it has any.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ Json = dict[str, Any]
 LATEST, BEST = "checkpoints", "best"
 _ITEMS_FILE = "_CHECKPOINT_METADATA"  # in which orbax lists what a checkpoint holds
 _AGAIN = "see that it can be read, then give the same command"
-_GROUP_BYTES = 1 << 30  # read at a time where a checkpoint is gone through on the host
+_GROUP_BYTES = 1 << 30  # read at a time where a checkpoint is verified on the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,8 @@ def _writing(path: Path) -> Iterator[None]:
 class Checkpoints:
     """Writes a run's checkpoints, asynchronously: save returns once the arrays are copied off the devices.
 
-    What goes wrong while one is written is raised, as UserError, by the next check, save, save_best, wait or close.
-    What is there of it is under a temporary name, which counts as no checkpoint, and the earlier ones stay.
+    An error while one is written is raised, as UserError, by the next check, save, save_best, wait or close. The
+    incomplete one has a temporary name, which counts as no checkpoint, and the earlier ones stay.
     """
 
     def __init__(self, workdir: Path, *, keep: int):
@@ -112,7 +112,7 @@ class Checkpoints:
         _save(self._best, self.workdir / BEST, step, items)
 
     def check(self) -> None:
-        """Raise what went wrong with a checkpoint whose writing has ended. Waits for nothing."""
+        """Raise the error of a checkpoint whose write has ended. Does not wait."""
         for manager, directory in self._folders:
             if not manager.is_saving_in_progress():
                 with _writing(directory):
@@ -125,7 +125,7 @@ class Checkpoints:
                 manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then end; both folders are ended even where one cannot be written."""
+        """Wait, then close both managers, even where one folder cannot be written."""
 
         def close(manager: ocp.CheckpointManager, directory: Path) -> None:
             with _writing(directory):
@@ -141,7 +141,9 @@ def _save(
     if manager.latest_step() == step:
         return
     with _writing(directory):
-        if not is_remote(directory) and not directory.exists():  # orbax would make it, in what lies under a lost mount
+        if (
+            not is_remote(directory) and not directory.exists()
+        ):  # orbax would create it, below the mount point of a lost disk
             raise FileNotFoundError(errno.ENOENT, "", str(directory))
         manager.save(step, args=ocp.args.Composite(**items))
 
@@ -227,9 +229,8 @@ def _leaves(directory: Path, part: int, parts: int) -> Iterator[tuple[str, np.nd
 def contents(checkpoint: Saved, part: int = 0, parts: int = 1) -> Iterator[tuple[str, np.ndarray | Json]]:
     """Everything a checkpoint says it holds, by name, read as it was written: JSON, then arrays on the host.
 
-    No shape, mesh or device has a say in it, and no more than a gigabyte, or one array, is held at a time. Of several
-    processes each may take a part of the arrays, and has to take all of the JSON, for which orbax lets them wait for
-    each other.
+    It depends on no shape, mesh or device, and holds at most a gigabyte, or one array, at a time. With several
+    processes each may read every parts-th group of arrays, but must read all JSON, where orbax synchronizes them.
 
     Raises UnreadableError, or UserError where it is out of reach.
     """
@@ -246,7 +247,7 @@ def contents(checkpoint: Saved, part: int = 0, parts: int = 1) -> Iterator[tuple
 
 
 def damage(checkpoint: Saved, part: int = 0, parts: int = 1) -> str | None:
-    """Why a checkpoint, or a part, cannot be read as it was written; None where it can, which takes reading all of it.
+    """Why a checkpoint, or every parts-th group of its arrays, cannot be read; None where it can. Reads all of it.
 
     A flipped bit within an array's data is not noticed: the format has no checksum there.
     """
@@ -272,12 +273,12 @@ def _restore_intact(checkpoint: Saved, args: ocp.args.Composite) -> Any:
     except UnreadableError as error:
         if checkpoint.step not in steps_saved(checkpoint.directory):
             raise UserError(
-                f"checkpoint {checkpoint} went while it was read, as a run that is still training replaces its "
+                f"checkpoint {checkpoint} was removed while it was read, as a run that is still training replaces its "
                 "checkpoints: give the same command again"
             ) from error
         reason = damage(checkpoint)
-        if reason is None:  # a wrong shape, say: no fault of the files
-            raise UserError(f"checkpoint {checkpoint} is whole, but not what is to be restored ({error})") from error
+        if reason is None:  # a wrong shape, for example: the files are intact
+            raise UserError(f"checkpoint {checkpoint} is intact, but not what is to be restored ({error})") from error
         raise UnreadableError(reason) from error
 
 

@@ -1,10 +1,11 @@
-"""One training run in a workdir at a time: who is in it, and what keeps a second one out.
+"""One training run in a workdir at a time: the owner is recorded, and a second run is refused.
 
-{workdir}/owner.json    host, pid, start and, without locks, token and beat of the run that is in it
+{workdir}/owner.json    host, pid, start and, without locks, token and heartbeat of the run that owns it
 
 Where the file system has locks, owner.json is locked for as long as the process lives: whatever ends it leaves no lock.
-Elsewhere, as in an object store, the owner writes a new beat every 20 seconds; a file whose beat stays the
-same for a minute is nobody's.
+Elsewhere, as in an object store, the owner writes a new heartbeat every 20 seconds; an
+unchanged heartbeat is stale after 60 s. (A conditional write, if_generation_match=0, would replace only the check after
+taking over: a killed run must still be noticed, and a mount without locks has no such write.)
 Reading a workdir, as evaluation does, takes no lock.
 """
 
@@ -31,7 +32,7 @@ from cotmi_jax.files import Path, failures, is_remote, reason, run_all, user_err
 
 OWNER_FILE = "owner.json"
 _READ_BYTES = 4096  # of the owner file, more than it ever has
-_LONG_AGO = 3600.0  # seconds by two hosts' clocks, which differ by less: an older beat is nobody's without a wait
+_LONG_AGO = 3600.0  # seconds; clocks of two hosts differ by less, so an older heartbeat is stale without a wait
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -44,11 +45,11 @@ class Owner(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """Of the heartbeat, in seconds. `stale` is above several beats, so that a slow store takes no workdir away."""
+    """Of the heartbeat, in seconds. `stale` exceeds several beats: a slow store never makes a run look dead."""
 
     beat: float = 20.0
     stale: float = 60.0
-    settle: float = 5.0  # between taking over and looking whether somebody else did so at the same time
+    settle: float = 5.0  # between taking over and checking whether another run did so at the same time
 
 
 def _myself() -> dict[str, str | int]:
@@ -75,7 +76,7 @@ def _refusal(workdir: Path, text: str) -> UserError:
 def workdir_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]:
     """Own a workdir for the length of the body; the first process does so for all of a job. Raises UserError.
 
-    In object stores, and where the file system cannot lock, which is said, a heartbeat takes the place of the lock.
+    In object stores, and where the file system cannot lock (which is reported), a heartbeat replaces the lock.
     """
     if jax.process_index():
         yield _Locked()
@@ -91,7 +92,7 @@ def _locked_file(workdir: Path) -> FileIO | None:
     with user_error_on_write(path):
         while True:
             new = not path.exists()
-            file = FileIO(path, "a+")  # not inherited by what the process starts: the lock is this process's alone
+            file = FileIO(path, "a+")  # not inherited by what the process starts: only this process holds the lock
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(file, path):
@@ -106,7 +107,7 @@ def _locked_file(workdir: Path) -> FileIO | None:
                 if error.errno not in _NO_LOCKS:
                     raise
                 if new:
-                    path.unlink(missing_ok=True)  # empty, it would pass for another run's that has yet to say who it is
+                    path.unlink(missing_ok=True)  # an empty file would look like that of a run that is just starting
                 print(f"{workdir} cannot be locked ({error.strerror}): a beat in {path} guards it", file=sys.stderr)
                 return None
 
@@ -119,10 +120,10 @@ def _is_at(file: FileIO, path: Path) -> bool:
 
 
 class _Locked:
-    """What holds a lock, which nobody can take over."""
+    """The owner that holds a file lock, which no other run can take over."""
 
     def check(self) -> None:
-        """Nothing to see."""
+        """Nothing to check."""
 
 
 @contextlib.contextmanager
@@ -131,7 +132,7 @@ def _file_lock(workdir: Path, file: FileIO) -> Iterator[Owner]:
 
     def end() -> None:
         with file, user_error_on_write(path):
-            path.unlink(missing_ok=True)  # before the lock goes: the file is not another run's yet
+            path.unlink(missing_ok=True)  # before the lock is released: until then the file is not another run's
 
     with run_all(end):
         with user_error_on_write(path):
@@ -141,7 +142,7 @@ def _file_lock(workdir: Path, file: FileIO) -> Iterator[Owner]:
 
 
 class _Beating:
-    """A token in the owner file that a thread renews; whoever finds another's there has lost the workdir."""
+    """A token in the owner file that a thread renews; a run that finds another's token there has lost the workdir."""
 
     def __init__(self, workdir: Path, periods: Periods):
         self._workdir, self._path, self._periods = workdir, workdir / OWNER_FILE, periods
@@ -162,7 +163,7 @@ class _Beating:
             raise UserError(f"{self._path} is no longer renewed: another run could take the workdir over")
 
     def take(self) -> None:
-        """Become the owner, after a wait where the last beat may be young. Raises UserError where somebody else is."""
+        """Become the owner, after a wait where the last heartbeat may be recent. UserError where another run is."""
         found = self._read()
         if found is not None and self._may_be_young(found):
             print(
@@ -175,7 +176,7 @@ class _Beating:
                 time.sleep(self._periods.beat / 4)
                 now = self._read()
                 if now == "":
-                    continue  # on its way: the next look finds who wrote
+                    continue  # being written: the next read shows the writer
                 if now is not None and now != found:
                     raise _refusal(self._workdir, now)
                 found = now  # None: that run has ended
@@ -187,7 +188,7 @@ class _Beating:
         self._thread.start()
 
     def release(self) -> None:
-        """Stop the beat; the file goes if it is still this run's."""
+        """Stop the heartbeat; remove the file if it is still this run's."""
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -204,7 +205,7 @@ class _Beating:
                     self._lost = text
                     return
                 self._write()
-            except failures() as error:  # it may come back, and who takes over meanwhile is noticed then
+            except failures() as error:  # the store may recover; a takeover in the meantime is noticed then
                 print(f"cannot renew {self._path}: {reason(error)}; trying again", file=sys.stderr, flush=True)
 
     def _mine(self, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: JSON lines, TensorBoard, and a progress bar or plain lines."""
+"""Writers of a run's metrics: JSON lines, TensorBoard, and a progress bar or plain lines."""
 
 import errno
 import json
@@ -41,8 +41,8 @@ def _truncate(path: Path, step: int) -> None:
 
 
 class _Scalars:
-    """Numbers for TensorBoard, in a file of this start. Written at once: its own writer keeps them in a thread, which
-    dies where the disk is full and leaves the run waiting for it."""
+    """Numbers for TensorBoard, in a file of this start. Written at once: tensorboardX's own writer uses a thread,
+    which dies where the disk is full and leaves the run waiting for it."""
 
     def __init__(self, folder: Path, *, start: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,9 +85,9 @@ class MetricWriter:
             self._scalars = _Scalars(self._folder, start=start)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of a step; on disk they are with the system when this returns."""
+        """Write the metrics of a step; on a local disk the operating system has them when this returns."""
         with user_error_on_write(self._path):
-            if not self._path.exists():  # an open file takes lines even when nobody will ever find it again
+            if not self._path.exists():  # an open file accepts lines even after it was removed
                 raise FileNotFoundError(errno.ENOENT, "", str(self._path))
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
         with user_error_on_write(self._folder):
@@ -108,7 +108,7 @@ class MetricWriter:
 
 
 class SilentWriter:
-    """What takes a MetricWriter's place in all processes but the first."""
+    """The MetricWriter of all processes but the first."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write nothing."""
@@ -121,7 +121,7 @@ class SilentWriter:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line now and then, fit for a log; nothing where it is silent."""
+    """A bar on a terminal; elsewhere plain lines for a log; nothing where it is silent."""
 
     def __init__(self, *, start: int, stop: int, silent: bool = False):
         self._stop, self._silent = stop, silent
@@ -168,7 +168,7 @@ class Mirror:
         self._last = 0.0  # so that the first copy is made at once
 
     def fetch(self, name: str) -> None:
-        """Bring over what an earlier start left, if it did."""
+        """Copy the file of an earlier start from the workdir, if there is one."""
         with user_error_on_failure(f"cannot read {self._place / name}"):
             if (self._place / name).exists():
                 (self.folder / name).write_bytes((self._place / name).read_bytes())
@@ -187,7 +187,7 @@ class Mirror:
         self._last = time.monotonic()
 
     def close(self) -> None:
-        """Copy everything, and clear the local folder away."""
+        """Copy everything, and remove the local folder."""
         try:
             self.copy(now=True)
         finally:

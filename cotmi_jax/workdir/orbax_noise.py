@@ -1,4 +1,4 @@
-"""Keeps what orbax and tensorstore report beside the exception they raise off the user's terminal.
+"""Filters what orbax and tensorstore report in addition to the exception that they raise.
 
 Where one array of a tree cannot be read or written, orbax raises and closes its event loop while tensorstore still
 works on the others. Each of these then reports by itself, through sys.unraisablehook from a thread that nothing can

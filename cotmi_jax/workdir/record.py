@@ -1,4 +1,4 @@
-"""What a workdir says about its run: config, student, vocabulary, and a line for every start.
+"""The record of a run in its workdir: config, student, vocabulary, and a line for every start.
 
 {workdir}/run.json        config and student shape, the same in every checkpoint
 {workdir}/starts.jsonl    per start: time, command, git revision, package versions, step
@@ -67,7 +67,7 @@ def check_same_config(workdir: Path, config: ConfigDict) -> None:
     if changed:
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(changed)}): "
-            "take another --workdir, or take the change back"
+            "take another --workdir, or undo the change"
         )
 
 

@@ -31,7 +31,7 @@ class Choice:
 
 
 def _verify(checkpoint: Saved) -> None:
-    """Read a checkpoint through, each process a part of it. In all of them UnreadableError if one finds damage."""
+    """Read a whole checkpoint, divided among the processes. All raise UnreadableError if one finds damage."""
     found = gather(damage(checkpoint, jax.process_index(), jax.process_count()) or "")
     reason = next(filter(None, found), None)
     if reason is not None:
@@ -41,7 +41,7 @@ def _verify(checkpoint: Saved) -> None:
 def _newest_intact(
     directory: Path, read: Callable[[Saved], dict[str, PyTree] | None]
 ) -> tuple[Saved | None, dict[str, PyTree] | None, list[tuple[Saved, str]]]:
-    """The newest checkpoint that `read` can read, what it made of it, and the newer ones that it cannot read."""
+    """The newest checkpoint that `read` can read, what it returned, and the newer ones that it cannot read."""
     damaged: list[tuple[Saved, str]] = []
     for step in reversed(steps_saved(directory)):
         checkpoint = Saved(directory, step)
@@ -56,8 +56,8 @@ def choose(workdir: Path, abstract: dict[str, PyTree] | None = None) -> Choice:
     """What a start resumes from; every process has to ask. Writes nothing.
 
     With `abstract`, the trees to restore, a run of one process reads the latest checkpoint once, as it is restored.
-    Several processes have to agree on one that all can read before they restore it together: each reads a part on its
-    host first, as is done with the best checkpoint, which is not restored.
+    Several processes have to agree on one that all can read before they restore it together: they verify it on
+    their hosts first, as is done with the best checkpoint, which is not restored.
 
     Without any checkpoint a run starts afresh. One whose checkpoints are all damaged aborts rather than silently
     restarting from step 0.

@@ -1,4 +1,4 @@
-"""What an exception of tensorstore or orbax says: a system's error, damaged content, or storage out of reach."""
+"""Classifies exceptions of tensorstore and orbax: a system error, damaged content, or storage out of reach."""
 
 import errno
 import re

@@ -148,7 +148,7 @@ def test_the_same_step_may_be_damaged_twice(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_not_damage(tmp_path: Path) -> None:
     runs.save_states(tmp_path, 2)
     other = {"student": {"w": jax.ShapeDtypeStruct((7, 7), jnp.float32, sharding=jnp.zeros(1).sharding)}}
-    with pytest.raises(UserError, match="/checkpoints/2 is whole, but not what is to be restored"):
+    with pytest.raises(UserError, match="/checkpoints/2 is intact, but not what is to be restored"):
         restore_params(find(tmp_path, 2), {"student": {"other": other["student"]["w"]}})
     assert choose(tmp_path).damaged == ()
 
@@ -261,5 +261,5 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_called_damaged(tm
     runs.save_states(tmp_path, 2)
     found = find(tmp_path, 2)
     shutil.rmtree(tmp_path / "checkpoints" / "2")
-    with pytest.raises(UserError, match="/checkpoints/2 went while it was read.*give the same command again"):
+    with pytest.raises(UserError, match="/checkpoints/2 was removed while it was read.*give the same command again"):
         restore_json(found, "data")
