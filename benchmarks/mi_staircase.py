@@ -98,7 +98,7 @@ def run_without_fit(name: str, *, pairs: int = 2000, sets: int = 10, seed: int =
         for nats in LEVELS
     ]
     nothing = np.full((len(LEVELS), steps), np.nan)
-    return Run(Estimator(name, "neither", ""), nothing, np.array(fresh), time.perf_counter() - begun)
+    return Run(Estimator(name, "neither"), nothing, np.array(fresh), time.perf_counter() - begun)
 
 
 def table(runs: Sequence[Run], num_pairs: int) -> list[dict[str, object]]:

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from cotmi_jax.mi.bounds import Bound
-
 
 def released_loss(z_BxV: Array, v_BxV: Array) -> Array:
     """The released code's loss of each example, −Σ_k z_k log_softmax(v)_k, in nats [B]. z is detached.
@@ -47,17 +45,3 @@ def gaussian_log_q(v_KxD: Array, mean_KxD: Array, log_std_KxD: Array) -> Array:
     squares_KxK = product(precision_KxD, (v_KxD**2).T) - 2.0 * product(precision_KxD * mean_KxD, v_KxD.T)
     constant_K = (precision_KxD * mean_KxD**2 + 2.0 * log_std_KxD + math.log(2 * math.pi)).sum(axis=-1)
     return -0.5 * (squares_KxK + constant_K[:, None])
-
-
-def barber_agakov(z_KxC: Array, log_q_KxC: Array) -> Bound:
-    """The bound H(Z) + E log q(z|v) for a discrete Z of C values, with H of the pairs' mean distribution.
-
-    z_KxC holds each pair's distribution of Z (one-hot where it was observed), log_q_KxC log q(·|v). A lower bound
-    where q was not fitted to these pairs and their number is large beside C.
-    """
-    if z_KxC.shape != log_q_KxC.shape or z_KxC.ndim != 2 or z_KxC.shape[0] < 2:
-        raise ValueError(f"z {z_KxC.shape} and log_q {log_q_KxC.shape}: both are [K, C] with at least 2 pairs")
-    marginal_C = z_KxC.mean(axis=0)
-    entropy = -jnp.where(marginal_C > 0, marginal_C * jnp.log(jnp.where(marginal_C > 0, marginal_C, 1.0)), 0.0).sum()
-    explained = jnp.where(z_KxC > 0, z_KxC * log_q_KxC, 0.0).sum(axis=-1).mean()
-    return Bound(entropy + explained, entropy + explained)

@@ -19,14 +19,13 @@ class Estimator:
     """An estimator that reads critic scores, with its settings.
 
     direction: of its value in expectation: a lower bound, an upper bound, or neither.
-    optimum: the critic at which it is tight; r is the density ratio. origin: that critic where r is 1.
+    origin: the score that the critic for which it is tight gives where the density ratio is 1.
     baseline: whether it needs a(v) beside the scores. stateful: whether it carries a MineState.
     exponentiates: whether e^f enters its gradient unnormalized, so that scores want a soft clamp.
     """
 
     name: str
     direction: Direction
-    optimum: str
     baseline: bool = False
     stateful: bool = False
     exponentiates: bool = False
@@ -78,16 +77,16 @@ class Estimator:
 ESTIMATORS: dict[str, Estimator] = {
     estimator.name: estimator
     for estimator in (
-        Estimator("infonce", "lower", "log r + c(z)"),
-        Estimator("nwj", "lower", "1 + log r", exponentiates=True, origin=1.0),
-        Estimator("tuba", "lower", "log r + a(v)", baseline=True, exponentiates=True),
-        Estimator("interpolated", "lower", "log r"),
-        Estimator("dv", "neither", "log r + c", exponentiates=True),
-        Estimator("mine", "neither", "log r + c", stateful=True, exponentiates=True),
-        Estimator("js", "lower", "log r"),
-        Estimator("smile", "neither", "log r"),
-        Estimator("club", "upper", "log q(v|z)"),
-        Estimator("leave_one_out", "upper", "log q(v|z)"),
+        Estimator("infonce", "lower"),
+        Estimator("nwj", "lower", exponentiates=True, origin=1.0),
+        Estimator("tuba", "lower", baseline=True, exponentiates=True),
+        Estimator("interpolated", "lower"),
+        Estimator("dv", "neither", exponentiates=True),
+        Estimator("mine", "neither", stateful=True, exponentiates=True),
+        Estimator("js", "lower"),
+        Estimator("smile", "neither"),
+        Estimator("club", "upper"),
+        Estimator("leave_one_out", "upper"),
     )
 }
 

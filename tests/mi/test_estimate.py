@@ -15,7 +15,6 @@ from paths import REPOSITORY
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi import ESTIMATORS, CriticConfig, Estimate, estimate
-from cotmi_jax.mi.barber_agakov import barber_agakov
 from cotmi_jax.mi.estimators import SCORED, make_estimator
 from cotmi_jax.mi.fitting import CONDITIONAL, FitConfig, fit_and_evaluate, make_model
 from cotmi_jax.mi.nonparametric import ksg
@@ -231,10 +230,16 @@ def channel(size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.eye(5)[sent], np.eye(5)[received]
 
 
+def barber_agakov(z_KxC: np.ndarray, log_q_KxC: np.ndarray) -> float:
+    """H(Z) + E log q(z|v) of one-hot z in nats, H that of the mean distribution (Barber and Agakov 2003, eq. 3)."""
+    marginal_C = z_KxC.mean(axis=0)
+    return float(-(marginal_C * np.log(marginal_C)).sum() + (z_KxC * log_q_KxC).sum(axis=-1).mean())
+
+
 def test_the_bound_of_barber_and_agakov_is_tight_at_the_exact_decoder() -> None:
     sent, received = channel(200_000)
     log_q = np.where(received == 1, math.log(0.8), math.log(0.05))
-    assert float(barber_agakov(jnp.asarray(sent), jnp.asarray(log_q)).value) == pytest.approx(CHANNEL, abs=0.01)
+    assert barber_agakov(sent, log_q) == pytest.approx(CHANNEL, abs=0.01)
 
 
 def test_one_hot_arrays_read_no_more_than_the_channel_carries() -> None:
