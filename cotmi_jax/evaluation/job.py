@@ -14,7 +14,7 @@ from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
 from cotmi_jax.evaluation.metrics import Summary, summarize
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, Measured, MIMonitor, fitting_rows
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, fitting_rows
 from cotmi_jax.experiment import eval_decoding, make_objective
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
 from cotmi_jax.inference.load import load_workdir, parse_which
@@ -28,7 +28,7 @@ class Scored:
 
     metrics: dict[str, Any]
     predictions: list[Prediction]
-    information: Measured | None
+    information: HeldOutEstimates | None
     workdir: Path
     output: Path
 

@@ -37,7 +37,7 @@ _LABEL_DIMS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class HeldOutEstimates:
     """What a monitor found; all in nats.
 
     between: by estimator, I(Z;V) and the same procedure on permuted pairs, which has to find nothing. plane: "x_z" and
@@ -68,12 +68,12 @@ class Measured:
         return {"between": between, "plane": {name: plain(found) for name, found in self.plane.items()}}
 
     def lines(self) -> list[tuple[str, str]]:
-        """(what, reading) for people."""
+        """(what, description) for people."""
         lines = []
         for found, control in self.between.values():
-            lines.append(("held-out I(Z;V)", f"{found.reading}; permuted pairs {control.amount}"))
+            lines.append(("held-out I(Z;V)", f"{found.description}; permuted pairs {control.amount}"))
         names = {"x_z": "held-out I(X;Z)", "z_y": "held-out I(Z;Y)"}
-        return lines + [(names[name], found.reading) for name, found in self.plane.items()]
+        return lines + [(names[name], found.description) for name, found in self.plane.items()]
 
 
 def estimator_names(config: ConfigDict) -> list[str]:
@@ -133,7 +133,7 @@ class MIMonitor:
 
     def measure(
         self, params: Params, train: TokenizedSplit, rows_N: np.ndarray, held_out: TokenizedSplit, limit: int = 0
-    ) -> Measured:
+    ) -> HeldOutEstimates:
         """Fit on rows of train, read on the first `limit` examples (0: all) of a held-out split.
 
         Raises UserError where that is fewer than MIN_PAIRS examples.
@@ -151,7 +151,7 @@ class MIMonitor:
             for name in self._estimators
         }
         plane = {"x_z": estimate("infonce", sides=("x", "first")), "z_y": estimate("infonce", sides=("first", "y"))}
-        return Measured(between, plane)
+        return HeldOutEstimates(between, plane)
 
     def _estimate(
         self, name: str, *, known: Features, read: Features, sides: tuple[str, str], permute: bool = False

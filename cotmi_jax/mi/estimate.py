@@ -49,7 +49,7 @@ class Estimate:
         return f"{round(self.value, 3) + 0.0:.3f} ± {self.standard_error:.3f}"  # + 0.0: never "-0.000"
 
     @property
-    def reading(self) -> str:
+    def description(self) -> str:
         """The value for people: "≥ 1.874 ± 0.040 nats (…)"."""
         # An upper bound holds as far as q is p, and q was fitted.
         sign = {"lower": "≥", "upper": "≲", "neither": "≈"}[self.direction]
@@ -57,7 +57,7 @@ class Estimate:
         return text + (f", {self.saturation:.0%} of the cap {self.cap:.2f})" if math.isfinite(self.cap) else ")")
 
     def __str__(self) -> str:
-        return f"I {self.reading}"
+        return f"I {self.description}"
 
 
 def check_features(x: np.ndarray, y: np.ndarray) -> Pairs:

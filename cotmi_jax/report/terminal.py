@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotmi_jax.evaluation.evaluator import Prediction
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, Measured
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates
 
 _ROWS = {
     "predict": "token loss, label",
@@ -16,7 +16,7 @@ _ROWS = {
 }
 
 
-def format_scores(metrics: Mapping[str, Any], information: Measured | None = None) -> str:
+def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | None = None) -> str:
     """A small table of what scoring found."""
     rows = [
         (
