@@ -73,7 +73,7 @@ def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Pa
         ("predict", ("--model=run", "--compilation_cache=")),
     ],
 )
-def test_every_command_that_compiles_keeps_what_it_made_where_it_is_told(
+def test_every_command_that_compiles_keeps_programs_in_the_folder_it_is_given(
     name: str, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -109,7 +109,7 @@ def test_other_processors_have_other_folders(monkeypatch: pytest.MonkeyPatch) ->
     assert default_folder() != here
 
 
-def test_a_default_that_cannot_be_written_is_said_and_an_asked_one_refused(
+def test_an_unwritable_default_is_reported_and_an_unwritable_choice_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()

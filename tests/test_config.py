@@ -140,7 +140,7 @@ def test_flat_keys_reach_every_value() -> None:
 
 
 @pytest.mark.parametrize("key", sorted(flatten(base())))
-def test_a_run_may_go_on_with_other_places_rhythms_and_devices_but_no_other_recipe(key: str) -> None:
+def test_a_run_may_resume_with_other_paths_intervals_and_devices_but_no_other_recipe(key: str) -> None:
     value = flatten(base())[key]
     other = {bool: lambda: not value, str: lambda: f"{value}x"}.get(type(value), lambda: value + 1)()
     found = differences(base(), changed({key: other}))

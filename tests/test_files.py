@@ -41,7 +41,7 @@ def test_data_sets_in_a_bucket_keep_their_names(tmp_path: Path, monkeypatch: pyt
     assert written == f"jsonl:gs://bucket/mine.jsonl=2,jsonl:{tmp_path}/own.jsonl"
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = files.Path(tmp_path / "a.json")
     files.replace_file(path, "grüß")
     assert path.read_bytes() == "grüß".encode()
@@ -79,7 +79,7 @@ def test_a_broken_line_amid_others_is_named(tmp_path: Path, line: str) -> None:
         files.read_json_lines(tmp_path / "lines")
 
 
-def test_failures_are_told_in_one_line(tmp_path: Path) -> None:
+def test_failures_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^results: No such file or directory; look elsewhere$"):
         with files.user_error_on_failure("results", "look elsewhere"):
             (tmp_path / "nothing").read_bytes()

@@ -1,10 +1,10 @@
-"""Soaking: runs that are killed again and again are compared with one that was left alone."""
+"""Soaking: runs that are killed repeatedly are compared with an undisturbed one."""
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -22,24 +22,22 @@ from cotmi_jax.workdir.checkpoint import Checkpoints
 quick_compilation = runs.quick_compilation
 
 
-def trainers_compile_quickly(cache: Path) -> None:
-    os.environ |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-
-
 @pytest.mark.slow
 def test_killed_runs_end_in_the_same_bits(tmp_path: Path) -> None:
     recipe = f"--config={runs.REPOSITORY / 'configs' / 'quickstart.py'}:smoke"
     flags = [recipe, "--config.mi.monitor.every=0", f"--workdir={tmp_path / 'soak'}", "--kills=3", "--seed=5"]
-    result = runs.command("soak", *flags, before=functools.partial(trainers_compile_quickly, tmp_path / "cache"))
-    assert result.code == 0, result
-    first, verdict = result.out.splitlines()
+    quick = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    command = [sys.executable, "-m", "benchmarks.soak", *flags]
+    result = subprocess.run(command, env=os.environ | quick, cwd=runs.REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result
+    first, verdict = result.stdout.splitlines()
     assert first.startswith("3 kills in ") and verdict.startswith("every one ended in the same bits")
-    assert [line[:9] for line in result.err.splitlines() if line.startswith("kill ")] == [
+    assert [line[:9] for line in result.stderr.splitlines() if line.startswith("kill ")] == [
         "kill 1/3:",
         "kill 2/3:",
         "kill 3/3:",
@@ -105,7 +103,7 @@ def change_position(workdir: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
-def test_every_difference_is_found_and_none_invented(tmp_path: Path, change: str) -> None:
+def test_every_difference_is_found_and_no_other(tmp_path: Path, change: str) -> None:
     workdir = shutil.copytree(runs.trained(), tmp_path / "run")
     alter, words = CHANGES[change]
     alter(workdir)
@@ -150,7 +148,7 @@ def test_runs_are_killed_as_often_as_asked_and_their_number_is_bounded(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_trainer_that_goes_on_wrongly_is_found_out(tmp_path: Path) -> None:
+def test_a_trainer_that_resumes_wrongly_is_found(tmp_path: Path) -> None:
     report = soak_trainer(tmp_path, "careless")
     assert report.differences and "/metrics.jsonl, line " in report.text()
     assert list((tmp_path / "soak").glob("killed-*/metrics.jsonl"))
@@ -175,7 +173,9 @@ def test_a_trainer_that_fails_by_itself_ends_the_soak(tmp_path: Path) -> None:
         ([{"step": 6, "train/loss": 1.0}, {"step": 6, "valid/loss": 1.0}], True, Kill(1.0, "saving", 6, 4)),
     ],
 )
-def test_where_a_kill_hit_is_read_off_the_files(tmp_path: Path, lines: list, temporary: bool, expected: Kill) -> None:
+def test_the_phase_of_a_kill_is_derived_from_the_files(
+    tmp_path: Path, lines: list, temporary: bool, expected: Kill
+) -> None:
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     if temporary:
         (tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp").mkdir()

@@ -133,7 +133,7 @@ def _signal_at(number: int, step: int, pause: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 4), (signal.SIGINT, 1)])
-def test_a_stop_saves_everywhere_and_any_number_of_processes_goes_on(
+def test_a_stop_saves_everywhere_and_any_number_of_processes_resumes(
     straight: Path, tmp_path: Path, number: int, processes: int
 ) -> None:
     hooks = [None, functools.partial(_signal_at, number, 2, 1.0)]
@@ -214,7 +214,7 @@ def test_an_error_in_one_process_ends_all(tmp_path: Path, failing: int) -> None:
     )
 
 
-def test_processes_that_do_not_share_a_workdir_are_told(tmp_path: Path) -> None:
+def test_processes_that_do_not_share_a_workdir_are_refused(tmp_path: Path) -> None:
     started = [
         hosts.start("train", *flags(tmp_path / str(number)), processes=2, only=number, address=address)[0]
         for address in [hosts.free_address()]
@@ -290,7 +290,7 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
                 pass
 
 
-def test_processes_that_were_not_told_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_without_the_variables_of_their_job_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="2 processes share these devices: set COTMI_COORDINATOR=auto"):
         distributed.wait_for_all("test")

@@ -142,7 +142,7 @@ def test_a_run_is_traced_where_tensorboard_looks_and_stays_the_same(observed: Ob
     runs.assert_same(runs.read_state(observed.workdir), runs.read_state(runs.trained()))
 
 
-def test_what_its_lines_say_of_its_time_adds_up_to_the_wall_clock(observed: Observed) -> None:
+def test_the_phases_in_its_lines_add_up_to_the_wall_clock(observed: Observed) -> None:
     lines = [line for line in runs.read_metrics(observed.workdir, timings=True) if "train/loss" in line]
     phases = [
         {name: value for name, value in line.items() if "seconds_" in name and "per_step" not in name} for line in lines
@@ -155,7 +155,7 @@ def test_what_its_lines_say_of_its_time_adds_up_to_the_wall_clock(observed: Obse
     assert "first_step" not in names[1] | names[2]
 
 
-def test_it_says_what_it_cannot_know_once_and_where_its_time_went(observed: Observed) -> None:
+def test_an_unknown_peak_is_reported_once_and_the_phases_at_the_end(observed: Observed) -> None:
     assert observed.said.count("train/mfu") == 1
     assert "no train/mfu: the peak speed of device cpu is not known" in observed.said
     assert re.search(r"^steps 1 to 6 in \d+\.\d s: .*evaluation \d", observed.said, flags=re.MULTILINE)

@@ -78,7 +78,7 @@ def test_an_interrupt_at_a_checkpoint_step_loses_nothing(
 
 
 @pytest.mark.slow
-def test_sigterm_between_checkpoints_saves_first_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_sigterm_between_checkpoints_saves_first_and_reports_how_to_resume(tmp_path: Path) -> None:
     runs.trained()  # compiles
     flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={tmp_path}"]
     before = functools.partial(runs.signal_after, 2, signal.SIGTERM)
@@ -105,7 +105,7 @@ def test_sigkill_costs_no_more_than_the_steps_since_the_last_checkpoint(tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_without_any_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_a_run_without_any_checkpoint_starts_afresh(tmp_path: Path) -> None:
     workdir = copy_of_trained(tmp_path)
     shutil.rmtree(workdir / "checkpoints")
     assert train(runs.tiny_config(), str(workdir)) == 6
@@ -136,7 +136,7 @@ def test_a_state_is_the_same_on_any_mesh() -> None:
         b'{"step": 1}\n{"step": 2}\n{"step": 2, "valid": 1}\n',
     ],
 )
-def test_metrics_go_on_after_the_step_that_was_saved(tmp_path: Path, content: bytes) -> None:
+def test_metrics_resume_after_the_step_that_was_saved(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(content)
     writer = MetricWriter(tmp_path, start=2)
     writer.write(3, {"loss": 0.5})
@@ -174,7 +174,7 @@ def test_another_config_is_refused_with_its_keys_and_changes_nothing(tmp_path: P
     assert files(workdir) == before
 
 
-def test_places_rhythms_and_devices_may_change(tmp_path: Path) -> None:
+def test_paths_intervals_and_devices_may_change(tmp_path: Path) -> None:
     vocabulary = shutil.copyfile(VOCABULARY_PATH, tmp_path / "moved.model")
     changes = {"log.every": 3, "checkpoint.keep": 5, "checkpoint.every": 5, "mesh.fsdp": 2, "mesh.tensor": 2}
     changes |= {"data.vocabulary": str(vocabulary), "data.root": "/elsewhere"}
@@ -220,20 +220,20 @@ def test_changed_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert files(workdir) == before
 
 
-def test_a_run_that_goes_on_needs_neither_its_initial_checkpoint_nor_its_vocabulary_file(tmp_path: Path) -> None:
+def test_a_resumed_run_needs_neither_its_initial_checkpoint_nor_its_vocabulary_file(tmp_path: Path) -> None:
     workdir = copy_of_trained(tmp_path)
     config = runs.tiny_config({"data.vocabulary": str(tmp_path / "gone.model")})
     assert train(config, str(workdir)) == 6
 
 
-def test_a_new_beginning_takes_the_vocabulary_it_is_given(tmp_path: Path) -> None:
+def test_a_fresh_start_takes_the_vocabulary_it_is_given(tmp_path: Path) -> None:
     """A run that never saved may start again with another vocabulary file: its workdir must not keep the former."""
     config, student, vocabulary = read_run(runs.trained())
     (tmp_path / "spiece.model").write_bytes(b"of the former start")
     record = run_record(config, student)
     record_start(tmp_path, record, VOCABULARY_PATH, 0)
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
-    record_start(tmp_path, record, tmp_path / "spiece.model", 4)  # as a run that goes on does
+    record_start(tmp_path, record, tmp_path / "spiece.model", 4)  # as a resumed run does
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
 
 

@@ -175,8 +175,8 @@ def named(tree: Any, is_leaf: Any = None) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.slow
-def test_state_is_born_and_stays_where_the_table_says(trained: Run) -> None:
-    """A moment lies like its parameter, less the dimension that Adafactor summed over; the rest is held whole."""
+def test_state_is_made_and_stays_sharded_as_the_table_lists(trained: Run) -> None:
+    """A moment is sharded as its parameter, without the dimension Adafactor summed over; the rest is replicated."""
     specs = {
         path: tuple(RULES[name] for name in names)
         for path, names in named(trained.student.axes, is_leaf=lambda node: isinstance(node, tuple))

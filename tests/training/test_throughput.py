@@ -67,7 +67,7 @@ def seconds(found: Mapping[str, float]) -> float:
     return sum(value for name, value in found.items() if "seconds_" in name and not name.endswith("per_step"))
 
 
-def test_a_device_that_outruns_its_input_is_seen_to_wait(clock: Clock) -> None:
+def test_a_device_faster_than_its_input_is_counted_as_waiting(clock: Clock) -> None:
     found = run(clock, fetch=3.0, compute=1.0)
     assert found["seconds_per_step"] == pytest.approx(2.5, abs=0.6)
     assert found["input_wait"] == pytest.approx(0.9)
@@ -75,12 +75,12 @@ def test_a_device_that_outruns_its_input_is_seen_to_wait(clock: Clock) -> None:
     assert found["examples_per_second"] == pytest.approx(8 / found["seconds_per_step"])
 
 
-def test_input_that_comes_while_the_device_works_is_no_wait(clock: Clock) -> None:
+def test_input_that_arrives_while_the_device_computes_is_no_wait(clock: Clock) -> None:
     found = run(clock, fetch=0.5, compute=2.0)
     assert (found["input_wait"], found["seconds_input"]) == (0.0, 0.0)
 
 
-def test_phases_add_up_to_the_time_that_passed_and_readings_start_afresh(clock: Clock) -> None:
+def test_phases_add_up_to_the_time_that_passed_and_each_read_starts_at_zero(clock: Clock) -> None:
     speed = Throughput(peak=1e10)
     clock.now += 7.0
     speed.step(WORK)  # the first, which compiles

@@ -109,7 +109,7 @@ def test_labels_trained_on_are_the_teachers_where_asked_and_scored_ones_never() 
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_incompatible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_objective(runs.tiny_config(changes))
 
@@ -145,7 +145,7 @@ def test_tensorboard_shows_the_same_numbers() -> None:
     assert shown == expected
 
 
-def test_a_run_says_what_it_is_and_how_it_was_started() -> None:
+def test_a_run_records_its_config_and_its_starts() -> None:
     workdir, config = runs.trained(), runs.tiny_config()
     record = json.loads((workdir / "run.json").read_text())
     assert record["config"] == config.to_dict()
@@ -221,7 +221,7 @@ def test_the_best_student_on_valid_is_kept(
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_remembers_its_best(
+def test_a_resumed_run_remembers_its_best(
     scripted_scores: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_run({"steps": 4, "eval.every": 1})
@@ -261,7 +261,7 @@ def test_an_initial_checkpoint_is_where_training_starts(tmp_path: Path, monkeypa
 
 
 class WithoutTest(dict):
-    """Splits that may be counted but whose test split nobody may look at."""
+    """Splits that may be counted but whose test split must not be read."""
 
     def __getitem__(self, split: str) -> tuple[Example, ...]:
         assert split != "test", "the test split was read"
@@ -293,7 +293,7 @@ def test_training_never_looks_at_the_test_split(
         guarded(config).corpus.splits["test"]
 
 
-def test_a_data_set_may_lack_its_test_split_and_what_it_says_changes_nothing(tmp_path: Path) -> None:
+def test_a_data_set_may_lack_its_test_split_whose_content_changes_nothing(tmp_path: Path) -> None:
     root = runs.write_svamp(tmp_path)
     config = runs.tiny_config({"data.dataset": "svamp", "data.root": str(root)})
     config.data.vocabulary = str(VOCABULARY_PATH)

@@ -1,4 +1,4 @@
-"""Full disks and folders that go: each is named with the way out, and what was saved before goes on."""
+"""Full disks and removed folders: each is reported with its remedy, and the run resumes from what was saved."""
 
 import errno
 import itertools
@@ -89,7 +89,7 @@ def steps_outlast_saves() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_whose_disk_is_full_says_so_and_goes_on_where_there_is_room(make_disk: Callable[[str], Disk]) -> None:
+def test_a_full_disk_is_reported_and_the_run_resumes_where_there_is_room(make_disk: Callable[[str], Disk]) -> None:
     straight = runs.trained()
     disk = make_disk("22m")  # holds the checkpoint of step 2 and the best of step 3, not the checkpoint of step 4
     workdir = disk.place / "run"
@@ -107,7 +107,7 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_where_there_is_room(make_d
     assert runs.steps_in(workdir / "checkpoints") == [4, 6]
 
 
-def test_a_checkpoint_that_found_no_room_is_none_and_hides_nothing(make_disk: Callable[[str], Disk]) -> None:
+def test_a_checkpoint_on_a_full_disk_does_not_count_and_hides_no_other(make_disk: Callable[[str], Disk]) -> None:
     disk = make_disk("2m")
     random = np.random.default_rng(0)
     checkpoints = Checkpoints(disk.place, keep=5)
@@ -138,7 +138,7 @@ def test_a_write_that_failed_is_noticed_before_the_next_one(make_disk: Callable[
     assert choose(disk.place).latest == Saved(disk.place / "checkpoints", 1)
 
 
-def test_metrics_that_find_no_room_are_an_error_and_what_there_is_stays_readable(
+def test_metrics_on_a_full_disk_are_an_error_and_earlier_lines_stay_readable(
     make_disk: Callable[[str], Disk],
 ) -> None:
     disk = make_disk("64k")
@@ -154,7 +154,7 @@ def test_metrics_that_find_no_room_are_an_error_and_what_there_is_stays_readable
     assert len(lines) in (step - 1, step) and lines[:2] == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
 
 
-def test_the_files_of_a_start_find_no_room(make_disk: Callable[[str], Disk]) -> None:
+def test_the_files_of_a_start_on_a_full_disk_are_an_error(make_disk: Callable[[str], Disk]) -> None:
     disk = make_disk("16k")
     (disk.place / "vocabulary").write_bytes(b"v" * 4096)
     with pytest.raises(UserError) as error:
@@ -162,8 +162,8 @@ def test_the_files_of_a_start_find_no_room(make_disk: Callable[[str], Disk]) -> 
     assert str(error.value) == f"cannot write {disk.place}/run.json: {FULL}"
 
 
-def test_no_checkpoint_is_there_before_the_best_of_its_step(tmp_path: Path) -> None:
-    """A kill between the two would lose the best for good: the run goes on after the step that found it."""
+def test_a_checkpoint_is_complete_only_after_the_best_of_its_step(tmp_path: Path) -> None:
+    """A kill between the two would lose the best for good: the run resumes after the step that found it."""
     checkpoints = Checkpoints(tmp_path, keep=5)
     large = jnp.asarray(np.random.default_rng(0).normal(size=(10**7,)), jnp.float32)
     checkpoints.save_best({"student": {"w": large}}, 2, {}, {})
@@ -172,7 +172,7 @@ def test_no_checkpoint_is_there_before_the_best_of_its_step(tmp_path: Path) -> N
     checkpoints.close()
 
 
-def test_a_later_best_that_cannot_be_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_best_that_cannot_be_deleted_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(step: int) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
 
@@ -185,7 +185,7 @@ def test_a_later_best_that_cannot_be_deleted_is_told(tmp_path: Path, monkeypatch
     checkpoints.close()
 
 
-def test_a_checkpoint_folder_that_goes_is_not_made_anew(tmp_path: Path) -> None:
+def test_a_removed_checkpoint_folder_is_not_created_again(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=5)
     checkpoints.save(runs.small_state(1.0).items(), 1, {}, {})
     checkpoints.wait()
@@ -198,7 +198,7 @@ def test_a_checkpoint_folder_that_goes_is_not_made_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_workdir_that_goes_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_workdir_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.trained()
     write = MetricWriter.write
 
@@ -225,7 +225,7 @@ def test_a_workdir_that_goes_ends_the_run_at_once(tmp_path: Path, monkeypatch: p
         (errno.EIO, "Input/output error: see that the folder is there"),
     ],
 )
-def test_every_reason_has_its_way_out(code: int, words: str) -> None:
+def test_every_reason_has_its_remedy(code: int, words: str) -> None:
     with pytest.raises(UserError, match=f"^cannot write /w/file: {words}"), user_error_on_write(Path("/w/file")):
         raise OSError(code, os.strerror(code))
 
@@ -265,7 +265,7 @@ def test_all_ends_are_called_where_one_is_defective_or_interrupted(kind: type[Ba
     assert called == ["a", "b", "c"] * 2
 
 
-def test_a_line_of_metrics_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_line_of_metrics_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\0\0\n{"step": 2}\n')
     with pytest.raises(UserError, match=rf"{tmp_path}/metrics.jsonl, line 2: no JSON object"):
         MetricWriter(tmp_path, start=2)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: which a run goes on from, and what is damage and what is not."""
+"""Damaged checkpoints: which one a run resumes from, and which errors count as damage."""
 
 import errno
 import gc
@@ -86,7 +86,7 @@ def test_damage_is_found_and_an_earlier_checkpoint_chosen(tmp_path: Path, what: 
 
 
 @pytest.mark.slow
-def test_an_intact_checkpoint_is_read_whole_in_groups_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_intact_checkpoint_is_read_completely_in_groups_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     latest = find(runs.trained(), "latest")
     whole = dict(contents(latest))
     assert damage(latest) is None
@@ -101,7 +101,7 @@ def test_an_intact_checkpoint_is_read_whole_in_groups_of_any_size(monkeypatch: p
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_the_newest_intact_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_resumes_from_the_newest_intact_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workdir = copy_of_trained(tmp_path)
     runs.truncate(runs.largest(workdir / "checkpoints" / "6" / "optimizer"))
     (best,) = runs.steps_in(workdir / "best")
@@ -122,7 +122,7 @@ def test_training_goes_on_from_the_newest_intact_checkpoint(tmp_path: Path, caps
     assert sorted(path.name for path in (workdir / "damaged").iterdir()) == [f"best-{best}", "checkpoints-6"]
 
 
-def test_where_all_are_damaged_training_does_not_begin_anew(tmp_path: Path) -> None:
+def test_training_aborts_where_all_checkpoints_are_damaged(tmp_path: Path) -> None:
     runs.save_states(tmp_path, 4, 6)
     shutil.rmtree(tmp_path / "checkpoints" / "4" / "optimizer")
     (tmp_path / "checkpoints" / "6" / "params" / "manifest.ocdbt").unlink()
@@ -145,7 +145,7 @@ def test_the_same_step_may_be_damaged_twice(tmp_path: Path) -> None:
     assert [line.count("/damaged/checkpoints-2.2: ") for line in said] == [0, 1]
 
 
-def test_what_does_not_fit_is_not_damage(tmp_path: Path) -> None:
+def test_a_wrong_shape_is_not_damage(tmp_path: Path) -> None:
     runs.save_states(tmp_path, 2)
     other = {"student": {"w": jax.ShapeDtypeStruct((7, 7), jnp.float32, sharding=jnp.zeros(1).sharding)}}
     with pytest.raises(UserError, match="/checkpoints/2 is intact, but not what is to be restored"):
@@ -204,7 +204,7 @@ def test_what_is_out_of_reach_is_not_damage(
     ],
     ids=repr,
 )
-def test_what_speaks_of_content_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+def test_an_error_about_content_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     runs.save_states(tmp_path, 2)
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -239,7 +239,7 @@ def test_a_defect_of_the_code_is_not_damage(tmp_path: Path, monkeypatch: pytest.
         choose(tmp_path)
 
 
-def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_removed(tmp_path: Path) -> None:
     runs.save_states(tmp_path, 2)
     left = shutil.copytree(tmp_path / "checkpoints" / "2", tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp")
     assert choose(tmp_path).latest == Saved(tmp_path / "checkpoints", 2)
@@ -247,7 +247,7 @@ def test_what_a_kill_left_of_a_checkpoint_is_cleaned_up(tmp_path: Path) -> None:
     assert not left.exists() and runs.steps_in(tmp_path / "checkpoints") == [2, 4]
 
 
-def test_what_a_kill_left_of_an_older_checkpoint_that_was_being_deleted_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_partly_deleted_older_checkpoint_does_no_harm(tmp_path: Path) -> None:
     runs.save_states(tmp_path, 2, 4)
     for item in ("params", "_CHECKPOINT_METADATA"):
         place = tmp_path / "checkpoints" / "2" / item

@@ -74,7 +74,7 @@ def workdir(store: fake_gcs.FakeGcs) -> files.Path:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_in_the_bucket_as_if_never_stopped(workdir: files.Path) -> None:
+def test_a_killed_run_resumes_in_the_bucket_bit_for_bit(workdir: files.Path) -> None:
     straight = runs.trained()
     runs.assert_same(runs.read_state(workdir), runs.read_state(straight))
     runs.assert_same(runs.read_params(workdir), runs.read_params(straight))
@@ -103,7 +103,7 @@ def test_a_run_in_the_bucket_is_known_complete(workdir: files.Path, capsys: pyte
         train(runs.tiny_config({"seed": 5}), RUN)
 
 
-def test_unfinished_checkpoints_are_none(workdir: files.Path, store: fake_gcs.FakeGcs) -> None:
+def test_unfinished_checkpoints_do_not_count(workdir: files.Path, store: fake_gcs.FakeGcs) -> None:
     store.put("runs/one/checkpoints/9/params/_METADATA", b"")
     assert find(workdir, "latest").step == 6
     with pytest.raises(UserError, match="no checkpoint of step 9 in gs://bucket/runs/one"):
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_moved_within_the_bucket(store: fake_gcs.FakeGcs
     assert len(said) == 1 and "moved to gs://bucket/runs/damaged/damaged/checkpoints-2: resuming from" in said[0]
 
 
-def test_a_move_that_a_kill_ends_leaves_all_or_what_is_not_complete(
+def test_an_interrupted_move_leaves_a_complete_source_or_an_unmarked_one(
     store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = files.as_path("gs://bucket/moving/2"), files.as_path("gs://bucket/moved/2")
@@ -202,7 +202,7 @@ def test_what_others_write_is_seen(store: fake_gcs.FakeGcs) -> None:
         assert [path.name for path in folder.iterdir()][-1] == name and (folder / name).exists()
 
 
-def test_metrics_are_copied_now_and_then_and_when_asked(
+def test_metrics_are_copied_periodically_and_on_request(
     store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copies() -> int:
@@ -225,7 +225,7 @@ def test_metrics_are_copied_now_and_then_and_when_asked(
     np.testing.assert_array_equal([json.loads(line)["step"] for line in lines], range(1, 5))
 
 
-def test_a_bucket_that_does_not_say_of_what_kind_it_is_is_told_in_one_line(
+def test_a_bucket_that_cannot_be_described_is_one_line(
     store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "describes_bucket", False)
@@ -234,13 +234,13 @@ def test_a_bucket_that_does_not_say_of_what_kind_it_is_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_bucket_that_refuses_is_told_in_one_line(store: fake_gcs.FakeGcs, status: int) -> None:
+def test_a_bucket_that_refuses_is_one_line(store: fake_gcs.FakeGcs, status: int) -> None:
     store.refuse = status
     with pytest.raises(UserError, match="^gs://bucket cannot be used: .*refused.*; check the name, log in"):
         train(runs.tiny_config(), "gs://bucket/run")
 
 
-def test_a_bucket_that_is_not_there_is_told_in_one_line() -> None:
+def test_a_bucket_that_does_not_exist_is_one_line() -> None:
     with pytest.raises(
         UserError, match="^gs://another cannot be used: there is no such bucket; check the name"
     ) as caught:
@@ -248,14 +248,14 @@ def test_a_bucket_that_is_not_there_is_told_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_bucket_that_may_only_be_read_is_told_before_training(store: fake_gcs.FakeGcs) -> None:
+def test_a_read_only_bucket_is_reported_before_training(store: fake_gcs.FakeGcs) -> None:
     files.as_path("gs://bucket/run")
     store.refuse = 403
     with pytest.raises(UserError, match="^cannot write to --workdir gs://bucket/run: Forbidden"):
         train(runs.tiny_config(), "gs://bucket/run")
 
 
-def test_a_client_that_gives_up_trying_is_told_in_one_line() -> None:
+def test_a_client_that_gives_up_is_one_line() -> None:
     from google.api_core.exceptions import RetryError
 
     with pytest.raises(UserError, match="^results: Timeout of 60s exceeded, last exception: 503$"):
@@ -263,7 +263,7 @@ def test_a_client_that_gives_up_trying_is_told_in_one_line() -> None:
             raise RetryError("Timeout of 60s exceeded", Exception("503"))
 
 
-def test_a_network_that_is_down_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(0))  # gcsfs tries for half a minute
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")

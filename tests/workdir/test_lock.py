@@ -118,7 +118,7 @@ def test_a_file_that_the_former_owner_removes_meanwhile_is_no_lock(
             pass
 
 
-def test_where_there_are_no_locks_a_beat_is_kept_and_it_is_said(
+def test_without_locks_a_heartbeat_is_kept_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*args: int) -> None:
@@ -135,7 +135,7 @@ def test_where_there_are_no_locks_a_beat_is_kept_and_it_is_said(
 # The heartbeat alone.
 
 
-def test_a_killed_run_is_waited_for_until_its_beat_is_old(
+def test_a_killed_run_is_waited_for_until_its_heartbeat_is_stale(
     tmp_path: Path, killed_owner: Callable[[str], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pid = killed_owner("heartbeat")
@@ -176,20 +176,20 @@ def test_a_run_whose_clock_is_behind_keeps_its_workdir(tmp_path: Path) -> None:
         thread.join()
 
 
-def test_an_old_beat_is_nobodys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_heartbeat_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / OWNER_FILE).write_text(json.dumps({"host": "h", "pid": 1, "since": "s", "token": "t", "beat": 0.0}))
     with quick_heartbeat(tmp_path):
         assert capsys.readouterr().err == ""
 
 
-def test_a_run_that_ends_meanwhile_makes_room(tmp_path: Path) -> None:
+def test_a_run_that_ends_during_the_wait_frees_the_workdir(tmp_path: Path) -> None:
     (tmp_path / OWNER_FILE).write_text(json.dumps({"token": "t", "beat": time.time()}))
     threading.Timer(0.2, (tmp_path / OWNER_FILE).unlink).start()
     with heartbeat_lock(tmp_path, Periods(beat=0.1, stale=600.0, settle=0.1)):
         pass
 
 
-def test_of_two_that_take_over_at_once_one_gives_in(tmp_path: Path) -> None:
+def test_of_two_simultaneous_takeovers_one_is_refused(tmp_path: Path) -> None:
     other = json.dumps({"host": "there", "pid": 7, "since": "now", "token": "t", "beat": time.time()})
     threading.Timer(0.5, (tmp_path / OWNER_FILE).write_text, [other]).start()
     with pytest.raises(UserError, match="another run is training in .* \\(there, process 7, since now\\)"):
@@ -198,7 +198,7 @@ def test_of_two_that_take_over_at_once_one_gives_in(tmp_path: Path) -> None:
     assert (tmp_path / OWNER_FILE).read_text() == other
 
 
-def test_the_beat_is_renewed_and_another_token_in_the_file_ends_the_run(tmp_path: Path) -> None:
+def test_the_heartbeat_is_renewed_and_another_token_in_the_file_ends_the_run(tmp_path: Path) -> None:
     with quick_heartbeat(tmp_path) as owner:
         first = json.loads((tmp_path / OWNER_FILE).read_text())
         time.sleep(5 * QUICK.beat)
