@@ -67,19 +67,11 @@ def with_execution(student: T5Config, config: ConfigDict) -> T5Config:
 def make_objective(config: ConfigDict) -> Objective:
     """The objective with its coefficients. Raises UserError for a term that cannot be trained as configured."""
     mi = config.mi
+    term = mi.to_dict()
+    del term["learning_rate"], term["monitor"]  # of the optimizer and of the monitor
+    critic, compression = CriticConfig(**term.pop("critic")), term.pop("compression")
     mi_term = MITermConfig(
-        estimator=mi.estimator,
-        feature=mi.feature,
-        detach=mi.detach,
-        axis=mi.axis,
-        alpha=mi.alpha,
-        tau=mi.tau,
-        decay=mi.decay,
-        critic=CriticConfig(**mi.critic.to_dict()),
-        warmup_steps=mi.warmup_steps,
-        ramp_steps=mi.ramp_steps,
-        compression=mi.compression.name,
-        compression_weight=mi.compression.weight,
+        **term, critic=critic, compression=compression["name"], compression_weight=compression["weight"]
     )
     objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, mi_term)
     if config.data.empty_rationale == "keep" and PREDICT in find_objective(objective.name).rationale_tasks:
