@@ -1,10 +1,16 @@
 """Settings of the whole suite: eight fake CPU devices, strict ranks, real data where it is at hand."""
 
 import atexit
+import importlib.metadata
 import os
 import pathlib
 import shutil
 import tempfile
+
+# Compiling is most of the suite's time, and this code generator for fusions on CPU doubles it. Commands that tests
+# start inherit the variable. Later versions of JAX have no such flag.
+if importlib.metadata.version("jax") < "0.11":
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest

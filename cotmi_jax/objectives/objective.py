@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from cotmi_jax.data.tasks import EXPLAIN, OBJECTIVES, PREDICT, tasks_of, writes_rationale
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT, find_objective, tasks_of, writes_rationale
 from cotmi_jax.data.tasks import ObjectiveName as Name
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.bounds import MineState
@@ -43,8 +43,7 @@ class Objective:
     mi_term: MITermConfig = MITermConfig()  # of cotmi alone
 
     def __post_init__(self) -> None:
-        if self.name not in OBJECTIVES:
-            raise UserError(f"unknown objective {self.name!r}: choose one of {', '.join(OBJECTIVES)}")
+        find_objective(self.name)
         if not 0.0 <= self.alpha <= 1.0:
             raise UserError(f"objective.alpha is {self.alpha}: it weighs the label task and lies in [0, 1]")
         if self.beta < 0.0:
@@ -60,7 +59,7 @@ class Objective:
     @property
     def has_mi_term(self) -> bool:
         """Whether there is a mutual-information term."""
-        return self.name == "cotmi"
+        return find_objective(self.name).has_mi_term
 
     @property
     def couples_examples(self) -> bool:
@@ -70,7 +69,7 @@ class Objective:
     @property
     def coefficients(self) -> dict[str, float]:
         """Coefficient of each term in the loss."""
-        if self.name in ("standard", "single_task"):
+        if EXPLAIN not in self.tasks:
             return {PREDICT: 1.0}
         coefficients = {PREDICT: self.alpha, EXPLAIN: 1.0 - self.alpha}
         if self.has_mi_term:

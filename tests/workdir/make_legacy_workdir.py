@@ -1,6 +1,7 @@
 """Makes legacy_workdir.tar.xz, an interrupted run by revision d10450d and what that revision made of it afterwards.
 
     git worktree add /tmp/legacy d10450d && cd /tmp/legacy
+    export XLA_FLAGS=--xla_cpu_use_fusion_emitters=false  # as in tests/conftest.py: another code generator, other bits
     PYTHONPATH=. python {repository}/tests/workdir/make_legacy_workdir.py legacy_workdir.tar.xz
 
 The run has every kind of state: AdamW's moments, the networks of the mutual-information term with their Adam, and
