@@ -60,6 +60,7 @@ def base() -> ConfigDict:
     config.data.cache = ""  # folder of prepared tokens; "": $COTMI_CACHE, else ~/.cache/cotmi_jax; none: in memory
 
     config.model = ConfigDict()
+    config.model.network = "t5"  # or the name of a network that a module of config.extensions registers
     config.model.preset = "base"  # tiny mini small base large xl xxl; not used where init names a checkpoint
     config.model.family = "v1.1"  # v1.0 or v1.1; likewise
     config.model.vocab_size = 0  # embeddings; 0: 32128, or the vocabulary's own size where that is smaller than 32000

@@ -14,10 +14,10 @@ from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.mi.networks import CriticConfig
-from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
+from cotmi_jax.models.config import T5_VOCAB_SIZE, StudentConfig, with_execution
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.hf import load_hf, resolve_source
-from cotmi_jax.models.student import Params
+from cotmi_jax.models.student import Params, find_network
 from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.process_rows import WHOLE, Feed
@@ -37,31 +37,28 @@ def find_vocabulary(config: ConfigDict) -> Path:
     return find_data_root(config.data.root or None) / "t5" / "spiece.model"
 
 
-def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[T5Config, Params | None]:
+def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentConfig, Params | None]:
     """The student's shape, and its initial parameters where model.init names a checkpoint (None: random)."""
     model = config.model
     params = None
+    network = find_network(model.network)
+    student: StudentConfig
     if model.init == "random":
         padded = -(-vocabulary.size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
         size = model.vocab_size or (T5_VOCAB_SIZE if vocabulary.size == _OFFICIAL_PIECES else padded)
-        student = preset(model.preset, model.family, vocab_size=size)
+        student = network.make_config(model, size)
     else:
-        student, params = load_hf(model.init)
+        if model.network != "t5":
+            raise UserError(f"config.model.init {model.init} is a T5: with network {model.network} it must be random")
+        checkpoint, params = load_hf(model.init)
+        student = with_execution(checkpoint, model)
         if model.vocab_size not in (0, student.vocab_size):
             raise UserError(
                 f"config.model.vocab_size {model.vocab_size} but {model.init} has {student.vocab_size} embeddings: "
                 "leave it 0"
             )
     check_fits(vocabulary, vocab_size=student.vocab_size, pad_id=student.pad_id, eos_id=student.eos_id)
-    return with_execution(student, config), params
-
-
-def with_execution(student: T5Config, config: ConfigDict) -> T5Config:
-    """A student that runs as config.model says; its parameters stay what they are."""
-    model = config.model
-    return dataclasses.replace(
-        student, dropout=model.dropout, dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat
-    )
+    return student, params
 
 
 def make_objective(config: ConfigDict) -> Objective:
@@ -116,7 +113,7 @@ class Experiment:
 
     config: ConfigDict
     vocabulary: Vocabulary
-    student: T5Config
+    student: StudentConfig
     initial_params: Params | None
     objective: Objective
     data: RunData
@@ -125,7 +122,7 @@ class Experiment:
     def of(
         cls,
         config: ConfigDict,
-        resumed: tuple[T5Config, Vocabulary] | None,
+        resumed: tuple[StudentConfig, Vocabulary] | None,
         feed: Feed = WHOLE,
         *,
         process: int = 0,

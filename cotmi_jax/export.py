@@ -14,11 +14,15 @@ def main() -> None:
     """Export from the flags."""
     import jax
 
+    from cotmi_jax.errors import UserError
     from cotmi_jax.files import absolute, as_path, user_error_on_failure
     from cotmi_jax.inference.load import load_trained, parse_which
+    from cotmi_jax.models.config import T5Config
     from cotmi_jax.models.hf import save_hf
 
     trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value))
+    if not isinstance(trained.student.config, T5Config):
+        raise UserError(f"--model {_MODEL.value} is a {type(trained.student.config).__name__}: only T5 can be exported")
     output = as_path(absolute(_OUTPUT.value))
     with user_error_on_failure(f"cannot write --output {output}"):
         save_hf(jax.device_get(trained.params), trained.student.config, output, vocabulary_file=trained.vocabulary.path)

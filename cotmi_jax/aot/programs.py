@@ -18,9 +18,9 @@ from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import PREDICT
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import make_terms
-from cotmi_jax.experiment import eval_decoding, make_objective, with_execution
+from cotmi_jax.experiment import eval_decoding, make_objective
 from cotmi_jax.inference.generation import Generation
-from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset
+from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset, with_execution
 from cotmi_jax.models.flops import forward_flops, step_flops
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.objectives.objective import Objective
@@ -60,7 +60,9 @@ def chosen(names: Sequence[str]) -> list[str]:
 def abstract_student(config: ConfigDict) -> T5Config:
     """The student of config.model.preset and family. model.init is not read: a checkpoint need not be at hand."""
     model = config.model
-    return with_execution(preset(model.preset, model.family, vocab_size=model.vocab_size or T5_VOCAB_SIZE), config)
+    if model.network != "t5":
+        raise UserError(f"config.model.network is {model.network!r}: programs of t5 alone are compiled ahead of time")
+    return with_execution(preset(model.preset, model.family, vocab_size=model.vocab_size or T5_VOCAB_SIZE), model)
 
 
 def default_shape(

@@ -12,7 +12,7 @@ from cotmi_jax.data.tasks import ObjectiveName
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, as_path
-from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.meshes import inference_mesh
 from cotmi_jax.models.student import Params, StudentDef
@@ -58,7 +58,7 @@ def is_workdir(source: str) -> bool:
     return (as_path(source) / RUN_FILE).exists()
 
 
-def _make_inference_mesh(config: T5Config) -> Mesh:
+def _make_inference_mesh(config: StudentConfig) -> Mesh:
     """All devices, with parameters split as far as the devices' memory demands."""
     devices = jax.devices()
     accelerator = find_accelerator(devices[0].device_kind)

@@ -1,7 +1,9 @@
 """Shapes of a T5 and how it is executed; presets of both published families."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol
+
+from ml_collections import ConfigDict
 
 from cotmi_jax.errors import UserError
 
@@ -32,6 +34,21 @@ _SHAPES: dict[str, dict[str, tuple[int, int, int, int, int]]] = {
     },
 }
 T5_VOCAB_SIZE = 32128  # 32,000 pieces and 100 sentinels, padded to a multiple of 128 by the published checkpoints
+
+
+class StudentConfig(Protocol):
+    """What code that is not of one network reads of a student's config, a frozen dataclass."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def dropout(self) -> float: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,4 +93,11 @@ def preset(name: str, family: str = "v1.1", *, vocab_size: int = T5_VOCAB_SIZE) 
         num_heads=heads,
         gated=family == "v1.1",
         tied=family == "v1.0",
+    )
+
+
+def with_execution(student: T5Config, model: ConfigDict) -> T5Config:
+    """A student that is executed as config.model sets; its parameters are unchanged."""
+    return dataclasses.replace(
+        student, dropout=model.dropout, dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat
     )

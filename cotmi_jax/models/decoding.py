@@ -12,7 +12,8 @@ from jax import Array
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.attention import MASKED
-from cotmi_jax.models.t5 import T5, Cache
+from cotmi_jax.models.student import Student
+from cotmi_jax.models.t5 import Cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Generated(NamedTuple):
     score: Array
 
 
-def generate(student: T5, inputs_BxS: Array, decoding: Decoding, key: Array | None = None) -> Generated:
+def generate(student: Student, inputs_BxS: Array, decoding: Decoding, key: Array | None = None) -> Generated:
     """Generate for padded inputs until every row has its eos or max_tokens. `sample` needs a key."""
     if decoding.method == "beam":
         return _beam_search(student, inputs_BxS, decoding)
@@ -84,7 +85,7 @@ class _Loop(NamedTuple):
     cache: Cache
 
 
-def _left_to_right(student: T5, inputs_BxS: Array, decoding: Decoding, key: Array | None) -> Generated:
+def _left_to_right(student: Student, inputs_BxS: Array, decoding: Decoding, key: Array | None) -> Generated:
     batch, config = inputs_BxS.shape[0], student.config
     valid_BxS = inputs_BxS != config.pad_id
 
@@ -137,13 +138,13 @@ def _take_beams(tree_BxKx: Array, index_BxN: Array) -> Array:
 
 
 def _reorder_cache(cache: Cache, index_BxK: Array) -> Cache:
-    """Give every beam the self-attention cache of the beam it grew from; cross-attention is the same for all."""
+    """Give every beam the cache of the beam it grew from; entries named cross_* are the same for all."""
     batch, beams = index_BxK.shape
     flat = (jnp.arange(batch)[:, None] * beams + index_BxK).reshape(-1)
-    return cache | {name: cache[name][:, flat] for name in ("key", "value")}
+    return {name: leaf if name.startswith("cross_") else leaf[:, flat] for name, leaf in cache.items()}
 
 
-def _beam_search(student: T5, inputs_BxS: Array, decoding: Decoding) -> Generated:
+def _beam_search(student: Student, inputs_BxS: Array, decoding: Decoding) -> Generated:
     """Beam search with 2K candidates a step, so that K of them can go on even if K end (Wu et al. 2016, section 7).
 
     A row stops when no live beam, at its present length's normalization, can beat its worst finished one.

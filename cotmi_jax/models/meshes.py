@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.config import StudentConfig, T5Config
 
 STATE_BYTES = 16  # a parameter: itself, its gradient and Adam's two moments, in float32
 # Of a device's memory that the state may take; activations and the compiler's buffers want the rest. Where no mesh
@@ -50,7 +50,7 @@ def recommended_mesh(config: T5Config, devices: int, memory: float) -> MeshShape
     )
 
 
-def inference_mesh(config: T5Config, devices: int, memory: float) -> MeshShape:
+def inference_mesh(config: StudentConfig, devices: int, memory: float) -> MeshShape:
     """A mesh for scoring and generation on `devices` of `memory` bytes each; infinite: not known, data alone.
 
     tensor as small as the parameters allow, and fsdp only where heads, mlp and vocabulary cannot be split further: fsdp
@@ -58,6 +58,8 @@ def inference_mesh(config: T5Config, devices: int, memory: float) -> MeshShape:
 
     Raises UserError where no mesh holds the parameters.
     """
+    if not isinstance(config, T5Config):
+        return MeshShape(devices, 1, 1)  # how another network divides is not known
     parameters = 4 * parameter_count(config)[1]
     for mesh in _meshes(config, devices, grows="tensor"):
         if parameters / (mesh.fsdp * mesh.tensor) <= PARAMETERS_SHARE * memory:
@@ -68,9 +70,11 @@ def inference_mesh(config: T5Config, devices: int, memory: float) -> MeshShape:
     )
 
 
-def generation_mesh(config: T5Config, mesh: MeshShape) -> MeshShape:
+def generation_mesh(config: StudentConfig, mesh: MeshShape) -> MeshShape:
     """The mesh to generate on while training on another: as much of fsdp as heads, mlp and vocabulary allow goes to
     tensor, for the reason that inference_mesh gives."""
+    if not isinstance(config, T5Config):
+        return mesh
     data, fsdp, tensor = mesh
     factors = (n for n in range(1, fsdp + 1) if fsdp % n == 0 and _divides(config, fsdp // n, tensor * n))
     moved = max(factors, default=1)

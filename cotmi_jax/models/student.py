@@ -1,29 +1,117 @@
-"""The student as a network apart from its parameters."""
+"""The student: its interface, the registry of networks (T5 and a user's own), and a network without its parameters.
+
+Legend of the dimensions in t5.py.
+"""
 
 import dataclasses
 import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from flax import nnx
+from jax import Array
+from ml_collections import ConfigDict
 
-from cotmi_jax.models.config import T5Config
+from cotmi_jax.errors import UserError
+from cotmi_jax.models.config import StudentConfig, T5Config, preset, with_execution
 from cotmi_jax.models.module import ModuleDef, Params, count_parameters
-from cotmi_jax.models.t5 import T5
+from cotmi_jax.models.t5 import T5, Cache
 
-__all__ = ["Params", "StudentDef", "count_parameters"]
+__all__ = ["NETWORKS", "Network", "Params", "Student", "StudentDef", "count_parameters", "register_student"]
 
 
-def _build(config: T5Config, rngs: nnx.Rngs) -> T5:
-    return T5(config, rngs=rngs)
+class Student(Protocol):
+    """An encoder-decoder. Its parameters are made by models.module.declare; without a key nothing is dropped."""
+
+    config: Any  # a StudentConfig
+
+    def encode(self, inputs_BxS: Array, key: Array | None = None, segments_BxS: Array | None = None) -> Array:
+        """Encoder states [B, S, D] of padded ids. In packed rows a token sees those of its own segment alone."""
+
+    def decode(
+        self,
+        encoded_BxSxD: Array,
+        inputs_BxS: Array,
+        targets_BxT: Array,
+        key: Array | None = None,
+        segments: tuple[Array, Array] | None = None,
+    ) -> Array:
+        """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t]."""
+
+    def make_logits(self) -> Callable[[Array], Array]:
+        """A function from states [B, T, D] to float32 logits [B, T, V]."""
+
+    def init_cache(self, encoded_BxSxD: Array, length: int) -> Cache:
+        """Cache of generation: arrays [L, B, …]. Beam search permutes axis 1 of all but those named cross_*, which
+        depend on the inputs alone."""
+
+    def decode_step(
+        self, token_B: Array, position: Array, cache: Cache, source_valid_BxS: Array
+    ) -> tuple[Array, Cache]:
+        """Logits [B, V] of the token after token_B at a scalar position, and the updated cache."""
 
 
 @dataclasses.dataclass(frozen=True)
-class StudentDef(ModuleDef[T5]):
-    """A T5 of a certain shape. Begins as published ones did (normal, scaled by fan-in) but for position biases."""
+class Network:
+    """A kind of student that config.model.network names."""
 
-    config: T5Config
+    config_type: type  # a frozen dataclass of JSON values: run.json records it
+    make_config: Callable[[ConfigDict, int], Any]  # from config.model and the vocabulary size
+    build: Callable[..., Any]  # (config, *, rngs) → a Student that is an nnx.Module
+
+
+def _t5_config(model: ConfigDict, vocab_size: int) -> T5Config:
+    return with_execution(preset(model.preset, model.family, vocab_size=vocab_size), model)
+
+
+NETWORKS: dict[str, Network] = {"t5": Network(T5Config, _t5_config, T5)}
+
+
+def register_student(
+    name: str, config_type: type, make_config: Callable[[ConfigDict, int], Any], build: Callable[..., Any]
+) -> None:
+    """Make a network available as config.model.network = name. A name registered again is replaced, but for t5.
+
+    Raises UserError for the name t5 and where config_type is no dataclass or belongs to another network.
+    """
+    if name == "t5":
+        raise UserError("student 't5' is the package's own: register yours by another name")
+    if not (inspect.isclass(config_type) and dataclasses.is_dataclass(config_type)):
+        raise UserError(f"student {name!r}: config_type {config_type!r} is no dataclass")
+    for other, network in NETWORKS.items():
+        if other != name and network.config_type is config_type:
+            raise UserError(
+                f"student {name!r}: {config_type.__name__} belongs to {other!r}: give it a class of its own"
+            )
+    NETWORKS[name] = Network(config_type, make_config, build)
+
+
+def find_network(name: str) -> Network:
+    """The network of that name. Raises UserError for an unknown one."""
+    if name not in NETWORKS:
+        raise UserError(
+            f"config.model.network is {name!r}: choose one of {', '.join(NETWORKS)}, or register it in a file of "
+            "config.extensions"
+        )
+    return NETWORKS[name]
+
+
+def _build(config: StudentConfig, rngs: nnx.Rngs) -> Any:
+    build = next((network.build for network in NETWORKS.values() if network.config_type is type(config)), None)
+    if build is None:
+        raise UserError(f"no student is registered for {type(config).__name__}: call register_student")
+    return build(config, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentDef(ModuleDef[Any]):
+    """A student of a certain shape; `bind` gives a Student."""
+
+    config: Any  # a StudentConfig
 
     @classmethod
-    def of(cls, config: T5Config) -> "StudentDef":
-        """Trace the module; nothing is allocated."""
-        traced = ModuleDef.trace(functools.partial(_build, config))
+    def of(cls, config: StudentConfig) -> "StudentDef":
+        """Trace the module of the config's type; nothing is allocated. Raises UserError where none is registered."""
+        traced: ModuleDef[Any] = ModuleDef.trace(functools.partial(_build, config))
         return cls(traced.build, traced.graph, traced.shapes, traced.axes, config)

@@ -23,7 +23,7 @@ from cotmi_jax.mi.bounds import Axis, MineState
 from cotmi_jax.mi.critics import Critic, check_critic
 from cotmi_jax.mi.estimators import SCORED, Estimator, make_estimator
 from cotmi_jax.mi.networks import MLP, CriticConfig, GaussianHead, Linear, normalize
-from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef, declare
 from cotmi_jax.objectives import pooling
 from cotmi_jax.objectives.forward import TaskStates
@@ -163,7 +163,7 @@ class MITermConfig:
 class Networks(nnx.Module):
     """All that the term itself learns."""
 
-    def __init__(self, config: MITermConfig, student: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: MITermConfig, student: StudentConfig, *, rngs: nnx.Rngs):
         z_dim = student.vocab_size if config.z_feature in VOCABULARY_FEATURES else student.d_model
         v_dim = student.vocab_size if config.v_feature in VOCABULARY_FEATURES else student.d_model
         attends, net = config.z_feature == "decoder_attention", config.critic
@@ -180,11 +180,11 @@ class Networks(nnx.Module):
         self.head = Linear(net.hidden, z_dim, scale=1.0, rngs=rngs) if head else None
 
 
-def _build(config: MITermConfig, student: T5Config, rngs: nnx.Rngs) -> Networks:
+def _build(config: MITermConfig, student: StudentConfig, rngs: nnx.Rngs) -> Networks:
     return Networks(config, student, rngs=rngs)
 
 
-def networks_def(config: MITermConfig, student: T5Config) -> ModuleDef[Networks]:
+def networks_def(config: MITermConfig, student: StudentConfig) -> ModuleDef[Networks]:
     """The term's networks apart from their parameters."""
     return ModuleDef.trace(functools.partial(_build, config, student))
 

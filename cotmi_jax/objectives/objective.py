@@ -12,9 +12,9 @@ from cotmi_jax.data.tasks import EXPLAIN, PREDICT, find_objective, tasks_of, wri
 from cotmi_jax.data.tasks import ObjectiveName as Name
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.bounds import MineState
-from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef
-from cotmi_jax.models.t5 import T5
+from cotmi_jax.models.student import Student
 from cotmi_jax.objectives.forward import TaskOutput, TaskStates, _up_to_longest
 from cotmi_jax.objectives.mi_term import Features, MITermConfig, Networks, gather_features, losses, networks_def
 from cotmi_jax.objectives.pooling import members
@@ -78,7 +78,7 @@ class Objective:
                 coefficients["compression"] = self.mi_term.compression_weight
         return coefficients
 
-    def networks(self, student: T5Config) -> ModuleDef[Networks] | None:
+    def networks(self, student: StudentConfig) -> ModuleDef[Networks] | None:
         """What the mutual-information term learns beside a student; None where that is nothing."""
         learns = self.has_mi_term and self.mi_term.learns
         return networks_def(self.mi_term, student) if learns else None
@@ -115,7 +115,7 @@ class Objective:
 
     def compute(
         self,
-        student: T5,
+        student: Student,
         networks: Networks | None,
         batch: Mapping,
         key: Array | None,
@@ -134,7 +134,7 @@ class Objective:
         features = gather_features(self.mi_term, networks, label, rationale, beta, ramp)
         return BatchOutputs(_token_terms(outputs), features)
 
-    def terms(self, student: T5, batch: Mapping, key: Array | None) -> Terms:
+    def terms(self, student: Student, batch: Mapping, key: Array | None) -> Terms:
         """Every term that needs nothing but the student: all but those with networks of their own."""
         if self.has_mi_term and self.mi_term.learns:
             return _token_terms(self.forward(student, batch, key))
@@ -168,11 +168,11 @@ class Objective:
         }
         return result.total, terms, result.state
 
-    def forward(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
+    def forward(self, student: Student, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
         """Run the student on every task of a batch, padded or packed."""
         return (self._forward_packed if is_packed(batch) else self._forward_padded)(student, batch, key)
 
-    def _forward_packed(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
+    def _forward_packed(self, student: Student, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
         """One call of encoder and decoder for the rows, which hold both tasks."""
         rows, keys = batch["rows"], (None, None) if key is None else jax.random.split(key)
         if self.has_mi_term and self.mi_term.estimator == "released":
@@ -198,7 +198,7 @@ class Objective:
             for index, task in enumerate(self.tasks)
         }
 
-    def _forward_padded(self, student: T5, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
+    def _forward_padded(self, student: Student, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
         """The encoder reads all tasks' inputs in one call; each task is decoded by itself."""
         tasks, pad_id = self.tasks, student.config.pad_id
         encoder_key, *decoder_keys = [None] * (1 + len(tasks)) if key is None else jax.random.split(key, 1 + len(tasks))

@@ -15,6 +15,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.mi_monitor import MIMonitor, fitting_rows
 from cotmi_jax.experiment import Experiment, eval_decoding
+from cotmi_jax.models.config import T5Config
 from cotmi_jax.parallel.accelerators import find_accelerator
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.training.optimizer import make_schedule
@@ -109,6 +110,8 @@ class Run:
             self.progress.say(
                 f"no train/mfu: the peak speed of device {kind} is not known (cotmi_jax/parallel/accelerators.py)"
             )
+        elif not isinstance(self.experiment.student, T5Config):
+            self.progress.say(f"no train/mfu: network {self.config.model.network} has no FLOP formula")
         self.throughput = Throughput(accelerator.flops * self.mesh.size if accelerator else None)
         wanted, starts = profiled_steps(self.config), range(start + 1, self.config.steps + 1)
         folder = self.checkpoints.workdir / "tensorboard"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from cotmi_jax.data.tokens import Batch
-from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.config import StudentConfig, T5Config
 from cotmi_jax.models.flops import step_flops
 
 FIRST, STEP, INPUT = "first_step", "step", "input"
@@ -25,14 +25,17 @@ class Work(NamedTuple):
 
     examples: int
     tokens: int  # of inputs and targets
-    flops: float  # of the model, forward and backward
+    flops: float | None  # of the model, forward and backward; None: no formula for its network
 
     @classmethod
-    def of(cls, student: T5Config, examples: int, lengths_Px2: np.ndarray) -> "Work":
+    def of(cls, student: StudentConfig, examples: int, lengths_Px2: np.ndarray) -> "Work":
         """Of a batch whose P sequence pairs have so many input and target tokens, each attending to its own alone."""
         input_P, target_P = lengths_Px2.astype(np.float64).T
+        tokens = int(lengths_Px2.sum())
+        if not isinstance(student, T5Config):
+            return cls(examples, tokens, None)
         flops = step_flops(student, rows=1, input_length=input_P, target_length=target_P)
-        return cls(examples, int(lengths_Px2.sum()), float(flops.sum()))
+        return cls(examples, tokens, float(flops.sum()))
 
 
 class Throughput:
@@ -107,8 +110,9 @@ class Throughput:
             found["examples_per_second"] = sum(work.examples for work in done) / training
             found["tokens_per_second"] = sum(work.tokens for work in done) / training
             found["input_wait"] = seconds[INPUT] / training
-            if self._peak is not None:
-                found["mfu"] = sum(work.flops for work in done) / training / self._peak
+            flops = [work.flops for work in done if work.flops is not None]
+            if self._peak is not None and len(flops) == len(done):
+                found["mfu"] = sum(flops) / training / self._peak
         for phase, part in seconds.items():
             self._total[phase] += part
         self._seconds, self._done = defaultdict(float), []

@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 from ml_collections import ConfigDict
 
@@ -28,7 +28,8 @@ from cotmi_jax.files import (
     user_error_on_failure,
     user_error_on_write,
 )
-from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.config import StudentConfig
+from cotmi_jax.models.student import find_network
 
 Record = dict[str, Any]
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "ml-collections")
@@ -43,9 +44,9 @@ def run_directory(path: str) -> Path:
     return workdir
 
 
-def run_record(config: ConfigDict, student: T5Config) -> Record:
+def run_record(config: ConfigDict, student: StudentConfig) -> Record:
     """What fixes a run, as JSON."""
-    return {"config": config.to_dict(), "student": dataclasses.asdict(student)}
+    return {"config": config.to_dict(), "student": dataclasses.asdict(cast(Any, student))}
 
 
 def recorded_config(record: Record) -> ConfigDict:
@@ -117,11 +118,12 @@ def _read_record(workdir: Path) -> Record:
     return record
 
 
-def read_run(workdir: Path) -> tuple[ConfigDict, T5Config, Vocabulary]:
+def read_run(workdir: Path) -> tuple[ConfigDict, StudentConfig, Vocabulary]:
     """Config, student shape and vocabulary of a run, whose extensions are loaded. Raises UserError as these do, and
     where the workdir holds no run.
     """
     record = _read_record(workdir)
     config = recorded_config(record)
     load_extensions(config.extensions)  # what the run uses may be defined there
-    return config, T5Config(**record["student"]), Vocabulary(workdir / VOCABULARY_FILE)
+    student: StudentConfig = find_network(config.model.network).config_type(**record["student"])
+    return config, student, Vocabulary(workdir / VOCABULARY_FILE)
