@@ -15,7 +15,7 @@ from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.models.hf import load_hf
 from cotmi_jax.workdir.record import read_run
 
-quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
+quick_compilation = runs.quick_compilation
 
 SMOKE = f"--config={runs.RECIPE}:smoke"
 PROBLEMS = [example.input for example in make_arithmetic(seed=3, num_train=3, num_valid=0, num_test=0).splits["train"]]

@@ -18,7 +18,7 @@ from cotmi_jax.evaluation.job import accuracy_by_component
 from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.report.terminal import format_scores
 
-quick_compilation = runs.quick_compilation
+quick_compilation, full_held_out = runs.quick_compilation, runs.full_held_out
 
 
 def write_jsonl(path: Path, count: int, label: str = "yes") -> Path:

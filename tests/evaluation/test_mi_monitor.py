@@ -26,7 +26,7 @@ from cotmi_jax.report.plots import draw_information, read_measurements
 from cotmi_jax.report.terminal import format_scores
 from cotmi_jax.training.job import train
 
-quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
+quick_compilation = runs.quick_compilation
 
 MEASURED = {
     "data.size": 256,

@@ -16,7 +16,7 @@ from cotmi_jax.models.meshes import parameter_count
 from cotmi_jax.parallel.accelerators import Accelerator
 from cotmi_jax.workdir.record import read_run
 
-quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
+quick_compilation = runs.quick_compilation
 
 
 def shrink_devices(monkeypatch: pytest.MonkeyPatch, *, parts: float) -> None:

@@ -17,7 +17,7 @@ from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import NETWORKS, StudentDef, find_network, register_student
 from cotmi_jax.training.job import train
 
-quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
+quick_compilation = runs.quick_compilation
 STUDY = """
 import dataclasses
 import jax.numpy as jnp

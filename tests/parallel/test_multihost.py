@@ -23,7 +23,7 @@ from cotmi_jax.training.job import train
 from cotmi_jax.training.loop import Run
 from cotmi_jax.training.preemption import Interrupt
 
-quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
+quick_compilation = runs.quick_compilation
 
 STEPS, HEARTBEAT = 6, 20
 GRACE = 20.0  # seconds between a lost heartbeat and the end of a process, on a busy machine

@@ -27,7 +27,7 @@ from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.mi_term import MITermConfig, networks_def
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.parallel import sharding
+from cotmi_jax.parallel import batch as batch_module
 from cotmi_jax.parallel.batch import batch_sharding, constrain_batch, make_feeds, put_batch
 from cotmi_jax.parallel.mesh import MESH_AXES, batch_shards, make_mesh
 from cotmi_jax.parallel.process_rows import Feed
@@ -323,7 +323,7 @@ def test_slices_lie_along_data() -> None:
 def test_a_feed_gives_each_part_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a pod whose mesh lays the chips of two hosts by turns; the other host's rows are never asked for."""
     feed, placed = Feed(1, 2, (1, 3)), {}
-    monkeypatch.setattr(sharding, "make_feed", lambda mesh: feed)
+    monkeypatch.setattr(batch_module, "make_feed", lambda mesh: feed)
 
     def make(shape: tuple[int, ...], where: NamedSharding, rows_of: Any) -> None:
         for part in feed.parts:

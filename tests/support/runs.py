@@ -56,7 +56,7 @@ SEED_RECIPE = {
     "checkpoint.every": 2,
     "mi.monitor.every": 0,  # it takes longer than the run; test_monitor.py has runs that measure
 }
-HELD_OUT = 64  # examples of valid and of test where few_held_out is taken over
+HELD_OUT = 64  # examples of valid and of test in these runs: evaluation scores all
 # Compiled programs, which the processes of the suite share.
 EXECUTABLES = Path(os.environ["COTMI_TEST_EXECUTABLES"])
 TIMINGS = tuple(f"train/{name}" for name in throughput.TIMINGS)
@@ -98,14 +98,15 @@ def _compile_quickly(folder: Path | None) -> None:
 def quick_compilation() -> Iterator[None]:
     """For the test files that take it over: quick_compilation = runs.quick_compilation."""
     _compile_quickly(EXECUTABLES)
-    yield
+    with mock.patch.object(arithmetic, "HELD_OUT", HELD_OUT):  # all share trained(), so they share its data
+        yield
     _compile_quickly(None)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_held_out() -> Iterator[None]:
-    """Fewer valid and test examples, which evaluation scores all of, for the test files that take this over."""
-    with mock.patch.object(arithmetic, "HELD_OUT", HELD_OUT):
+def full_held_out(quick_compilation: None) -> Iterator[None]:
+    """As many valid and test examples as users have, for the test files that take this over."""
+    with mock.patch.object(arithmetic, "HELD_OUT", 500):
         yield
 
 

@@ -34,7 +34,7 @@ from cotmi_jax.training.state import TrainState
 from cotmi_jax.workdir.metrics import MetricWriter
 from cotmi_jax.workdir.record import read_run
 
-quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
+quick_compilation = runs.quick_compilation
 
 COEFFICIENTS = {
     "standard": {"predict": 1.0},

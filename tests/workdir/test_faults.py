@@ -30,7 +30,7 @@ from cotmi_jax.workdir.checkpoint import (
 )
 from cotmi_jax.workdir.recovery import Choice, choose, set_aside
 
-quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
+quick_compilation = runs.quick_compilation
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 

@@ -33,7 +33,7 @@ from cotmi_jax.workdir.recovery import choose, set_aside
 
 if not files.GCS_INSTALLED:  # not importorskip: gcsfs reads the server's environment when it is imported
     pytest.skip("gs:// needs the extra gcs", allow_module_level=True)
-quick_compilation, few_held_out = runs.quick_compilation, runs.few_held_out
+quick_compilation = runs.quick_compilation
 RUN = "gs://bucket/runs/one"
 
 

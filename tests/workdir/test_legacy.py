@@ -17,7 +17,7 @@ from cotmi_jax.training.job import train
 from cotmi_jax.workdir.checkpoint import contents, find
 from cotmi_jax.workdir.record import read_run
 
-quick_compilation = runs.quick_compilation
+quick_compilation, full_held_out = runs.quick_compilation, runs.full_held_out
 
 
 @pytest.fixture(scope="module")
