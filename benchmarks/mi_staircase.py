@@ -83,22 +83,22 @@ def run(
 
         return training_S, jax.lax.map(read, jax.random.split(fresh_key, fresh))
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     rho_L = jnp.array([correlation(nats) for nats in levels])
     training_LxS, fresh_LxB = (np.asarray(x, np.float64) for x in jax.jit(jax.vmap(one))(rho_L))
-    return Run(estimator, training_LxS, fresh_LxB, time.perf_counter() - begun)
+    return Run(estimator, training_LxS, fresh_LxB, time.perf_counter() - started)
 
 
 def run_without_fit(name: str, *, pairs: int = 2000, sets: int = 10, seed: int = 0, steps: int = 1000) -> Run:
     """ksg or cca on `sets` sets of pairs at every level. There is no training to show: its curve is NaN."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     keys = jax.random.split(jax.random.key(seed), sets)
     fresh = [
         [NONPARAMETRIC[name](*map(np.asarray, sample(correlation(nats), pairs, key))) for key in keys]
         for nats in LEVELS
     ]
     nothing = np.full((len(LEVELS), steps), np.nan)
-    return Run(Estimator(name, "neither"), nothing, np.array(fresh), time.perf_counter() - begun)
+    return Run(Estimator(name, "neither"), nothing, np.array(fresh), time.perf_counter() - started)
 
 
 def table(runs: Sequence[Run], num_pairs: int) -> list[dict[str, object]]:

@@ -1,4 +1,6 @@
-"""The four objectives: `standard`, `single_task`, `dss` (Hsieh et al. 2023, eq. 3) and `cotmi` (MI paper, eq. 8)."""
+"""The loss of an objective: `standard`, `single_task`, `dss` (Hsieh et al. 2023, eq. 3), `cotmi` (MI paper, eq. 8),
+or one that a user registers (data/tasks.py).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -40,7 +42,7 @@ class Objective:
     name: Name
     alpha: float = 0.5
     beta: float = 0.1
-    mi_term: MITermConfig = MITermConfig()  # of cotmi alone
+    mi_term: MITermConfig = MITermConfig()  # where the spec has_mi_term
 
     def __post_init__(self) -> None:
         find_objective(self.name)

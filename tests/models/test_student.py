@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import runs
+from paths import REPOSITORY
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.job import score
@@ -18,43 +20,8 @@ from cotmi_jax.models.student import NETWORKS, StudentDef, find_network, registe
 from cotmi_jax.training.job import train
 
 quick_compilation = runs.quick_compilation
-STUDY = """
-import dataclasses
-import jax.numpy as jnp
-from flax import nnx
-from cotmi_jax.models.module import declare
-from cotmi_jax.models.student import register_student
-from cotmi_jax.models.t5 import shift_right
-
-@dataclasses.dataclass(frozen=True)
-class BagConfig:
-    vocab_size: int
-    d_model: int = 8
-    pad_id: int = 0
-    eos_id: int = 1
-    dropout: float = 0.0
-
-class Bag(nnx.Module):
-    def __init__(self, config, *, rngs):
-        self.config = config
-        self.table = declare(rngs, (config.vocab_size, config.d_model), ("vocab", "embed"), 1.0)
-    def encode(self, inputs, key=None, segments=None):
-        return self.table[inputs]
-    def _states(self, encoded, valid, previous):
-        mean = (encoded * valid[..., None]).sum(1) / jnp.maximum(valid.sum(1), 1)[:, None]
-        return jnp.tanh(self.table[previous] + mean[:, None])
-    def decode(self, encoded, inputs, targets, key=None, segments=None):
-        return self._states(encoded, inputs != 0, shift_right(targets, 0))
-    def make_logits(self):
-        return lambda states: states @ self.table[...].T
-    def init_cache(self, encoded, length):
-        return {"cross_states": encoded[None]}
-    def decode_step(self, token, position, cache, source_valid):
-        states = self._states(cache["cross_states"][0], source_valid, token[:, None])
-        return self.make_logits()(states)[:, 0], cache
-
-register_student("bag", BagConfig, lambda model, vocab_size: BagConfig(vocab_size), Bag)
-"""
+PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+(STUDY,) = re.findall(r"^```python\n((?:(?!```).)*register_student\(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
