@@ -19,7 +19,7 @@ from cotmi_jax.aot.hlo import KINDS
 from cotmi_jax.aot.programs import abstract_student, default_shape, programs
 from cotmi_jax.aot.report import QUICK, RESERVE, Report, compile_program
 from cotmi_jax.aot.topology import topology_devices
-from cotmi_jax.aot.traffic import least_traffic, total
+from cotmi_jax.aot.traffic import least_traffic, total_bytes
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import replace_file
@@ -155,7 +155,7 @@ def table(cells: dict[str, Any]) -> str:
             lines.append(f"| {name} | {topology} | {mesh} | {REMAT[name]} | {cell['why']} |" + " |" * 10)
             continue
         sent = {kind: cell["collectives"][kind]["sent"] / 2**20 for kind in KINDS}
-        least, everything = total(cell["least"]) / 2**20, sum(sent.values())
+        least, everything = total_bytes(cell["least"]) / 2**20, sum(sent.values())
         memory, seconds = cell["memory"], cell["seconds"]
         parts = cell["rows"] * cell["mesh"][0] * cell["mesh"][1]
         columns = [

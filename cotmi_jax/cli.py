@@ -15,7 +15,7 @@ from absl import logging as absl_logging  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from cotmi_jax.errors import UserError  # noqa: E402
-from cotmi_jax.parallel.accelerators import deepen_compiler_stacks  # noqa: E402
+from cotmi_jax.parallel.accelerators import set_libtpu_stack_size  # noqa: E402
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 
@@ -53,7 +53,7 @@ def loaded_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
 
 def guard(main: Callable[[], int | None]) -> int | None:
     """Run main once flags are parsed; a UserError becomes one line on standard error and exit code 2."""
-    deepen_compiler_stacks()
+    set_libtpu_stack_size()
     if not flags.FLAGS["verbosity"].present:  # the libraries' notices are asked for with --verbosity=0
         absl_logging.set_verbosity(absl_logging.ERROR)
         logging.getLogger().setLevel(logging.ERROR)

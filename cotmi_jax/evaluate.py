@@ -28,11 +28,11 @@ def main() -> None:
     """Evaluate from the flags."""
     from cotmi_jax.compilation_cache import use_compilation_cache
     from cotmi_jax.evaluation.job import score
-    from cotmi_jax.parallel.distributed import is_first, together
+    from cotmi_jax.parallel.distributed import is_main_process, process_group
     from cotmi_jax.report.plots import draw_information
     from cotmi_jax.report.terminal import format_examples, format_scores
 
-    with together(preemption=False, show_traceback=flags.FLAGS.traceback):
+    with process_group(preemption=False, show_traceback=flags.FLAGS.traceback):
         use_compilation_cache(_COMPILATION_CACHE.value)
         result = score(
             _WORKDIR.value,
@@ -42,7 +42,7 @@ def main() -> None:
             data_root=_DATA_ROOT.value,
             information=_INFORMATION.value,
         )
-        if not is_first():
+        if not is_main_process():
             return
         print(format_scores(result.metrics, result.information))
         if _EXAMPLES.value:

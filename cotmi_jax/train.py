@@ -19,11 +19,11 @@ def main() -> None:
     """Train from the flags."""
     # After the flags: a mistyped flag fails at once, before slow imports.
     from cotmi_jax.compilation_cache import use_compilation_cache
-    from cotmi_jax.parallel.distributed import together
+    from cotmi_jax.parallel.distributed import process_group
     from cotmi_jax.training.job import train
 
     config = cli.loaded_config(_CONFIG)
-    with together(preemption=True, show_traceback=flags.FLAGS.traceback):
+    with process_group(preemption=True, show_traceback=flags.FLAGS.traceback):
         use_compilation_cache(config.compilation_cache)
         train(config, _WORKDIR.value)
 

@@ -26,7 +26,7 @@ from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import batch_sharding
 from cotmi_jax.parallel.mesh import batch_shards
-from cotmi_jax.parallel.sharding import PyTree, placed, replicated
+from cotmi_jax.parallel.sharding import PyTree, abstract_arrays, replicated
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
 from cotmi_jax.training.rng import train_streams
 from cotmi_jax.training.state import StateDef, TrainState
@@ -157,7 +157,7 @@ def _train(config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objectiv
     schedule = make_schedule(config.optimizer, config.steps)
     step = make_train_step(state_def, objective, schedule, micro_batches=config.micro_batches)
     keys = jax.eval_shape(lambda: train_streams(config.seed))
-    keys = placed(keys, jax.tree.map(lambda _: replicated(mesh), keys))
+    keys = abstract_arrays(keys, jax.tree.map(lambda _: replicated(mesh), keys))
     inputs, targets = shape.input_length, shape.target_length
     if config.data.packing:
         rows, batch = shape.rows, packed_batch(shape, config.batch_size, objective, mesh)
@@ -196,7 +196,7 @@ def _generate(
     lie otherwise."""
     examples, inputs, decoding = config.eval.batch_size, shape.input_length, eval_decoding(config)
     generation = Generation(student, mesh)
-    params = placed(student.shapes, generation.shardings)
+    params = abstract_arrays(student.shapes, generation.shardings)
     batch = padded_batch(examples, inputs, shape.target_length, objective, generation.mesh)
     words = f"{examples} examples of {inputs}→{decoding.max_tokens} tokens"
     if generation.mesh != mesh:

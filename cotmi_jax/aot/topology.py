@@ -11,7 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.parallel.accelerators import deepen_compiler_stacks
+from cotmi_jax.parallel.accelerators import set_libtpu_stack_size
 
 # What libtpu would otherwise ask a cloud's metadata server, complaining on standard error where there is none. It would
 # also refuse to be loaded by two processes at a time, which matters to those that take a chip: compiling takes none.
@@ -83,7 +83,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         raise UserError("compiling for TPUs takes libtpu: pip install -e '.[tpu]' (in the repository)")
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
-    deepen_compiler_stacks()
+    set_libtpu_stack_size()
     options: dict[str, object] = {}
     if layout.startswith(("v4", "v5p")):
         options["chip_config_name"] = "megacore"  # as their chips are set up: two cores, one device

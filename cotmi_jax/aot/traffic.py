@@ -44,6 +44,6 @@ def least_traffic(
     }
 
 
-def total(traffic: dict[str, float]) -> float:
+def total_bytes(traffic: dict[str, float]) -> float:
     """Of all kinds."""
     return math.fsum(traffic.values())

@@ -23,7 +23,7 @@ from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import CACHE_VARIABLE, DEFAULT_CACHE, is_remote
-from cotmi_jax.parallel.distributed import Gather, gather, is_shared
+from cotmi_jax.parallel.distributed import AllGather, all_gather_text, is_shared
 from cotmi_jax.parallel.process_rows import WHOLE, Feed
 
 
@@ -175,7 +175,7 @@ class RunData:
         *,
         process: int = 0,
         processes: int = 1,
-        gather: Gather = gather,
+        all_gather: AllGather = all_gather_text,
     ) -> "RunData":
         """From the cache, or read and tokenized into it. Raises UserError for whatever is wrong with the data.
 
@@ -200,11 +200,11 @@ class RunData:
 
         identity, recipe = _identity(config, vocabulary), Recipe(read, tokens, check)
         folder = find_cache(config)
-        divided = processes > 1 and folder is not None and is_shared(folder, gather)
+        divided = processes > 1 and folder is not None and is_shared(folder, all_gather)
         part = {"process": process, "processes": processes} if divided else {}
         prepared, found = prepare(folder, identity, recipe, **part)
         if processes > 1:
-            _check_same(gather(prepared.fingerprint))
+            _check_same(all_gather(prepared.fingerprint))
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
         shares = make_shares(sizes, [part.rate for part in parse_dataset(config.data.dataset)])
         order = TrainOrder(shares, config.batch_size, config.seed, prepared.train if config.data.packing else None)

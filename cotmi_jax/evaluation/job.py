@@ -18,7 +18,7 @@ from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonit
 from cotmi_jax.experiment import eval_decoding, make_objective
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
 from cotmi_jax.inference.load import load_workdir, parse_which
-from cotmi_jax.parallel.distributed import is_first, wait_for_all
+from cotmi_jax.parallel.distributed import barrier, is_main_process
 from cotmi_jax.parallel.mesh import batch_shards
 
 
@@ -60,7 +60,7 @@ def score(
     `components`: the accuracy of each; with `information`, the held-out mutual information of a student that explains.
     """
     workdir = as_path(absolute(workdir_path))
-    wait_for_all("begin")
+    barrier("begin")
     trained = load_workdir(workdir, parse_which(checkpoint))
     config, vocabulary = trained.config, trained.vocabulary
     assert config is not None  # of a workdir it is known
@@ -73,7 +73,7 @@ def score(
             raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
         examples = corpus.splits[split_name]
         split = tokenize(config, vocabulary, examples, train=False)
-        wait_for_all("data")
+        barrier("data")
         objective = make_objective(config)
         batch_size = -(-config.eval.batch_size // batch_shards(mesh)) * batch_shards(mesh)
         evaluator = Evaluator(trained.student, objective, vocabulary, mesh, batch_size=batch_size)
@@ -104,7 +104,7 @@ def score(
     if information and EXPLAIN in objective.tasks:
         metrics["information"] = measured.summary() if measured else None  # None: too few examples
     folder = as_path(absolute(output)) if output else workdir / "evaluation" / split_name
-    if is_first():
+    if is_main_process():
         with user_error_on_failure(f"cannot write results to {folder}"):
             make_folder(folder)
             replace_file(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")

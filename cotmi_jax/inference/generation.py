@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from cotmi_jax.models.decoding import generate
 from cotmi_jax.models.meshes import MeshShape, generation_mesh
 from cotmi_jax.models.student import Params, StudentDef
-from cotmi_jax.parallel.mesh import regroup
+from cotmi_jax.parallel.mesh import reshape_mesh
 from cotmi_jax.parallel.sharding import param_shardings, replicated
 
 
@@ -18,7 +18,7 @@ class Generation:
     """
 
     def __init__(self, student: StudentDef, mesh: Mesh):
-        self.mesh = regroup(mesh, generation_mesh(student.config, MeshShape(*mesh.devices.shape)))
+        self.mesh = reshape_mesh(mesh, generation_mesh(student.config, MeshShape(*mesh.devices.shape)))
         self._same = self.mesh == mesh
         self.shardings = param_shardings(student.shapes, student.axes, self.mesh)
         self._move = jax.jit(lambda params: params, out_shardings=self.shardings)

@@ -17,9 +17,9 @@ from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.meshes import inference_mesh
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.parallel.accelerators import find_accelerator
-from cotmi_jax.parallel.distributed import gather
+from cotmi_jax.parallel.distributed import all_gather_text
 from cotmi_jax.parallel.mesh import make_mesh
-from cotmi_jax.parallel.sharding import param_shardings, placed
+from cotmi_jax.parallel.sharding import abstract_arrays, param_shardings
 from cotmi_jax.workdir import checkpoint
 from cotmi_jax.workdir.record import RUN_FILE, VOCABULARY_FILE, read_run
 
@@ -72,10 +72,10 @@ def load_workdir(workdir: Path, which: Which, mesh: Mesh | None = None) -> Train
     """
     config, student_config, vocabulary = read_run(workdir)
     found = checkpoint.find(workdir, which)
-    if len(set(gather(str(found)))) > 1:
+    if len(set(all_gather_text(str(found)))) > 1:
         raise UserError(f"{workdir}: a run has just replaced its checkpoints: give the same command again")
     student, mesh = StudentDef.of(student_config), mesh or _make_inference_mesh(student_config)
-    abstract = placed(student.shapes, param_shardings(student.shapes, student.axes, mesh))
+    abstract = abstract_arrays(student.shapes, param_shardings(student.shapes, student.axes, mesh))
     params = checkpoint.restore_params(found, {"student": abstract})["student"]
     return Trained(student, params, mesh, vocabulary, config, found.step)
 

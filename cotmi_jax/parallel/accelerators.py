@@ -56,7 +56,7 @@ def _begins(kind: str, words: str) -> bool:
     return kind == words or kind.startswith((f"{words} ", f"{words}-"))
 
 
-def deepen_compiler_stacks() -> None:
+def set_libtpu_stack_size() -> None:
     """Give the TPU compiler's threads 1 MiB of stack; heeded by libtpu only before its first use in a process.
 
     Of their own 64 KiB its cost model needs more for the layers of xl and xxl on v5e and v6e: the process crashes

@@ -13,7 +13,7 @@ Without any of them there is one process. All share one workdir; the first, proc
 None can go on without the others. One that fails tells them why, and they end with it. One that is killed, or whose
 host is lost, is noticed within COTMI_HEARTBEAT and a few seconds; process 0, at once. Each of the others says so in its
 last line, after the runtime's own log where that noticed first. Exit codes: in the process that fails 2 for an error of
-the user's and 1 for any other; in those that end because of it 75 (GONE).
+the user's and 1 for any other; in those that end because of it 75 (EXIT_PEER_LOST).
 """
 
 import contextlib
@@ -39,9 +39,9 @@ from jax._src.distributed import global_state
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, failures, make_folder
 
-Gather = Callable[[str], list[str]]  # what each process says, by its number
+AllGather = Callable[[str], list[str]]  # what each process says, by its number
 
-GONE: Final = 75  # EX_TEMPFAIL of sysexits.h: starting the same command again is the cure
+EXIT_PEER_LOST: Final = 75  # EX_TEMPFAIL of sysexits.h: starting the same command again is the cure
 HEARTBEAT_SECONDS: Final = 30
 JOIN_SECONDS: Final = 300  # that processes may start apart
 _COORDINATOR, _PROCESSES, _PROCESS_ID, _HEARTBEAT = (
@@ -60,7 +60,7 @@ _libc = ctypes.CDLL(None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessConfig:
     """Where a process stands among all; what is None is JAX's to find."""
 
     coordinator: str | None
@@ -69,7 +69,7 @@ class Place:
     heartbeat: int
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "Place | None":
+    def of(cls, environment: Mapping[str, str]) -> "ProcessConfig | None":
         """From the variables above; None for a single process. Raises UserError for half of them or wrong values."""
         given = {name: environment[name] for name in (_COORDINATOR, _PROCESSES, _PROCESS_ID) if environment.get(name)}
         heartbeat = _number(environment.get(_HEARTBEAT) or str(HEARTBEAT_SECONDS), _HEARTBEAT, 1, 3600)
@@ -96,7 +96,7 @@ def _number(text: str, name: str, low: int, high: int) -> int:
     return int(text)
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks; a single process is."""
     return jax.process_index() == 0
 
@@ -127,7 +127,7 @@ def _aborted(_: int) -> None:
     lost = "another process is gone or cannot be reached, or this one crashed"
     if not _joined.is_set():
         lost = f"not all processes came to {global_state.coordinator_address} within {JOIN_SECONDS} s"
-    _end(GONE, f"error: {_who()}: {lost}: {_ADVICE}")
+    _end(EXIT_PEER_LOST, f"error: {_who()}: {lost}: {_ADVICE}")
 
 
 def _listen() -> None:
@@ -138,7 +138,7 @@ def _listen() -> None:
         return  # the runtime is shut down, or about to abort
     process, _, text = notice.partition(" ")
     if int(process) != global_state.process_id:
-        _end(GONE, f"error: {_who()}: process {process} failed: {text}")
+        _end(EXIT_PEER_LOST, f"error: {_who()}: process {process} failed: {text}")
 
 
 def _fail(code: int, text: str, reason: str) -> NoReturn:
@@ -149,7 +149,7 @@ def _fail(code: int, text: str, reason: str) -> NoReturn:
     _end(code, text)
 
 
-class EndingTogether:
+class AbortAllOnError:
     """A block that, left by an exception, ends this process and all others; of no effect in a single process.
 
     Where others wait, no `finally` outside may come first: it could wait for them in turn.
@@ -169,7 +169,7 @@ class EndingTogether:
         reason = " ".join(str(error).split())
         if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in reason for sign in _LOST):
             time.sleep(_NOTICE_SECONDS)  # if the other process could say why, _listen ends this one first
-            _end(GONE, f"error: {_who()}: another process is gone ({reason[:200]}): {_ADVICE}")
+            _end(EXIT_PEER_LOST, f"error: {_who()}: another process is gone ({reason[:200]}): {_ADVICE}")
         if isinstance(error, UserError):
             text = "".join(traceback.format_exception(error)) * self._show_traceback + f"error: {_who()}: {reason}"
             _fail(2, text, reason)
@@ -179,7 +179,7 @@ class EndingTogether:
 
 
 @contextlib.contextmanager
-def together(*, preemption: bool, show_traceback: bool = False) -> Iterator[None]:
+def process_group(*, preemption: bool, show_traceback: bool = False) -> Iterator[None]:
     """Join the other processes, before any device is used, for the time of the block; end it with all of them.
 
     preemption: whether SIGTERM is noted for training.interrupt, from here on; else it ends the process as ever.
@@ -187,7 +187,7 @@ def together(*, preemption: bool, show_traceback: bool = False) -> Iterator[None
     Raises:
       UserError: there are other processes that this one was not told of, or they cannot be joined.
     """
-    place = Place.of(os.environ)
+    place = ProcessConfig.of(os.environ)
     if place is None:
         yield
         return
@@ -199,7 +199,7 @@ def together(*, preemption: bool, show_traceback: bool = False) -> Iterator[None
     _joined.set()
     listener = threading.Thread(target=_listen, daemon=True)
     listener.start()
-    with EndingTogether(show_traceback=show_traceback):
+    with AbortAllOnError(show_traceback=show_traceback):
         yield
         jax.distributed.shutdown()  # waits until all are here
     _joined.clear()
@@ -217,7 +217,7 @@ def _check_port(address: str) -> None:
             raise UserError(f"{_COORDINATOR}={address}: cannot listen there ({error}): choose another port") from error
 
 
-def _join(place: Place) -> None:
+def _join(place: ProcessConfig) -> None:
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -236,7 +236,7 @@ def _join(place: Place) -> None:
         ) from error
 
 
-def wait_for_all(what: str) -> None:
+def barrier(what: str) -> None:
     """Wait until every process has come to `what`, however long that takes; collectives wait for 30 s on CPUs.
 
     Raises:
@@ -252,32 +252,32 @@ def wait_for_all(what: str) -> None:
 _gathered = itertools.count()
 
 
-def gather(text: str) -> list[str]:
+def all_gather_text(text: str) -> list[str]:
     """What each process says, by its number; all of them have to call it, and it waits for them, however long.
 
     Raises:
-      UserError: as wait_for_all does.
+      UserError: as barrier does.
     """
     if jax.process_count() == 1:
         return [text]
     number = next(_gathered)
-    wait_for_all(f"gather {number}")
-    client, key = _client(), f"cotmi_jax/gather/{number}"
+    barrier(f"all_gather_text {number}")
+    client, key = _client(), f"cotmi_jax/all_gather_text/{number}"
     client.key_value_set(f"{key}/{global_state.process_id}", f"{text}.")  # no value may be empty
     return [client.blocking_key_value_get(f"{key}/{n}", _FOREVER)[:-1] for n in range(global_state.num_processes)]
 
 
-def is_shared(folder: Path, gather: Gather = gather) -> bool:
+def is_shared(folder: Path, all_gather: AllGather = all_gather_text) -> bool:
     """Whether all processes see one folder: each leaves a file there and looks for those of the others."""
     name = f".seen-{secrets.token_hex(8)}"
     # What cannot be written nobody sees: each process is on its own then, and finds out itself why not.
     with contextlib.suppress(*failures()):
         make_folder(folder)
         (folder / name).touch()
-    names, sees_all = gather(name), False
+    names, sees_all = all_gather(name), False
     with contextlib.suppress(*failures()):
         sees_all = all((folder / other).exists() for other in names)
-    shared = all(answer == "yes" for answer in gather("yes" if sees_all else "no"))
+    shared = all(answer == "yes" for answer in all_gather("yes" if sees_all else "no"))
     with contextlib.suppress(*failures()):
         (folder / name).unlink()
     return shared

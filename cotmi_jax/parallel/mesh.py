@@ -38,7 +38,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def regroup(mesh: Mesh, shape: Sequence[int]) -> Mesh:
+def reshape_mesh(mesh: Mesh, shape: Sequence[int]) -> Mesh:
     """The same devices in the same order, otherwise split among the axes."""
     return Mesh(mesh.devices.reshape(shape), mesh.axis_names, axis_types=mesh.axis_types)
 

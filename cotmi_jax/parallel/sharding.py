@@ -57,7 +57,7 @@ def param_shardings(shapes: PyTree, axes: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
-def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+def abstract_arrays(shapes: PyTree, shardings: PyTree) -> PyTree:
     """Shapes that carry their shardings: what arrays are restored into, or programs lowered for."""
     return jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where), shapes, shardings

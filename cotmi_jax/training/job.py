@@ -17,7 +17,7 @@ from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.files import Path, run_all
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.parallel.batch import make_feed
-from cotmi_jax.parallel.distributed import EndingTogether, gather, is_first, is_shared, wait_for_all
+from cotmi_jax.parallel.distributed import AbortAllOnError, all_gather_text, barrier, is_main_process, is_shared
 from cotmi_jax.parallel.mesh import batch_shards, make_mesh
 from cotmi_jax.training.loop import Run
 from cotmi_jax.training.optimizer import make_optimizers
@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     config = with_data_root(config)
     workdir = run_directory(workdir_path)
     with workdir_lock(workdir) as owner:
-        wait_for_all("lock")  # no process reads the workdir before the run owns it
+        barrier("lock")  # no process reads the workdir before the run owns it
         return _train(config, workdir, owner)
 
 
@@ -58,14 +58,14 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     experiment = Experiment.of(
         config, resumed, make_feed(mesh), process=jax.process_index(), processes=jax.process_count()
     )
-    wait_for_all("data")
+    barrier("data")
     student = StudentDef.of(experiment.student)
     state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
     choice = choose(workdir, state_def.abstract.items())
     start = _start(choice.latest, experiment)
-    wait_for_all("read")  # no process writes there before all have read what they resume from
+    barrier("read")  # no process writes there before all have read what they resume from
     if start >= config.steps:
-        if is_first():
+        if is_main_process():
             set_aside(workdir, choice, functools.partial(print, file=sys.stderr))
         _print_last(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
@@ -73,7 +73,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
         run = _make_run(workdir, experiment, mesh, state_def, choice, start, owner)
         interrupt = Interrupt()
         ends = (interrupt.restore, run.progress.close, run.checkpoints.close, run.writer.close)
-        with run_all(*ends), EndingTogether():
+        with run_all(*ends), AbortAllOnError():
             reached = run.steps(start, interrupt)
     if reached < config.steps:
         _print_last(f"interrupted after step {reached} of {config.steps}: the same command resumes from there")
@@ -86,13 +86,13 @@ def _check_shared(workdir: Path) -> None:
         return
     if not is_shared(workdir):
         raise UserError(f"--workdir {workdir}: the processes of this run do not see one folder there: share it")
-    seen = gather(json.dumps({name: steps_saved(workdir / name) for name in (LATEST, BEST)}))
+    seen = all_gather_text(json.dumps({name: steps_saved(workdir / name) for name in (LATEST, BEST)}))
     if len(set(seen)) > 1:
         raise UserError(f"--workdir {workdir}: processes see different checkpoints ({'; '.join(seen)}): start again")
 
 
 def _print_last(text: str) -> None:
-    if is_first():
+    if is_main_process():
         print(text)
 
 
@@ -110,11 +110,11 @@ def _make_run(
     student = state_def.student
     state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best)
     record = run_record(config, experiment.student)
-    progress = Progress(start=start, stop=config.steps, silent=not is_first())
-    if is_first():
+    progress = Progress(start=start, stop=config.steps, silent=not is_main_process())
+    if is_main_process():
         record_start(workdir, record, experiment.vocabulary.path, start)
         set_aside(workdir, choice, progress.say)
-    wait_for_all("start")  # before any of them opens the folder of checkpoints
+    barrier("start")  # before any of them opens the folder of checkpoints
     for note in experiment.data.notes(shape):
         progress.say(note)
     progress.say(
@@ -133,7 +133,7 @@ def _make_run(
         ),
         mi_monitor=make_monitor(experiment, student, mesh, progress),
         checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
-        writer=MetricWriter(workdir, start=start) if is_first() else SilentWriter(),
+        writer=MetricWriter(workdir, start=start) if is_main_process() else SilentWriter(),
         progress=progress,
         owner=owner,
         record=record,

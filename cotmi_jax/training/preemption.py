@@ -12,7 +12,7 @@ class Interrupt:
     """Records SIGTERM and SIGINT; the loop asks after every step whether to stop, so that it saves before it ends.
 
     Where there are several processes, SIGTERM in any of them is handled by JAX's runtime, whose handler
-    distributed.together installs: it finds a step that no process has passed. SIGINT is forwarded to it.
+    distributed.process_group installs: it finds a step that no process has passed. SIGINT is forwarded to it.
     """
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.mi_term import Networks
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.parallel.sharding import PyTree, dict_keys, param_shardings, placed, replicated
+from cotmi_jax.parallel.sharding import PyTree, abstract_arrays, dict_keys, param_shardings, replicated
 
 
 @jax.tree_util.register_dataclass
@@ -128,7 +128,7 @@ class StateDef:
     @property
     def abstract(self) -> TrainState:
         """Shapes that carry their shardings: what a checkpoint is restored into."""
-        return placed(self.shapes, self.shardings)
+        return abstract_arrays(self.shapes, self.shardings)
 
     def _complete(self, student: Params, key: Array) -> TrainState:
         params = {"student": student}

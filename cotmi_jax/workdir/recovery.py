@@ -12,7 +12,7 @@ import jax
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, make_folder, move_folder, user_error_on_write
-from cotmi_jax.parallel.distributed import gather
+from cotmi_jax.parallel.distributed import all_gather_text
 from cotmi_jax.parallel.sharding import PyTree
 from cotmi_jax.workdir.checkpoint import BEST, LATEST, Saved, UnreadableError, damage, restore_run, steps_saved
 
@@ -32,7 +32,7 @@ class Choice:
 
 def _verify(checkpoint: Saved) -> None:
     """Read a whole checkpoint, divided among the processes. All raise UnreadableError if one finds damage."""
-    found = gather(damage(checkpoint, jax.process_index(), jax.process_count()) or "")
+    found = all_gather_text(damage(checkpoint, jax.process_index(), jax.process_count()) or "")
     reason = next(filter(None, found), None)
     if reason is not None:
         raise UnreadableError(reason)

@@ -14,7 +14,7 @@ from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.token_scan import scan_tokens
 from cotmi_jax.parallel.batch import batch_parts, batch_sharding, copy_for_parts
 from cotmi_jax.parallel.mesh import make_mesh
-from cotmi_jax.parallel.sharding import param_shardings, placed, replicated
+from cotmi_jax.parallel.sharding import abstract_arrays, param_shardings, replicated
 
 MESH = make_mesh(data=2, fsdp=4)
 BATCH, LENGTH, WIDTH, VOCAB = 16, 32, 8, 512
@@ -52,7 +52,7 @@ def test_the_heads_gradient_is_summed_once_for_all_chunks(pool: str | None) -> N
 def test_position_biases_send_their_table_not_their_scores() -> None:
     def traffic(length: int) -> float:
         student = StudentDef.of(small_config(num_encoder_layers=3))
-        params = placed(student.shapes, param_shardings(student.shapes, student.axes, MESH))
+        params = abstract_arrays(student.shapes, param_shardings(student.shapes, student.axes, MESH))
 
         def loss(table: Array, params: dict, inputs: Array) -> Array:
             encoder = params["encoder"] | {"position": {"embedding": table}}
@@ -73,7 +73,7 @@ def test_a_token_is_generated_without_gathering_the_decoder() -> None:
     student = StudentDef.of(small_config(num_decoder_layers=3, d_model=64, d_ff=96))
     generation = Generation(student, MESH)
     assert dict(generation.mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
-    params = placed(student.shapes, generation.shardings)
+    params = abstract_arrays(student.shapes, generation.shardings)
     inputs = jax.ShapeDtypeStruct((2, 8), jnp.int32, sharding=batch_sharding(generation.mesh))
     with jax.set_mesh(generation.mesh):
         program = generation.write.lower(params, inputs, decoding=Decoding("greedy", max_tokens=4)).compile()

@@ -27,7 +27,7 @@ from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
 from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.parallel.distributed import Gather, is_shared
+from cotmi_jax.parallel.distributed import AllGather, is_shared
 
 IDENTITY = {"corpus": "made", "vocabulary": "abc", "settings": {"label_type": "gt"}}
 SPLITS = make_arithmetic(seed=3, num_train=30, num_valid=6, num_test=0).splits
@@ -237,24 +237,24 @@ def test_processes_that_share_no_folder_are_told_so(tmp_path: Path, monkeypatch:
 
 
 class Meeting:
-    """gather of threads that stand for the processes of a run."""
+    """all_gather of threads that stand for the processes of a run."""
 
     def __init__(self, processes: int):
         self._said = [""] * processes
         self._barrier = threading.Barrier(processes, timeout=20)
 
-    def of(self, process: int) -> Gather:
-        def gather(text: str) -> list[str]:
+    def of(self, process: int) -> AllGather:
+        def all_gather(text: str) -> list[str]:
             self._said[process] = text
             self._barrier.wait()
             heard = list(self._said)
             self._barrier.wait()
             return heard
 
-        return gather
+        return all_gather
 
 
-def side_by_side(run: Callable[[int, Gather], Any], processes: int) -> list[Any]:
+def side_by_side(run: Callable[[int, AllGather], Any], processes: int) -> list[Any]:
     """What the processes return, or the UserError that each of them ends with."""
     meeting, results = Meeting(processes), [None] * processes
 
@@ -274,7 +274,7 @@ def side_by_side(run: Callable[[int, Gather], Any], processes: int) -> list[Any]
 
 def test_processes_find_out_whether_they_share_a_folder(tmp_path: Path) -> None:
     def shared(*folders: Path) -> list[bool]:
-        return side_by_side(lambda process, gather: is_shared(folders[process], gather), len(folders))
+        return side_by_side(lambda process, all_gather: is_shared(folders[process], all_gather), len(folders))
 
     assert shared(tmp_path / "one", tmp_path / "one", tmp_path / "one") == [True] * 3
     assert shared(tmp_path / "one", tmp_path / "two", tmp_path / "one") == [False] * 3
@@ -298,9 +298,9 @@ def test_hosts_need_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(inputs, "tokenize", counting)
 
-    def prepared(process: int, gather: Gather) -> RunData:
+    def prepared(process: int, all_gather: AllGather) -> RunData:
         config = runs.tiny_config({"data.cache": str(tmp_path / names[process])})
-        return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, gather=gather)
+        return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, all_gather=all_gather)
 
     first, second = side_by_side(prepared, 2)
     assert sorted(tokenized) == ([10, 10, 500] if names == ("a", "a") else [20, 20, 500, 500])
@@ -311,9 +311,9 @@ def test_hosts_need_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_hosts_with_other_data_are_refused(tmp_path: Path) -> None:
-    def prepared(process: int, gather: Gather) -> RunData:
+    def prepared(process: int, all_gather: AllGather) -> RunData:
         config = runs.tiny_config({"data.cache": str(tmp_path / str(process)), "data.size": 20 + process})
-        return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, gather=gather)
+        return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, all_gather=all_gather)
 
     for error in side_by_side(prepared, 2):
         assert isinstance(error, UserError) and "process 1 has other data" in str(error)

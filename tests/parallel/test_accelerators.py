@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cotmi_jax.parallel.accelerators import ACCELERATORS, deepen_compiler_stacks, find_accelerator
+from cotmi_jax.parallel.accelerators import ACCELERATORS, find_accelerator, set_libtpu_stack_size
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,6 @@ def test_arguments_given_to_libtpu_stay(monkeypatch: pytest.MonkeyPatch) -> None
         f"{stack}=2097152 --xla_a=1": f"{stack}=2097152 --xla_a=1",
     }.items():
         monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
-        deepen_compiler_stacks()
-        deepen_compiler_stacks()
+        set_libtpu_stack_size()
+        set_libtpu_stack_size()
         assert os.environ["LIBTPU_INIT_ARGS"] == expected

@@ -18,7 +18,7 @@ import runs
 from cotmi_jax.data import run_data as inputs
 from cotmi_jax.errors import UserError
 from cotmi_jax.parallel import distributed
-from cotmi_jax.parallel.distributed import GONE, Place
+from cotmi_jax.parallel.distributed import EXIT_PEER_LOST, ProcessConfig
 from cotmi_jax.training.job import train
 from cotmi_jax.training.loop import Run
 from cotmi_jax.training.preemption import Interrupt
@@ -158,7 +158,7 @@ def assert_ends_with_a_killed_one(workdir: Path, *, killed: int, step: int) -> N
     since = time.monotonic()
     other = started[1 - killed].result(HEARTBEAT + GRACE)
     print(f"process {1 - killed} ended {time.monotonic() - since:.1f} s after process {killed}")
-    assert other.code == GONE, other
+    assert other.code == EXIT_PEER_LOST, other
     last = other.err.splitlines()[-1]
     assert last.startswith(f"error: process {1 - killed} of 2: another process is gone")
     assert last.endswith("start the job again; training resumes from its last checkpoint")
@@ -187,7 +187,7 @@ def test_a_silent_process_is_noticed_in_time(tmp_path: Path) -> None:
         other = started[0].result()
     finally:
         started[1].process.kill()
-    assert other.code == GONE, other
+    assert other.code == EXIT_PEER_LOST, other
     assert other.err.splitlines()[-1] == (
         "error: process 0 of 2: another process is gone or cannot be reached, or this one crashed: "
         "start the job again; training resumes from its last checkpoint"
@@ -209,7 +209,7 @@ def test_an_error_in_one_process_ends_all(tmp_path: Path, failing: int) -> None:
     assert (results[failing].code, results[failing].err) == (2, f"error: process {failing} of 2: no such file\n")
     other = results[1 - failing]
     assert (other.code, other.err) == (
-        GONE,
+        EXIT_PEER_LOST,
         f"error: process {1 - failing} of 2: process {failing} failed: no such file\n",
     )
 
@@ -221,7 +221,7 @@ def test_processes_that_do_not_share_a_workdir_are_refused(tmp_path: Path) -> No
         for number in range(2)
     ]
     results = [host.result() for host in started]
-    assert {result.code for result in results} <= {2, GONE}
+    assert {result.code for result in results} <= {2, EXIT_PEER_LOST}
     assert any("the processes of this run do not see one folder there: share it" in result.err for result in results)
     assert not any((tmp_path / str(number) / "run.json").exists() for number in range(2))
 
@@ -247,15 +247,15 @@ def test_evaluation_by_two_processes_is_that_by_one(pair: Path, tmp_path: Path) 
     [
         ({}, None),
         ({"COTMI_COORDINATOR": ""}, None),
-        ({"COTMI_COORDINATOR": "auto"}, Place(None, None, None, 30)),
+        ({"COTMI_COORDINATOR": "auto"}, ProcessConfig(None, None, None, 30)),
         (
             {"COTMI_COORDINATOR": "a:1", "COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "1", "COTMI_HEARTBEAT": "9"},
-            Place("a:1", 2, 1, 9),
+            ProcessConfig("a:1", 2, 1, 9),
         ),
     ],
 )
-def test_the_place_of_a_process(variables: Mapping[str, str], expected: Place | None) -> None:
-    assert Place.of(variables) == expected
+def test_the_place_of_a_process(variables: Mapping[str, str], expected: ProcessConfig | None) -> None:
+    assert ProcessConfig.of(variables) == expected
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_the_place_of_a_process(variables: Mapping[str, str], expected: Place | 
 )
 def test_half_a_place_is_refused(variables: Mapping[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Place.of(variables)
+        ProcessConfig.of(variables)
 
 
 def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,11 +286,11 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"COORDINATOR": address, "PROCESSES": "2", "PROCESS_ID": "0"}.items():
             monkeypatch.setenv(f"COTMI_{name}", value)
         with pytest.raises(UserError, match=f"COTMI_COORDINATOR={address}: cannot listen there .*in use"):
-            with distributed.together(preemption=False):
+            with distributed.process_group(preemption=False):
                 pass
 
 
 def test_processes_without_the_variables_of_their_job_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="2 processes share these devices: set COTMI_COORDINATOR=auto"):
-        distributed.wait_for_all("test")
+        distributed.barrier("test")
