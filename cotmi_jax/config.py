@@ -90,6 +90,7 @@ def base() -> ConfigDict:
     config.eval.every = 250  # steps between evaluations on the valid split; 0: never
     config.eval.examples = 0  # examples of it that are used; 0: all
     config.eval.batch_size = 64  # examples, over all devices
+    config.eval.metrics = ""  # registered metrics besides accuracy, separated by commas
     config.eval.max_decode_tokens = 64  # tokens generated greedily at most
 
     config.checkpoint = ConfigDict()
@@ -257,6 +258,7 @@ _MAY_DIFFER = (
     "data.tfds_dir",
     "data.vocabulary",
     "data.cache",
+    "eval.metrics",
     "checkpoint.",
     "log.",
     "mesh.",

@@ -18,6 +18,16 @@ _EXAMPLES = flags.DEFINE_integer(
 _INFORMATION = flags.DEFINE_bool(
     "information", True, "Measure held-out mutual information too, on critics fitted to train examples."
 )
+_METRICS = flags.DEFINE_string(
+    "metrics",
+    None,
+    "Metrics besides accuracy, separated by commas; default: config.eval.metrics of the run.",
+)
+_EXTENSIONS = flags.DEFINE_string(
+    "extensions",
+    "",
+    "Files or modules that register metrics, separated by commas; those of the run are always imported.",
+)
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: keep none."
 )
@@ -41,6 +51,8 @@ def main() -> None:
             output=_OUTPUT.value,
             data_root=_DATA_ROOT.value,
             information=_INFORMATION.value,
+            metrics=_METRICS.value,
+            extensions=_EXTENSIONS.value,
         )
         if not is_main_process():
             return

@@ -14,6 +14,7 @@ from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.sources.registered import SOURCES
 from cotmi_jax.data.tasks import OBJECTIVES
 from cotmi_jax.evaluation.job import score
+from cotmi_jax.evaluation.metrics import METRICS
 from cotmi_jax.models.student import NETWORKS
 from cotmi_jax.training.job import train
 
@@ -28,12 +29,23 @@ STUDY = {
     "model.network": "bag",
     "optimizer.learning_rate": 0.1,
     "steps": 12,
+    "eval.metrics": "macro_f1",
 }
+
+LATER = """
+from cotmi_jax.evaluation.metrics import Score, register_metric
+
+
+@register_metric("words", reads_rationales=True)
+def words(predictions):
+    counts = [len(prediction["predicted_rationale"].split()) for prediction in predictions]
+    return {"words": Score(value=sum(counts) / len(counts), interval=None, n=len(counts))}
+"""
 
 
 @pytest.fixture(autouse=True)
 def registries_as_before() -> Iterator[None]:
-    tables = SOURCES, OBJECTIVES, NETWORKS
+    tables = SOURCES, OBJECTIVES, METRICS, NETWORKS
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
@@ -53,5 +65,21 @@ def test_the_examples_of_the_page_train_a_student_that_is_evaluated(tmp_path: Pa
     assert any("train/mi" in line for line in lines)  # the objective's spec asks for the term
     record = json.loads((workdir / "run.json").read_text())
     assert record["config"]["extensions"] == str(study) and record["student"]["d_model"] == 8
-    result = score(str(workdir), "test", checkpoint="latest", output=str(tmp_path / "scores"), information=False)
+    assert 0 <= next(line["valid/macro_f1"] for line in lines if "valid/macro_f1" in line) <= 1
+
+    later = tmp_path / "later.py"
+    later.write_text(LATER)
+    result = score(
+        str(workdir),
+        "test",
+        checkpoint="latest",
+        output=str(tmp_path / "scores"),
+        information=False,
+        metrics="macro_f1,words",
+        extensions=str(later),
+    )
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())["metrics"]
+    assert scores.keys() == {"accuracy", "macro_f1", "words"} and scores["words"]["n"] == 10
+    low, high = scores["macro_f1"]["interval"]
+    assert 0 <= low <= scores["macro_f1"]["value"] <= high <= 1
     assert [prediction["id"] for prediction in result.predictions] == [f"doubling/test/{n}" for n in range(50, 60)]

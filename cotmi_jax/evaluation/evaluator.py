@@ -13,7 +13,7 @@ from cotmi_jax.data.order import eval_rows
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
-from cotmi_jax.evaluation.metrics import Summary, summarize
+from cotmi_jax.evaluation.metrics import Prediction
 from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import Params, StudentDef
@@ -21,8 +21,6 @@ from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Terms
 from cotmi_jax.parallel.batch import make_feed, put_batch
 from cotmi_jax.parallel.sharding import replicated
-
-Prediction = dict[str, str | bool | None]
 
 
 def make_terms(student: StudentDef, objective: Objective, mesh: Mesh) -> Callable[[Params, Mapping], Terms]:
@@ -69,7 +67,7 @@ class Evaluator:
                 texts += [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[rows >= 0]]
         return texts
 
-    def accuracy(
+    def predictions(
         self,
         params: Params,
         split: TokenizedSplit,
@@ -77,27 +75,16 @@ class Evaluator:
         decoding: Decoding,
         *,
         limit: int = 0,
-    ) -> Summary:
-        """Label accuracy against gold with its 95% Wilson interval and the number of examples."""
-        outputs = self.texts(params, split, PREDICT, decoding, limit=limit)
-        labels = [read_label(output, self._objective.name) for output in outputs]
-        return summarize(
-            [is_correct(label, example.label, example.kind) for label, example in zip(labels, examples, strict=False)]
-        )
-
-    def predictions(
-        self, params: Params, split: TokenizedSplit, examples: Sequence[Example], decoding: Decoding
+        rationales: bool = True,
     ) -> list[Prediction]:
-        """Every example of the split with the student's own label and, where the objective teaches it, rationale."""
+        """The answers to the split's first `limit` examples (0: all). The rationale task is decoded if `rationales`."""
         name = self._objective.name
-        outputs = self.texts(params, split, PREDICT, decoding)
-        rationales: Sequence[str | None]
-        if EXPLAIN in self._objective.tasks:
-            rationales = self.texts(params, split, EXPLAIN, decoding)
-        else:
-            rationales = [read_rationale(output, name) for output in outputs]
+        outputs = self.texts(params, split, PREDICT, decoding, limit=limit)
+        written: Sequence[str | None] = [read_rationale(output, name) for output in outputs]
+        if rationales and EXPLAIN in self._objective.tasks:
+            written = self.texts(params, split, EXPLAIN, decoding, limit=limit)
         predictions: list[Prediction] = []
-        for example, output, rationale in zip(examples, outputs, rationales, strict=True):
+        for example, output, rationale in zip(examples[: len(outputs)], outputs, written, strict=True):
             label = read_label(output, name)
             predictions.append(
                 {

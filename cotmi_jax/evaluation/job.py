@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from cotmi_jax.config import load_extensions
 from cotmi_jax.data.corpus import Component
 from cotmi_jax.data.run_data import load_data, tokenize
 from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
-from cotmi_jax.evaluation.evaluator import Evaluator, Prediction
-from cotmi_jax.evaluation.metrics import Summary, summarize
+from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.metrics import Prediction, Summary, measure, parse_metrics, summarize
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, fitting_rows
 from cotmi_jax.experiment import eval_decoding, make_objective
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
@@ -52,18 +53,26 @@ def score(
     output: str | None = None,
     data_root: str | None = None,
     information: bool = True,
+    metrics: str | None = None,
+    extensions: str = "",
 ) -> Scored:
-    """Score a split and write metrics.json and predictions.jsonl. Raises UserError for whatever the user can mend.
+    """Score a split and write metrics.json and predictions.jsonl. Raises UserError for user errors.
 
-    Metrics: accuracy against gold with its 95% Wilson interval and n; `loss`: the mean of every term of the objective
-    against gold labels, in nats (accuracies of tokens as shares); counts of truncated inputs and targets; of a mixture
-    `components`: the accuracy of each; with `information`, the held-out mutual information of a student that explains.
+    `metrics`: names of registered metrics, separated by commas; None: config.eval.metrics. `extensions`: files or
+    modules to import besides those of the run, in the form of config.extensions, for metrics registered since then.
+
+    metrics.json: accuracy against gold with its 95% Wilson interval and n; `loss`: the mean of every term of the
+    objective against gold labels, in nats (accuracies of tokens as fractions); `metrics`: value, 95% interval and n of
+    every metric; counts of truncated inputs and targets; of a mixture `components`: the accuracy of each; with
+    `information`, the held-out mutual information of a student that explains.
     """
     workdir = as_path(absolute(workdir_path))
     barrier("begin")
+    load_extensions(extensions)
     trained = load_workdir(workdir, parse_which(checkpoint))
     config, vocabulary = trained.config, trained.vocabulary
     assert config is not None  # of a workdir it is known
+    chosen = parse_metrics(config.eval.metrics if metrics is None else metrics)
     if data_root is not None:
         config.data.root = absolute(data_root)
     with jax.set_mesh(mesh := trained.mesh):
@@ -87,12 +96,13 @@ def score(
                 fitted = tokenize(config, vocabulary, known, train=True)
                 monitor = MIMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
                 measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
-    correct = [bool(prediction["correct"]) for prediction in predictions]
-    metrics: dict[str, Any] = {
+    correct = [prediction["correct"] for prediction in predictions]
+    found: dict[str, Any] = {
         "dataset": corpus.name,
         "split": split_name,
         "checkpoint": {"which": checkpoint, "step": trained.step},
         **summarize(correct),
+        "metrics": measure(chosen, predictions),
         "loss": losses,
         "truncated": {
             task: {"inputs": tokens.truncated_inputs, "targets": tokens.truncated_targets}
@@ -100,15 +110,15 @@ def score(
         },
     }
     if len(data.components) > 1:
-        metrics["components"] = accuracy_by_component(correct, data.components, split_name)
+        found["components"] = accuracy_by_component(correct, data.components, split_name)
     if information and EXPLAIN in objective.tasks:
-        metrics["information"] = measured.summary() if measured else None  # None: too few examples
+        found["information"] = measured.summary() if measured else None  # None: too few examples
     folder = as_path(absolute(output)) if output else workdir / "evaluation" / split_name
     if is_main_process():
         with user_error_on_failure(f"cannot write results to {folder}"):
             make_folder(folder)
-            replace_file(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+            replace_file(folder / "metrics.json", json.dumps(found, indent=1) + "\n")
             replace_file(
                 folder / "predictions.jsonl", "".join(json.dumps(prediction) + "\n" for prediction in predictions)
             )
-    return Scored(metrics, predictions, measured, workdir, folder)
+    return Scored(found, predictions, measured, workdir, folder)

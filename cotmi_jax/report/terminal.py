@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cotmi_jax.evaluation.evaluator import Prediction
+from cotmi_jax.evaluation.metrics import Prediction, Score
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates
 
 _ROWS = {
@@ -27,6 +27,9 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
     ]
     for name, summary in metrics.get("components", {}).items():
         rows.append((f"label accuracy, {name}", f"{_format_accuracy(summary)}, {summary['n']} examples"))
+    for name, score in metrics["metrics"].items():
+        if name != "accuracy":
+            rows.append((name, _format_metric(score, metrics["n"])))
     for name, text in _ROWS.items():
         if name in metrics["loss"]:
             value = metrics["loss"][name]
@@ -46,6 +49,13 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
 def _format_accuracy(summary: Mapping[str, Any]) -> str:
     low, high = summary["interval"]
     return f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})"
+
+
+def _format_metric(score: Score, examples: int) -> str:
+    text = f"{score['value']:.4g}"
+    if score["interval"] is not None:
+        text += "  (95% interval {:.4g} to {:.4g})".format(*score["interval"])
+    return text if score["n"] == examples else f"{text}, {score['n']} examples"
 
 
 def format_examples(predictions: Sequence[Prediction]) -> str:

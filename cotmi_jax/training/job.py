@@ -12,6 +12,7 @@ from cotmi_jax.config import check_batches, load_extensions, validate
 from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.metrics import parse_metrics
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, MIMonitor, check_monitor
 from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.files import Path, run_all
@@ -53,6 +54,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     mesh = make_mesh(**config.mesh.to_dict())
     check_batches(config, batch_shards(mesh))
     check_monitor(config)
+    parse_metrics(config.eval.metrics)
     _check_shared(workdir)
     resumed = read_run(workdir)[1:] if steps_saved(workdir / LATEST) else None
     experiment = Experiment.of(

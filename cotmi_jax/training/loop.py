@@ -13,6 +13,7 @@ from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.metrics import METRICS, measure, parse_metrics, summarize
 from cotmi_jax.evaluation.mi_monitor import MIMonitor, fitting_rows
 from cotmi_jax.experiment import Experiment, eval_decoding
 from cotmi_jax.models.config import T5Config
@@ -88,15 +89,24 @@ class Run:
         params, limit = self.state.params["student"], config.examples
         data, decoding = experiment.data.prepared, eval_decoding(self.config)
         losses = self.evaluator.losses(params, data.valid, limit=limit)
-        scores = self.evaluator.accuracy(params, data.valid, data.valid_examples, decoding, limit=limit)
-        metrics = {f"valid/{name}": value for name, value in losses.items()} | {"valid/accuracy": scores["accuracy"]}
-        self.writer.write(step, metrics)
-        low, high = scores["interval"]
-        self.progress.say(
-            f"step {step}: valid accuracy {scores['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {scores['n']}, "
-            + ", ".join(f"{name} {losses[name]:.3f}" for name in experiment.objective.coefficients if name in losses)
+        predictions = self.evaluator.predictions(
+            params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False
         )
-        quality = (scores["accuracy"], -losses["predict"])
+        names = [name for name in parse_metrics(config.metrics) if not METRICS[name].reads_rationales]
+        scores = measure(names, predictions)
+        if taken := losses.keys() & scores.keys():
+            raise UserError(f"a metric's value is named {', '.join(taken)}, as a term of the loss: rename it")
+        values = losses | {name: score["value"] for name, score in scores.items()}
+        metrics = {f"valid/{name}": value for name, value in values.items()}
+        self.writer.write(step, metrics)
+        shown = [name for name in (*scores, *experiment.objective.coefficients) if name in values][1:]  # after accuracy
+        accuracy = summarize([prediction["correct"] for prediction in predictions])
+        low, high = accuracy["interval"]
+        self.progress.say(
+            f"step {step}: valid accuracy {accuracy['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {accuracy['n']}, "
+            + ", ".join(f"{name} {values[name]:.3f}" for name in shown)
+        )
+        quality = (values["accuracy"], -losses["predict"])
         if quality > self.best:
             self.best = quality
             with self.throughput.during(CHECKPOINT):

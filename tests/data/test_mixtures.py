@@ -220,7 +220,14 @@ def test_accuracies_of_components_come_from_their_own_examples():
         "a": (1.0, 2),
         "c": (pytest.approx(1 / 3), 3),
     }
-    metrics = {"dataset": "a,b,c", "split": "test", "checkpoint": {"step": 4}, "loss": {}, "truncated": {}}
+    metrics = {
+        "dataset": "a,b,c",
+        "split": "test",
+        "checkpoint": {"step": 4},
+        "loss": {},
+        "truncated": {},
+        "metrics": {},
+    }
     text = format_scores({**metrics, "accuracy": 0.6, "interval": (0.2, 0.9), "n": 5, "components": found})
     assert "label accuracy     60.0%  (95% interval 20.0% to 90.0%)" in text
     assert "\nlabel accuracy, c  33.3%  (95% interval " in text and "), 3 examples" in text

@@ -5,7 +5,16 @@ import math
 import pytest
 
 from cotmi_jax.data.labels import is_correct
-from cotmi_jax.evaluation.metrics import summarize, wilson_interval
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.metrics import (
+    METRICS,
+    Score,
+    measure,
+    parse_metrics,
+    register_metric,
+    summarize,
+    wilson_interval,
+)
 
 
 def test_text_has_to_match_exactly_but_for_outer_whitespace() -> None:
@@ -58,3 +67,34 @@ def test_summary() -> None:
     assert summary == {"accuracy": 0.75, "interval": wilson_interval(3, 4), "n": 4}
     with pytest.raises(ValueError, match="at least one example"):
         summarize([])
+
+
+def prediction(correct: bool) -> dict:
+    return {"label": "yes", "predicted_label": "yes" if correct else "no", "correct": correct}
+
+
+def test_metrics_are_chosen_by_name_after_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cotmi_jax.evaluation.metrics.METRICS", dict(METRICS))
+
+    @register_metric("errors")
+    def errors(predictions):
+        wrong = sum(not prediction["correct"] for prediction in predictions)
+        return {"errors": Score(value=wrong, interval=None, n=len(predictions))}
+
+    names = parse_metrics(" errors, accuracy,")
+    assert names == ("accuracy", "errors") and parse_metrics("") == ("accuracy",)
+    scores = measure(names, [prediction(True), prediction(False), prediction(True), prediction(True)])
+    assert scores == {
+        "accuracy": {"value": 0.75, "interval": wilson_interval(3, 4), "n": 4},
+        "errors": {"value": 1, "interval": None, "n": 4},
+    }
+    register_metric("again")(errors)
+    with pytest.raises(UserError, match="'again' gives errors, as another metric does"):
+        measure(("errors", "again"), [prediction(True)])
+
+
+def test_an_unknown_or_built_in_metric_is_refused() -> None:
+    with pytest.raises(UserError, match=r"unknown metric 'bleu', 'f2': choose from accuracy, or name the file"):
+        parse_metrics("bleu,accuracy,f2")
+    with pytest.raises(UserError, match="metric 'accuracy' is built in"):
+        register_metric("accuracy")

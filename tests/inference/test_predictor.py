@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.metrics import measure
 from cotmi_jax.inference import generation
 from cotmi_jax.inference import predictor as answering
 from cotmi_jax.inference.predictor import Answer, Answerer
@@ -226,10 +228,11 @@ def test_accuracy_is_the_share_of_labels_that_are_right(echo: None, mesh: Mesh) 
     right = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n + 1}", "One more.", kind="equation") for n in range(3)]
     wrong = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n}", "One more.", kind="equation") for n in range(3, 10)]
     examples = (*right, *wrong)
-    scores = make_evaluator(mesh, "standard").accuracy(params(), tokens("standard", examples), examples, GREEDY)
-    assert (scores["accuracy"], scores["n"]) == (0.3, 10)
-    first = make_evaluator(mesh, "standard").accuracy(params(), tokens("standard", examples), examples, GREEDY, limit=4)
-    assert (first["accuracy"], first["n"]) == (0.75, 4)
+    evaluator, split = make_evaluator(mesh, "standard"), tokens("standard", examples)
+    for limit, expected, n in ((0, 0.3, 10), (4, 0.75, 4)):
+        predictions = evaluator.predictions(params(), split, examples, GREEDY, limit=limit, rationales=False)
+        score = measure(["accuracy"], predictions)["accuracy"]
+        assert (score["value"], score["n"]) == (expected, n)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +262,11 @@ def test_predictions_hold_every_example_with_what_the_student_says(
         "teacher_rationale": "Rationale 7.",
         "predicted_rationale": rationale,
     }
+    labels = make_evaluator(mesh, objective).predictions(
+        params(), tokens(objective, examples), examples, GREEDY, rationales=False
+    )
+    free = None if objective == "dss" else rationale  # the rationale of one output with the label is read from it
+    assert labels == [prediction | {"predicted_rationale": free} for prediction in predictions]
 
 
 def test_a_report_says_what_was_scored() -> None:
@@ -269,7 +277,14 @@ def test_a_report_says_what_was_scored() -> None:
         "loss": {"predict": 0.25, "predict_token_accuracy": 0.5},
     }
     metrics |= {"truncated": {"predict": {"inputs": 3, "targets": 0}}}
+    metrics |= {"metrics": {"accuracy": {"value": 0.655, "interval": (0.587, 0.7175), "n": 200}}}
+    metrics["metrics"] |= {
+        "macro_f1": {"value": 0.51234, "interval": (0.4, 0.6), "n": 200},
+        "words": {"value": 12, "interval": None, "n": 7},
+    }
     text = format_scores(metrics)
+    assert re.search(r"^macro_f1 +0\.5123  \(95% interval 0\.4 to 0\.6\)$", text, re.M)
+    assert re.search(r"^words +12, 7 examples$", text, re.M)
     for part in ("svamp test", "200 examples, checkpoint of step 7", "65.5%", "58.7% to 71.8%", "0.250 nats", "50.0%"):
         assert part in text
     assert "cut to the limit, predict inputs  3" in text and "targets" not in text and "rationale" not in text
