@@ -74,6 +74,7 @@ def base() -> ConfigDict:
     config.objective.name = "cotmi"  # standard, single_task, dss or cotmi
     config.objective.alpha = 0.5  # weight of the label task; the rationale task gets 1 − alpha
     config.objective.beta = 0.1  # weight of the mutual-information term
+    config.objective.token_loss = "cross_entropy"  # or one that a module of config.extensions registers
     config.mi = _mi()
 
     config.optimizer = ConfigDict()

@@ -70,7 +70,8 @@ def make_objective(config: ConfigDict) -> Objective:
     mi_term = MITermConfig(
         **term, critic=critic, compression=compression["name"], compression_weight=compression["weight"]
     )
-    objective = Objective(config.objective.name, config.objective.alpha, config.objective.beta, mi_term)
+    settings = config.objective
+    objective = Objective(settings.name, settings.alpha, settings.beta, mi_term, settings.token_loss)
     if config.data.empty_rationale == "keep" and PREDICT in find_objective(objective.name).rationale_tasks:
         raise UserError(
             f"config.data.empty_rationale keep: {objective.name} writes rationale and label as one target and "

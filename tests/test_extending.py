@@ -16,6 +16,7 @@ from cotmi_jax.data.tasks import OBJECTIVES
 from cotmi_jax.evaluation.job import score
 from cotmi_jax.evaluation.metrics import METRICS
 from cotmi_jax.models.student import NETWORKS
+from cotmi_jax.objectives.token_loss import TOKEN_LOSSES
 from cotmi_jax.training.job import train
 
 quick_compilation = runs.quick_compilation
@@ -26,6 +27,7 @@ STUDY = {
     "data.vocabulary": str(VOCABULARY_PATH),
     "data.packing": False,
     "objective.name": "answer_in_rationale",
+    "objective.token_loss": "label_smoothing",
     "model.network": "bag",
     "optimizer.learning_rate": 0.1,
     "steps": 12,
@@ -45,7 +47,7 @@ def words(predictions):
 
 @pytest.fixture(autouse=True)
 def registries_as_before() -> Iterator[None]:
-    tables = SOURCES, OBJECTIVES, METRICS, NETWORKS
+    tables = SOURCES, OBJECTIVES, METRICS, TOKEN_LOSSES, NETWORKS
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):

@@ -94,7 +94,7 @@ def score(
             if min(len(rows), split.size) >= MIN_PAIRS:
                 known = tuple(corpus.splits["train"][row] for row in rows)
                 fitted = tokenize(config, vocabulary, known, train=True)
-                monitor = MIMonitor(trained.student, objective, config, mesh, batch_size=batch_size)
+                monitor = MIMonitor(trained.student, config, mesh, batch_size=batch_size)
                 measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
     correct = [prediction["correct"] for prediction in predictions]
     found: dict[str, Any] = {

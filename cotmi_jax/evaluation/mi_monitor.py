@@ -25,7 +25,7 @@ from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives import pooling
-from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.objectives.forward import Heads, forward
 from cotmi_jax.parallel.batch import make_feed, put_batch
 from cotmi_jax.parallel.sharding import replicated
 
@@ -100,12 +100,12 @@ def fitting_rows(size: int, config: ConfigDict) -> np.ndarray:
 class MIMonitor:
     """Measures students of one shape; features are compiled once."""
 
-    def __init__(self, student: StudentDef, objective: Objective, config: ConfigDict, mesh: Mesh, *, batch_size: int):
+    def __init__(self, student: StudentDef, config: ConfigDict, mesh: Mesh, *, batch_size: int):
         self._config, self._mesh, self._batch_size = config, mesh, batch_size
         self._estimators, self._vocab_size = estimator_names(config), student.config.vocab_size
 
         def states(params: Params, batch: Batch) -> dict[str, Array]:
-            outputs = objective.forward(student.bind(params), batch, None)
+            outputs = forward(student.bind(params), batch, None, (PREDICT, EXPLAIN), Heads())
             label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
             pooled = {
                 "z": pooling.mean(label.states_RxTxD, label.target_RxNxT),

@@ -27,10 +27,12 @@ from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef, declare
 from cotmi_jax.objectives import pooling
 from cotmi_jax.objectives.forward import TaskStates
+from cotmi_jax.objectives.token_scan import Pool
 
 UNSCORED = ("released", "barber_agakov", "barber_agakov_head", "barber_agakov_gaussian")
 ESTIMATORS = (*SCORED, *UNSCORED)
-VOCABULARY_FEATURES = ("vocab_max", "vocab_mean")
+VOCABULARY_POOLS: dict[str, Pool] = {"vocab_max": "max", "vocab_mean": "mean"}
+VOCABULARY_FEATURES = tuple(VOCABULARY_POOLS)
 FEATURES = ("decoder_mean", "decoder_attention", "decoder_max", "encoder_mean", *VOCABULARY_FEATURES)
 COMPRESSIONS = ("none", "club", "variational")
 

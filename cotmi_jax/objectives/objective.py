@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -17,11 +16,19 @@ from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Student
-from cotmi_jax.objectives.forward import TaskOutput, TaskStates, _up_to_longest
-from cotmi_jax.objectives.mi_term import Features, MITermConfig, Networks, gather_features, losses, networks_def
-from cotmi_jax.objectives.pooling import members
+from cotmi_jax.objectives.forward import Heads, TaskOutput, forward
+from cotmi_jax.objectives.mi_term import (
+    VOCABULARY_POOLS,
+    Features,
+    MITermConfig,
+    Networks,
+    gather_features,
+    losses,
+    networks_def,
+)
 from cotmi_jax.objectives.terms import Term, Terms, is_packed, packed_weights, slots_of, token_mask
-from cotmi_jax.objectives.token_scan import Pool, scan_tokens
+from cotmi_jax.objectives.token_loss import CROSS_ENTROPY, find_token_loss
+from cotmi_jax.objectives.token_scan import Pool
 
 
 class BatchOutputs(NamedTuple):
@@ -43,9 +50,11 @@ class Objective:
     alpha: float = 0.5
     beta: float = 0.1
     mi_term: MITermConfig = MITermConfig()  # where the spec has_mi_term
+    token_loss: str = CROSS_ENTROPY  # of training
 
     def __post_init__(self) -> None:
         find_objective(self.name)
+        find_token_loss(self.token_loss)
         if not 0.0 <= self.alpha <= 1.0:
             raise UserError(f"objective.alpha is {self.alpha}: it weighs the label task and lies in [0, 1]")
         if self.beta < 0.0:
@@ -122,25 +131,24 @@ class Objective:
         batch: Mapping,
         key: Array | None,
         *,
-        beta: float = 1.0,
         ramp: Array | float = 1.0,
+        trains: bool = True,
     ) -> BatchOutputs:
-        """Run the student: terms of both tasks with their token accuracies as metrics, and features.
+        """Run the student: terms of its tasks with their token accuracies as metrics, and features.
 
-        Dropout is on where a key is given. The gradient of the features reaches the student times beta · ramp.
+        Dropout is on where a key is given. The gradient of the features reaches the student times beta · ramp. In
+        evaluation (trains=False) token terms are cross-entropies and a term with networks of its own is left out.
         """
-        outputs = self.forward(student, batch, key)
-        if not self.has_mi_term:
-            return BatchOutputs(_token_terms(outputs), None)
+        outputs = self.forward(student, batch, key, trains=trains)
+        terms = self._token_terms(outputs, batch, student.config.pad_id)
+        if not self.has_mi_term or (self.mi_term.learns and not trains):
+            return BatchOutputs(terms, None)
         label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
-        features = gather_features(self.mi_term, networks, label, rationale, beta, ramp)
-        return BatchOutputs(_token_terms(outputs), features)
+        return BatchOutputs(terms, gather_features(self.mi_term, networks, label, rationale, self.beta, ramp))
 
     def terms(self, student: Student, batch: Mapping, key: Array | None) -> Terms:
-        """Every term that needs nothing but the student: all but those with networks of their own."""
-        if self.has_mi_term and self.mi_term.learns:
-            return _token_terms(self.forward(student, batch, key))
-        terms, features = self.compute(student, None, batch, key)
+        """Every term that evaluation reports: all but those with networks of their own."""
+        terms, features = self.compute(student, None, batch, key, trains=False)
         if features is not None:
             pairs_B = self.pairs(batch, student.config.pad_id)
             weight = pairs_B.sum(dtype=jnp.float32)
@@ -170,82 +178,25 @@ class Objective:
         }
         return result.total, terms, result.state
 
-    def forward(self, student: Student, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
-        """Run the student on every task of a batch, padded or packed."""
-        return (self._forward_packed if is_packed(batch) else self._forward_padded)(student, batch, key)
-
-    def _forward_packed(self, student: Student, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
-        """One call of encoder and decoder for the rows, which hold both tasks."""
-        rows, keys = batch["rows"], (None, None) if key is None else jax.random.split(key)
-        if self.has_mi_term and self.mi_term.estimator == "released":
+    def forward(self, student: Student, batch: Mapping, key: Array | None, *, trains: bool) -> dict[str, TaskOutput]:
+        """Run the student on every task of a batch, with training's token loss or, to evaluate, cross-entropy."""
+        pools: dict[str, Pool] = {}
+        released = self.has_mi_term and self.mi_term.estimator == "released"
+        if released and is_packed(batch):
             raise UserError("mi.estimator released reads the padding of a padded batch: set data.packing to False")
-        segments = rows["input_segments"], rows["target_segments"]
-        encoded_RxSxD = student.encode(rows["inputs"], keys[0], segments[0])
-        states_RxTxD = student.decode(encoded_RxSxD, rows["inputs"], rows["targets"], keys[1], segments)
-        input_RxNxS, target_RxNxT = (members(each, rows["task"].shape[1]) for each in segments)
-        # A row's segments are pooled all in one way: the two sides differ in it for no estimator that reads them here.
-        pools = {self._pool(task) for task in self.tasks} - {None}
-        pool = pools.pop() if pools else None
-        scanned = scan_tokens(
-            states_RxTxD,
-            rows["targets"],
-            student.make_logits(),
-            mask_BxT=segments[1] > 0,
-            member_BxNxT=target_RxNxT if pool else None,
-            pool=pool,
-        )
-        task_states = TaskStates(encoded_RxSxD, input_RxNxS, states_RxTxD, target_RxNxT, scanned.log_pooled_BxNxV)
-        return {
-            task: TaskOutput(task_states, packed_weights(rows, index), scanned.loss_BxT, scanned.hit_BxT)
-            for index, task in enumerate(self.tasks)
-        }
+        if self.has_mi_term:
+            features = {PREDICT: self.mi_term.z_feature, EXPLAIN: self.mi_term.v_feature}
+            pools = {task: VOCABULARY_POOLS[name] for task, name in features.items() if name in VOCABULARY_POOLS}
+        token_loss = find_token_loss(self.token_loss) if trains else None
+        return forward(student, batch, key, self.tasks, Heads(pools, released, token_loss))
 
-    def _forward_padded(self, student: Student, batch: Mapping, key: Array | None) -> dict[str, TaskOutput]:
-        """The encoder reads all tasks' inputs in one call; each task is decoded by itself."""
-        tasks, pad_id = self.tasks, student.config.pad_id
-        encoder_key, *decoder_keys = [None] * (1 + len(tasks)) if key is None else jax.random.split(key, 1 + len(tasks))
-        # Tasks side by side, not one batch behind the other: so the rows of an example stay on its device.
-        inputs = jnp.stack([batch[task]["inputs"] for task in tasks], axis=1)
-        encoded = student.encode(inputs.reshape(-1, inputs.shape[-1]), encoder_key).reshape(*inputs.shape, -1)
-        outputs = {}
-        for index, (task, decoder_key) in enumerate(zip(tasks, decoder_keys, strict=True)):
-            encoded_BxSxD, inputs_BxS, targets_BxT = encoded[:, index], batch[task]["inputs"], batch[task]["targets"]
-            states_BxTxD = student.decode(encoded_BxSxD, inputs_BxS, targets_BxT, decoder_key)
-            mask_BxT = token_mask(targets_BxT, batch["valid"], pad_id)
-            # The defect of `released` is part of it: padding up to the batch's longest example enters the maximum.
-            released = self.has_mi_term and self.mi_term.estimator == "released"
-            pooled_BxT = _up_to_longest(mask_BxT) if released else mask_BxT
-            pool = self._pool(task)
-            scanned = scan_tokens(
-                states_BxTxD,
-                targets_BxT,
-                student.make_logits(),
-                mask_BxT=mask_BxT | pooled_BxT,
-                member_BxNxT=pooled_BxT[:, None, :] if pool else None,
-                pool=pool,
-            )
-            input_mask_BxS = token_mask(inputs_BxS, batch["valid"], pad_id)
-            pooled = scanned.log_pooled_BxNxV
-            task_states = TaskStates(encoded_BxSxD, input_mask_BxS[:, None], states_BxTxD, mask_BxT[:, None], pooled)
-            weight_BxT = self._token_weights(batch, task, pad_id)
-            outputs[task] = TaskOutput(task_states, weight_BxT, scanned.loss_BxT, scanned.hit_BxT)
-        return outputs
-
-    def _pool(self, task: str) -> Pool | None:
-        """How a task's probabilities are pooled into a vocabulary feature, if they are one."""
-        if not self.has_mi_term:
-            return None
-        feature = self.mi_term.z_feature if task == PREDICT else self.mi_term.v_feature
-        return {"vocab_max": "max", "vocab_mean": "mean"}.get(feature)  # type: ignore[return-value]
-
-
-def _token_terms(outputs: Mapping[str, TaskOutput]) -> Terms:
-    """Cross-entropy in nats and token accuracy of each task."""
-    terms: Terms = {}
-    for task, output in outputs.items():
-        weight = output.weight_RxT.sum()
-        counts_RxT = output.weight_RxT > 0
-        terms[task] = Term(jnp.where(counts_RxT, output.weight_RxT * output.loss_RxT, 0.0).sum(), weight)
-        hits = jnp.where(output.hit_RxT, output.weight_RxT, 0.0).sum()
-        terms[f"{task}_token_accuracy"] = Term(hits, weight)
-    return terms
+    def _token_terms(self, outputs: Mapping[str, TaskOutput], batch: Mapping, pad_id: int) -> Terms:
+        """Loss in nats and token accuracy of each task."""
+        terms: Terms = {}
+        for task, output in outputs.items():
+            weight_RxT = self._token_weights(batch, task, pad_id)
+            weight = weight_RxT.sum()
+            terms[task] = Term(jnp.where(weight_RxT > 0, weight_RxT * output.loss_RxT, 0.0).sum(), weight)
+            hits = jnp.where(output.hit_RxT, weight_RxT, 0.0).sum()
+            terms[f"{task}_token_accuracy"] = Term(hits, weight)
+        return terms

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
+from cotmi_jax.errors import UserError
+from cotmi_jax.objectives.token_loss import TokenLoss
 from cotmi_jax.parallel.batch import batch_parts, copy_for_parts
 
 Pool = Literal["max", "mean"]
@@ -25,7 +27,7 @@ EMPTY = -1e9
 class TokenScan(NamedTuple):
     """What the scan leaves of the logits, all from one evaluation of them."""
 
-    loss_BxT: Array  # −log p(target) in nats, float32
+    loss_BxT: Array  # −log p(target) in nats, or the token loss given; float32
     hit_BxT: Array  # bool, no logit is higher than the target's: a tie for the highest is a hit, a NaN is none
     log_pooled_BxNxV: Array | None  # log of the pooled probability, float32; EMPTY where a segment has no position
 
@@ -64,8 +66,9 @@ def scan_tokens(
     pool: Pool | None = None,
     mask_BxT: Array | None = None,
     chunk: int | None = None,
+    token_loss: TokenLoss | None = None,
 ) -> TokenScan:
-    """Cross-entropy and hit of every target, and the probabilities of each segment pooled over its positions.
+    """Loss and hit of every target, and the probabilities of each segment pooled over its positions.
 
     logits: states [B, L, D] → float32 logits [B, L, V]; gradients reach the parameters that it closes over.
     member_BxNxT: which positions of a row belong to which of its N segments (N = 1 unless rows are packed).
@@ -76,11 +79,17 @@ def scan_tokens(
         cotangent does not do this: 0 · NaN is NaN in the gradient of the head. None reads every position.
     chunk: most positions at a time; memory grows with B · chunk · V. T need not be a multiple of it. None: as many as
         make 256 rows on a device, at least 8. Fewer rows leave processors idle.
+    token_loss: from logits and targets to losses (token_loss.py), differentiated by jax.vjp chunk by chunk. None: the
+        cross-entropy, whose derivative is written in closed form since that is faster.
 
     Over a mesh every device has a copy of what `logits` closes over, gathered once, and sums its gradient over the
     chunks before the devices sum theirs.
 
     Reverse-mode differentiable, once. Where the caller stops the gradient of a result, its backward work is left out.
+
+    Raises:
+      ValueError: one of pool and member_BxNxT without the other.
+      UserError: token_loss gives no loss for each target.
     """
     if (pool is None) != (member_BxNxT is None):
         raise ValueError("pool and member_BxNxT are given together or not at all")
@@ -108,7 +117,9 @@ def scan_tokens(
     converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0][: batch // parts])
     if parts > 1:
         converted, closed = _by_part(converted, parts), [copy_for_parts(each, parts) for each in closed]
-    outputs = _scan(converted, pool, closed, states_CxBxLxD, roles)
+    if token_loss is not None:
+        _check_token_loss(token_loss, converted, closed, states_CxBxLxD, roles)
+    outputs = _scan(converted, pool, token_loss, closed, states_CxBxLxD, roles)
     log_pooled_BxNxV = None if pool is None else outputs.log_pooled_BxNxV
     return TokenScan(join(outputs.loss_CxBxL), join(outputs.hit_CxBxL), log_pooled_BxNxV)
 
@@ -124,18 +135,42 @@ def _by_part(logits: Logits, parts: int) -> Logits:
     return apply
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(logits: Logits, pool: Pool | None, closed: list[Array], states_CxBxLxD: Array, roles: _Roles) -> _Outputs:
+def _check_token_loss(
+    token_loss: TokenLoss, logits: Logits, closed: list[Array], states_CxBxLxD: Array, roles: _Roles
+) -> None:
+    targets_BxL = roles.targets_CxBxL[0]
+    loss = jax.eval_shape(lambda states: token_loss(logits(states, *closed), targets_BxL), states_CxBxLxD[0])
+    if loss.shape != targets_BxL.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise UserError(
+            f"a token loss gives {loss.dtype}{list(loss.shape)} for targets {list(targets_BxL.shape)}: it must be one "
+            "float for each target"
+        )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _scan(
+    logits: Logits,
+    pool: Pool | None,
+    token_loss: TokenLoss | None,
+    closed: list[Array],
+    states_CxBxLxD: Array,
+    roles: _Roles,
+) -> _Outputs:
     """The scan, given logits(states, *closed) that closes over nothing differentiable.
 
     It has its own derivative since `jax.checkpoint` around the body is slower by a tenth and keeps the pooled
     probabilities of every chunk for the backward pass.
     """
-    return _forward(logits, pool, closed, states_CxBxLxD, roles)[0]
+    return _forward(logits, pool, token_loss, closed, states_CxBxLxD, roles)[0]
 
 
 def _forward(
-    logits: Logits, pool: Pool | None, closed: list[Array], states_CxBxLxD: Array, roles: _Roles
+    logits: Logits,
+    pool: Pool | None,
+    token_loss: TokenLoss | None,
+    closed: list[Array],
+    states_CxBxLxD: Array,
+    roles: _Roles,
 ) -> tuple[_Outputs, _Residuals]:
     def body(pooled: tuple[Array, Array], operands: tuple[Array, _Roles, Array]) -> tuple[tuple[Array, Array], tuple]:
         states_BxLxD, (targets_BxL, member_BxNxL), positions_L = operands
@@ -148,6 +183,8 @@ def _forward(
             log_p_BxNxLxV = jnp.where(member_BxNxL[..., None], log_p_Bx1xLxV, EMPTY)
             pooled = (_add_to_max if pool == "max" else _add_to_sum)(*pooled, log_p_BxNxLxV, positions_L)
         loss_BxL = log_sum_BxL + (highest_BxL - target_BxL)
+        if token_loss is not None:
+            loss_BxL = token_loss(logits_BxLxV, targets_BxL).astype(jnp.float32)
         return pooled, (loss_BxL, target_BxL >= highest_BxL, highest_BxL, log_sum_BxL)
 
     vocab_size = jax.eval_shape(logits, states_CxBxLxD[0], *closed).shape[-1]
@@ -196,16 +233,28 @@ def _sizes(roles: _Roles) -> Array:
 
 
 def _forward_of_primals(
-    logits: Logits, pool: Pool | None, closed: list[CustomVJPPrimal], states: CustomVJPPrimal, roles: _Roles
+    logits: Logits,
+    pool: Pool | None,
+    token_loss: TokenLoss | None,
+    closed: list[CustomVJPPrimal],
+    states: CustomVJPPrimal,
+    roles: _Roles,
 ) -> tuple[_Outputs, _Residuals]:
     """The forward pass as `symbolic_zeros` calls it, with a CustomVJPPrimal around every array."""
-    return _forward(logits, pool, *jax.tree.map(lambda primal: primal.value, (closed, states, roles)))
+    return _forward(logits, pool, token_loss, *jax.tree.map(lambda primal: primal.value, (closed, states, roles)))
 
 
 def _backward(
-    logits: Logits, pool: Pool | None, residuals: _Residuals, cotangents: _Outputs
+    logits: Logits,
+    pool: Pool | None,
+    token_loss: TokenLoss | None,
+    residuals: _Residuals,
+    cotangents: _Outputs,
 ) -> tuple[list[Array], Array, None]:
-    """d_logits = w − onehot(target) · d_loss + softmax · (d_loss − Σ_v w), where w is the cotangent of log-softmax."""
+    """d_logits = w − onehot(target) · d_loss + softmax · (d_loss − Σ_v w), where w is the cotangent of log-softmax.
+
+    With a token loss its vector-Jacobian product takes the place of the terms in d_loss.
+    """
     closed, states_CxBxLxD, roles, highest_CxBxL, log_sum_CxBxL, log_pooled_BxNxV, winner_BxNxV = residuals
     d_loss_CxBxL, _, d_pooled_BxNxV = cotangents
     if isinstance(d_loss_CxBxL, SymbolicZero):
@@ -228,8 +277,13 @@ def _backward(
         states_BxLxD, (targets_BxL, member_BxNxL), positions_L, highest_BxL, log_sum_BxL, d_loss_BxL = operands
         logits_BxLxV, pull_back = jax.vjp(logits, states_BxLxD, *closed)
         log_p_BxLxV = _log_softmax(logits_BxLxV, highest_BxL, log_sum_BxL)
-        is_target_BxLxV = jax.lax.broadcasted_iota(jnp.int32, log_p_BxLxV.shape, 2) == targets_BxL[..., None]
-        d_logits_BxLxV = -jnp.where(is_target_BxLxV, d_loss_BxL[..., None], 0)
+        if token_loss is None:
+            is_target_BxLxV = jax.lax.broadcasted_iota(jnp.int32, log_p_BxLxV.shape, 2) == targets_BxL[..., None]
+            d_logits_BxLxV = -jnp.where(is_target_BxLxV, d_loss_BxL[..., None], 0)
+        else:
+            loss_BxL, pull_back_loss = jax.vjp(lambda each: token_loss(each, targets_BxL), logits_BxLxV)
+            (d_logits_BxLxV,) = pull_back_loss(d_loss_BxL.astype(loss_BxL.dtype))
+            d_loss_BxL = jnp.zeros_like(d_loss_BxL)
         if pools:
             d_log_p_BxLxV = pooled_cotangent(log_p_BxLxV, member_BxNxL, positions_L)
             d_logits_BxLxV += d_log_p_BxLxV

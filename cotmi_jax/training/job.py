@@ -184,4 +184,4 @@ def make_monitor(experiment: Experiment, student: StudentDef, mesh: Mesh, progre
     if pairs < MIN_PAIRS:
         progress.say(f"mutual information is not measured: {pairs} examples, at least {MIN_PAIRS} are needed")
         return None
-    return MIMonitor(student, experiment.objective, config, mesh, batch_size=config.eval.batch_size)
+    return MIMonitor(student, config, mesh, batch_size=config.eval.batch_size)

@@ -64,8 +64,7 @@ class _LossFunctions:
         networks = self.mi_inputs.networks
         bound = None if networks is None else networks.bind(params["mi"])
         student = self.student.bind(params["student"])
-        beta, ramp = self.objective.coefficients.get("mi", 1.0), self.mi_inputs.ramp
-        terms, features = self.objective.compute(student, bound, part, key, beta=beta, ramp=ramp)
+        terms, features = self.objective.compute(student, bound, part, key, ramp=self.mi_inputs.ramp)
         coefficients = self.objective.coefficients
         loss = sum(coefficients[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
         return jnp.asarray(loss), (terms, features)

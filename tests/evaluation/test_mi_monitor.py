@@ -20,7 +20,6 @@ from cotmi_jax.evaluation.job import score
 from cotmi_jax.evaluation.mi_monitor import MIMonitor, label_features
 from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.report.plots import draw_information, read_measurements
 from cotmi_jax.report.terminal import format_scores
@@ -123,7 +122,7 @@ def monitor_of(**changes: Any) -> tuple[MIMonitor, dict]:
 
     student = StudentDef.of(small_config())
     config = runs.tiny_config({"mi.monitor.estimators": "infonce", "mi.monitor.pairs": 8} | changes)
-    return MIMonitor(student, Objective("dss"), config, make_mesh(), batch_size=16), numpy_params(student)
+    return MIMonitor(student, config, make_mesh(), batch_size=16), numpy_params(student)
 
 
 def test_features_are_of_the_rows_asked_for_in_their_order() -> None:

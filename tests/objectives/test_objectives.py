@@ -1,5 +1,6 @@
 """The objectives on a student whose parameters are its logits. Oracles: the release's formula in torch, and numpy."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -76,7 +77,8 @@ class Result(NamedTuple):
 def compiled(objective: Objective) -> Callable[[Logits, dict[str, Any]], Result]:
     def run(logits: Logits, batch: dict[str, Any]) -> Result:
         def means(logits: Logits) -> tuple[dict[str, jax.Array], Terms]:
-            terms = objective.terms(STUDENT.bind(logits), batch, None)
+            # The gradient of the features carries beta, which is a coefficient and not part of the term.
+            terms = dataclasses.replace(objective, beta=1.0).terms(STUDENT.bind(logits), batch, None)
             return {name: terms[name].mean for name in objective.coefficients}, terms
 
         term_grads, terms = jax.jacrev(means, has_aux=True)(logits)
