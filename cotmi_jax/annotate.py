@@ -4,8 +4,10 @@ from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imp
 
 from absl import flags
 
+from cotmi_jax.data.sources.released_sets import RELEASED
+
 _QUESTIONS = flags.DEFINE_string("questions", None, "JSON Lines with input and, if known, label (gold) and id.")
-_DATASET = flags.DEFINE_enum("dataset", None, ["anli1", "asdiv", "cqa", "esnli", "svamp"], "Or a released set.")
+_DATASET = flags.DEFINE_enum("dataset", None, sorted(RELEASED), "Or a released set.")
 _SPLIT = flags.DEFINE_enum("split", "train", ["train", "valid", "test"], "Of --dataset.")
 _DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of --dataset; default: $COTMI_DATA_ROOT.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many questions, from the first on.", lower_bound=1)

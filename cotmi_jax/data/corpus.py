@@ -11,7 +11,7 @@ from cotmi_jax.data.sources.arithmetic import ArithmeticSource
 from cotmi_jax.data.sources.base import Source, digest
 from cotmi_jax.data.sources.jsonl import JsonlSource
 from cotmi_jax.data.sources.registered import SOURCES
-from cotmi_jax.data.sources.released import DssSource
+from cotmi_jax.data.sources.released import ReleasedSource
 from cotmi_jax.data.sources.rows import BAD_ROWS, NUM_NOTES, check_choice
 from cotmi_jax.data.sources.tfds import TfdsSource
 from cotmi_jax.data.splits import subsample as subsample_examples
@@ -32,7 +32,7 @@ class Loading:
     dataset: one component or several with rates, as `grammar.parse_dataset` reads them.
     data_root: folder of the release; None takes $COTMI_DATA_ROOT.
     tfds_dir: folder or URL of sets prepared by TensorFlow Datasets; None takes its default.
-    teacher, align, augment_asdiv: as for `released.DssSource`; other components ignore them.
+    teacher, align, augment_asdiv: as for `released.ReleasedSource`; other components ignore them.
     subsample: fraction of train to keep, in (0, 1], drawn with seed.
     bad_rows: "error", or "skip": leave rows out that cannot be used, and count them.
     empty_rationale: "error" refuses examples whose rationale is blank, in any split; "drop" takes them out of train;
@@ -60,7 +60,7 @@ class Loading:
         check_choice("bad_rows", self.bad_rows, BAD_ROWS)
         check_choice("empty_rationale", self.empty_rationale, EMPTY_RATIONALES)
         check_choice("label_kind", self.label_kind, LABEL_KINDS)
-        if self.augment_asdiv and all(part[:2] != ("dss", "svamp") for part in parse_dataset(self.dataset)):
+        if self.augment_asdiv and all(part[:2] != ("released", "svamp") for part in parse_dataset(self.dataset)):
             raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.dataset!r}: leave it off")
 
 
@@ -159,7 +159,7 @@ def _jsonl(part: Part, loading: Loading) -> Source:
 
 
 def _released(part: Part, loading: Loading) -> Source:
-    return DssSource(
+    return ReleasedSource(
         find_data_root(loading.data_root),
         part.argument,
         teacher=loading.teacher,
@@ -171,7 +171,7 @@ def _released(part: Part, loading: Loading) -> Source:
 
 _SOURCE_OF_KIND: dict[Kind, Callable[[Part, Loading], Source]] = {
     "arithmetic": lambda part, loading: ArithmeticSource(loading.size),
-    "dss": _released,
+    "released": _released,
     "jsonl": _jsonl,
     "registered": lambda part, loading: SOURCES[part.argument],
     "tfds": lambda part, loading: TfdsSource(part.argument, loading.tfds_dir, loading.teacher, loading.bad_rows),

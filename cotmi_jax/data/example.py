@@ -6,6 +6,7 @@ from typing import Literal
 
 LabelKind = Literal["text", "equation"]
 SPLITS = ("train", "valid", "test")
+EOS_TEXT = "</s>"  # separates the sentences of an input; a vocabulary encodes it as the end-of-sequence id
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cotmi_jax.data.sources.registered import SOURCES
+from cotmi_jax.data.sources.released_sets import RELEASED_NAMES
+from cotmi_jax.data.sources.tfds_formats import TFDS_SETS
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import absolute
 
-Kind = Literal["dss", "arithmetic", "jsonl", "tfds", "registered"]
-DSS_SETS = ("anli1", "cqa", "esnli", "svamp")
-TFDS_SETS = ("anli/r1", "anli/r2", "anli/r3", "cos_e", "esnli", *(f"dss/{name}" for name in DSS_SETS))
-CHOICES = (*sorted((*DSS_SETS, "arithmetic")), "jsonl:PATH", "tfds:NAME")
+Kind = Literal["released", "arithmetic", "jsonl", "tfds", "registered"]
+CHOICES = (*sorted((*RELEASED_NAMES, "arithmetic")), "jsonl:PATH", "tfds:NAME")
 
 
 class Part(NamedTuple):
@@ -63,8 +63,8 @@ def _parse_part(text: str) -> Part:
     prefix, colon, argument = written.partition(":")
     if written == "arithmetic":
         return Part("arithmetic", "", rate, written)
-    if written in DSS_SETS:
-        return Part("dss", written, rate, written)
+    if written in RELEASED_NAMES:
+        return Part("released", written, rate, written)
     if prefix == "jsonl" and argument:
         return Part("jsonl", argument if "://" in argument else str(Path(argument).expanduser()), rate, written)
     if prefix == "tfds" and colon:

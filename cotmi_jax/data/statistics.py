@@ -68,7 +68,7 @@ def describe(
     Args:
       loaded: what to describe.
       encode: texts to token ids; counts include an end-of-sequence token exactly if it appends one. It has to know
-        `vocabulary.EOS_TEXT`.
+        `example.EOS_TEXT`.
       equal_values: whether a teacher's equation and the gold one have the same value; only asked where labels are
         equations and the teacher's is readable, and False where it has no value: "(a few - 6)", "(6 + n)".
       input_prefix: put before every input before it is counted, such as the "predict: " a student reads.

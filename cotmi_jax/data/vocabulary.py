@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
+from cotmi_jax.data.example import EOS_TEXT
 from cotmi_jax.data.sources.rows import read_bytes
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path
 
 PAD_ID = 0
 EOS_ID = 1
-EOS_TEXT = "</s>"
 
 
 class Vocabulary:

@@ -1,20 +1,17 @@
 """The rules by which completions of a chat model are taken apart: those of the released sets, and a generic one."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from cotmi_jax.data.example import LabelKind
 from cotmi_jax.data.labels import evaluate_expression
-from cotmi_jax.data.sources import teacher_format
+from cotmi_jax.data.sources.released_sets import RELEASED, ParseCompletion, parse_anli
 from cotmi_jax.data.tasks import ANSWER_MARK
-
-Parser = Callable[[str], tuple[str, str | None]]
 
 
 class Rule(NamedTuple):
     """How a completion becomes rationale and answer, and how answers are compared."""
 
-    parse: Parser
+    parse: ParseCompletion
     kind: LabelKind
 
 
@@ -31,13 +28,10 @@ def parse_generic(completion: str) -> tuple[str, str | None]:
 def _parse_anli(completion: str) -> tuple[str, str | None]:
     """The release takes the last character off unseen; chat models often leave the full stop out that it stands for."""
     said = completion.partition("Premise:")[0].rstrip()
-    return teacher_format.parse_anli(said if said.endswith(".") else said + ".", "palm")
+    return parse_anli(said if said.endswith(".") else said + ".")
 
 
-RULES = {
-    "cqa": Rule(teacher_format.parse_cqa, "text"),
-    "equation": Rule(teacher_format.parse_equation, "equation"),
-    "esnli": Rule(teacher_format.parse_esnli, "text"),
+RULES = {released.rule: Rule(released.parse, released.kind) for released in RELEASED.values()} | {
     "anli": Rule(_parse_anli, "text"),
     "generic": Rule(parse_generic, "text"),
 }

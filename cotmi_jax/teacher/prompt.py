@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
+from cotmi_jax.data.example import EOS_TEXT
 from cotmi_jax.data.labels import is_correct
 from cotmi_jax.data.sources.rows import read_text
-from cotmi_jax.data.vocabulary import EOS_TEXT
 from cotmi_jax.errors import UserError
 from cotmi_jax.teacher.answers import RULES, Rule, read_completion
 
-SHIPPED = ("cqa", "svamp", "asdiv", "esnli", "anli1", "generic")
+_PROMPTS = Path(str(resources.files("cotmi_jax.teacher") / "prompts"))
+SHIPPED = tuple(sorted(path.stem for path in _PROMPTS.glob("*.txt")))
 Message = dict[str, str]
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -92,7 +93,7 @@ def load_prompt(name: str) -> Prompt:
       UserError: with file and line, what is wrong with the file.
     """
     if name in SHIPPED:
-        return parse_prompt(Path(str(resources.files("cotmi_jax.teacher") / "prompts" / f"{name}.txt")))
+        return parse_prompt(_PROMPTS / f"{name}.txt")
     path = Path(name)
     if not path.exists():
         raise UserError(f"--prompt={name}: no such file, and none of the shipped prompts ({', '.join(SHIPPED)})")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.example import LabelKind
 from cotmi_jax.data.labels import evaluate_expression
-from cotmi_jax.data.sources.gold_format import read_gold
 from cotmi_jax.data.sources.released import find_release, gold_file
+from cotmi_jax.data.sources.released_sets import RELEASED
 from cotmi_jax.data.sources.rows import Row, read_rows, text_field
 from cotmi_jax.errors import UserError
 
@@ -56,7 +56,7 @@ def read_released(data_root: str | None, name: str, split: str) -> list[Question
     path = gold_file(find_release(root, name), name, split)
     rows = enumerate(read_rows(path))
     return _not_empty(
-        [Question(f"{name}/{split}/{i}", *read_gold(name, row, at), at) for i, (at, row) in rows], str(path)
+        [Question(f"{name}/{split}/{i}", *RELEASED[name].read_gold(row, at), at) for i, (at, row) in rows], str(path)
     )
 
 

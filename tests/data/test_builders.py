@@ -16,7 +16,8 @@ from releases import cqa_row, nli_row, write_release
 from cotmi_jax.data.builders.anli_reasons import anli_reasons_dataset_builder as anli
 from cotmi_jax.data.builders.dss import dss_dataset_builder as dss
 from cotmi_jax.data.corpus import Loading, corpus_fingerprint, load_corpus
-from cotmi_jax.data.sources.released import TEACHERS, DssSource
+from cotmi_jax.data.sources.released import ReleasedSource
+from cotmi_jax.data.sources.released_sets import RELEASED_NAMES, TEACHERS
 from cotmi_jax.data.sources.tfds import TfdsSource
 from cotmi_jax.data.sources.tfds_formats import dss_config
 from cotmi_jax.errors import UserError
@@ -76,7 +77,7 @@ class AnliBuilderTest(tfds.testing.DatasetBuilderTestCase):
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
-@pytest.mark.parametrize("name", ["svamp", "cqa", "esnli", "anli1"])
+@pytest.mark.parametrize("name", RELEASED_NAMES)
 def test_a_prepared_set_gives_the_examples_of_the_release(tmp_path, name, teacher):
     release = write_all(tmp_path / "release")
     builder = dss.Builder(config=dss_config(name, teacher), data_dir=tmp_path / "sets")
@@ -84,7 +85,7 @@ def test_a_prepared_set_gives_the_examples_of_the_release(tmp_path, name, teache
     builder.download_and_prepare(download_config=config)
     source = TfdsSource(f"dss/{name}", str(tmp_path / "sets"), teacher)
     corpus = source.read()
-    assert corpus == DssSource(release, name, teacher).read()
+    assert corpus == ReleasedSource(release, name, teacher).read()
     assert corpus.name == name and corpus.splits["train"][-1].teacher_label is None
     assert corpus.splits["train"][1].place == f"{builder.info.full_name} train row 1"
 

@@ -30,9 +30,9 @@ def write_jsonl(path: Path, count: int, label: str = "yes") -> Path:
 @pytest.mark.parametrize(
     ("dataset", "parts"),
     [
-        ("cqa", [("dss", "cqa", 1.0)]),
-        ("svamp=3,arithmetic=0.5", [("dss", "svamp", 3.0), ("arithmetic", "", 0.5)]),
-        ("svamp, arithmetic = 2 ", [("dss", "svamp", 1.0), ("arithmetic", "", 2.0)]),
+        ("cqa", [("released", "cqa", 1.0)]),
+        ("svamp=3,arithmetic=0.5", [("released", "svamp", 3.0), ("arithmetic", "", 0.5)]),
+        ("svamp, arithmetic = 2 ", [("released", "svamp", 1.0), ("arithmetic", "", 2.0)]),
         ("jsonl:/a/b.jsonl=2", [("jsonl", "/a/b.jsonl", 2.0)]),
         ("jsonl:runs/rate=big/b.jsonl", [("jsonl", "runs/rate=big/b.jsonl", 1.0)]),
         ("tfds:anli/r2=1e-1,tfds:dss/cqa", [("tfds", "anli/r2", 0.1), ("tfds", "dss/cqa", 1.0)]),

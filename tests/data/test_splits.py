@@ -9,7 +9,7 @@ import pytest
 from cotmi_jax.data import corpus as sources
 from cotmi_jax.data.corpus import Loading, load_corpus
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.sources.released import DssSource
+from cotmi_jax.data.sources.released import ReleasedSource
 from cotmi_jax.data.splits import subsample, with_valid_split
 from cotmi_jax.errors import UserError
 
@@ -90,7 +90,7 @@ def test_subsample_refuses_to_keep_nothing_and_negative_seeds():
 
 
 def test_load_subsamples_before_it_makes_the_valid_split(root):
-    read = DssSource(root, "svamp").read().splits
+    read = ReleasedSource(root, "svamp").read().splits
     expected = with_valid_split({"train": subsample(read["train"], 0.5, 4), "test": read["test"]})
     loaded = load(data_root=str(root), subsample=0.5, seed=4)
     assert loaded.corpus.splits == expected

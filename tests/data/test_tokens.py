@@ -367,7 +367,7 @@ def test_ids_are_those_of_the_published_tokenizer(data_root: Path, tmp_path: Pat
     spiece = data_root / "t5" / "spiece.model"
     shutil.copyfile(spiece, tmp_path / "spiece.model")
     tokenizer = transformers.T5Tokenizer.from_pretrained(tmp_path)
-    examples = dss.DssSource(data_root, name).read().splits["test"][:200]
+    examples = dss.ReleasedSource(data_root, name).read().splits["test"][:200]
     split = tokenized(Vocabulary(spiece), examples)
     for task, prefix in ((PREDICT, "predict: "), (EXPLAIN, "explain: ")):
         expected = tokenizer([prefix + example.input for example in examples])["input_ids"]

@@ -8,20 +8,15 @@ Completion k belongs to gold row k. ASDiv is laid out the same way and can exten
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
-from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
-from cotmi_jax.data.grammar import DSS_SETS
-from cotmi_jax.data.sources import teacher_format
+from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.data.sources.base import digest, digest_files
-from cotmi_jax.data.sources.gold_format import read_gold
+from cotmi_jax.data.sources.released_sets import RELEASED, RELEASED_NAMES, TEACHERS
 from cotmi_jax.data.sources.rows import BadRows, check_choice, parse_json, read_raw_rows, read_text
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path
 
-TEACHERS = ("palm", "gpt-neox")
 ALIGNMENTS = ("strict", "prefix")
 
 
@@ -32,11 +27,11 @@ class _Gold(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DssSource:
+class ReleasedSource:
     """A set of the release.
 
     root: the folder that holds the set's folder, or holds it in `dss/`.
-    name: one of DSS_SETS.
+    name: one of RELEASED_NAMES.
     teacher: one of TEACHERS, whose completions to read.
     align: what to do when gold rows and completions differ in number: "strict" refuses, "prefix" keeps the rows that
       have both.
@@ -52,10 +47,10 @@ class DssSource:
     bad_rows: str = "error"
 
     def __post_init__(self) -> None:
-        check_choice("dataset", self.name, DSS_SETS)
+        check_choice("dataset", self.name, RELEASED_NAMES)
         check_choice("teacher", self.teacher, TEACHERS)
         check_choice("align", self.align, ALIGNMENTS)
-        if self.augment_asdiv and self.name != "svamp":
+        if self.augment_asdiv and RELEASED["asdiv"].extends != self.name:
             raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.name!r}: leave it off")
 
     def read(self) -> Corpus:
@@ -112,8 +107,7 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str, b
             f"{gold_path}: {len(golds)} rows but {len(completions)} completions in {paths[0].parent}; "
             f"complete the files, or pass align=prefix to use the first {min(len(golds), len(completions))}"
         )
-    parse = _parser(name, teacher)
-    kind: LabelKind = "equation" if name in ("asdiv", "svamp") else "text"
+    parse, kind = RELEASED[name].parser(teacher), RELEASED[name].kind
     examples = []
     for i, (gold, completion) in enumerate(zip(golds, completions, strict=False)):
         if gold is not None:
@@ -132,16 +126,8 @@ def _read_golds(path: Path, name: str, split: str, bad: BadRows) -> list[_Gold |
     for raw in read_raw_rows(path):
         golds.append(None)
         with bad.guard(split):
-            golds[-1] = _Gold(*read_gold(name, raw.parse(), raw.place), raw.place)
+            golds[-1] = _Gold(*RELEASED[name].read_gold(raw.parse(), raw.place), raw.place)
     return golds
-
-
-def _parser(name: str, teacher: str) -> Callable[[str], tuple[str, str | None]]:
-    if name == "anli1":
-        return functools.partial(teacher_format.parse_anli, teacher=teacher)
-    if name == "cqa":
-        return teacher_format.parse_cqa
-    return teacher_format.parse_esnli if name == "esnli" else teacher_format.parse_equation
 
 
 def _completion_files(folder: Path, name: str, split: str, teacher: str) -> list[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cotmi_jax.data.example import Corpus, Example, LabelKind
 from cotmi_jax.data.sources.base import digest
-from cotmi_jax.data.sources.released import TEACHERS
+from cotmi_jax.data.sources.released_sets import RELEASED, TEACHERS
 from cotmi_jax.data.sources.rows import BadRows, Row, check_choice
 from cotmi_jax.data.sources.tfds_formats import FORMATS, TFDS_SPLITS, dss_config
 from cotmi_jax.errors import UserError
@@ -25,7 +25,7 @@ _DESCRIBED_IN = ("dataset_info.json", "features.json", "metadata.json")
 class TfdsSource:
     """esnli, cos_e, anli/r1 to r3 with human rationales, or dss/NAME with a teacher's, from builders/dss.
 
-    argument: one of `grammar.TFDS_SETS`.
+    argument: one of `tfds_formats.TFDS_SETS`.
     data_dir: folder or URL of prepared sets; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     teacher: whose completions to read; of dss/NAME only.
     bad_rows: "error", or "skip" to count.
@@ -100,7 +100,7 @@ class TfdsSource:
     def _read_split(self, builder: Any, split: str, bad: BadRows) -> tuple[Example, ...]:
         where = f"{builder.info.full_name} {TFDS_SPLITS[split]}"
         fields_of = FORMATS[self.argument.partition("/")[0]]
-        kind: LabelKind = "equation" if self.argument == "dss/svamp" else "text"
+        kind: LabelKind = RELEASED[self.name].kind if self._of_release else "text"
         examples: list[Example] = []
         seen: dict[str, str] = {}
         read = 0

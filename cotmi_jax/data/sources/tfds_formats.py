@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cotmi_jax.data.sources.gold_format import read_gold
+from cotmi_jax.data.sources.released_sets import RELEASED, RELEASED_NAMES
 from cotmi_jax.data.sources.rows import Row, text_field
 
+TFDS_SETS = ("anli/r1", "anli/r2", "anli/r3", "cos_e", "esnli", *(f"dss/{name}" for name in RELEASED_NAMES))
 TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
@@ -27,18 +28,18 @@ def dss_config(name: str, teacher: str) -> str:
 def esnli_fields(row: Row, place: str) -> Fields:
     """e-SNLI: one explanation in train, three in validation and test, where TFDS fills up with empty texts."""
     said = _filled(row, ("explanation_1", "explanation_2", "explanation_3"), place)
-    return Fields("", *read_gold("esnli", row, place), said)
+    return Fields("", *RELEASED["esnli"].read_gold(row, place), said)
 
 
 def cos_e_fields(row: Row, place: str) -> Fields:
     """CoS-E: of the two kinds of explanation the abstractive one, which a person wrote freely."""
     said = _filled(row, ("abstractive_explanation",), place)
-    return Fields(text_field(row, "id", place), *read_gold("cqa", row, place), said)
+    return Fields(text_field(row, "id", place), *RELEASED["cqa"].read_gold(row, place), said)
 
 
 def anli_fields(row: Row, place: str) -> Fields:
     """ANLI: premises are called contexts."""
-    text, label = read_gold("anli1", {**row, "premise": row.get("context")}, place)
+    text, label = RELEASED["anli1"].read_gold({**row, "premise": row.get("context")}, place)
     return Fields(text_field(row, "uid", place), text, label, _filled(row, ("reason",), place))
 
 

@@ -10,10 +10,9 @@ import pytest
 import sentencepiece
 from releases import cqa_row, json_lines, nli_row, write_release
 
-from cotmi_jax.data.example import Corpus, Example
+from cotmi_jax.data.example import EOS_TEXT, Corpus, Example
 from cotmi_jax.data.labels import equal_values, evaluate_expression
-from cotmi_jax.data.sources.released import DssSource
-from cotmi_jax.data.vocabulary import EOS_TEXT
+from cotmi_jax.data.sources.released import ReleasedSource
 from cotmi_jax.errors import UserError
 
 SVAMP_ROWS = [
@@ -25,7 +24,7 @@ SVAMP_SAID = [
 
 
 def read_dss(root: Path, name: str, **settings) -> Corpus:
-    return DssSource(root, name, **settings).read()
+    return ReleasedSource(root, name, **settings).read()
 
 
 # Layout.

@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.grammar import DSS_SETS
-from cotmi_jax.data.sources.released import TEACHERS, DssSource
+from cotmi_jax.data.sources.released import ReleasedSource
+from cotmi_jax.data.sources.released_sets import RELEASED_NAMES, TEACHERS
 from cotmi_jax.data.sources.tfds_formats import TFDS_SPLITS, dss_config
 
 _DESCRIPTION = (
@@ -34,7 +34,7 @@ class _Choice(NamedTuple):
     teacher: str
 
 
-_CHOICES = {dss_config(name, teacher): _Choice(name, teacher) for name in DSS_SETS for teacher in TEACHERS}
+_CHOICES = {dss_config(name, teacher): _Choice(name, teacher) for name in RELEASED_NAMES for teacher in TEACHERS}
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -64,7 +64,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        source = DssSource(dl_manager.manual_dir, *_CHOICES[self.builder_config.name])
+        source = ReleasedSource(dl_manager.manual_dir, *_CHOICES[self.builder_config.name])
         self.info.metadata["release_sha256"] = source.fingerprint()
         splits = source.read().splits
         return {TFDS_SPLITS[split]: self._generate_examples(examples) for split, examples in splits.items()}

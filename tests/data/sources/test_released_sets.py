@@ -2,7 +2,7 @@
 
 import pytest
 
-from cotmi_jax.data.sources import teacher_format
+from cotmi_jax.data.sources import released_sets
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from cotmi_jax.data.sources import teacher_format
     ],
 )
 def test_parse_cqa(completion, rationale, label):
-    assert teacher_format.parse_cqa(completion) == (rationale, label)
+    assert released_sets.parse_cqa(completion) == (rationale, label)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_parse_cqa(completion, rationale, label):
     ],
 )
 def test_parse_equation(completion, rationale, label):
-    assert teacher_format.parse_equation(completion) == (rationale, label)
+    assert released_sets.parse_equation(completion) == (rationale, label)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_parse_equation(completion, rationale, label):
     ],
 )
 def test_parse_esnli(completion, rationale, label):
-    assert teacher_format.parse_esnli(completion) == (rationale, label)
+    assert released_sets.parse_esnli(completion) == (rationale, label)
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_parse_esnli(completion, rationale, label):
     ],
 )
 def test_parse_anli(completion, teacher, rationale, label):
-    assert teacher_format.parse_anli(completion, teacher) == (rationale, label)
+    assert released_sets.RELEASED["anli1"].parser(teacher)(completion) == (rationale, label)
