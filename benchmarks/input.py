@@ -143,7 +143,7 @@ def main() -> None:
             "torch": lambda: reference(data, steps=arguments.steps),
         }
         sides = {side: makers[side]() for side in arguments.sides}
-        loads = [data.train.loads(data.order.picks(step)).sum(axis=0) for step in range(arguments.steps)]
+        loads = [data.train.token_counts(data.order.picks(step)).sum(axis=0) for step in range(arguments.steps)]
         tokens = np.sum(loads, axis=0)
         spent: dict[str, list[float]] = {side: [] for side in sides}
         for batches in sides.values():

@@ -134,8 +134,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Median seconds of a timed step of one side, its tokens without padding, and the process's peak memory in GiB."""
     split, vocab_size = load(arguments)
     run = {"jax": jax_steps, "torch": torch_steps}[arguments.side](arguments, split, vocab_size)
-    shares = TrainOrder.of(split.size, arguments.batch_size, SEED).shares
-    order = TrainOrder(shares, arguments.batch_size, SEED, split)
+    order = TrainOrder.of(split.size, arguments.batch_size, SEED, split)
     packs = arguments.side == "jax" and not arguments.padded
     shape = make_shape(split, order, multiple=1) if packs else None
     seconds, tokens = [], []
@@ -144,7 +143,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         start = time.perf_counter()
         loss = run(batch)
         seconds.append(time.perf_counter() - start)
-        tokens.append(int(split.loads(order.picks(step)).sum()))
+        tokens.append(int(split.token_counts(order.picks(step)).sum()))
         if not np.isfinite(loss):
             raise FloatingPointError(f"{arguments.side}: loss {loss} at step {step}")
         print(f"{arguments.side} step {step}: {seconds[-1]:.2f} s, loss {loss:.3f}", file=sys.stderr, flush=True)

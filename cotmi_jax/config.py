@@ -216,7 +216,7 @@ def validate(config: ConfigDict) -> None:
         if flat[key] not in allowed:
             raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")
     profiled_steps(config)
-    if config.data.augment_asdiv and all(part.written != "svamp" for part in parse_dataset(config.data.dataset)):
+    if config.data.augment_asdiv and all(spec.written != "svamp" for spec in parse_dataset(config.data.dataset)):
         raise UserError(f"config.data.augment_asdiv needs config.data.dataset svamp, not {config.data.dataset!r}")
 
 

@@ -96,7 +96,7 @@ def with_data_root(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.extensions = with_absolute_files(config.extensions)
     config.data.dataset = with_absolute_paths(config.data.dataset)
-    if any(part.kind == "released" for part in parse_dataset(config.data.dataset)):
+    if any(spec.kind == "released" for spec in parse_dataset(config.data.dataset)):
         config.data.root = absolute(str(find_data_root(config.data.root or None)))
     if config.data.tfds_dir:
         config.data.tfds_dir = absolute(config.data.tfds_dir)

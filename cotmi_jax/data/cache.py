@@ -227,8 +227,8 @@ def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:
         for kind, ragged in (("inputs", tokens.inputs), ("targets", tokens.targets)):
             _save(folder / f"{name}.{task}.{kind}.npy", ragged.flat)
             _save(folder / f"{name}.{task}.{kind}.lengths.npy", ragged.lengths)
-        counts[task] = [tokens.varies, tokens.truncated_inputs, tokens.truncated_targets]
-    _save(folder / f"{name}.counts.npy", np.diff(split.first))
+        counts[task] = [tokens.per_rationale, tokens.truncated_inputs, tokens.truncated_targets]
+    _save(folder / f"{name}.counts.npy", np.diff(split.rationale_offsets))
     np.save(folder / f"{name}.weights.npy", split.weights)
     np.save(folder / f"{name}.kept.npy", split.kept)
     (folder / f"{name}.json").write_text(json.dumps(counts))
@@ -247,7 +247,7 @@ def _read_split(folder: Path, name: str) -> TokenizedSplit:
         return np.load(folder / f"{name}.{what}.npy")
 
     tasks = {}
-    for task, (varies, *truncated) in json.loads((folder / f"{name}.json").read_text()).items():
+    for task, (per_rationale, *truncated) in json.loads((folder / f"{name}.json").read_text()).items():
         inputs, targets = (
             Ragged(
                 np.load(folder / f"{name}.{task}.{kind}.npy", mmap_mode="r"),
@@ -255,5 +255,5 @@ def _read_split(folder: Path, name: str) -> TokenizedSplit:
             )
             for kind in ("inputs", "targets")
         )
-        tasks[task] = TokenizedTask(inputs, targets, varies, *truncated)
+        tasks[task] = TokenizedTask(inputs, targets, per_rationale, *truncated)
     return TokenizedSplit(tasks, offsets_of(load("counts")), load("weights"), load("kept"))

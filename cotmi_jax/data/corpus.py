@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
-from cotmi_jax.data.grammar import Kind, Part, parse_dataset
+from cotmi_jax.data.grammar import ComponentSpec, SourceKind, parse_dataset
 from cotmi_jax.data.sources.arithmetic import ArithmeticSource
 from cotmi_jax.data.sources.base import Source, digest
 from cotmi_jax.data.sources.jsonl import JsonlSource
@@ -60,7 +60,7 @@ class Loading:
         check_choice("bad_rows", self.bad_rows, BAD_ROWS)
         check_choice("empty_rationale", self.empty_rationale, EMPTY_RATIONALES)
         check_choice("label_kind", self.label_kind, LABEL_KINDS)
-        if self.augment_asdiv and all(part[:2] != ("released", "svamp") for part in parse_dataset(self.dataset)):
+        if self.augment_asdiv and all(spec[:2] != ("released", "svamp") for spec in parse_dataset(self.dataset)):
             raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.dataset!r}: leave it off")
 
 
@@ -106,7 +106,7 @@ def load_corpus(loading: Loading) -> LoadedCorpus:
     Raises:
       UserError: an unknown value of a setting, no data root, or whatever a source finds wrong.
     """
-    loaded = [_load(source, part.rate, loading) for part, source in _sources(loading)]
+    loaded = [_load(source, spec.rate, loading) for spec, source in _sources(loading)]
     if len(loaded) == 1:
         return loaded[0]
     present = [split for split in SPLITS if any(split in one.corpus.splits for one in loaded)]
@@ -143,8 +143,8 @@ def find_data_root(data_root: str | None) -> Path:
     )
 
 
-def _sources(loading: Loading) -> list[tuple[Part, Source]]:
-    sources = [(part, _SOURCE_OF_KIND[part.kind](part, loading)) for part in parse_dataset(loading.dataset)]
+def _sources(loading: Loading) -> list[tuple[ComponentSpec, Source]]:
+    sources = [(spec, _SOURCE_OF_KIND[spec.kind](spec, loading)) for spec in parse_dataset(loading.dataset)]
     names = [source.name for _, source in sources]
     for name in names:
         if names.count(name) > 1:
@@ -152,29 +152,29 @@ def _sources(loading: Loading) -> list[tuple[Part, Source]]:
     return sources
 
 
-def _jsonl(part: Part, loading: Loading) -> Source:
+def _jsonl(spec: ComponentSpec, loading: Loading) -> Source:
     labels = tuple(label.strip() for label in loading.labels.split(",") if label.strip())
     kind: LabelKind = "equation" if loading.label_kind == "equation" else "text"
-    return JsonlSource(as_path(part.argument), labels, kind, loading.bad_rows)
+    return JsonlSource(as_path(spec.argument), labels, kind, loading.bad_rows)
 
 
-def _released(part: Part, loading: Loading) -> Source:
+def _released(spec: ComponentSpec, loading: Loading) -> Source:
     return ReleasedSource(
         find_data_root(loading.data_root),
-        part.argument,
+        spec.argument,
         teacher=loading.teacher,
         align=loading.align,
-        augment_asdiv=loading.augment_asdiv and part.argument == "svamp",
+        augment_asdiv=loading.augment_asdiv and spec.argument == "svamp",
         bad_rows=loading.bad_rows,
     )
 
 
-_SOURCE_OF_KIND: dict[Kind, Callable[[Part, Loading], Source]] = {
-    "arithmetic": lambda part, loading: ArithmeticSource(loading.size),
+_SOURCE_OF_KIND: dict[SourceKind, Callable[[ComponentSpec, Loading], Source]] = {
+    "arithmetic": lambda spec, loading: ArithmeticSource(loading.size),
     "released": _released,
     "jsonl": _jsonl,
-    "registered": lambda part, loading: SOURCES[part.argument],
-    "tfds": lambda part, loading: TfdsSource(part.argument, loading.tfds_dir, loading.teacher, loading.bad_rows),
+    "registered": lambda spec, loading: SOURCES[spec.argument],
+    "tfds": lambda spec, loading: TfdsSource(spec.argument, loading.tfds_dir, loading.teacher, loading.bad_rows),
 }
 
 

@@ -31,25 +31,25 @@ class Picks(NamedTuple):
         return cls(np.concatenate([part.rows for part in parts]), np.concatenate([part.passes for part in parts]))
 
 
-class Share(NamedTuple):
+class ComponentQuota(NamedTuple):
     """A part of the train split, rows one after another, and how many of its examples each epoch draws."""
 
     size: int
     quota: int
 
 
-class Loads(Protocol):
+class ExampleLengths(Protocol):
     """What knows how long examples are."""
 
     @property
     def rationale_counts(self) -> IntArray:
         """Number of rationales of every example, which take turns over the passes."""
 
-    def loads(self, picks: Picks) -> IntArray:
+    def token_counts(self, picks: Picks) -> IntArray:
         """Input and target tokens of each over all tasks, int64 [len(picks), 2]."""
 
 
-def make_shares(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Share, ...]:
+def make_quotas(sizes: Sequence[int], rates: Sequence[float]) -> tuple[ComponentQuota, ...]:
     """Quotas in proportion to rates; as many examples an epoch as there are in all.
 
     Raises UserError where a part's quota would be less than one example.
@@ -57,14 +57,14 @@ def make_shares(sizes: Sequence[int], rates: Sequence[float]) -> tuple[Share, ..
     total = sum(sizes)
     # Rounding the running sum keeps the total.
     ends = np.rint(total * np.cumsum(rates) / sum(rates)).astype(int)
-    shares = tuple(map(Share, sizes, np.diff(ends, prepend=0).tolist()))
-    for share, rate in zip(shares, rates, strict=True):
-        if share.quota < 1:
+    components = tuple(map(ComponentQuota, sizes, np.diff(ends, prepend=0).tolist()))
+    for component, rate in zip(components, rates, strict=True):
+        if component.quota < 1:
             raise UserError(
                 f"rate {rate:g} of {sum(rates):g} gives none of an epoch's {total} examples: raise it, or leave the "
                 "component out of config.data.dataset"
             )
-    return shares
+    return components
 
 
 @functools.lru_cache(maxsize=8)
@@ -87,29 +87,29 @@ def _passes(size: int, seed: int, part: int, start: int, stop: int) -> Picks:
 class TrainOrder:
     """The examples of each training batch: a function of seed and epoch, whatever the hosts and devices.
 
-    An epoch holds every example of the train split once; with several shares, `quota` examples of each, mixed, which go
-    through the share's rows evenly over the epochs. Epochs follow one another without a gap, so a batch may end one and
-    begin the next. Asking for step 10⁶ costs what step 10 does: one epoch's permutation.
+    An epoch holds every example of the train split once; of several components it holds `quota` examples each, mixed,
+    and successive epochs use all of a component's rows equally often. A batch may end one epoch and begin the next.
+    Asking for step 10⁶ costs what step 10 does: one epoch's permutation.
 
     With `tokens` batches are balanced: where a random one has more tokens than EXCESS allows, it exchanges a few
     examples for lighter ones with other batches of its epoch, so that packed rows of one shape hold any batch. The
     order then depends on the lengths too, and so on the objective's tasks.
     """
 
-    shares: tuple[Share, ...]
+    components: tuple[ComponentQuota, ...]
     batch_size: int
     seed: int
-    tokens: Loads | None = None
+    tokens: ExampleLengths | None = None
 
     @classmethod
-    def of(cls, size: int, batch_size: int, seed: int) -> "TrainOrder":
-        """Of one share."""
-        return cls((Share(size, size),), batch_size, seed)
+    def of(cls, size: int, batch_size: int, seed: int, tokens: ExampleLengths | None = None) -> "TrainOrder":
+        """The order of a single data set of `size` examples."""
+        return cls((ComponentQuota(size, size),), batch_size, seed, tokens)
 
     @property
     def size(self) -> int:
         """Examples an epoch."""
-        return sum(share.quota for share in self.shares)
+        return sum(component.quota for component in self.components)
 
     def epoch(self, number: int) -> Picks:
         """The examples of an epoch in order."""
@@ -139,16 +139,16 @@ class TrainOrder:
 
 @functools.lru_cache(maxsize=2)  # neighbouring steps ask for the same epoch, at its seam for two
 def _epoch(order: TrainOrder, number: int) -> Picks:
-    if len(order.shares) == 1:
-        (share,) = order.shares
-        rows = _permutation(share.size, order.seed, number)
-        picks = Picks(rows, np.full(share.size, number))
+    if len(order.components) == 1:
+        (component,) = order.components
+        rows = _permutation(component.size, order.seed, number)
+        picks = Picks(rows, np.full(component.size, number))
     else:
         parts, offset = [], 0
-        for part, share in enumerate(order.shares):
-            drawn = _passes(share.size, order.seed, part, number * share.quota, (number + 1) * share.quota)
+        for index, component in enumerate(order.components):
+            drawn = _passes(component.size, order.seed, index, number * component.quota, (number + 1) * component.quota)
             parts.append(Picks(drawn.rows + offset, drawn.passes))
-            offset += share.size
+            offset += component.size
         picks = Picks.join(parts).take(_permutation(order.size, order.seed, number, len(parts)))
     return picks if order.tokens is None else _balance(order, number, picks)
 
@@ -162,15 +162,15 @@ def _budget(order: TrainOrder) -> tuple[np.ndarray, np.ndarray]:
     """
     assert order.tokens is not None
     total, longest, offset = np.zeros(2), np.zeros(2), 0
-    for share in order.shares:
-        rows = np.arange(offset, offset + share.size)
+    for component in order.components:
+        rows = np.arange(offset, offset + component.size)
         counts = order.tokens.rationale_counts[rows]
         for count in np.unique(counts):
             group = rows[counts == count]
-            turns = [order.tokens.loads(Picks(group, np.full_like(group, number))) for number in range(count)]
-            total += np.max([loads.sum(axis=0) for loads in turns], axis=0) * share.quota / share.size
+            turns = [order.tokens.token_counts(Picks(group, np.full_like(group, number))) for number in range(count)]
+            total += np.max([loads.sum(axis=0) for loads in turns], axis=0) * component.quota / component.size
             longest = np.maximum(longest, np.max(turns, axis=(0, 1)))
-        offset += share.size
+        offset += component.size
     mean = total / order.size
     return mean, np.maximum(np.array(EXCESS) * mean, (longest - mean) / order.batch_size)
 
@@ -182,7 +182,7 @@ def _balance(order: TrainOrder, number: int, picks: Picks) -> Picks:
     """
     assert order.tokens is not None
     mean, slack = _budget(order)
-    cost = order.tokens.loads(picks) / (mean + slack)  # of an example that is in the budget: at most 1
+    cost = order.tokens.token_counts(picks) / (mean + slack)  # of an example that is in the budget: at most 1
     batch = (number * order.size + np.arange(order.size)) // order.batch_size
     starts = np.flatnonzero(np.diff(batch, prepend=-1))
     ends = np.append(starts[1:], order.size)

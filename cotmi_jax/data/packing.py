@@ -58,7 +58,7 @@ def _owners(split: TokenizedSplit, picks: Picks, feeds: int) -> IntArray:
     share = Feed(0, feeds).size(len(picks.rows))
     if feeds == 1:
         return np.zeros(share, np.int64)
-    loads = split.loads(picks)
+    loads = split.token_counts(picks)
     loads = loads / loads.mean(axis=0)
     total, room = np.zeros((feeds, 2)), np.full(feeds, share)
     owner = np.empty(len(picks.rows), np.int64)
@@ -212,9 +212,9 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, feed: Feed = WHO
     flat: dict[str, list[IntArray]] = {"input": [], "target": []}
     for index, (name, tokens) in enumerate(split.tasks.items()):
         task[slot_by_task[name]] = index
-        weight[slot_by_task[name]] = weight_B if tokens.varies else 1.0
-        flat["input"].append(tokens.inputs.joined(picks.rows))
-        flat["target"].append(tokens.targets.joined(split.target_rows(name, *picks)))
+        weight[slot_by_task[name]] = weight_B if tokens.per_rationale else 1.0
+        flat["input"].append(tokens.inputs.concatenated(picks.rows))
+        flat["target"].append(tokens.targets.concatenated(split.target_rows(name, *picks)))
     by_row = {"task": task.reshape(rows, -1), "weight": weight.reshape(rows, -1)}
     for kind, lengths, length in (
         ("input", pairs.inputs, shape.input_length),

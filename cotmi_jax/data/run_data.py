@@ -15,7 +15,7 @@ from cotmi_jax.data.cache import Prepared, Recipe, prepare
 from cotmi_jax.data.corpus import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.grammar import parse_dataset
-from cotmi_jax.data.order import TrainOrder, make_shares
+from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
 from cotmi_jax.data.tasks import ANSWER_MARK, find_objective
 from cotmi_jax.data.tokenize import TokenLimits, TooLong, check_split, tokenize_split
@@ -206,8 +206,8 @@ class RunData:
         if processes > 1:
             _check_same(all_gather(prepared.fingerprint))
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
-        shares = make_shares(sizes, [part.rate for part in parse_dataset(config.data.dataset)])
-        order = TrainOrder(shares, config.batch_size, config.seed, prepared.train if config.data.packing else None)
+        components = make_quotas(sizes, [spec.rate for spec in parse_dataset(config.data.dataset)])
+        order = TrainOrder(components, config.batch_size, config.seed, prepared.train if config.data.packing else None)
         return cls(config, prepared, found, order, feed)
 
     @property
@@ -271,7 +271,7 @@ class RunData:
         ]
         components = self.prepared.facts["components"]
         if len(components) > 1:
-            drawn = zip(components, self.order.shares, strict=True)
+            drawn = zip(components, self.order.components, strict=True)
             shares = ", ".join(f"{share.quota} of the {share.size} of {name}" for (name, _), share in drawn)
             notes.append(f"an epoch draws {shares}")
         notes += self.prepared.facts["notes"]

@@ -14,7 +14,7 @@ from cotmi_jax.errors import UserError
 
 TooLong = Literal["cut", "skip", "error"]
 TOO_LONG = ("cut", "skip", "error")
-PART = 8192  # examples tokenized at a time
+CHUNK = 8192  # examples tokenized at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,9 @@ def tokenize_split(
       UserError: an unknown objective or label type, or a sequence beyond the limits where that is an error.
     """
     parts = []
-    for start in range(0, max(len(examples), 1), PART):
-        part = examples[start : start + PART]
-        parts.append(_tokenize_part(part, vocabulary, objective, label_type, limits))
+    for start in range(0, max(len(examples), 1), CHUNK):
+        part = examples[start : start + CHUNK]
+        parts.append(_tokenize_chunk(part, vocabulary, objective, label_type, limits))
         if progress:
             progress(len(part))
     return TokenizedSplit.join(parts)
@@ -74,7 +74,7 @@ def check_split(name: str, kept: np.ndarray, limits: TokenLimits) -> None:
         )
 
 
-def _tokenize_part(
+def _tokenize_chunk(
     examples: Sequence[Example],
     vocabulary: Vocabulary,
     objective: ObjectiveName,
@@ -90,16 +90,16 @@ def _tokenize_part(
     kept = np.ones(len(examples), bool)
     encoded: dict[str, tuple[_Encoded, _Encoded]] = {}
     for task in spec.tasks:
-        varies = task in spec.rationale_tasks
+        per_rationale = task in spec.rationale_tasks
         texts = task_texts(examples, objective, task, label_type)
         inputs = _Encoded(vocabulary.encode([text.input for text in texts]), np.arange(len(examples)))
-        if varies:
+        if per_rationale:
             texts = task_texts(spread, objective, task, label_type)
-        targets = _Encoded(vocabulary.encode([text.target for text in texts]), owner if varies else inputs.owner)
+        targets = _Encoded(vocabulary.encode([text.target for text in texts]), owner if per_rationale else inputs.owner)
         encoded[task] = (inputs, targets)
         for sequences, what, limit in (
             (inputs, "input", limits.max_input_tokens),
-            (targets, "rationale" if varies else "label", limits.max_target_tokens),
+            (targets, "rationale" if per_rationale else "label", limits.max_target_tokens),
         ):
             for row in np.flatnonzero(sequences.lengths > limit):
                 limits.check(examples[sequences.owner[row]], what, int(sequences.lengths[row]))

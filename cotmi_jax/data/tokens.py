@@ -47,7 +47,7 @@ class Ragged:
         """Tokens of the longest sequence, 0 if there is none."""
         return int(self.lengths.max(initial=0))
 
-    def joined(self, rows: IntArray) -> IntArray:
+    def concatenated(self, rows: IntArray) -> IntArray:
         """The tokens of sequences `rows`, one sequence after the other, int32."""
         ends = offsets_of(self.lengths[rows])
         position = np.repeat(self.offsets[rows] - ends[:-1], self.lengths[rows]) + np.arange(ends[-1])
@@ -67,12 +67,12 @@ class Ragged:
 class TokenizedTask:
     """Inputs and targets of one task, and how many of each were cut to the limits.
 
-    Inputs are by example; targets are by rationale where the task writes one (`varies`), else by example as well.
+    Inputs are by example; targets are by rationale if `per_rationale`, else by example as well.
     """
 
     inputs: Ragged
     targets: Ragged
-    varies: bool
+    per_rationale: bool
     truncated_inputs: int
     truncated_targets: int
 
@@ -87,7 +87,7 @@ class TokenizedSplit:
     """
 
     tasks: dict[str, TokenizedTask]
-    first: IntArray
+    rationale_offsets: IntArray
     weights: np.ndarray
     kept: np.ndarray
 
@@ -98,20 +98,20 @@ class TokenizedSplit:
             task: TokenizedTask(
                 Ragged.join(part.tasks[task].inputs for part in parts),
                 Ragged.join(part.tasks[task].targets for part in parts),
-                tokens.varies,
+                tokens.per_rationale,
                 sum(part.tasks[task].truncated_inputs for part in parts),
                 sum(part.tasks[task].truncated_targets for part in parts),
             )
             for task, tokens in parts[0].tasks.items()
         }
-        first = offsets_of(np.concatenate([np.diff(part.first) for part in parts]))
+        rationale_offsets = offsets_of(np.concatenate([np.diff(part.rationale_offsets) for part in parts]))
         weights, kept = (np.concatenate([getattr(part, name) for part in parts]) for name in ("weights", "kept"))
-        return cls(tasks, first, weights, kept)
+        return cls(tasks, rationale_offsets, weights, kept)
 
     @property
     def size(self) -> int:
         """Number of examples."""
-        return len(self.first) - 1
+        return len(self.rationale_offsets) - 1
 
     @functools.cached_property
     def input_length(self) -> int:
@@ -126,19 +126,19 @@ class TokenizedSplit:
     @functools.cached_property
     def rationale_counts(self) -> IntArray:
         """Number of rationales of every example."""
-        return np.diff(self.first)
+        return np.diff(self.rationale_offsets)
 
     def rationale_rows(self, rows: IntArray, passes: IntArray | int) -> IntArray:
         """The rationale of each example whose turn it is in a pass over the data; −1 for a row of −1."""
-        start = self.first[rows]
-        number = np.maximum(self.first[rows + 1] - start, 1)
+        start = self.rationale_offsets[rows]
+        number = np.maximum(self.rationale_offsets[rows + 1] - start, 1)
         return np.where(rows < 0, -1, start + passes % number)
 
     def target_rows(self, task: str, rows: IntArray, passes: IntArray | int) -> IntArray:
         """Rows of a task's targets."""
-        return self.rationale_rows(rows, passes) if self.tasks[task].varies else rows
+        return self.rationale_rows(rows, passes) if self.tasks[task].per_rationale else rows
 
-    def loads(self, picks: Picks) -> IntArray:
+    def token_counts(self, picks: Picks) -> IntArray:
         """Input and target tokens of each example over all tasks, int64 [len(picks), 2]."""
         columns = [0, 0]
         for task, tokens in self.tasks.items():
@@ -148,7 +148,7 @@ class TokenizedSplit:
 
     def fingerprint(self) -> str:
         """CRC-32 of all tokens and weights, by which a resumed run notices that its data changed."""
-        crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(self.first.tobytes()))
+        crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(self.rationale_offsets.tobytes()))
         for _, tokens in sorted(self.tasks.items()):
             for ragged in (tokens.inputs, tokens.targets):
                 crc = zlib.crc32(ragged.offsets.tobytes(), crc)

@@ -43,7 +43,7 @@ def recipe(**changes: object) -> ConfigDict:
 @pytest.mark.parametrize("name, tasks", OBJECTIVES.items())
 def test_batches_are_those_that_are_fed(name: str, tasks: tuple[str, ...]) -> None:
     mesh, split = make_mesh(data=2, fsdp=4), random_split(64, tasks=tasks)
-    order = TrainOrder(TrainOrder.of(split.size, 1, 0).shares, 16, seed=1, tokens=split)
+    order = TrainOrder.of(split.size, 16, seed=1, tokens=split)
     shape = make_shape(split, order, multiple=8)
     fed = put_batch(pack(split, order.picks(0), shape), mesh)
     assert described(packed_batch(shape, 16, Objective(name), mesh)) == described(fed)

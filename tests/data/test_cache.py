@@ -72,9 +72,9 @@ def assert_same_split(actual: TokenizedSplit, expected: TokenizedSplit) -> None:
         for kind in ("inputs", "targets"):
             np.testing.assert_array_equal(getattr(found, kind).flat, getattr(tokens, kind).flat)
             np.testing.assert_array_equal(getattr(found, kind).offsets, getattr(tokens, kind).offsets)
-        for name in ("varies", "truncated_inputs", "truncated_targets"):
+        for name in ("per_rationale", "truncated_inputs", "truncated_targets"):
             assert getattr(found, name) == getattr(tokens, name)
-    for name in ("first", "weights", "kept"):
+    for name in ("rationale_offsets", "weights", "kept"):
         np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
 
 

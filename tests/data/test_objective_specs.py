@@ -40,8 +40,8 @@ def test_a_registered_objective_is_tokenized_and_read_as_its_spec_says(registere
     limits = TokenLimits(100, 100)
     split = tokenize_split([EXAMPLE], vocabulary, objective=registered, label_type="gt", limits=limits)
     tokens = split.tasks[PREDICT]
-    assert set(split.tasks) == {PREDICT} and tokens.varies
-    outputs = [vocabulary.decode(tokens.targets.joined(np.array([row]))) for row in (0, 1)]
+    assert set(split.tasks) == {PREDICT} and tokens.per_rationale
+    outputs = [vocabulary.decode(tokens.targets.concatenated(np.array([row]))) for row in (0, 1)]
     assert [tasks.read_label(output, registered) for output in outputs] == ["2", "2"]
     assert [tasks.read_rationale(output, registered) for output in outputs] == ["One and one.", "Twice one."]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from splits import random_split, sequence
 
-from cotmi_jax.data.order import EXCESS, Picks, Share, TrainOrder, make_shares
+from cotmi_jax.data.order import EXCESS, ComponentQuota, Picks, TrainOrder, make_quotas
 from cotmi_jax.data.packing import make_shape, pack
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit
 from cotmi_jax.errors import UserError
@@ -52,9 +52,9 @@ def test_a_step_far_out_is_as_quick_as_the_first() -> None:
 
 
 def test_rates_share_an_epoch_out_and_each_part_goes_through_its_rows_evenly() -> None:
-    shares = make_shares([30, 10], [1.0, 1.0])
-    assert shares == (Share(30, 20), Share(10, 20))
-    order = TrainOrder(shares, batch_size=8, seed=3)
+    components = make_quotas([30, 10], [1.0, 1.0])
+    assert components == (ComponentQuota(30, 20), ComponentQuota(10, 20))
+    order = TrainOrder(components, batch_size=8, seed=3)
     first, second = order.epoch(0), order.epoch(1)
     for epoch in (first, second):
         assert (epoch.rows < 30).sum() == 20 and len(epoch.rows) == order.size == 40
@@ -71,9 +71,9 @@ def test_rates_share_an_epoch_out_and_each_part_goes_through_its_rows_evenly() -
 
 def test_quotas_add_up_and_a_rate_that_gives_nothing_is_refused() -> None:
     for rates in ([1, 1, 1], [0.2, 0.3, 0.7], [5, 1, 3]):
-        assert sum(share.quota for share in make_shares([7, 5, 8], rates)) == 20
+        assert sum(share.quota for share in make_quotas([7, 5, 8], rates)) == 20
     with pytest.raises(UserError, match=r"rate 0.001 of 1.001 gives none of an epoch's 20 examples"):
-        make_shares([10, 10], [1.0, 0.001])
+        make_quotas([10, 10], [1.0, 0.001])
 
 
 # Balance.
@@ -84,11 +84,11 @@ def skewed(num: int = 400) -> TokenizedSplit:
 
 
 def balanced(split: TokenizedSplit, batch_size: int = 16, seed: int = 3) -> TrainOrder:
-    return TrainOrder(TrainOrder.of(split.size, 1, 0).shares, batch_size, seed, split)
+    return TrainOrder.of(split.size, batch_size, seed, split)
 
 
 def totals(order: TrainOrder, split: TokenizedSplit, steps: int) -> np.ndarray:
-    return np.stack([split.loads(order.picks(step)).sum(axis=0) for step in range(steps)])
+    return np.stack([split.token_counts(order.picks(step)).sum(axis=0) for step in range(steps)])
 
 
 @pytest.mark.parametrize("batch_size", [16, 24, 64])  # 400 = 25 · 16, not a multiple of 24 or 64
@@ -100,7 +100,7 @@ def test_balanced_epochs_hold_every_example_once_in_batches_of_bounded_length(ba
         np.testing.assert_array_equal(np.sort(order.epoch(epoch).rows), np.arange(split.size))
     assert (totals(order, split, steps) <= order.cap).all()
     assert not (totals(plain, split, steps) <= order.cap).all()
-    longest = split.loads(Picks(np.arange(split.size), np.zeros(split.size, int))).max(axis=0)
+    longest = split.token_counts(Picks(np.arange(split.size), np.zeros(split.size, int))).max(axis=0)
     room = np.maximum(np.array(EXCESS) * order.mean * batch_size, longest - order.mean)
     np.testing.assert_allclose(order.cap, batch_size * order.mean + room)
 
@@ -132,7 +132,7 @@ def test_the_budget_is_that_of_the_passes_with_the_longest_rationales() -> None:
     """Examples with two and with three rationales, of which the last is long: both have it in every sixth pass."""
     split = random_split(240, rationales=3, explanations=(2, 6))
     last = np.zeros(len(split.weights), bool)
-    last[split.first[1:][np.diff(split.first) > 1] - 1] = True
+    last[split.rationale_offsets[1:][np.diff(split.rationale_offsets) > 1] - 1] = True
     targets = split.tasks["explain"].targets
     long = [sequence(targets, row) * (10 if last[row] else 1) for row in range(len(last))]
     tokens = dataclasses.replace(split.tasks["explain"], targets=Ragged.of(long))
@@ -154,7 +154,7 @@ def test_rationales_take_turns_over_the_passes() -> None:
     for epoch in range(6):
         picks = order.epoch(epoch)
         for row, target in zip(picks.rows, split.target_rows("explain", *picks), strict=True):
-            seen.setdefault(int(row), []).append(int(target - split.first[row]))
+            seen.setdefault(int(row), []).append(int(target - split.rationale_offsets[row]))
     for row, turns in seen.items():
-        number = int(split.first[row + 1] - split.first[row])
+        number = int(split.rationale_offsets[row + 1] - split.rationale_offsets[row])
         assert turns == [epoch % number for epoch in range(6)]

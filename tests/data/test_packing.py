@@ -36,7 +36,7 @@ BATCH = 8
 
 
 def make_order(split: TokenizedSplit, batch_size: int = BATCH) -> TrainOrder:
-    return TrainOrder(TrainOrder.of(split.size, 1, 0).shares, batch_size, seed=1, tokens=split)
+    return TrainOrder.of(split.size, batch_size, seed=1, tokens=split)
 
 
 @functools.cache
@@ -103,7 +103,7 @@ def test_hosts_feed_the_same_batch_whatever_their_number() -> None:
         shares = [share_picks(split, picks, Feed(process, processes)) for process in range(processes)]
         assert [len(share) for share in shares] == [32 // processes] * processes
         assert sorted(np.concatenate(shares).tolist()) == list(range(32))
-        loads = np.stack([split.loads(picks.take(share)).sum(axis=0) for share in shares])
+        loads = np.stack([split.token_counts(picks.take(share)).sum(axis=0) for share in shares])
         assert (loads.max(axis=0) <= 1.1 * loads.mean(axis=0)).all()
     with pytest.raises(UserError, match="batch of 32 does not divide into the 3 parts that 3 hosts feed"):
         share_picks(split, picks, Feed(0, 3))

@@ -201,7 +201,7 @@ def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> N
         alone = [dataclasses.replace(one, rationale=text) for text in (one.rationale, "Because.", "Thus.")]
         expected = tokenized(vocabulary, (*alone, other), objective=objective)
         assert rows_of(split.tasks[task].targets) == rows_of(expected.tasks[task].targets)
-        assert split.first.tolist() == [0, 3, 4] and split.weights.tolist() == [0.5, 2.0, 0.0, 1.0]
+        assert split.rationale_offsets.tolist() == [0, 3, 4] and split.weights.tolist() == [0.5, 2.0, 0.0, 1.0]
         assert split.rationale_counts.tolist() == [3, 1]
         for number in range(5):
             batch = gather(split, np.array([0, 1, -1]), number)
@@ -216,7 +216,7 @@ def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> N
 
 def test_parts_make_the_split_whatever_their_size(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, seen = tokenized(vocabulary), []
-    monkeypatch.setattr(tokenizing, "PART", 7)
+    monkeypatch.setattr(tokenizing, "CHUNK", 7)
     limits = TokenLimits(1024, 256)
     parts = tokenizing.tokenize_split(
         EXAMPLES, vocabulary, objective="dss", label_type="gt", limits=limits, progress=seen.append

@@ -34,9 +34,9 @@ def random_split(
 
     parts = {}
     for task in tasks:
-        varies = task == tasks[-1]
-        targets = ragged(total, explanations) if varies else ragged(num, labels)
-        parts[task] = TokenizedTask(ragged(num, inputs), targets, varies, 0, 0)
+        per_rationale = task == tasks[-1]
+        targets = ragged(total, explanations) if per_rationale else ragged(num, labels)
+        parts[task] = TokenizedTask(ragged(num, inputs), targets, per_rationale, 0, 0)
     weights = np.ones(total) if rationales == 1 else draw.choice([0.0, 0.25, 1.0, 2.0], total)
     return TokenizedSplit(parts, offsets_of(counts), weights.astype(np.float32), np.ones(num, bool))
 
