@@ -20,7 +20,7 @@ from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.student import Params, find_network
 from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.parallel.process_rows import WHOLE, Feed
+from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
 _OFFICIAL_PIECES = 32_000
 _VOCAB_MULTIPLE = 128  # so that the vocabulary divides over a tensor axis
@@ -124,7 +124,7 @@ class Experiment:
         cls,
         config: ConfigDict,
         resumed: tuple[StudentConfig, Vocabulary] | None,
-        feed: Feed = WHOLE,
+        process_rows: ProcessRows = ALL_ROWS,
         *,
         process: int = 0,
         processes: int = 1,
@@ -136,5 +136,5 @@ class Experiment:
         objective = make_objective(config)
         vocabulary = resumed[1] if resumed else Vocabulary(find_vocabulary(config))
         student, params = (resumed[0], None) if resumed else make_student(config, vocabulary)
-        data = RunData.of(config, vocabulary, feed, process=process, processes=processes)
+        data = RunData.of(config, vocabulary, process_rows, process=process, processes=processes)
         return cls(config, vocabulary, student, params, objective, data)

@@ -14,7 +14,7 @@ import numpy as np
 from cotmi_jax.data.order import IntArray, Picks, TrainOrder
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather, offsets_of, round_up
 from cotmi_jax.errors import UserError
-from cotmi_jax.parallel.process_rows import WHOLE, Feed
+from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
 PADDING = (0.10, 0.20)  # of input and target tokens, that rows should not exceed
 _TRIALS = 3072  # examples on which a shape is tried before it is taken
@@ -47,20 +47,20 @@ class _Pairs(NamedTuple):
         return np.stack([self.inputs / shape.input_length, self.targets / shape.target_length, each], axis=1)
 
 
-def share_picks(split: TokenizedSplit, picks: Picks, feed: Feed) -> IntArray:
+def share_picks(split: TokenizedSplit, picks: Picks, process_rows: ProcessRows) -> IntArray:
     """Which of a batch's examples a feed packs: as many as any other, with about as many tokens."""
-    feed.size(len(picks.rows))  # or they do not divide
-    return np.flatnonzero(_owners(split, picks, feed.count) == feed.number)
+    process_rows.size(len(picks.rows))  # or they do not divide
+    return np.flatnonzero(_owners(split, picks, process_rows.groups) == process_rows.group)
 
 
-def _owners(split: TokenizedSplit, picks: Picks, feeds: int) -> IntArray:
+def _owners(split: TokenizedSplit, picks: Picks, groups: int) -> IntArray:
     """Which of the feeds packs each of a batch's examples, [B]. UserError where they do not divide."""
-    share = Feed(0, feeds).size(len(picks.rows))
-    if feeds == 1:
+    share = ProcessRows(0, groups).size(len(picks.rows))
+    if groups == 1:
         return np.zeros(share, np.int64)
     loads = split.token_counts(picks)
     loads = loads / loads.mean(axis=0)
-    total, room = np.zeros((feeds, 2)), np.full(feeds, share)
+    total, room = np.zeros((groups, 2)), np.full(groups, share)
     owner = np.empty(len(picks.rows), np.int64)
     for example in np.argsort(-loads.max(axis=1), kind="stable"):
         owner[example] = np.where(room > 0, (total + loads[example]).max(axis=1), np.inf).argmin()
@@ -130,7 +130,7 @@ def _relieve(size_PxK: np.ndarray, row_P: IntArray, load_RxK: np.ndarray, row: i
     return True
 
 
-def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, feeds: int = 1) -> PackShape:
+def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, groups: int = 1) -> PackShape:
     """The cheapest shape whose rows hold the batches of a balanced order; `multiple` divides the number of rows.
 
     Shapes with at most PADDING come first, where there are such. Cost counts padded tokens, and attention's part that
@@ -153,17 +153,17 @@ def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, feeds
         padding = 1.0 - tokens / (shape.rows * np.array([shape.input_length, shape.target_length]))
         return bool((padding > PADDING).any()), _cost(shape), shape.rows
 
-    trials = _trials(split, order, feeds)
+    trials = _trials(split, order, groups)
     for shape in sorted(shapes, key=key):
-        if all(_holds(pairs_of_share, shape, shape.rows // feeds) for pairs_of_share in trials):
+        if all(_holds(pairs_of_share, shape, shape.rows // groups) for pairs_of_share in trials):
             return shape
     raise UserError(
-        f"no packed rows hold every batch of {order.batch_size} examples of {feeds} hosts, of which the "
+        f"no packed rows hold every batch of {order.batch_size} examples of {groups} hosts, of which the "
         f"longest has {longest[0]} input tokens: set config.data.packing to False"
     )
 
 
-def _trials(split: TokenizedSplit, order: TrainOrder, feeds: int) -> list[_Pairs]:
+def _trials(split: TokenizedSplit, order: TrainOrder, groups: int) -> list[_Pairs]:
     """What feeds have to place in some batches from the beginning of each of the first epochs."""
     epochs = min(_EPOCHS, math.lcm(*np.unique(split.rationale_counts).tolist()))
     each = max(8, _TRIALS // order.batch_size) // epochs + 1
@@ -171,8 +171,8 @@ def _trials(split: TokenizedSplit, order: TrainOrder, feeds: int) -> list[_Pairs
     trials = []
     for step in sorted({start + number for start in starts for number in range(each)}):
         picks = order.picks(step)
-        owners = _owners(split, picks, feeds)
-        trials += [_pairs(split, picks.take(np.flatnonzero(owners == number))) for number in range(feeds)]
+        owners = _owners(split, picks, groups)
+        trials += [_pairs(split, picks.take(np.flatnonzero(owners == number))) for number in range(groups)]
     return trials
 
 
@@ -189,7 +189,7 @@ def _cost(shape: PackShape) -> float:
     return shape.rows * (inputs * (1 + inputs / 1500) + targets * (2.4 + (inputs + targets) / 1500))
 
 
-def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, feed: Feed = WHOLE) -> Batch:
+def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: ProcessRows = ALL_ROWS) -> Batch:
     """A feed's share of the packed batch of these examples.
 
     rows: inputs and input_segments [R, S], targets and target_segments [R, T], where segments are numbered from 1 in
@@ -201,8 +201,8 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, feed: Feed = WHO
     Raises:
       UserError: the rows do not hold the batch.
     """
-    picks = picks.take(share_picks(split, picks, feed))
-    rows, pairs = feed.size(shape.rows), _pairs(split, picks)
+    picks = picks.take(share_picks(split, picks, process_rows))
+    rows, pairs = process_rows.size(shape.rows), _pairs(split, picks)
     row_P = _search(pairs, shape, rows)
     segment_P = _segments(row_P)
     slot_P = row_P * shape.segments + segment_P - 1
@@ -223,7 +223,7 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, feed: Feed = WHO
         laid = _lay(np.concatenate(flat[kind]), lengths, row_P, segment_P, (rows, length))
         by_row[f"{kind}s"], by_row[f"{kind}_segments"] = laid
     # Where those rows lie in the whole batch.
-    shift_R = (feed.rows(shape.rows) - np.arange(rows)) * shape.segments
+    shift_R = (process_rows.indices(shape.rows) - np.arange(rows)) * shape.segments
     slots = {
         name: (slot_B + shift_R[slot_B // shape.segments]).astype(np.int32) for name, slot_B in slot_by_task.items()
     }
@@ -273,10 +273,10 @@ def make_batch(
     order: TrainOrder,
     step: int,
     shape: PackShape | None,
-    feed: Feed = WHOLE,
+    process_rows: ProcessRows = ALL_ROWS,
 ) -> Batch:
     """A feed's share of the batch of a step: packed into rows of a shape or, without one, padded."""
     picks = order.picks(step)
     if shape is not None:
-        return pack(split, picks, shape, feed)
-    return gather(split, *picks.take(feed.rows(len(picks.rows))))
+        return pack(split, picks, shape, process_rows)
+    return gather(split, *picks.take(process_rows.indices(len(picks.rows))))

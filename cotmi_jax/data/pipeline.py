@@ -9,7 +9,7 @@ from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.packing import PackShape, make_batch
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.errors import UserError
-from cotmi_jax.parallel.process_rows import WHOLE, Feed
+from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
 tf.config.set_visible_devices([], "GPU")  # tensorflow feeds; the accelerator is JAX's
 
@@ -21,12 +21,12 @@ def train_batches(
     stop: int,
     *,
     shape: PackShape | None = None,
-    feed: Feed = WHOLE,
+    process_rows: ProcessRows = ALL_ROWS,
 ) -> Iterator[Batch]:
     """A feed's share of the batches of steps start…stop−1. Starting late costs nothing: a step names its rows."""
 
     def of(step: int) -> Batch:
-        return make_batch(split, order, step, shape, feed)
+        return make_batch(split, order, step, shape, process_rows)
 
     example = of(start)
     dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]

@@ -24,7 +24,7 @@ from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import CACHE_VARIABLE, DEFAULT_CACHE, is_remote
 from cotmi_jax.parallel.distributed import AllGather, all_gather_text, is_shared
-from cotmi_jax.parallel.process_rows import WHOLE, Feed
+from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
 
 def loading_of(config: ConfigDict) -> Loading:
@@ -164,14 +164,14 @@ class RunData:
     prepared: Prepared
     found: bool  # in the cache
     order: TrainOrder
-    feed: Feed
+    process_rows: ProcessRows
 
     @classmethod
     def of(
         cls,
         config: ConfigDict,
         vocabulary: Vocabulary,
-        feed: Feed = WHOLE,
+        process_rows: ProcessRows = ALL_ROWS,
         *,
         process: int = 0,
         processes: int = 1,
@@ -208,7 +208,7 @@ class RunData:
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
         components = make_quotas(sizes, [spec.rate for spec in parse_dataset(config.data.dataset)])
         order = TrainOrder(components, config.batch_size, config.seed, prepared.train if config.data.packing else None)
-        return cls(config, prepared, found, order, feed)
+        return cls(config, prepared, found, order, process_rows)
 
     @property
     def train(self) -> TokenizedSplit:
@@ -225,13 +225,15 @@ class RunData:
         if not self.config.data.packing:
             return None
         multiple = shards * self.config.micro_batches
-        return make_shape(self.train, self.order, multiple=multiple, feeds=self.feed.count)
+        return make_shape(self.train, self.order, multiple=multiple, groups=self.process_rows.groups)
 
     def batches(self, start: int, shape: PackShape | None) -> Iterator[Batch]:
         """This process's share of the batches from step `start` to the last."""
         from cotmi_jax.data.pipeline import train_batches  # the only part that takes tensorflow
 
-        return train_batches(self.train, self.order, start, self.config.steps, shape=shape, feed=self.feed)
+        return train_batches(
+            self.train, self.order, start, self.config.steps, shape=shape, process_rows=self.process_rows
+        )
 
     def lengths(self, step: int) -> np.ndarray:
         """Input and target tokens of every sequence pair in the batch of a step, counted from 1: int64 [pairs, 2].

@@ -19,7 +19,7 @@ from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Terms
-from cotmi_jax.parallel.batch import make_feed, put_batch
+from cotmi_jax.parallel.batch import make_process_rows, put_batch
 from cotmi_jax.parallel.sharding import replicated
 
 
@@ -42,7 +42,7 @@ class Evaluator:
     def _batches(self, split: TokenizedSplit, limit: int, mesh: Mesh) -> Iterator[tuple[Batch, np.ndarray]]:
         """Batches on a mesh with their global rows; −1 fills up the last one."""
         for rows in eval_rows(min(split.size, limit or split.size), self._batch_size):
-            share = rows[make_feed(mesh).rows(len(rows))]
+            share = rows[make_process_rows(mesh).indices(len(rows))]
             yield put_batch(gather(split, share), mesh), rows
 
     def losses(self, params: Params, split: TokenizedSplit, *, limit: int = 0) -> dict[str, float]:

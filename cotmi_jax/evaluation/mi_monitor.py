@@ -26,7 +26,7 @@ from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives import pooling
 from cotmi_jax.objectives.forward import Heads, forward
-from cotmi_jax.parallel.batch import make_feed, put_batch
+from cotmi_jax.parallel.batch import make_process_rows, put_batch
 from cotmi_jax.parallel.sharding import replicated
 
 Features = dict[str, np.ndarray]  # "z", "v", "x", "first", "y": [N, D]
@@ -122,7 +122,7 @@ class MIMonitor:
         blocks: dict[str, list[np.ndarray]] = {}
         for places in eval_rows(len(rows_N), self._batch_size):
             rows = np.where(places < 0, -1, rows_N[places])
-            share = rows[make_feed(self._mesh).rows(len(rows))]
+            share = rows[make_process_rows(self._mesh).indices(len(rows))]
             found = self._states(params, put_batch(gather(split, share), self._mesh))
             for name, feature in jax.device_get(found).items():
                 blocks.setdefault(name, []).append(feature[rows >= 0])

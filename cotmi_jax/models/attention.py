@@ -9,7 +9,7 @@ from jax import Array
 
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.module import declare, dropout
-from cotmi_jax.parallel.batch import copy_for_parts
+from cotmi_jax.parallel.batch import copy_per_shard
 
 Biases = tuple[Array, ...]  # of attention scores, added one after the other
 
@@ -101,5 +101,5 @@ class RelativeBias(nnx.Module):
         )
         if parts == 1:
             return jnp.transpose(self.embedding[buckets_TxS], (2, 0, 1))[None]
-        embedding_PxNxH = copy_for_parts(self.embedding[...], parts)
+        embedding_PxNxH = copy_per_shard(self.embedding[...], parts)
         return jnp.transpose(embedding_PxNxH[:, buckets_TxS], (0, 3, 1, 2))

@@ -15,7 +15,7 @@ from cotmi_jax.models.attention import MASKED, Attention, Biases, RelativeBias
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.layers import MLP, RMSNorm
 from cotmi_jax.models.module import declare, dropout
-from cotmi_jax.parallel.batch import batch_parts, constrain_batch
+from cotmi_jax.parallel.batch import constrain_batch, current_batch_shards
 
 Cache = dict[str, Array]
 
@@ -164,7 +164,7 @@ class T5(nnx.Module):
             mask = padding_bias(inputs_BxS != self.config.pad_id)
         else:
             mask = segment_bias(segments_BxS, segments_BxS)
-        biases = (self.encoder.position(positions_S, positions_S, batch_parts(inputs_BxS.shape[0])), mask)
+        biases = (self.encoder.position(positions_S, positions_S, current_batch_shards(inputs_BxS.shape[0])), mask)
         x_BxSxD, _ = self._run(
             self.encoder.blocks,
             lambda block, x, layer_key: (block(x, biases, layer_key), None),
@@ -191,7 +191,7 @@ class T5(nnx.Module):
         positions_T = jnp.arange(targets_BxT.shape[1])
         causal_TxT = positions_T[None, :] <= positions_T[:, None]
         position = (
-            self.decoder.position(positions_T, positions_T, batch_parts(targets_BxT.shape[0]))
+            self.decoder.position(positions_T, positions_T, current_batch_shards(targets_BxT.shape[0]))
             + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
         )
         biases: Biases = (position,)

@@ -15,7 +15,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.objectives.token_loss import TokenLoss
-from cotmi_jax.parallel.batch import batch_parts, copy_for_parts
+from cotmi_jax.parallel.batch import copy_per_shard, current_batch_shards
 
 Pool = Literal["max", "mean"]
 Logits = Callable[..., Array]
@@ -94,7 +94,7 @@ def scan_tokens(
     if (pool is None) != (member_BxNxT is None):
         raise ValueError("pool and member_BxNxT are given together or not at all")
     batch, length, _ = states_BxTxD.shape
-    parts = batch_parts(batch)
+    parts = current_batch_shards(batch)
     if chunk is None:
         chunk = max(8, 256 * parts // batch)
     member_BxNxT = jnp.zeros((batch, 0, length), bool) if member_BxNxT is None else member_BxNxT
@@ -116,7 +116,7 @@ def scan_tokens(
     # closure_convert remembers functions: a new one each time, lest it answer with the parameters of an earlier call.
     converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0][: batch // parts])
     if parts > 1:
-        converted, closed = _by_part(converted, parts), [copy_for_parts(each, parts) for each in closed]
+        converted, closed = _by_part(converted, parts), [copy_per_shard(each, parts) for each in closed]
     if token_loss is not None:
         _check_token_loss(token_loss, converted, closed, states_CxBxLxD, roles)
     outputs = _scan(converted, pool, token_loss, closed, states_CxBxLxD, roles)

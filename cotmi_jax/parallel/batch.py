@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.mesh import BATCH_AXES, batch_shards
-from cotmi_jax.parallel.process_rows import Feed
+from cotmi_jax.parallel.process_rows import ProcessRows
 from cotmi_jax.parallel.sharding import PyTree
 
 
@@ -20,48 +20,43 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def make_feeds(mesh: Mesh) -> dict[int, Feed]:
-    """What each process feeds of a batch that lies on the mesh.
+def rows_of_processes(mesh: Mesh) -> dict[int, ProcessRows]:
+    """The rows that each process supplies of a batch sharded over the mesh, by process index.
 
-    Raises UserError where processes hold some parts in common and others not, or not equally many.
+    Raises UserError unless any two processes hold either the same batch shards or none in common, all equally many.
     """
     held: dict[int, set[int]] = {}
-    for part, devices in enumerate(mesh.devices.reshape(batch_shards(mesh), -1)):
+    for shard, devices in enumerate(mesh.devices.reshape(batch_shards(mesh), -1)):
         for device in devices:
-            held.setdefault(device.process_index, set()).add(part)
-    distinct = sorted({tuple(sorted(parts)) for parts in held.values()})
-    if len({len(parts) for parts in distinct}) > 1 or sum(map(len, distinct)) != batch_shards(mesh):
+            held.setdefault(device.process_index, set()).add(shard)
+    distinct = sorted({tuple(sorted(shards)) for shards in held.values()})
+    if len({len(shards) for shards in distinct}) > 1 or sum(map(len, distinct)) != batch_shards(mesh):
         raise UserError(
-            f"mesh {dict(mesh.shape)}: processes hold the parts {distinct} of a batch, neither the same ones nor apart "
-            "and equally many: change config.mesh"
+            f"mesh {dict(mesh.shape)}: processes hold the batch shards {distinct}; they have to hold equally many, and "
+            "any two of them the same ones or none in common: change config.mesh"
         )
-    feeds = {parts: Feed(number, len(distinct), parts) for number, parts in enumerate(distinct)}
-    return {process: feeds[tuple(sorted(parts))] for process, parts in held.items()}
+    rows = {shards: ProcessRows(group, len(distinct), shards) for group, shards in enumerate(distinct)}
+    return {process: rows[tuple(sorted(shards))] for process, shards in held.items()}
 
 
 @functools.lru_cache(maxsize=8)
-def make_feed(mesh: Mesh) -> Feed:
-    """What this process feeds. Raises UserError as make_feeds does."""
-    return make_feeds(mesh)[jax.process_index()]
+def make_process_rows(mesh: Mesh) -> ProcessRows:
+    """The rows that this process supplies. Raises UserError as rows_of_processes does."""
+    return rows_of_processes(mesh)[jax.process_index()]
 
 
 def put_batch(batch: Mapping[str, PyTree], mesh: Mesh) -> PyTree:
-    """Host arrays → device arrays split over the mesh along their first axis; this process gives the rows of its feed.
+    """Host arrays → device arrays sharded over the mesh along their first axis.
 
-    Raises UserError where the rows do not divide over the mesh.
+    The host arrays hold the rows that make_process_rows gives this process. Raises UserError where the rows do not
+    divide over the mesh.
     """
-    sharding, feed = batch_sharding(mesh), make_feed(mesh)
+    sharding, process_rows = batch_sharding(mesh), make_process_rows(mesh)
 
     def put(x: np.ndarray) -> Array:
-        total = len(x) * feed.count
-        each = feed.size(total) // len(feed.parts)  # rows a part
-
-        def rows_of(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # as for a scalar
-            begin = feed.parts.index((index[0].start or 0) // each) * each
-            return x[begin : begin + each]
-
-        return jax.make_array_from_callback((total, *x.shape[1:]), sharding, rows_of)
+        total = len(x) * process_rows.groups
+        process_rows.size(total)  # raises where the rows do not divide
+        return jax.make_array_from_process_local_data(sharding, x, (total, *x.shape[1:]))
 
     return jax.tree.map(put, batch)
 
@@ -73,18 +68,18 @@ def constrain_batch(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def batch_parts(batch: int) -> int:
-    """Into how many parts the current mesh splits a batch; 1 without a mesh, or where they would be unequal."""
+def current_batch_shards(batch: int) -> int:
+    """Number of shards of a batch of that size on the current mesh; 1 without a mesh or if they would be unequal."""
     mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty else batch_shards(mesh)
-    return parts if batch % parts == 0 else 1
+    shards = 1 if mesh.empty else batch_shards(mesh)
+    return shards if batch % shards == 0 else 1
 
 
-def copy_for_parts(x: Array, parts: int) -> Array:
-    """[…] → [parts, …], a copy of a parameter for each part of the batch, on the devices that hold the part.
+def copy_per_shard(x: Array, shards: int) -> Array:
+    """[…] → [shards, …], a copy of a parameter for each batch shard, on the devices that hold the shard.
 
-    What its gradient adds up over layers or chunks then stays on the device until all of it is summed over the parts.
-    Of one array for the whole batch, every layer or chunk would sum its share over the mesh.
+    Its gradient then accumulates over layers or chunks on each device and is summed over shards once, at the end. The
+    gradient of a single array would be all-reduced in every layer or chunk.
     """
-    copies = jnp.broadcast_to(x[None], (parts, *x.shape))
+    copies = jnp.broadcast_to(x[None], (shards, *x.shape))
     return jax.lax.with_sharding_constraint(copies, PartitionSpec(BATCH_AXES, *[PartitionSpec.UNCONSTRAINED] * x.ndim))

@@ -1,4 +1,4 @@
-"""Which part of every batch a process feeds. Plain numpy."""
+"""The rows of every batch that a process supplies. Plain numpy."""
 
 import dataclasses
 
@@ -8,30 +8,32 @@ from cotmi_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Feed:
-    """Number `number` of `count` equal feeds of a batch; processes that hold the same rows share one.
+class ProcessRows:
+    """Rows of a batch are divided into `groups` equal groups; this process supplies group number `group`.
 
-    parts: the parts of the batch that its devices hold, in rising order, where all feeds together hold
-    count · len(parts) of them. On a pod they need not lie side by side: a mesh follows the links between its chips.
+    Processes whose devices hold the same rows share a group.
+
+    shards: the batch shards of this group in rising order, out of groups · len(shards). They need not be adjacent: on a
+      pod the order of a mesh follows the links between chips, not the hosts.
     """
 
-    number: int = 0
-    count: int = 1
-    parts: tuple[int, ...] = (0,)
+    group: int = 0
+    groups: int = 1
+    shards: tuple[int, ...] = (0,)
 
     def size(self, total: int) -> int:
-        """How many of `total` examples or rows it feeds. Raises UserError for an uneven split."""
-        if total % (self.count * len(self.parts)):
+        """How many of `total` examples or rows are in a group. Raises UserError for an uneven split."""
+        if total % (self.groups * len(self.shards)):
             raise UserError(
-                f"a batch of {total} does not divide into the {self.count * len(self.parts)} parts that "
-                f"{self.count} hosts feed: change config.batch_size, config.eval.batch_size or config.mesh"
+                f"a batch of {total} does not divide into {self.groups * len(self.shards)} shards on {self.groups} "
+                "hosts: change config.batch_size, config.eval.batch_size or config.mesh"
             )
-        return total // self.count
+        return total // self.groups
 
-    def rows(self, total: int) -> np.ndarray:
-        """Which of `total` rows those are, int64, in rising order. Raises UserError as size does."""
-        each = self.size(total) // len(self.parts)
-        return (np.array(self.parts, np.int64)[:, None] * each + np.arange(each)).reshape(-1)
+    def indices(self, total: int) -> np.ndarray:
+        """Which of `total` rows are in this group: int64 in rising order. Raises UserError as `size` does."""
+        rows = self.size(total) // len(self.shards)  # of a shard
+        return (np.array(self.shards, np.int64)[:, None] * rows + np.arange(rows)).reshape(-1)
 
 
-WHOLE = Feed()  # of a process that is alone
+ALL_ROWS = ProcessRows()  # of a run with a single process

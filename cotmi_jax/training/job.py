@@ -17,7 +17,7 @@ from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, MIMonitor, check_monitor
 from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.files import Path, run_all
 from cotmi_jax.models.student import StudentDef, count_parameters
-from cotmi_jax.parallel.batch import make_feed
+from cotmi_jax.parallel.batch import make_process_rows
 from cotmi_jax.parallel.distributed import AbortAllOnError, all_gather_text, barrier, is_main_process, is_shared
 from cotmi_jax.parallel.mesh import batch_shards, make_mesh
 from cotmi_jax.training.loop import Run
@@ -58,7 +58,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     _check_shared(workdir)
     resumed = read_run(workdir)[1:] if steps_saved(workdir / LATEST) else None
     experiment = Experiment.of(
-        config, resumed, make_feed(mesh), process=jax.process_index(), processes=jax.process_count()
+        config, resumed, make_process_rows(mesh), process=jax.process_index(), processes=jax.process_count()
     )
     barrier("data")
     student = StudentDef.of(experiment.student)

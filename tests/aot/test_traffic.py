@@ -12,7 +12,7 @@ from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.token_scan import scan_tokens
-from cotmi_jax.parallel.batch import batch_parts, batch_sharding, copy_for_parts
+from cotmi_jax.parallel.batch import batch_sharding, copy_per_shard, current_batch_shards
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.sharding import abstract_arrays, param_shardings, replicated
 
@@ -86,10 +86,10 @@ def test_a_token_is_generated_without_gathering_the_decoder() -> None:
 def test_a_copy_for_each_part_is_the_parameter_and_sums_its_gradient() -> None:
     x = jnp.arange(6.0).reshape(2, 3)
     with jax.set_mesh(MESH):
-        assert batch_parts(16) == 8
-        assert batch_parts(12) == 1
-        copies, pull_back = jax.vjp(jax.jit(lambda x: copy_for_parts(x, 8)), x)
+        assert current_batch_shards(16) == 8
+        assert current_batch_shards(12) == 1
+        copies, pull_back = jax.vjp(jax.jit(lambda x: copy_per_shard(x, 8)), x)
         (gradient,) = pull_back(jnp.arange(8.0)[:, None, None] * jnp.ones((8, 2, 3)))
     np.testing.assert_array_equal(copies, np.broadcast_to(x, (8, 2, 3)))
     np.testing.assert_array_equal(gradient, np.full((2, 3), 28.0))
-    assert batch_parts(16) == 1
+    assert current_batch_shards(16) == 1

@@ -27,7 +27,7 @@ from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
-from cotmi_jax.parallel.process_rows import Feed
+from cotmi_jax.parallel.process_rows import ProcessRows
 from cotmi_jax.training.state import StateDef
 from cotmi_jax.training.step import Gradient, MITermInputs, loss_and_grads, make_train_step
 
@@ -58,23 +58,23 @@ def picks_of(split: TokenizedSplit, step: int = 7) -> Picks:
 def test_rows_hold_every_sequence_pair_once(tasks: tuple[str, ...], processes: int) -> None:
     split = random_split(200, tasks=tasks, rationales=3)
     order = make_order(split, 16)
-    shape = make_shape(split, order, multiple=2 * processes, feeds=processes)
+    shape = make_shape(split, order, multiple=2 * processes, groups=processes)
     for step in range(30):
         picks, found = order.picks(step), []
         for process in range(processes):
             # Of 2 · processes parts, every other one.
-            feed = Feed(process, processes, (process, process + processes))
-            batch = pack(split, picks, shape, feed)
+            process_rows = ProcessRows(process, processes, (process, process + processes))
+            batch = pack(split, picks, shape, process_rows)
             rows, examples = batch["rows"], batch["examples"]
             assert rows["inputs"].shape == (shape.rows // processes, shape.input_length)
             assert rows["targets"].shape == (shape.rows // processes, shape.target_length)
-            share = picks.take(share_picks(split, picks, feed))
+            share = picks.take(share_picks(split, picks, process_rows))
             for example, (row, number) in enumerate(zip(*share, strict=True)):
                 for index, task in enumerate(tasks):
                     row_of_batch, segment = (
                         int(n) for n in np.divmod(examples["slots"][task][example], shape.segments)
                     )
-                    at, segment = feed.rows(shape.rows).tolist().index(row_of_batch), segment + 1
+                    at, segment = process_rows.indices(shape.rows).tolist().index(row_of_batch), segment + 1
                     tokens, target = split.tasks[task], split.target_rows(task, np.array([row]), number)[0]
                     for kind, expected in (
                         ("input", sequence(tokens.inputs, row)),
@@ -100,13 +100,13 @@ def test_hosts_feed_the_same_batch_whatever_their_number() -> None:
     split = random_split(300, inputs=(2, 40))
     picks = make_order(split, 32).picks(5)
     for processes in (1, 2, 4):
-        shares = [share_picks(split, picks, Feed(process, processes)) for process in range(processes)]
+        shares = [share_picks(split, picks, ProcessRows(process, processes)) for process in range(processes)]
         assert [len(share) for share in shares] == [32 // processes] * processes
         assert sorted(np.concatenate(shares).tolist()) == list(range(32))
         loads = np.stack([split.token_counts(picks.take(share)).sum(axis=0) for share in shares])
         assert (loads.max(axis=0) <= 1.1 * loads.mean(axis=0)).all()
-    with pytest.raises(UserError, match="batch of 32 does not divide into the 3 parts that 3 hosts feed"):
-        share_picks(split, picks, Feed(0, 3))
+    with pytest.raises(UserError, match="batch of 32 does not divide into 3 shards on 3 hosts"):
+        share_picks(split, picks, ProcessRows(0, 3))
 
 
 def test_one_shape_serves_every_batch_of_many_epochs() -> None:
@@ -229,12 +229,12 @@ def test_a_mesh_changes_nothing(name: str, sizes: dict[str, int]) -> None:
 def test_shares_of_several_processes_make_the_batch_of_one() -> None:
     objective = OBJECTIVES["decoder_mean"]
     split, _ = made()
-    shape = make_shape(split, make_order(split), multiple=4, feeds=2)
-    feeds = Feed(0, 2, (0, 2)), Feed(1, 2, (1, 3))
-    shares = [pack(split, picks_of(split), shape, feed) for feed in feeds]
+    shape = make_shape(split, make_order(split), multiple=4, groups=2)
+    groups = ProcessRows(0, 2, (0, 2)), ProcessRows(1, 2, (1, 3))
+    shares = [pack(split, picks_of(split), shape, process_rows) for process_rows in groups]
 
     def join(*parts: np.ndarray) -> np.ndarray:
-        rows = np.concatenate([feed.rows(2 * len(parts[0])) for feed in feeds])
+        rows = np.concatenate([process_rows.indices(2 * len(parts[0])) for process_rows in groups])
         return np.concatenate(parts)[np.argsort(rows)]
 
     together = jax.tree.map(join, *shares)

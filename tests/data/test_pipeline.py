@@ -13,7 +13,7 @@ from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
 from cotmi_jax.data.tokens import TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.parallel.process_rows import Feed
+from cotmi_jax.parallel.process_rows import ProcessRows
 
 ORDER = TrainOrder.of(size=10, batch_size=4, seed=1)
 
@@ -48,14 +48,14 @@ def test_nothing_is_left_at_the_end(split: TokenizedSplit) -> None:
 
 
 def test_processes_feed_one_batch_together(split: TokenizedSplit) -> None:
-    feeds = Feed(0, 2, (0, 3)), Feed(1, 2, (1, 2))
-    streams = [train_batches(split, ORDER, 2, 8, feed=feed) for feed in feeds]
-    place = np.argsort(np.concatenate([feed.rows(ORDER.batch_size) for feed in feeds]))
+    groups = ProcessRows(0, 2, (0, 3)), ProcessRows(1, 2, (1, 2))
+    streams = [train_batches(split, ORDER, 2, 8, process_rows=process_rows) for process_rows in groups]
+    place = np.argsort(np.concatenate([process_rows.indices(ORDER.batch_size) for process_rows in groups]))
     for step, shares in enumerate(zip(*streams, strict=True), 2):
         whole = jax.tree.map(lambda *parts: np.concatenate(parts)[place], *shares)
         assert_same_batch(whole, gather(split, *ORDER.picks(step)))
 
 
 def test_an_uneven_share_is_refused_as_bad_input(split: TokenizedSplit) -> None:
-    with pytest.raises(UserError, match="does not divide into the 3 parts that 3 hosts feed"):
-        next(train_batches(split, ORDER, 0, 2, feed=Feed(0, 3)))
+    with pytest.raises(UserError, match="does not divide into 3 shards on 3 hosts"):
+        next(train_batches(split, ORDER, 0, 2, process_rows=ProcessRows(0, 3)))

@@ -20,7 +20,7 @@ from cotmi_jax.data.tokenize import TokenLimits, check_split, tokenize_split
 from cotmi_jax.data.tokens import MULTIPLE, Ragged, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import EOS_ID, PAD_ID, Vocabulary, check_fits
 from cotmi_jax.errors import UserError
-from cotmi_jax.parallel.process_rows import Feed
+from cotmi_jax.parallel.process_rows import ProcessRows
 
 EXAMPLES = make_arithmetic(seed=3, num_train=24, num_valid=0, num_test=0).splits["train"]
 
@@ -92,11 +92,15 @@ def test_evaluation_takes_every_row_once_in_order(size: int, batches: int) -> No
 
 
 def test_hosts_share_a_batch_without_overlap_and_refuse_an_uneven_one() -> None:
-    feeds = [Feed(0, 3, (0, 4)), Feed(1, 3, (1, 2)), Feed(2, 3, (3, 5))]
-    assert [feed.rows(12).tolist() for feed in feeds] == [[0, 1, 8, 9], [2, 3, 4, 5], [6, 7, 10, 11]]
-    assert [feed.size(12) for feed in feeds] == [4, 4, 4]
-    with pytest.raises(UserError, match="batch of 9 does not divide into the 6 parts that 3 hosts feed"):
-        feeds[0].rows(9)
+    groups = [ProcessRows(0, 3, (0, 4)), ProcessRows(1, 3, (1, 2)), ProcessRows(2, 3, (3, 5))]
+    assert [process_rows.indices(12).tolist() for process_rows in groups] == [
+        [0, 1, 8, 9],
+        [2, 3, 4, 5],
+        [6, 7, 10, 11],
+    ]
+    assert [process_rows.size(12) for process_rows in groups] == [4, 4, 4]
+    with pytest.raises(UserError, match="batch of 9 does not divide into 6 shards on 3 hosts"):
+        groups[0].indices(9)
 
 
 # Tokenizing.

@@ -27,10 +27,9 @@ from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.mi_term import MITermConfig, networks_def
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.parallel import batch as batch_module
-from cotmi_jax.parallel.batch import batch_sharding, constrain_batch, make_feeds, put_batch
+from cotmi_jax.parallel.batch import batch_sharding, constrain_batch, put_batch, rows_of_processes
 from cotmi_jax.parallel.mesh import MESH_AXES, batch_shards, make_mesh
-from cotmi_jax.parallel.process_rows import Feed
+from cotmi_jax.parallel.process_rows import ProcessRows
 from cotmi_jax.parallel.sharding import RULES, param_shardings, replicated, resolve
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.state import StateDef
@@ -257,36 +256,43 @@ def hosts_of(owners: list[int], sizes: tuple[int, int, int]) -> Any:
 @pytest.mark.parametrize(
     ("owners", "sizes", "expected"),
     [
-        ([0] * 8, (2, 2, 2), {0: Feed(0, 1, (0, 1, 2, 3))}),
-        ([0, 0, 0, 0, 1, 1, 1, 1], (4, 1, 2), {0: Feed(0, 2, (0, 1)), 1: Feed(1, 2, (2, 3))}),
-        ([1, 1, 1, 1, 0, 0, 0, 0], (8, 1, 1), {1: Feed(0, 2, (0, 1, 2, 3)), 0: Feed(1, 2, (4, 5, 6, 7))}),
+        ([0] * 8, (2, 2, 2), {0: ProcessRows(0, 1, (0, 1, 2, 3))}),
+        ([0, 0, 0, 0, 1, 1, 1, 1], (4, 1, 2), {0: ProcessRows(0, 2, (0, 1)), 1: ProcessRows(1, 2, (2, 3))}),
+        ([1, 1, 1, 1, 0, 0, 0, 0], (8, 1, 1), {1: ProcessRows(0, 2, (0, 1, 2, 3)), 0: ProcessRows(1, 2, (4, 5, 6, 7))}),
         # The order in which make_mesh lays the chips of v5p:2x2x2 in a row.
-        ([0, 1, 0, 1, 0, 1, 0, 1], (8, 1, 1), {0: Feed(0, 2, (0, 2, 4, 6)), 1: Feed(1, 2, (1, 3, 5, 7))}),
-        # Hosts whose chips split one part between them feed the same rows.
-        ([0, 0, 0, 0, 1, 1, 1, 1], (1, 1, 8), {0: Feed(0, 1, (0,)), 1: Feed(0, 1, (0,))}),
+        ([0, 1, 0, 1, 0, 1, 0, 1], (8, 1, 1), {0: ProcessRows(0, 2, (0, 2, 4, 6)), 1: ProcessRows(1, 2, (1, 3, 5, 7))}),
+        # Hosts whose chips hold the same batch shard supply the same rows.
+        ([0, 0, 0, 0, 1, 1, 1, 1], (1, 1, 8), {0: ProcessRows(0, 1, (0,)), 1: ProcessRows(0, 1, (0,))}),
         (
             [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3],
             (2, 2, 4),
-            {0: Feed(0, 2, (0, 1)), 1: Feed(0, 2, (0, 1)), 2: Feed(1, 2, (2, 3)), 3: Feed(1, 2, (2, 3))},
+            {
+                0: ProcessRows(0, 2, (0, 1)),
+                1: ProcessRows(0, 2, (0, 1)),
+                2: ProcessRows(1, 2, (2, 3)),
+                3: ProcessRows(1, 2, (2, 3)),
+            },
         ),
     ],
 )
-def test_each_process_feeds_what_its_devices_hold(
-    owners: list[int], sizes: tuple[int, int, int], expected: dict[int, Feed]
+def test_each_process_supplies_the_rows_of_its_devices(
+    owners: list[int], sizes: tuple[int, int, int], expected: dict[int, ProcessRows]
 ) -> None:
-    assert make_feeds(hosts_of(owners, sizes)) == expected
+    assert rows_of_processes(hosts_of(owners, sizes)) == expected
 
 
 @pytest.mark.parametrize(
     ("owners", "sizes"), [([0, 0, 0, 1, 1, 1, 1, 1], (8, 1, 1)), ([0, 0, 0, 1, 1, 1, 1, 1], (4, 1, 2))]
 )
-def test_processes_that_hold_some_parts_in_common_are_refused(owners: list[int], sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(UserError, match=r"processes hold the parts \[\(.*\)\] of a batch, neither"):
-        make_feeds(hosts_of(owners, sizes))
+def test_processes_that_share_only_some_batch_shards_are_refused(
+    owners: list[int], sizes: tuple[int, int, int]
+) -> None:
+    with pytest.raises(UserError, match=r"processes hold the batch shards \[\(.*\)\]; they have"):
+        rows_of_processes(hosts_of(owners, sizes))
 
 
 @pytest.mark.parametrize(
-    ("slice_name", "sizes", "parts_of_host_1"),
+    ("slice_name", "sizes", "shards_of_host_1"),
     [
         ("v5e-8", (8, 1, 1), (4, 5, 6, 7)),
         ("v5e-64", (64, 1, 1), (16, 17, 24, 25)),  # two rows of chips, two columns
@@ -295,18 +301,18 @@ def test_processes_that_hold_some_parts_in_common_are_refused(owners: list[int],
         ("v4-128", (2, 32, 1), None),  # no axis of its torus is as long
     ],
 )
-def test_feeds_of_slices_cover_every_batch(
-    slice_name: str, sizes: tuple[int, int, int], parts_of_host_1: tuple[int, ...] | None
+def test_processes_of_a_tpu_slice_supply_every_row_once(
+    slice_name: str, sizes: tuple[int, int, int], shards_of_host_1: tuple[int, ...] | None
 ) -> None:
     """In the order of chips that each kind of slice really has."""
     pytest.importorskip("libtpu")
     mesh = make_mesh(*sizes, devices=topology_devices(slice_name))
-    feeds = make_feeds(mesh)
-    assert set(feeds) == {device.process_index for device in mesh.devices.flat}
+    by_process = rows_of_processes(mesh)
+    assert set(by_process) == {device.process_index for device in mesh.devices.flat}
     rows = 2 * batch_shards(mesh)
-    fed = {feed.number: feed.rows(rows).tolist() for feed in feeds.values()}
-    assert sorted(sum(fed.values(), [])) == list(range(rows))
-    assert parts_of_host_1 in (None, feeds[1].parts)
+    supplied = {each.group: each.indices(rows).tolist() for each in by_process.values()}
+    assert sorted(sum(supplied.values(), [])) == list(range(rows))
+    assert shards_of_host_1 in (None, by_process[1].shards)
 
 
 def test_slices_lie_along_data() -> None:
@@ -318,25 +324,6 @@ def test_slices_lie_along_data() -> None:
     assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {0}, {1}, {1}]
     with pytest.raises(UserError, match="config.mesh.data 1 does not divide over 2 slices"):
         make_mesh(1, 8, 2, devices=devices)
-
-
-def test_a_feed_gives_each_part_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a pod whose mesh lays the chips of two hosts by turns; the other host's rows are never asked for."""
-    feed, placed = Feed(1, 2, (1, 3)), {}
-    monkeypatch.setattr(batch_module, "make_feed", lambda mesh: feed)
-
-    def make(shape: tuple[int, ...], where: NamedSharding, rows_of: Any) -> None:
-        for part in feed.parts:
-            index = (slice(part * shape[0] // 4, (part + 1) * shape[0] // 4), slice(None))
-            placed[part] = (shape, rows_of(index))
-
-    monkeypatch.setattr(jax, "make_array_from_callback", make)
-    whole = np.arange(16).reshape(8, 2)
-    put_batch({"inputs": whole[feed.rows(8)]}, make_mesh(4, 1, 2))
-    assert feed.rows(8).tolist() == [2, 3, 6, 7]
-    for part, (shape, rows) in placed.items():
-        assert shape == (8, 2)
-        np.testing.assert_array_equal(rows, whole[2 * part : 2 * part + 2])
 
 
 if __name__ == "__main__":
