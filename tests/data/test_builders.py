@@ -109,7 +109,7 @@ def test_a_damaged_file_is_noticed(tmp_path):
     (file,) = Path(builder.data_dir).glob("dss-train.tfrecord*")
     file.write_bytes(file.read_bytes().replace(b"train 1?", b"train 7?"))
     with pytest.raises(
-        UserError, match=r"^dss/svamp/1.0.0 train: cannot be read \(corrupted record at \d+\); prepare the set anew$"
+        UserError, match=r"^dss/svamp/1.0.0 train: cannot be read \(corrupted record at \d+\); prepare the set again$"
     ):
         TfdsSource("dss/svamp", str(tmp_path / "sets")).read()
 

@@ -1,8 +1,8 @@
 """Embedded synthetic data: arithmetic word problems, worked solutions, and a teacher that errs at a known rate.
 
-Everything follows from the seed. A problem is a story told by one of a few templates, whose order of sentences is fixed
-while their wording varies; now and then a sentence with a number of no use to the solution is told along. Every number
-in a problem and every result of a step, right or wrong, is a whole number in 2..99.
+The seed determines everything. A problem is a story made from one of a few templates, whose sentences come in a fixed
+order and with varying words; some stories hold a distractor, a sentence with a number that the solution does not use.
+Every number in a problem and every result of a step, right or wrong, is an integer in 2..99.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from cotmi_jax.errors import UserError
 VOCABULARY_PATH = pathlib.Path(__file__).with_name("arithmetic.spiece.model")
 
 HELD_OUT = 500  # examples of valid and of test in the data set that runs use
-_VERSION = 1  # To be raised when the same arguments give other examples.
+_VERSION = 1  # Raise it when the same arguments give other examples.
 _SMALLEST, _LARGEST = 2, 99
 _DISTRACTOR_RATE = 0.35
 _CHOICE = re.compile(r"\[([^]]*)\]")
@@ -31,7 +31,7 @@ _Term = TypeVar("_Term", int, str)
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
-    """A told story: its text, the numbers in it, and its steps with all words filled in but no operands yet."""
+    """A story: its text, the numbers in it, and its steps, whose wordings have open operands."""
 
     text: str
     numbers: dict[str, int]
@@ -40,7 +40,7 @@ class _Problem:
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticSource:
-    """The data set as runs use it: of one seed, so that valid and test are the same for all of them.
+    """The data set as runs use it, with a fixed seed, so that all runs have the same valid and test splits.
 
     size: number of train examples, at least 1.
     """
@@ -62,10 +62,11 @@ def make_arithmetic(
 ) -> Corpus:
     """Makes the data set: the same arguments give the same examples on every machine.
 
-    Inputs are unique over all splits. A shorter split is the start of a longer one, apart from where the teacher errs,
-    and valid and test don't depend on num_train. The teacher errs on exactly round(teacher_error_rate * n) of the n
-    examples of each split: one step of its solution takes a wrong operation or a wrong number of the story, the rest
-    follows from there, and the value of teacher_label differs from the gold label's.
+    Inputs are unique over all splits. A shorter split is the beginning of a longer one, but for the examples on which
+    the teacher errs; valid and test do not depend on num_train. The teacher errs on exactly
+    round(teacher_error_rate * n) of the n examples of each split: one step of its solution has a wrong operation or a
+    wrong number of the story, the later steps are computed from its result, and the value of teacher_label differs from
+    the gold label's.
 
     Raises:
       UserError: a negative seed or size, or a rate outside [0, 1].
@@ -75,21 +76,21 @@ def make_arithmetic(
         if value < 0:
             raise UserError(f"{key} = {value}: give a number of at least 0")
     if not 0 <= teacher_error_rate <= 1:
-        raise UserError(f"teacher_error_rate = {teacher_error_rate}: give a share between 0 and 1")
+        raise UserError(f"teacher_error_rate = {teacher_error_rate}: give a fraction between 0 and 1")
     seen: set[str] = set()
     splits: dict[str, tuple[Example, ...]] = {}
-    for split in ("test", "valid", "train"):  # The largest comes last so that its size cannot change the others.
+    for split in ("test", "valid", "train"):  # Train comes last, so that its size cannot change the others.
         stream = SPLITS.index(split)
-        problems = _tell_problems(np.random.default_rng([seed, stream, 0]), sizes[split], seen)
+        problems = _make_problems(np.random.default_rng([seed, stream, 0]), sizes[split], seen)
         splits[split] = _annotate(np.random.default_rng([seed, stream, 1]), problems, split, teacher_error_rate)
     return Corpus("arithmetic", {split: splits[split] for split in SPLITS})
 
 
-def _tell_problems(rng: np.random.Generator, count: int, seen: set[str]) -> list[_Problem]:
-    """Tells `count` problems with texts that are not in `seen`, and adds them to it."""
+def _make_problems(rng: np.random.Generator, count: int, seen: set[str]) -> list[_Problem]:
+    """Makes `count` problems whose texts are not in `seen`, and adds the texts to it."""
     problems: list[_Problem] = []
     while len(problems) < count:
-        problem = _tell(rng, TEMPLATES[int(rng.integers(len(TEMPLATES)))])
+        problem = _make_problem(rng, TEMPLATES[int(rng.integers(len(TEMPLATES)))])
         if problem.text not in seen:
             seen.add(problem.text)
             problems.append(problem)
@@ -105,8 +106,8 @@ def _annotate(
     for row, problem in enumerate(problems):
         steps = problem.steps
         if row in wrong:
-            slips = _slips(problem.numbers, steps)
-            steps = slips[int(rng.integers(len(slips)))]
+            solutions = _wrong_solutions(problem.numbers, steps)
+            steps = solutions[int(rng.integers(len(solutions)))]
         examples.append(
             Example(
                 id=f"arithmetic/{split}/{row}",
@@ -120,7 +121,7 @@ def _annotate(
     return tuple(examples)
 
 
-def _tell(rng: np.random.Generator, template: Template) -> _Problem:
+def _make_problem(rng: np.random.Generator, template: Template) -> _Problem:
     def pick(options: Sequence[str]) -> str:
         return options[int(rng.integers(len(options)))]
 
@@ -131,9 +132,9 @@ def _tell(rng: np.random.Generator, template: Template) -> _Problem:
     distracted = bool(rng.random() < _DISTRACTOR_RATE)
     ranges = template.ranges | ({"x": (_SMALLEST, _LARGEST)} if distracted else {})
     numbers = _draw_numbers(rng, ranges, template.steps)
-    told = " ".join(sentence for sentence in template.sentences if distracted or "{x}" not in sentence)
-    text = _CHOICE.sub(lambda choice: pick(choice[1].split("|")), told).format(**words, **numbers)
-    operands = {"left": "{left}", "right": "{right}", "step": "{step}"}  # Stay open until the operands are known.
+    sentences = " ".join(sentence for sentence in template.sentences if distracted or "{x}" not in sentence)
+    text = _CHOICE.sub(lambda choice: pick(choice[1].split("|")), sentences).format(**words, **numbers)
+    operands = {"left": "{left}", "right": "{right}", "step": "{step}"}  # Left open until the operands are known.
     steps = tuple(dataclasses.replace(s, wording=s.wording.format(**words, **operands)) for s in template.steps)
     return _Problem(text, numbers, steps)
 
@@ -141,31 +142,31 @@ def _tell(rng: np.random.Generator, template: Template) -> _Problem:
 def _draw_numbers(
     rng: np.random.Generator, ranges: dict[str, tuple[int, int]], steps: tuple[Step, ...]
 ) -> dict[str, int]:
-    """Draws distinct numbers under which every step has a result and at least one slip is possible."""
+    """Draws distinct numbers under which every step has a result and at least one wrong solution exists."""
     while True:
         numbers = {key: int(rng.integers(low, high + 1)) for key, (low, high) in ranges.items()}
-        if len(set(numbers.values())) == len(numbers) and _results(numbers, steps) and _slips(numbers, steps):
+        if len(set(numbers.values())) == len(numbers) and _results(numbers, steps) and _wrong_solutions(numbers, steps):
             return numbers
 
 
-def _slips(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
-    """All ways to get exactly one step wrong that can be carried through and change the answer."""
+def _wrong_solutions(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    """All solutions with exactly one wrong step whose results are all valid and whose answer is wrong."""
     gold = _results(numbers, steps)
-    slips = []
+    solutions = []
     for i, step in enumerate(steps):
         changes = [{"operation": operation} for operation in _OPERATIONS if operation != step.operation]
         for side, operand in (("left", step.left), ("right", step.right)):
             changes += [{side: key} for key in numbers if key != operand and operand in numbers]
         for change in changes:
-            slipped = (*steps[:i], dataclasses.replace(step, **change), *steps[i + 1 :])
-            results = _results(numbers, slipped)
+            changed = (*steps[:i], dataclasses.replace(step, **change), *steps[i + 1 :])
+            results = _results(numbers, changed)
             if results and results[-1] != gold[-1]:
-                slips.append(slipped)
-    return slips
+                solutions.append(changed)
+    return solutions
 
 
 def _results(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[int]:
-    """Result of each step; empty where one is not a whole number in range."""
+    """Result of each step; empty if one is not an integer in range."""
     results: list[int] = []
     for step in steps:
         left, right = _operands(step, numbers, results)
@@ -185,7 +186,7 @@ def _operands(step: Step, numbers: Mapping[str, _Term], earlier: Sequence[_Term]
 
 
 def _expression(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
-    """The last step written out down to the numbers of the story: ( ( 12 + 5 ) * 3 )."""
+    """The last step, expanded to the numbers of the story: ( ( 12 + 5 ) * 3 )."""
     terms = {key: str(number) for key, number in numbers.items()}
     written: list[str] = []
     for step in steps:

@@ -1,4 +1,4 @@
-"""The stories of the embedded arithmetic data: their words, the wordings of their sentences, and their solutions."""
+"""Templates of the arithmetic word problems: words, sentences and solutions."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ CONTAINERS = (("box", "boxes"), ("bag", "bags"), ("basket", "baskets"), ("crate"
 class Step:
     """One operation: operands are numbers of the story ("a") or results of earlier steps ("#0").
 
-    In the wording {left}, {right} and {step} stand for the operands as used and for "left operation right = result".
+    wording holds {left} and {right}, the values of the operands, and {step}, "left operation right = result".
     """
 
     left: str
@@ -29,9 +29,9 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A kind of story: its nouns, ranges of its numbers, its sentences (question last), its steps to the answer.
+    """A kind of story: its nouns, ranges of its numbers, sentences (the question last), and steps to the answer.
 
-    [this|that] leaves a choice of wording. The sentence with {x} is the distractor, which may be left out.
+    [this|that] is a random choice of words. The sentence with {x} is the distractor, which some stories leave out.
     """
 
     things: tuple[str, ...]

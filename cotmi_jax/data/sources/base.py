@@ -1,4 +1,4 @@
-"""The one interface of everything that examples can come from."""
+"""The interface of every source of examples."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,24 +10,24 @@ from cotmi_jax.files import Path
 
 
 class Source(Protocol):
-    """A data set that can be read, with whatever settings it is read by already in it."""
+    """A data set, with the settings it is read with."""
 
     @property
     def name(self) -> str:
-        """Begins the id of every example; no two sources of a mixture share it."""
+        """Prefix of every example's id; the sources of a mixture have different names."""
 
     def read(self) -> Corpus:
-        """The data set as it lies there; it has a train split. UserError for whatever is wrong with it."""
+        """The data set as it is stored, with a train split at least. UserError if it cannot be read or used."""
 
     def fingerprint(self) -> str:
         """Hexadecimal digest that changes with anything the corpus depends on. Reads files, but parses none."""
 
 
-def digest(*parts: object) -> str:
+def digest(*values: object) -> str:
     """Hexadecimal SHA-256 of the representations of numbers, texts, and tuples of them."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
 def digest_files(files: Iterable[tuple[str, Path]]) -> str:
-    """The same of files by name: of what they are called and what they hold."""
+    """The same of files: of their names and contents."""
     return digest(*((name, hashlib.sha256(read_bytes(path)).hexdigest()) for name, path in files))

@@ -1,4 +1,4 @@
-"""One's own data as JSON Lines: `input`, `label`, `rationale`, and optionally `weight`, `teacher_label` and `id`."""
+"""A user's own data as JSON Lines: `input`, `label`, `rationale`, and optionally `weight`, `teacher_label` and `id`."""
 
 import dataclasses
 import sys
@@ -14,7 +14,9 @@ from cotmi_jax.files import Path
 class JsonlSource:
     """A file, which is the train split, or a folder with train.jsonl and optionally valid.jsonl and test.jsonl.
 
-    labels: those that a row may have; () for any. kind: how they are scored. bad_rows: "error", or "skip" to count.
+    labels: the labels that a row may have; () for any.
+    kind: how labels are compared.
+    bad_rows: "error", or "skip" to leave rows out that cannot be used, and count them.
     """
 
     path: Path
@@ -24,7 +26,7 @@ class JsonlSource:
 
     @property
     def name(self) -> str:
-        """By the file or folder alone, so that ids stay the same wherever it lies."""
+        """From the name of the file or folder alone, so that ids do not depend on where it is stored."""
         return f"jsonl:{self.path.stem if self.path.suffix == '.jsonl' else self.path.name}"
 
     def files(self) -> dict[str, Path]:
@@ -51,18 +53,20 @@ class JsonlSource:
         for number, raw in enumerate(raw_rows):
             with bad.guard(split):
                 row = raw.parse()
-                own = _own_id(row, raw.place) or str(number)
-                if own in places:
-                    raise UserError(f"{raw.place}: id {own} is that of {places[own]}; give every row an id of its own")
-                example = self._example(f"{self.name}/{split}/{own}", row, raw)
-                places[own] = raw.place
+                row_id = _row_id(row, raw.place) or str(number)
+                if row_id in places:
+                    raise UserError(
+                        f"{raw.place}: id {row_id} is also that of {places[row_id]}; give every row a unique id"
+                    )
+                example = self._example(f"{self.name}/{split}/{row_id}", row, raw)
+                places[row_id] = raw.place
                 examples.append(example)
         bad.check_usable(len(examples), len(raw_rows), str(path))
         return tuple(examples)
 
     def _example(self, name: str, row: Row, raw: RawRow) -> Example:
         place = raw.place
-        text, label = (_filled(row, field, place) for field in ("input", "label"))
+        text, label = (_non_blank(row, field, place) for field in ("input", "label"))
         if self.labels and label not in self.labels:
             raise UserError(f"{place}: label = {label!r:.80}; data.labels allows {', '.join(self.labels)}")
         teacher_label = None if row.get("teacher_label") is None else text_field(row, "teacher_label", place).strip()
@@ -71,15 +75,15 @@ class JsonlSource:
         return Example(name, text, label, first[0], teacher_label or None, first[1], tuple(more), self.kind, place)
 
 
-def _filled(row: Row, field: str, place: str) -> str:
+def _non_blank(row: Row, field: str, place: str) -> str:
     value = text_field(row, field, place)
     if not value.strip():
         raise UserError(f"{place}: the {field} is empty; correct or remove the row")
     return value
 
 
-def _own_id(row: Row, place: str) -> str:
-    """The id that a row gives itself; "" where it gives none."""
+def _row_id(row: Row, place: str) -> str:
+    """The row's field `id`; "" where it has none."""
     value = row.get("id")
     if value is None:
         return ""
@@ -89,7 +93,7 @@ def _own_id(row: Row, place: str) -> str:
 
 
 def _rationales(row: Row, place: str) -> list[tuple[str, float]]:
-    """The rationales that teach something: those that are not blank and whose weight is above 0."""
+    """The rationales that are trained on: those that are not blank and whose weight is above 0."""
     given = row.get("rationale")
     texts: list[object] = given if isinstance(given, list) else [given]
     weight = row.get("weight", 1.0)

@@ -1,4 +1,4 @@
-"""Data sets that a user registers by name: a function that gives examples, from a module of config.extensions."""
+"""Data sets that a user registers by name, as functions that return examples, in a module of config.extensions."""
 
 import dataclasses
 import re
@@ -13,32 +13,32 @@ ReadExamples = Callable[[], Mapping[str, Iterable[Example]]]  # split → exampl
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredSource:
-    """A registered data set. version: "", or a text that its author changes whenever the examples change."""
+    """A registered data set. version: a text that its author changes whenever the examples change, or ""."""
 
     name: str
     examples: ReadExamples
     version: str = ""
 
     def read(self) -> Corpus:
-        """Every split. UserError where there is no train split, or an example cannot be used."""
+        """Every split. UserError if there is no train split or an example cannot be used."""
         splits = {split: tuple(self._checked(split, examples)) for split, examples in self.examples().items()}
         unknown = splits.keys() - set(SPLITS)
         if unknown or not splits.get("train"):
             raise UserError(
-                f"source {self.name} gives the splits {', '.join(splits) or 'none'}: it needs a train split with "
-                "examples, and may have valid and test"
+                f"source {self.name} returns the splits {', '.join(splits) or 'none'}: it needs a train split with "
+                "examples, and can have valid and test"
             )
         return Corpus(self.name, {split: splits[split] for split in SPLITS if split in splits})
 
     def fingerprint(self) -> str:
-        """Of the version where the source states one, else of all its examples."""
+        """Digest of the version if the source states one, else of all its examples."""
         if self.version:
             return digest("registered", self.name, self.version)
         return digest(
             "registered",
             self.name,
             *(
-                (split, repr(dataclasses.replace(example, place="")))  # place, as of other sources, does not count
+                (split, repr(dataclasses.replace(example, place="")))  # as of other sources, the place does not count
                 for split, examples in self.read().splits.items()
                 for example in examples
             ),
@@ -49,7 +49,7 @@ class RegisteredSource:
         for example in examples:
             if not example.id.startswith(f"{self.name}/{split}/") or example.id in seen:
                 raise UserError(
-                    f"source {self.name}: id {example.id!r} in split {split}: give every example an id of its own that "
+                    f"source {self.name}: id {example.id!r} in split {split}: give every example a unique id that "
                     f"begins with {self.name}/{split}/"
                 )
             if not example.input.strip() or not example.label.strip():
@@ -66,13 +66,13 @@ def register_source(name: str, examples: ReadExamples, *, version: str = "") -> 
 
     Args:
       name: letters, digits, "_" and "-". Registering it again replaces the earlier source.
-      examples: returns {split: examples}; it has to give the same examples at every call and on every host. The id of
-        an example is "{name}/{split}/…".
-      version: identifies the examples in the cache of prepared tokens; "" reads all of them to identify them.
+      examples: returns {split: examples}, the same at every call and on every host. The id of an example begins with
+        "{name}/{split}/".
+      version: identifies the examples in the cache of prepared tokens; "": they are identified by reading all of them.
 
     Raises:
       UserError: the name has other characters.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UserError(f"source {name!r}: a name has letters, digits, _ and - only")
+        raise UserError(f"source {name!r}: a name consists of letters, digits, _ and -")
     SOURCES[name] = RegisteredSource(name, examples, version)

@@ -1,10 +1,10 @@
-"""Reads data sets in the layout of the Distilling Step-by-Step release (arXiv 2305.02301): svamp, cqa, esnli, anli1.
+"""Reads data sets in the layout of the Distilling Step-by-Step release (arXiv 2305.02301).
 
     {root}/{name}/{name}_{split}.json         gold rows, JSON Lines (or one JSON list)
-    {root}/{name}/llm/{split}_CoT_{i}.json    completions of the first teacher, JSON lists to be read in order of i
+    {root}/{name}/llm/{split}_CoT_{i}.json    completions of the first teacher, JSON lists, joined in order of i
     {root}/gpt-neox/{name}/{split}.json       completions of the second teacher, one JSON list
 
-Completion k belongs to gold row k. ASDiv is laid out the same way and can extend SVAMP's train split.
+Completion k belongs to gold row k. ASDiv has the same layout and can extend SVAMP's train split.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ class _Gold(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedSource:
-    """A set of the release.
+    """A data set of the release.
 
-    root: the folder that holds the set's folder, or holds it in `dss/`.
+    root: the folder that holds {name}/ or dss/{name}/.
     name: one of RELEASED_NAMES.
-    teacher: one of TEACHERS, whose completions to read.
-    align: what to do when gold rows and completions differ in number: "strict" refuses, "prefix" keeps the rows that
-      have both.
+    teacher: one of TEACHERS, whose completions are read.
+    align: if gold rows and completions differ in number, "strict" raises an error and "prefix" keeps the rows that have
+      both.
     augment_asdiv: append ASDiv's train split to the train split of svamp.
-    bad_rows: a gold row that cannot be used is an "error", or counted and left out with its completion: "skip".
+    bad_rows: "error", or "skip" to leave gold rows out that cannot be used, with their completions, and count them.
     """
 
     root: Path
@@ -54,14 +54,14 @@ class ReleasedSource:
             raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.name!r}: leave it off")
 
     def read(self) -> Corpus:
-        """Every split that has a gold file; train has to have one.
+        """Every split that has a gold file; train must have one.
 
         Raises:
-          UserError: a file is missing, unreadable or not as laid out above.
+          UserError: a file is missing, unreadable or not in the layout above.
         """
         folder, bad = find_release(self.root, self.name), BadRows(self.bad_rows)
         splits: dict[str, tuple[Example, ...]] = {}
-        for name, split in self._parts(folder):
+        for name, split in self._pieces(folder):
             read = _read_split(folder, name, split, self.teacher, self.align, bad)
             splits[split] = splits.get(split, ()) + read
         return Corpus(self.name, splits, bad.skipped, tuple(bad.notes))
@@ -70,20 +70,20 @@ class ReleasedSource:
         folder = find_release(self.root, self.name)
         files = [
             (str(path.relative_to(folder)), path)
-            for name, split in self._parts(folder)
+            for name, split in self._pieces(folder)
             for path in (gold_file(folder, name, split), *_completion_files(folder, name, split, self.teacher))
         ]
         settings = (self.name, self.teacher, self.align, self.augment_asdiv, self.bad_rows)
         return digest(settings, digest_files(files))
 
-    def _parts(self, folder: Path) -> list[tuple[str, str]]:
-        """Names and splits of what is read, in order."""
+    def _pieces(self, folder: Path) -> list[tuple[str, str]]:
+        """The data sets and splits that are read, in order."""
         present = [split for split in SPLITS if split == "train" or gold_file(folder, self.name, split).exists()]
         return [(self.name, split) for split in present] + [("asdiv", "train")] * self.augment_asdiv
 
 
 def find_release(root: Path, name: str) -> Path:
-    """The folder that holds the set folders: `root`, or `dss/` in it. UserError where neither holds `name`/."""
+    """The folder that holds {name}/: `root`, or `dss/` in it. UserError if neither does."""
     for folder in (root, root / "dss"):
         if (folder / name).is_dir():
             return folder
@@ -91,7 +91,7 @@ def find_release(root: Path, name: str) -> Path:
 
 
 def gold_file(folder: Path, name: str, split: str) -> Path:
-    """Where the gold rows of a split lie in a release folder."""
+    """The file with the gold rows of a split."""
     return folder / name / f"{name}_{split}.json"
 
 
@@ -121,7 +121,7 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str, b
 
 
 def _read_golds(path: Path, name: str, split: str, bad: BadRows) -> list[_Gold | None]:
-    """Gold rows in order; None in place of a skipped one, so that completions stay aligned."""
+    """Gold rows in order, with None for a skipped one, so that completions stay aligned."""
     golds: list[_Gold | None] = []
     for raw in read_raw_rows(path):
         golds.append(None)
@@ -131,7 +131,7 @@ def _read_golds(path: Path, name: str, split: str, bad: BadRows) -> list[_Gold |
 
 
 def _completion_files(folder: Path, name: str, split: str, teacher: str) -> list[Path]:
-    """Files in the order in which their lists are to be joined; at least one, which may not exist."""
+    """Files in the order in which their lists are joined; at least one, which may not exist."""
     if teacher == "gpt-neox":
         return [folder / "gpt-neox" / name / f"{split}.json"]
     found = {path.name for path in (folder / name / "llm").glob(f"{split}_CoT_*.json")}
@@ -139,15 +139,15 @@ def _completion_files(folder: Path, name: str, split: str, teacher: str) -> list
     missing = [path for path in files if path.name not in found]
     if found and missing:
         beyond = ", ".join(sorted(found - {path.name for path in files}))
-        raise UserError(f"{missing[0]}: missing, but there is {beyond}; parts are numbered from 0 without a gap")
+        raise UserError(f"{missing[0]}: missing, but there is {beyond}; the files are numbered from 0 without a gap")
     return files
 
 
 def _read_completions(path: Path) -> list[str]:
     completions = parse_json(read_text(path), path)
     if not isinstance(completions, list):
-        raise UserError(f"{path}:1: holds no JSON list; write the completions as one list of texts")
+        raise UserError(f"{path}:1: not a JSON list; write the completions as one list of texts")
     for i, completion in enumerate(completions):
         if not isinstance(completion, str):
-            raise UserError(f"{path}: item {i} of the list is no text but {completion!r:.50}; correct it")
+            raise UserError(f"{path}: item {i} of the list is not a text but {completion!r:.50}; correct it")
     return completions

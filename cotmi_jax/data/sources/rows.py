@@ -1,4 +1,4 @@
-"""Rows of JSON files with the place of each, "file:line", for messages. What is broken is a UserError that names it."""
+"""Reads rows of JSON files, each with its place ("file:line") for messages. Every UserError names the place."""
 
 import contextlib
 import dataclasses
@@ -14,9 +14,9 @@ NUM_NOTES = 5
 
 
 class BadRows:
-    """What becomes of rows that cannot be used: the first is an error, or they are counted by split and skipped.
+    """The policy for rows that cannot be used: raise an error at the first, or skip them and count them by split.
 
-    notes holds the messages of the first NUM_NOTES of them, which begin with the place.
+    notes: messages of the first NUM_NOTES skipped rows; each begins with the place.
     """
 
     def __init__(self, policy: str = "error"):
@@ -26,7 +26,7 @@ class BadRows:
 
     @contextlib.contextmanager
     def guard(self, split: str) -> Iterator[None]:
-        """Around whatever concerns one row alone: its UserError is raised, or counted, by the policy."""
+        """Wraps the handling of one row and raises or counts its UserError, by the policy."""
         try:
             yield
         except UserError as error:
@@ -46,7 +46,7 @@ class BadRows:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row whose content is not looked into yet: a line, or an item of a JSON list; numbered as in its place."""
+    """A row that is not parsed yet: a line, counted from 1, or an item of a JSON list, counted from 0."""
 
     path: Path
     number: int
@@ -71,7 +71,7 @@ def read_raw_rows(path: Path) -> list[RawRow]:
     """Rows of JSON Lines, or of a file that is one JSON list.
 
     Raises:
-      UserError: the file cannot be read, or is a list and not UTF-8 or broken.
+      UserError: the file cannot be read, or is a JSON list that is broken or not UTF-8.
     """
     content = read_bytes(path)
     if content.lstrip().startswith(b"["):
@@ -109,7 +109,7 @@ def text_field(row: Row, field: str, place: str) -> str:
 
 
 def check_text(value: str, field: str, place: str) -> str:
-    r"""The text. UserError where it has half of a surrogate pair, as JSON's "\ud83d" alone gives: no UTF-8 has it."""
+    r"""The text. UserError if it has half of a surrogate pair ("\ud83d" alone in JSON), which UTF-8 cannot encode."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -126,7 +126,7 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> object:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}:{line}: broken JSON ({error.msg}); restore the file from its source") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists nested as deep
-        raise UserError(f"{path}:{first_line}: JSON beyond all bounds ({error}); restore the file") from error
+        raise UserError(f"{path}:{first_line}: JSON beyond the parser's limits ({error}); restore the file") from error
 
 
 def read_text(path: Path) -> str:

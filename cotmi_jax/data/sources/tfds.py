@@ -1,4 +1,4 @@
-"""Sets that TensorFlow Datasets has prepared, by their files alone: nothing is downloaded or built here."""
+"""Reads data sets that TensorFlow Datasets has prepared, from their files: nothing is downloaded or built here."""
 
 import dataclasses
 import hashlib
@@ -17,18 +17,18 @@ from cotmi_jax.errors import UserError
 
 _BATCH = 1024  # rows read at a time
 BUILDERS = Path(__file__).parents[1] / "builders"
-# What a prepared set says about itself: sizes of its splits and shards, features, and digests that its builder left.
-_DESCRIBED_IN = ("dataset_info.json", "features.json", "metadata.json")
+# Metadata of a prepared set: sizes of its splits and shards, features, and digests that its builder recorded.
+_METADATA = ("dataset_info.json", "features.json", "metadata.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """esnli, cos_e, anli/r1 to r3 with human rationales, or dss/NAME with a teacher's, from builders/dss.
+    """esnli, cos_e, or anli/r1 to r3 with human rationales, or dss/NAME, from builders/dss, with a teacher's.
 
     argument: one of `tfds_formats.TFDS_SETS`.
     data_dir: folder or URL of prepared sets; None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-    teacher: whose completions to read; of dss/NAME only.
-    bad_rows: "error", or "skip" to count.
+    teacher: whose completions are read; for dss/NAME only.
+    bad_rows: "error", or "skip" to leave rows out that cannot be used, and count them.
     """
 
     argument: str
@@ -41,37 +41,37 @@ class TfdsSource:
 
     @property
     def name(self) -> str:
-        """That of the release for dss/NAME, which holds the same examples under the same ids."""
-        return self.argument.removeprefix("dss/") if self._of_release else f"tfds:{self.argument}"
+        """For dss/NAME the name in the release, since examples and ids are the same."""
+        return self.argument.removeprefix("dss/") if self._is_released else f"tfds:{self.argument}"
 
     @property
-    def _of_release(self) -> bool:
+    def _is_released(self) -> bool:
         return self.argument.startswith("dss/")
 
     @property
     def _tfds_name(self) -> str:
-        """Name and config of the prepared set; TensorFlow Datasets' own anli leaves the human rationales out."""
+        """Name and config of the prepared set; the anli of TensorFlow Datasets has no rationales."""
         if self.argument.startswith("anli/"):
             return self.argument.replace("anli", "anli_reasons")
-        return f"dss/{dss_config(self.name, self.teacher)}" if self._of_release else self.argument
+        return f"dss/{dss_config(self.name, self.teacher)}" if self._is_released else self.argument
 
     def fingerprint(self) -> str:
         builder = self._builder()
-        files = [builder.data_path / name for name in _DESCRIBED_IN]
-        held = [hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "" for file in files]
-        return digest(self.name, builder.info.full_name, *held, self.bad_rows)
+        files = [builder.data_path / name for name in _METADATA]
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "" for file in files]
+        return digest(self.name, builder.info.full_name, *digests, self.bad_rows)
 
     def read(self) -> Corpus:
         """Train, and validation and test where there are such splits.
 
         Raises:
-          UserError: the set is not prepared, is damaged, has no train split or, unless they are skipped, has a row that
-            cannot be used.
+          UserError: the set is not prepared, is damaged, has no train split or, unless bad rows are skipped, has a row
+            that cannot be used.
         """
         builder, bad = self._builder(), BadRows(self.bad_rows)
         present = [split for split, theirs in TFDS_SPLITS.items() if theirs in builder.info.splits]
         if "train" not in present:
-            raise UserError(f"{builder.info.full_name} has no train split; prepare the set anew")
+            raise UserError(f"{builder.info.full_name} has no train split; prepare the set again")
         splits = {split: self._read_split(builder, split, bad) for split in present}
         return Corpus(self.name, splits, bad.skipped, tuple(bad.notes))
 
@@ -81,7 +81,7 @@ class TfdsSource:
         from tensorflow_datasets.core import read_only_builder
 
         try:
-            # Not tfds.builder, which falls back on code and then asks the network about sets that are not prepared.
+            # Not tfds.builder: for a set that is not prepared it would fall back on code, and ask the network.
             return read_only_builder.builder_from_files(self._tfds_name, data_dir=self.data_dir)
         except tfds.core.DatasetNotFoundError as error:
             where = self.data_dir or "TensorFlow Datasets' folder"
@@ -90,17 +90,17 @@ class TfdsSource:
             raise UserError(f"tfds_dir = {self.data_dir!r} cannot be read: {' '.join(str(error).split())}") from error
 
     def _command(self) -> str:
-        """How the set is prepared."""
+        """The command that prepares the set, for messages."""
         name, _, config = self._tfds_name.partition("/")
         options = [f"--config={config}"] * bool(config) + [f"--data_dir={self.data_dir}"] * bool(self.data_dir)
-        options += ["--manual_dir=RELEASE"] * self._of_release
+        options += ["--manual_dir=RELEASE"] * self._is_released
         own = BUILDERS / name
         return f"run python -m cotmi_jax.prepare {' '.join([str(own) if own.is_dir() else name, *options])}"
 
     def _read_split(self, builder: Any, split: str, bad: BadRows) -> tuple[Example, ...]:
         where = f"{builder.info.full_name} {TFDS_SPLITS[split]}"
         fields_of = FORMATS[self.argument.partition("/")[0]]
-        kind: LabelKind = RELEASED[self.name].kind if self._of_release else "text"
+        kind: LabelKind = RELEASED[self.name].kind if self._is_released else "text"
         examples: list[Example] = []
         seen: dict[str, str] = {}
         read = 0
@@ -108,9 +108,9 @@ class TfdsSource:
             place = f"{where} row {read - 1}"
             with bad.guard(split):
                 fields = fields_of(_decoded(row, place), place)
-                name = fields.id if self._of_release else f"{self.name}/{split}/{fields.id or read - 1}"
+                name = fields.id if self._is_released else f"{self.name}/{split}/{fields.id or read - 1}"
                 if name in seen:
-                    raise UserError(f"{place}: id {fields.id} is that of {seen[name]}; prepare the set anew")
+                    raise UserError(f"{place}: id {fields.id} is also that of {seen[name]}; prepare the set again")
                 weighted = [(text, 1.0) for text in fields.rationales] or [("", 0.0)]
                 (first, weight), *more = weighted
                 example = Example(name, fields.input, fields.label, first, fields.teacher_label, weight, tuple(more))
@@ -121,14 +121,14 @@ class TfdsSource:
 
 
 def _rows(builder: Any, split: str, where: str) -> Iterator[Row]:
-    """Rows in the order of the files, which is the same every time; texts are bytes still."""
+    """Rows in the order of the files, which is the same every time; texts are still bytes."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
     one_by_one = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(split=TFDS_SPLITS[split], read_config=one_by_one)
     try:
-        # Row by row, tensorflow would take half a millisecond for each.
+        # In batches: tensorflow would take half a millisecond for every single row.
         for batch in tfds.as_numpy(dataset.ragged_batch(_BATCH)):
             columns = {
                 field: values.tolist() if isinstance(values, np.ndarray) else values.to_list()
@@ -138,11 +138,11 @@ def _rows(builder: Any, split: str, where: str) -> Iterator[Row]:
                 yield dict(zip(columns, values, strict=True))
     except tf.errors.OpError as error:
         reason = error.message.rpartition("}} ")[2].partition(" [Op:")[0]  # without the names of tensorflow's nodes
-        raise UserError(f"{where}: cannot be read ({reason}); prepare the set anew") from error
+        raise UserError(f"{where}: cannot be read ({reason}); prepare the set again") from error
 
 
 def _decoded(row: Row, place: str) -> Row:
-    """The same row with texts for bytes."""
+    """The same row with texts in place of bytes."""
 
     def text(value: object) -> object:
         if isinstance(value, list):
@@ -152,4 +152,4 @@ def _decoded(row: Row, place: str) -> Row:
     try:
         return {field: text(value) for field, value in row.items()}
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 ({error.reason}); prepare the set anew") from error
+        raise UserError(f"{place}: not UTF-8 ({error.reason}); prepare the set again") from error

@@ -1,4 +1,4 @@
-"""What rows of the sets of TensorFlow Datasets say: input, label and human rationales. Imports no tensorflow."""
+"""Reads input, label and human rationales from rows of TensorFlow Datasets. Imports no tensorflow."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 class Fields(NamedTuple):
-    """What an example is made of, with the id that the row gives itself ("": none)."""
+    """The fields of an example; id is that of the row, "" if it has none."""
 
     id: str
     input: str
@@ -21,30 +21,30 @@ class Fields(NamedTuple):
 
 
 def dss_config(name: str, teacher: str) -> str:
-    """The name of the config of the builder in builders/dss that holds a set with a teacher's completions."""
+    """The config of the builder in builders/dss that holds a data set with a teacher's completions."""
     return name if teacher == "palm" else f"{name}_{teacher.replace('-', '_')}"
 
 
 def esnli_fields(row: Row, place: str) -> Fields:
-    """e-SNLI: one explanation in train, three in validation and test, where TFDS fills up with empty texts."""
-    said = _filled(row, ("explanation_1", "explanation_2", "explanation_3"), place)
-    return Fields("", *RELEASED["esnli"].read_gold(row, place), said)
+    """e-SNLI: three explanations in validation and test, one in train, where the other two fields are empty texts."""
+    rationales = _non_blank(row, ("explanation_1", "explanation_2", "explanation_3"), place)
+    return Fields("", *RELEASED["esnli"].read_gold(row, place), rationales)
 
 
 def cos_e_fields(row: Row, place: str) -> Fields:
-    """CoS-E: of the two kinds of explanation the abstractive one, which a person wrote freely."""
-    said = _filled(row, ("abstractive_explanation",), place)
-    return Fields(text_field(row, "id", place), *RELEASED["cqa"].read_gold(row, place), said)
+    """CoS-E: the abstractive explanation, which a person wrote in free text; the extractive one is ignored."""
+    rationales = _non_blank(row, ("abstractive_explanation",), place)
+    return Fields(text_field(row, "id", place), *RELEASED["cqa"].read_gold(row, place), rationales)
 
 
 def anli_fields(row: Row, place: str) -> Fields:
-    """ANLI: premises are called contexts."""
+    """ANLI: the premise is the field `context`."""
     text, label = RELEASED["anli1"].read_gold({**row, "premise": row.get("context")}, place)
-    return Fields(text_field(row, "uid", place), text, label, _filled(row, ("reason",), place))
+    return Fields(text_field(row, "uid", place), text, label, _non_blank(row, ("reason",), place))
 
 
 def dss_fields(row: Row, place: str) -> Fields:
-    """The rows of builders/dss, which hold examples as they are."""
+    """The rows of builders/dss, whose fields are those of examples."""
     name, text, label, rationale, teacher = (
         text_field(row, field, place) for field in ("id", "input", "label", "rationale", "teacher_label")
     )
@@ -59,7 +59,7 @@ FORMATS: dict[str, Callable[[Row, str], Fields]] = {
 }
 
 
-def _filled(row: Row, fields: Sequence[str], place: str) -> tuple[str, ...]:
-    """The texts of fields that are not blank, stripped as a teacher's are."""
+def _non_blank(row: Row, fields: Sequence[str], place: str) -> tuple[str, ...]:
+    """The texts of those fields that are not blank, stripped, as a teacher's rationales are."""
     texts = (text_field(row, field, place).strip() for field in fields)
     return tuple(text for text in texts if text)

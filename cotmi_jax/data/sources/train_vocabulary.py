@@ -1,8 +1,8 @@
-"""Trains the SentencePiece vocabulary of the embedded arithmetic data.
+"""Trains the SentencePiece vocabulary of the arithmetic data.
 
     python -m cotmi_jax.data.sources.train_vocabulary [--output=PATH]
 
-The result is committed beside this file; run it again after a change of the templates.
+The result is committed in this folder; run the command again after a change of the templates.
 """
 
 import io
@@ -16,20 +16,20 @@ from absl import app, flags
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 
-_MOST_PIECES = 512  # The text gives fewer; a model may have more embeddings than the vocabulary has pieces.
-_SPACE = "\u2581"  # SentencePiece's mark of a space.
-_WHOLE = tuple(_SPACE + piece for piece in (*(str(n) for n in range(100)), *"()+-*/="))
+_MOST_PIECES = 512  # The text gives fewer; a model can have more embeddings than the vocabulary has pieces.
+_SPACE = "\u2581"  # SentencePiece's character for a space.
+_FIXED_PIECES = tuple(_SPACE + piece for piece in (*(str(n) for n in range(100)), *"()+-*/="))
 
 
 def train_vocabulary() -> bytes:
     """The serialized unigram model (pad 0, eos 1, unk 2, no bos), trained on the training split of seed 0.
 
-    After a space the integers 0..99, operators and parentheses are one piece each. One thread and no paths in the
-    model: the same release of sentencepiece gives the same bytes every time.
+    After a space, the integers 0..99, operators and parentheses are one piece each. Training uses one thread and stores
+    no paths, so that one release of sentencepiece always gives the same bytes.
     """
     examples = make_arithmetic(0, num_train=2000, num_valid=0, num_test=0).splits["train"]
     texts = [text for example in examples for text in _texts(example)]
-    # The trainer takes a word for a piece only if it occurs in two forms ("shop" and "shop,") between spaces.
+    # The trainer makes a word a piece only if it occurs in two forms ("shop" and "shop,") between spaces.
     texts += [f"{word}," for word in sorted({word for text in texts for word in re.findall("[A-Za-z]+", text)})]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -45,7 +45,7 @@ def train_vocabulary() -> bytes:
         normalization_rule_name="identity",
         character_coverage=1.0,
         required_chars=string.ascii_letters + string.digits + string.punctuation,
-        user_defined_symbols=list(_WHOLE),
+        user_defined_symbols=list(_FIXED_PIECES),
         num_threads=1,
         shuffle_input_sentence=False,
         minloglevel=2,
@@ -63,11 +63,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown argument {argv[1]!r}: give the file as --output=PATH")
     output = pathlib.Path(flags.FLAGS.output)
     if not output.parent.is_dir():
-        raise app.UsageError(f"--output={output}: there is no folder {output.parent}")
+        raise app.UsageError(f"--output={output}: no folder {output.parent}")
     output.write_bytes(train_vocabulary())
 
 
 if __name__ == "__main__":
-    # Not at the top: absl's flags are global, and importers of this module may have an --output of their own.
+    # Not at module level: absl's flags are global, and importers of this module may define --output too.
     flags.DEFINE_string("output", str(VOCABULARY_PATH), "Where to write the model.")
     app.run(main)

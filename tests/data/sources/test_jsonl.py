@@ -82,13 +82,13 @@ BAD_ROWS = [
     ({**GOOD, "weight": True}, "weight = True; give a number of at least 0"),
     ('{"input": "A", "label": "yes", "rationale": "B", "weight": NaN}', "weight = nan; give a number of at least 0"),
     ({**GOOD, "weight": 10**400}, "weight = 1000"),
-    ('{"input": "A", "weight": 1' + "0" * 5000 + "}", "JSON beyond all bounds (Exceeds the limit"),
-    ("[" * 200_000, "JSON beyond all bounds (maximum recursion"),
+    ('{"input": "A", "weight": 1' + "0" * 5000 + "}", "JSON beyond the parser's limits (Exceeds the limit"),
+    ("[" * 200_000, "JSON beyond the parser's limits (maximum recursion"),
     ({**GOOD, "weight": [1, 1]}, "2 weights for 1 rationales; give one number, or as many"),
     ({**GOOD, "teacher_label": 4}, "field 'teacher_label' holds no text; the row has input, label, rationale, teacher"),
     ({**GOOD, "id": 1.5}, "id = 1.5; give a text or a whole number, or leave it out"),
     ({**GOOD, "id": True}, "id = True; give a text or a whole number, or leave it out"),
-    ({**GOOD, "id": "first"}, "id first is that of {path}:1; give every row an id of its own"),
+    ({**GOOD, "id": "first"}, "id first is also that of {path}:1; give every row a unique id"),
     ('{"input": "Why?",', "broken JSON (Expecting property name"),
     ("[1, 2]", "not a JSON object but [1, 2]; give one object per row"),
     (b'{"input": "caf\xe9"}', "not UTF-8 (invalid continuation byte); save the file as UTF-8"),
@@ -112,7 +112,7 @@ def test_a_bad_row_is_an_error_with_its_line_or_a_counted_skip(tmp_path, row, me
 
 def test_a_row_number_may_not_be_the_id_of_another_row(tmp_path):
     path = write(tmp_path / "mine.jsonl", {**GOOD, "id": 1}, GOOD)
-    with pytest.raises(UserError, match=f"^{path}:2: id 1 is that of {path}:1; "):
+    with pytest.raises(UserError, match=f"^{path}:2: id 1 is also that of {path}:1; "):
         read(path)
 
 

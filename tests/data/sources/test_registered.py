@@ -47,10 +47,10 @@ def test_the_fingerprint_follows_the_examples_or_the_stated_version() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "source mine gives the splits none: it needs a train split"),
-        ({"train": [], "valid": examples("valid", 2)}, "gives the splits train, valid: it needs a train split"),
-        ({"train": examples("train", 2), "dev": examples("dev", 2)}, "gives the splits train, dev"),
-        ({"train": examples("valid", 2)}, "id 'mine/valid/0' in split train: give every example an id of its own"),
+        ({}, "source mine returns the splits none: it needs a train split"),
+        ({"train": [], "valid": examples("valid", 2)}, "returns the splits train, valid: it needs a train split"),
+        ({"train": examples("train", 2), "dev": examples("dev", 2)}, "returns the splits train, dev"),
+        ({"train": examples("valid", 2)}, "id 'mine/valid/0' in split train: give every example a unique id"),
         ({"train": examples("train", 1) * 2}, "id 'mine/train/0' in split train"),
         ({"train": [Example("mine/train/0", " ", "yes", "One.")]}, "input or label of mine/train/0 is blank"),
         ({"train": examples("train", 2, " ")}, "source mine: no rationale for example mine/train/0"),
@@ -63,7 +63,7 @@ def test_unusable_examples_are_refused(given: dict[str, list[Example]], message:
 
 
 def test_names_are_simple_and_listed_among_the_choices() -> None:
-    with pytest.raises(UserError, match="source 'a=b': a name has letters"):
+    with pytest.raises(UserError, match="source 'a=b': a name consists of letters"):
         register_source("a=b", dict)
     register_source("mine", dict)
     with pytest.raises(UserError, match="dataset = 'yours': choose one of .*tfds:NAME, mine, or several"):

@@ -173,8 +173,8 @@ def test_bad_gold_rows(tmp_path, name, rows, message):
     ("content", "message"),
     [
         (b'["Thought.",\n"Another]', ":2: broken JSON (Unterminated string"),
-        (b'{"train": []}', ":1: holds no JSON list"),
-        (b'["Thought.", null]', ": item 1 of the list is no text but None"),
+        (b'{"train": []}', ":1: not a JSON list"),
+        (b'["Thought.", null]', ": item 1 of the list is not a text but None"),
         (b'["Thought.",\n"caf\xe9"]', ":2: not UTF-8 (invalid continuation byte)"),
         (b"[]", ": holds nothing"),
     ],
@@ -251,7 +251,7 @@ def test_what_concerns_more_than_a_row_is_an_error_in_any_case(tmp_path):
     with pytest.raises(UserError, match=f"^{gold}:1: broken JSON"):
         read_dss(tmp_path, "svamp", bad_rows="skip")
     write_release(tmp_path, "svamp", SVAMP_ROWS, [*SVAMP_SAID[:2], 7])
-    with pytest.raises(UserError, match="train_CoT_0.json: item 2 of the list is no text but 7"):
+    with pytest.raises(UserError, match="train_CoT_0.json: item 2 of the list is not a text but 7"):
         read_dss(tmp_path, "svamp", bad_rows="skip")
 
 

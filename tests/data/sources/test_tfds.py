@@ -115,7 +115,7 @@ def test_empty_human_rationales_follow_the_config(tmp_path):
     ("change", "message"),
     [
         ({"label": -1}, "label = -1; give one of 0 (entailment), 1 (neutral), 2 (contradiction)"),
-        ({"premise": b"caf\xe9"}, "not UTF-8 (unexpected end of data); prepare the set anew"),
+        ({"premise": b"caf\xe9"}, "not UTF-8 (unexpected end of data); prepare the set again"),
         ({"premise": "", "hypothesis": " "}, "the input is empty"),
     ],
 )
@@ -133,7 +133,9 @@ def test_bad_rows_are_named_or_counted(tmp_path, change, message):
 def test_ids_are_checked_and_splits_have_to_hold_something_usable(tmp_path):
     row = COS_E["train"][0]
     with prepared(tmp_path / "a", "cos_e", {"train": [row, row]}) as source:
-        with pytest.raises(UserError, match="^cos_e/0.0.1 train row 1: id f00d is that of cos_e/0.0.1 train row 0;"):
+        with pytest.raises(
+            UserError, match="^cos_e/0.0.1 train row 1: id f00d is also that of cos_e/0.0.1 train row 0;"
+        ):
             source.read()
     unusable = {"train": [{**row, "answer": "a balloon"}]}
     with prepared(tmp_path / "b", "cos_e", unusable) as source:
@@ -166,7 +168,7 @@ def test_a_set_that_is_not_prepared_is_an_error_with_the_command_that_prepares_i
 
 def test_a_set_without_a_train_split_is_refused(tmp_path):
     with prepared(tmp_path, "esnli", {"validation": ESNLI["validation"]}) as source:
-        with pytest.raises(UserError, match="^esnli/0.1.0 has no train split; prepare the set anew$"):
+        with pytest.raises(UserError, match="^esnli/0.1.0 has no train split; prepare the set again$"):
             source.read()
 
 

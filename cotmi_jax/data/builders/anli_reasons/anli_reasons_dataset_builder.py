@@ -2,7 +2,7 @@
 
     python -m cotmi_jax.prepare cotmi_jax/data/builders/anli_reasons --config=r1 --data_dir=DIR
 
-downloads the authors' archive (19 MB, by checksum).
+downloads the authors' archive (19 MB) and verifies its checksum.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             description="Natural language inference, collected by people who were shown where a model fails.",
             features=tfds.features.FeaturesDict({**texts, "label": tfds.features.ClassLabel(names=["e", "n", "c"])}),
             homepage="https://github.com/facebookresearch/anli",
-            disable_shuffling=True,  # A subset of train goes by row.
+            disable_shuffling=True,  # Subsets of train are chosen by row.
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:

@@ -1,4 +1,4 @@
-"""The sets of the Distilling Step-by-Step release with their teachers' rationales, for TensorFlow Datasets.
+"""The data sets of the Distilling Step-by-Step release with their teachers' rationales, for TensorFlow Datasets.
 
     python -m cotmi_jax.prepare cotmi_jax/data/builders/dss --config=svamp --manual_dir=RELEASE --data_dir=DIR
 
@@ -29,22 +29,22 @@ _CITATION = """@inproceedings{hsieh2023distilling,
 }"""
 
 
-class _Choice(NamedTuple):
+class _SetAndTeacher(NamedTuple):
     name: str
     teacher: str
 
 
-_CHOICES = {dss_config(name, teacher): _Choice(name, teacher) for name in RELEASED_NAMES for teacher in TEACHERS}
+_CONFIGS = {dss_config(name, teacher): _SetAndTeacher(name, teacher) for name in RELEASED_NAMES for teacher in TEACHERS}
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """One config per set and teacher, named as in `cotmi_jax.data.sources.tfds_formats.dss_config`."""
+    """One config per data set and teacher, named by `cotmi_jax.data.sources.tfds_formats.dss_config`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=config, description=f"{choice.name} with the completions of {choice.teacher}.")
-        for config, choice in _CHOICES.items()
+        for config, choice in _CONFIGS.items()
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Unpack the datasets of github.com/google-research/distilling-step-by-step into the manual directory, so that "
@@ -60,11 +60,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             homepage="https://github.com/google-research/distilling-step-by-step",
             citation=_CITATION,
             metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,  # The valid split that is made from train, and subsets of train, go by row.
+            disable_shuffling=True,  # The valid split made from train, and subsets of train, are chosen by row.
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        source = ReleasedSource(dl_manager.manual_dir, *_CHOICES[self.builder_config.name])
+        source = ReleasedSource(dl_manager.manual_dir, *_CONFIGS[self.builder_config.name])
         self.info.metadata["release_sha256"] = source.fingerprint()
         splits = source.read().splits
         return {TFDS_SPLITS[split]: self._generate_examples(examples) for split, examples in splits.items()}
