@@ -1,1 +1,1 @@
-"""Sources → Example → tokens → batches; the only room that imports tensorflow (in pipeline.py)."""
+"""Sources → examples → tokens → batches. Only pipeline.py and the reader of TensorFlow Datasets use tensorflow."""

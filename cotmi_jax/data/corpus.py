@@ -1,4 +1,4 @@
-"""From what `config.data.dataset` names to the corpus a run uses: read, subsampled, split, cleared, put together."""
+"""Loads the corpus of a run: reads the components of config.data.dataset, subsamples, splits and joins them."""
 
 import dataclasses
 import os
@@ -22,24 +22,24 @@ from cotmi_jax.files import Path, as_path
 DATA_ROOT_VARIABLE = "COTMI_DATA_ROOT"
 EMPTY_RATIONALES = ("error", "drop", "keep")
 LABEL_KINDS: tuple[LabelKind, ...] = ("text", "equation")
-_VERSION = 1  # To be raised when the same files and settings give other examples.
+_VERSION = 1  # Raise it when the same files and settings give other examples.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loading:
-    """What to load and how: the keys of config.data that decide which examples a run sees, with their defaults.
+    """What to load: the keys of config.data that determine which examples a run sees, with their defaults.
 
-    dataset: one component or several with rates, as `grammar.parse_dataset` reads them.
-    data_root: folder of the release; None takes $COTMI_DATA_ROOT.
-    tfds_dir: folder or URL of sets prepared by TensorFlow Datasets; None takes its default.
+    dataset: one component or several with rates, in the form of `grammar.parse_dataset`.
+    data_root: folder of the release; None: $COTMI_DATA_ROOT.
+    tfds_dir: folder or URL of data sets prepared by TensorFlow Datasets; None: its default.
     teacher, align, augment_asdiv: as for `released.ReleasedSource`; other components ignore them.
     subsample: fraction of train to keep, in (0, 1], drawn with seed.
-    bad_rows: "error", or "skip": leave rows out that cannot be used, and count them.
-    empty_rationale: "error" refuses examples whose rationale is blank, in any split; "drop" takes them out of train;
-      "keep" gives them weight 0, so that they teach their label alone.
+    bad_rows: "error", or "skip" to leave rows out that cannot be used, and count them.
+    empty_rationale: for examples with a blank rationale: "error" refuses them, in any split; "drop" removes them from
+      train; "keep" gives the rationale weight 0, so that only the label is trained.
     size: number of train examples of "arithmetic", before subsampling.
-    labels: the only labels that rows of JSON Lines may have, separated by commas; "" for any.
-    label_kind: how labels of JSON Lines are scored.
+    labels: the labels that rows of JSON Lines may have, separated by commas; "" for any.
+    label_kind: how labels of JSON Lines are compared.
     """
 
     dataset: str
@@ -66,9 +66,11 @@ class Loading:
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """One data set of a mixture: its examples in train and, by name, in every split; they lie together, in order.
+    """One data set of a mixture, whose examples are contiguous in every split.
 
-    rate is its share of the training stream, relative to those of the other components.
+    size: number of its examples in train.
+    rate: relative frequency of its examples in training.
+    sizes: number of its examples in each split.
     """
 
     name: str
@@ -79,12 +81,12 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedCorpus:
-    """A corpus as a run uses it, and what became of its rows and of the teacher's completions, by split.
+    """A corpus as a run uses it, with counts by split.
 
-    dropped counts the examples taken out of train because their rationale is empty; unparsed counts the examples (of
-    those in corpus) without a teacher's label, because its completion held no readable one or there is no teacher.
-    components: what the corpus is put together from, in order; one where it is no mixture.
-    skipped counts the rows that could not be used; skip_notes says of the first few where and why.
+    dropped: examples removed from train because their rationale is blank.
+    unparsed: examples of the corpus without a teacher's label, because it was unreadable or there is no teacher.
+    components: the components of the corpus in order, one if it is not a mixture.
+    skipped: rows that could not be used; skip_notes holds place and reason of the first few.
     """
 
     corpus: Corpus
@@ -96,15 +98,15 @@ class LoadedCorpus:
 
 
 def load_corpus(loading: Loading) -> LoadedCorpus:
-    """Loads a data set, or several one after the other, with train, valid and (where there is one) test split.
+    """Loads train, valid and, if there is one, the test split of one data set, or of several, concatenated.
 
-    Of each component the order is that of the release: train is subsampled, then a missing valid split is made from it.
-    Last, train loses its examples without rationale if so chosen; valid and test keep every example. Unlike in the
-    release, problems of ASDiv never go into valid: it stays of one kind with test and, where subsample is 1, the same
+    For each component, as in the release, train is subsampled, then a missing valid split is made from it. Then, if so
+    configured, examples without a rationale are removed from train; valid and test keep every example. Unlike in the
+    release, problems of ASDiv never go into valid: it stays comparable with test and, if subsample is 1, is the same
     with and without them.
 
     Raises:
-      UserError: an unknown value of a setting, no data root, or whatever a source finds wrong.
+      UserError: an unknown value of a setting, no data root, or data that a source cannot read or use.
     """
     loaded = [_load(source, spec.rate, loading) for spec, source in _sources(loading)]
     if len(loaded) == 1:
@@ -122,17 +124,17 @@ def load_corpus(loading: Loading) -> LoadedCorpus:
 
 
 def corpus_fingerprint(loading: Loading) -> str:
-    """Hexadecimal digest of all that `load_corpus` depends on, found without parsing any file.
+    """Hexadecimal digest of everything that `load_corpus` depends on, computed without parsing any file.
 
-    Where files lie does not count, and neither do rates, which do not change what is loaded.
+    It does not depend on the folder of the files, nor on rates, which do not change what is loaded.
     """
-    found = [source.fingerprint() for _, source in _sources(loading)]
+    fingerprints = [source.fingerprint() for _, source in _sources(loading)]
     drawn = (loading.subsample, loading.seed) if loading.subsample < 1 else ()
-    return digest(_VERSION, *drawn, loading.empty_rationale, *found)
+    return digest(_VERSION, *drawn, loading.empty_rationale, *fingerprints)
 
 
 def find_data_root(data_root: str | None) -> Path:
-    """The argument, else $COTMI_DATA_ROOT. UserError, with the layout of the folder, where neither is given."""
+    """The argument, else $COTMI_DATA_ROOT. UserError, with the layout of the folder, if neither is given."""
     given = data_root or os.environ.get(DATA_ROOT_VARIABLE)
     if given:
         return as_path(given)
@@ -148,7 +150,7 @@ def _sources(loading: Loading) -> list[tuple[ComponentSpec, Source]]:
     names = [source.name for _, source in sources]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"dataset = {loading.dataset!r}: two components are called {name}: leave one out")
+            raise UserError(f"dataset = {loading.dataset!r}: two components have the name {name}: leave one out")
     return sources
 
 
@@ -205,8 +207,8 @@ def _refuse_empty_rationales(corpus: Corpus) -> None:
         for example in examples:
             if not example.rationale.strip():
                 raise UserError(
-                    f"{example.place}: no rationale for example {example.id}; pass empty_rationale=drop to leave such "
-                    "examples out of train, or keep to learn their label alone"
+                    f"{example.place}: no rationale for example {example.id}; pass empty_rationale=drop to remove such "
+                    "examples from train, or keep to train on their label alone"
                 )
 
 

@@ -1,4 +1,4 @@
-"""What every source yields: annotated examples, grouped in splits."""
+"""What every source returns: annotated examples, by split."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ EOS_TEXT = "</s>"  # separates the sentences of an input; a vocabulary encodes i
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """One problem with its gold label and what the teacher made of it.
+    """One problem with its gold label and the teacher's rationale and label.
 
-    id is "{data set}/{split}/{row}", row counted from 0 in the source file or the id that the row gives itself, so that
-    a prediction can be traced back.
-    teacher_label is None where there is no teacher, or its completion held no readable label.
-    weight is that of the rationale in the loss, at least 0; at 0 the example teaches its label alone.
-    more holds further rationales with their weights: training takes one after the other, epoch by epoch.
-    kind says how the label is scored; place is "file:line" for messages.
+    id: "{data set}/{split}/{row}", where row is counted from 0 in the source file, or is the row's own id.
+    teacher_label: None if there is no teacher, or the label in its completion cannot be read.
+    weight: weight of the rationale in the loss, at least 0; at 0 only the label is trained.
+    more: further rationales with their weights; training uses one rationale per epoch, in turn.
+    kind: how the label is compared.
+    place: "file:line" for messages.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A data set as read: its splits by name, how many bad rows of each were skipped, and what was wrong with some."""
+    """A data set as read. skipped: number of bad rows by split; skip_notes: place and reason of the first few."""
 
     name: str
     splits: dict[str, tuple[Example, ...]]
@@ -48,6 +48,6 @@ class Corpus:
 
     @property
     def label_kind(self) -> str:
-        """How labels are scored: text, equation, or mixed."""
+        """How labels are compared: text, equation, or mixed."""
         kinds = {example.kind for examples in self.splits.values() for example in examples}
         return kinds.pop() if len(kinds) == 1 else "mixed"

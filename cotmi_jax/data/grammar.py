@@ -1,4 +1,4 @@
-"""What `config.data.dataset` names: one component, or several with rates: "svamp=3,arithmetic=1"."""
+"""Parses `config.data.dataset`: one component, or several with rates, such as "svamp=3,arithmetic=1"."""
 
 import math
 from pathlib import Path
@@ -15,9 +15,12 @@ CHOICES = (*sorted((*RELEASED_NAMES, "arithmetic")), "jsonl:PATH", "tfds:NAME")
 
 
 class ComponentSpec(NamedTuple):
-    """One component: where it comes from, its name or path there, and its share of the training stream.
+    """One component of a data set.
 
-    written is how the user gave it, without the rate.
+    kind: the kind of its source.
+    argument: its name or path there.
+    rate: relative frequency of its examples in training.
+    written: the component as the user wrote it, without the rate.
     """
 
     kind: SourceKind
@@ -27,12 +30,12 @@ class ComponentSpec(NamedTuple):
 
 
 def parse_dataset(dataset: str) -> tuple[ComponentSpec, ...]:
-    """The components that a dataset string names, in order.
+    """The components that a data set string names, in order.
 
-    What stands behind the last "=" is the rate; a path may hold "=" where no number follows the last one.
+    A number after the last "=" is the rate; so a path can contain "=" if no number follows the last one.
 
     Raises:
-      UserError: an unknown component, one named twice, or a rate that is not a finite number above 0.
+      UserError: an unknown component, one that is named twice, or a rate that is not a finite number above 0.
     """
     components = tuple(_parse_component(written.strip()) for written in dataset.split(","))
     for i, component in enumerate(components):
@@ -44,19 +47,19 @@ def parse_dataset(dataset: str) -> tuple[ComponentSpec, ...]:
 
 
 def with_absolute_paths(dataset: str) -> str:
-    """The same data sets, their files named absolutely, so that they are found from any folder."""
-    written = []
+    """The same string with absolute paths, so that it names the same files from any folder."""
+    names = []
     for component in parse_dataset(dataset):
         name = f"jsonl:{absolute(component.argument)}" if component.kind == "jsonl" else component.written
-        # A path with "=" needs a rate behind it, so that its own end is not read as one.
-        written.append(name if component.rate == 1 and "=" not in name else f"{name}={component.rate:.12g}")
-    return ",".join(written)
+        # A path with "=" needs a rate after it: its own end could be read as one.
+        names.append(name if component.rate == 1 and "=" not in name else f"{name}={component.rate:.12g}")
+    return ",".join(names)
 
 
 def _parse_component(text: str) -> ComponentSpec:
     written, _, last = (piece.strip() for piece in text.rpartition("="))
     rate = _number(last) if written else None
-    if rate is None:  # The name has no rate, or it is a path with "=" in it.
+    if rate is None:  # There is no rate; a "=" is part of a path.
         written, rate = text, 1.0
     if not (rate > 0 and math.isfinite(rate)):
         raise UserError(f"dataset: the rate of {written} is {last}: give a number above 0")
@@ -71,7 +74,7 @@ def _parse_component(text: str) -> ComponentSpec:
         )
     if prefix == "tfds" and colon:
         if argument not in TFDS_SETS:
-            raise UserError(f"dataset = {written!r}: of TensorFlow Datasets there are {', '.join(TFDS_SETS)}")
+            raise UserError(f"dataset = {written!r}: the data sets of TensorFlow Datasets are {', '.join(TFDS_SETS)}")
         return ComponentSpec("tfds", argument, rate, written)
     if written in SOURCES:
         return ComponentSpec("registered", written, rate, written)

@@ -1,4 +1,4 @@
-"""Values of arithmetic expressions written by a model, computed without running anything the model wrote."""
+"""Compares labels as text, or by the value of an arithmetic expression, which is parsed and never executed."""
 
 import math
 import re
@@ -13,15 +13,15 @@ _TOKEN = re.compile(r"[ \t\r\n]*([0-9]+\.?[0-9]*|\.[0-9]+|[-+*/()])")
 
 
 class _Unreadable(ValueError):
-    """The text is no expression with a finite value, or is beyond the limits."""
+    """The text is not an expression with a finite value, or exceeds the limits."""
 
 
 def evaluate_expression(text: str) -> float | None:
     """The value of an expression of decimal numbers, + - * /, unary minus and parentheses, like "( 84.0 / 2.0 )".
 
     None for anything else: other characters (among them letters, powers, thousands commas, currency and percent signs,
-    and digits other than 0-9), an incomplete expression, a division by zero, a result on the way that no float holds,
-    more than MAX_CHARACTERS characters, and parentheses and unary minuses nested deeper than MAX_DEPTH.
+    and digits other than 0-9), an incomplete expression, a division by zero, an overflow of a float, more than
+    MAX_CHARACTERS characters, and parentheses and unary minuses nested deeper than MAX_DEPTH.
     """
     try:
         return _Parser(text).parse()
@@ -30,7 +30,7 @@ def evaluate_expression(text: str) -> float | None:
 
 
 def equal_values(a: float | None, b: float | None) -> bool:
-    """Whether two values agree to a relative 1e-6, or an absolute 1e-9 around 0. None, no value, equals nothing."""
+    """Whether two values agree to a relative 1e-6, or an absolute 1e-9 around 0. None (no value) equals nothing."""
     return a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
 
 
@@ -58,7 +58,7 @@ class _Parser:
         return self._tokens[self._position] if self._position < len(self._tokens) else None
 
     def _take(self, *wanted: str) -> str | None:
-        """The next token if it is one of those wanted, and steps over it."""
+        """Consumes and returns the next token if it is one of `wanted`; else None."""
         token = self._next()
         if token not in wanted:
             return None
@@ -125,8 +125,8 @@ def _finite(value: float) -> float:
 def is_correct(prediction: str, label: str, kind: LabelKind) -> bool:
     """Whether a prediction counts as the label.
 
-    Text has to match exactly but for whitespace around it. Equations have to have the same value; one without a value
-    is never right, not even where prediction and label are the same text.
+    Text must be equal but for surrounding whitespace. Equations must have equal values; one without a value is never
+    correct, even if prediction and label are the same text.
     """
     match kind:
         case "text":

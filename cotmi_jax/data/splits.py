@@ -1,6 +1,6 @@
-"""Choices among examples: the valid split made from train, and subsets of train for learning curves.
+"""The valid split made from train, and subsets of train for learning curves.
 
-Both are those of the Distilling Step-by-Step release (arXiv 2305.02301), so that results compare example by example.
+Both select the examples that the Distilling Step-by-Step release (arXiv 2305.02301) selects.
 """
 
 import math
@@ -15,20 +15,20 @@ from cotmi_jax.errors import UserError
 def with_valid_split(
     examples_by_split: Mapping[str, tuple[Example, ...]], name: str = "train"
 ) -> dict[str, tuple[Example, ...]]:
-    """Makes a tenth of train (rounded up) the valid split, unless there is one; splits come in the order of SPLITS.
+    """Makes a tenth of train (rounded up) the valid split if there is none; returns splits in the order of SPLITS.
 
-    name is what messages call train.
+    name: the name of train in messages.
 
     With p = numpy.random.default_rng(0).permutation(n), valid is p[:ceil(n/10)] and train the rest in that order.
 
     Raises:
-      UserError: train holds fewer than 2 examples, so that nothing would be left of it.
+      UserError: train holds fewer than 2 examples, so that one split would be empty.
     """
     splits = dict(examples_by_split)
     if "valid" not in splits:
         train = splits["train"]
         if len(train) < 2:
-            raise UserError(f"{name} holds {len(train)} example(s), too few to make a valid split of: use at least 2")
+            raise UserError(f"{name} holds {len(train)} example(s), too few to make a valid split: use at least 2")
         order = np.random.default_rng(0).permutation(len(train))
         cut = math.ceil(len(train) / 10)
         splits["valid"] = tuple(train[i] for i in order[:cut])
@@ -37,7 +37,7 @@ def with_valid_split(
 
 
 def subsample(examples: tuple[Example, ...], fraction: float, seed: int) -> tuple[Example, ...]:
-    """Keeps a random fraction of the examples; all of them, in their order, at 1.
+    """Keeps a random fraction of the examples; at 1 all of them, in their order.
 
     With p = numpy.random.default_rng(seed).permutation(n), p[ceil((1 − fraction)·n):] is kept, in that order.
 
@@ -50,7 +50,7 @@ def subsample(examples: tuple[Example, ...], fraction: float, seed: int) -> tupl
         raise UserError(f"seed = {seed}: give a number of at least 0")
     if fraction == 1:
         return examples
-    # In floats, as the release: (1 - 0.7) * 10 is a little over 3, so it drops 4.
+    # In floating point, as in the release: (1 - 0.7) * 10 is slightly above 3, so 4 are dropped.
     dropped = math.ceil((1 - fraction) * len(examples))
     if dropped == len(examples):
         raise UserError(f"subsample = {fraction} of {len(examples)} examples keeps none: give a larger fraction")

@@ -1,4 +1,4 @@
-"""What each objective asks of the student: the tasks, their prefixes and their targets."""
+"""The tasks of each objective, with the prefixes of their inputs and with their targets."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ LABEL_TYPES = ("gt", "llm")
 
 PREDICT, EXPLAIN = "predict", "explain"
 PREFIX = {PREDICT: "predict: ", EXPLAIN: "explain: "}
-# Before the label in single_task's one target: the teachers' own words, so that most rationales lead to it.
+# Precedes the label in the target of single_task; the teachers use the same words.
 ANSWER_MARK = "So the answer is"
 
 
 class Text(NamedTuple):
-    """One sequence pair as the student reads and writes it."""
+    """Input and target of one sequence pair."""
 
     input: str
     target: str
@@ -26,17 +26,17 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveSpec:
-    """What an objective trains on, and how its outputs are read.
+    """What an objective trains on, and how its outputs are parsed.
 
-    tasks: (PREDICT,), or (PREDICT, EXPLAIN); with two, a prefix of the input tells the student which one is asked.
-    target: (example, task, label) → target text; label is the gold or the teacher's, as config.data.label_type says.
-    rationale_tasks: tasks whose target holds the rationale. An example with several rationales has such a target for
-      each, and their tokens weigh in the loss what the rationale weighs.
-    read_label: output of the predict task → label; "" where there is none.
-    read_rationale: output of the predict task → rationale; None where that task writes none.
+    tasks: (PREDICT,), or (PREDICT, EXPLAIN); with two, each input begins with the prefix of its task.
+    target: (example, task, label) → target text; label is the gold or the teacher's label, by config.data.label_type.
+    rationale_tasks: tasks whose target holds the rationale. An example with several rationales has one such target for
+      each; the loss of its tokens is multiplied by the weight of the rationale.
+    read_label: output of the predict task → label; "" if there is none.
+    read_rationale: output of the predict task → rationale; None if the target of that task has none.
     has_mi_term: whether the mutual-information term between the two tasks is part of the loss.
-    cache_key: identifies the token sequences among prepared tokens. `register_objective` puts the name before it:
-      change it whenever `target` is changed.
+    cache_key: identifies the token sequences in the cache of prepared tokens, with the objective's name, which
+      `register_objective` prepends. Change it whenever `target` changes.
     """
 
     tasks: tuple[str, ...]
@@ -59,7 +59,7 @@ class ObjectiveSpec:
 
     @property
     def gives_rationale(self) -> bool:
-        """Whether a student that was trained on it can be asked for a rationale."""
+        """Whether a student trained on it can generate a rationale."""
         return EXPLAIN in self.tasks or self.read_rationale is not None
 
 
@@ -97,14 +97,14 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
     "cotmi": dataclasses.replace(_TWO_TASKS, has_mi_term=True),
 }
 _BUILT_IN = frozenset(OBJECTIVES)
-UNKNOWN_TRAINING: ObjectiveName = "dss"  # how a student is asked whose objective is not known: by the prefixes
+DEFAULT_OBJECTIVE: ObjectiveName = "dss"  # assumed of a student whose objective is not known: inputs get prefixes
 
 
 def register_objective(name: str, spec: ObjectiveSpec) -> None:
-    """Make an objective available as config.objective.name; it replaces an earlier one that was registered as `name`.
+    """Make an objective available as config.objective.name, in place of one registered earlier under the same name.
 
     Raises:
-      UserError: a built-in objective has that name.
+      UserError: a built-in objective has this name.
     """
     if name in _BUILT_IN:
         raise UserError(f"objective {name!r} is built in: register yours under another name")
@@ -112,7 +112,7 @@ def register_objective(name: str, spec: ObjectiveSpec) -> None:
 
 
 def find_objective(name: str) -> ObjectiveSpec:
-    """The objective of a name. UserError, listing the known ones, where there is none."""
+    """The objective with this name. UserError, listing the known ones, if there is none."""
     if name not in OBJECTIVES:
         raise UserError(
             f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}, or name the file that registers it in "
@@ -127,12 +127,12 @@ def tasks_of(objective: ObjectiveName) -> tuple[str, ...]:
 
 
 def writes_rationale(objective: ObjectiveName, task: str) -> bool:
-    """Whether the target of a task holds a rationale, so that the rationale's weight is that of the target."""
+    """Whether the target of a task holds the rationale, so that its weight multiplies the loss of the target."""
     return task in find_objective(objective).rationale_tasks
 
 
 def task_input(text: str, objective: ObjectiveName, task: str) -> str:
-    """The student's input for a task; only objectives with two tasks distinguish them by a prefix."""
+    """The student's input for a task; it has a prefix only if the objective has two tasks."""
     return PREFIX[task] + text if len(tasks_of(objective)) > 1 else text
 
 
@@ -159,11 +159,11 @@ def task_texts(examples: Sequence[Example], objective: ObjectiveName, task: str,
 
 
 def read_label(output: str, objective: ObjectiveName) -> str:
-    """The label in the student's output for the predict task; "" where single_task's holds no ANSWER_MARK."""
+    """The label in the student's output for the predict task; "" if there is none."""
     return find_objective(objective).read_label(output)
 
 
 def read_rationale(output: str, objective: ObjectiveName) -> str | None:
-    """The rationale in the student's output for the predict task; None where the objective teaches none there."""
+    """The rationale in the student's output for the predict task; None if its target has none."""
     read = find_objective(objective).read_rationale
     return None if read is None else read(output)

@@ -1,4 +1,4 @@
-"""From examples to token ids: a split part by part, so that it can be shared out, shown as it goes, and stored."""
+"""Tokenizes examples, chunk by chunk, so that processes can divide a split and progress can be shown."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,9 +19,10 @@ CHUNK = 8192  # examples tokenized at a time
 
 @dataclasses.dataclass(frozen=True)
 class TokenLimits:
-    """Most tokens of a sequence, with its eos, and what becomes of a longer one.
+    """Maximum number of tokens of a sequence, including its eos, and the policy for longer ones.
 
-    cut: it loses its end, but for the eos, and is counted; skip: its example is left out and counted; error: refused.
+    too_long: "cut" truncates the sequence, keeping its eos, and counts it; "skip" leaves its example out and counts it;
+      "error" raises a UserError.
     """
 
     max_input_tokens: int
@@ -29,7 +30,7 @@ class TokenLimits:
     too_long: TooLong = "cut"
 
     def check(self, example: Example, what: str, length: int) -> None:
-        """Raises UserError, naming the place, for a sequence beyond the limit where that is an error."""
+        """Raises UserError, with the place, if the sequence exceeds the limit and too_long is "error"."""
         key = "max_input_tokens" if what == "input" else "max_target_tokens"
         if self.too_long == "error" and length > getattr(self, key):
             raise UserError(
@@ -47,24 +48,24 @@ def tokenize_split(
     limits: TokenLimits,
     progress: Callable[[int], object] | None = None,
 ) -> TokenizedSplit:
-    """Tokens of every task of `objective`, each sequence with a final eos. It may be empty: see check_split.
+    """Tokens of every task of `objective`, each sequence with a final eos. The result can be empty: see check_split.
 
-    SentencePiece encodes the texts of a part on all cores. progress is told how many examples each part held.
+    SentencePiece encodes the texts of a chunk on all cores. progress is called with the size of each chunk.
 
     Raises:
-      UserError: an unknown objective or label type, or a sequence beyond the limits where that is an error.
+      UserError: an unknown objective or label type, or, if limits.too_long is "error", a sequence beyond the limits.
     """
-    parts = []
+    chunks = []
     for start in range(0, max(len(examples), 1), CHUNK):
-        part = examples[start : start + CHUNK]
-        parts.append(_tokenize_chunk(part, vocabulary, objective, label_type, limits))
+        chunk = examples[start : start + CHUNK]
+        chunks.append(_tokenize_chunk(chunk, vocabulary, objective, label_type, limits))
         if progress:
-            progress(len(part))
-    return TokenizedSplit.join(parts)
+            progress(len(chunk))
+    return TokenizedSplit.join(chunks)
 
 
 def check_split(name: str, kept: np.ndarray, limits: TokenLimits) -> None:
-    """Raises UserError where nothing of a split, or of a part of one, was kept."""
+    """Raises UserError if no example of a split, or of a component in it, was kept."""
     if not len(kept):
         raise UserError(f"{name} has no examples: check config.data.subsample and the data files")
     if not kept.any():
@@ -82,11 +83,11 @@ def _tokenize_chunk(
     limits: TokenLimits,
 ) -> TokenizedSplit:
     spec = find_objective(objective)
-    writes = bool(spec.rationale_tasks)
-    counts = np.array([len(example.rationales) if writes else 1 for example in examples], np.int64)
+    has_rationales = bool(spec.rationale_tasks)
+    counts = np.array([len(example.rationales) if has_rationales else 1 for example in examples], np.int64)
     owner = np.repeat(np.arange(len(examples)), counts)
-    weights = np.array([weight for example in examples for _, weight in example.rationales] if writes else 1.0)
-    spread = [one for example in examples for one in _one_by_one(example)]
+    weights = np.array([weight for example in examples for _, weight in example.rationales] if has_rationales else 1.0)
+    expanded = [each for example in examples for each in _one_per_rationale(example)]
     kept = np.ones(len(examples), bool)
     encoded: dict[str, tuple[_Encoded, _Encoded]] = {}
     for task in spec.tasks:
@@ -94,7 +95,7 @@ def _tokenize_chunk(
         texts = task_texts(examples, objective, task, label_type)
         inputs = _Encoded(vocabulary.encode([text.input for text in texts]), np.arange(len(examples)))
         if per_rationale:
-            texts = task_texts(spread, objective, task, label_type)
+            texts = task_texts(expanded, objective, task, label_type)
         targets = _Encoded(vocabulary.encode([text.target for text in texts]), owner if per_rationale else inputs.owner)
         encoded[task] = (inputs, targets)
         for sequences, what, limit in (
@@ -106,15 +107,15 @@ def _tokenize_chunk(
                 kept[sequences.owner[row]] &= limits.too_long != "skip"
     tasks = {}
     for task, (inputs, targets) in encoded.items():
-        of_inputs, cut_inputs = inputs.cut(kept, limits.max_input_tokens)
-        of_targets, cut_targets = targets.cut(kept, limits.max_target_tokens)
-        tasks[task] = TokenizedTask(of_inputs, of_targets, targets.owner is owner, cut_inputs, cut_targets)
+        kept_inputs, cut_inputs = inputs.cut(kept, limits.max_input_tokens)
+        kept_targets, cut_targets = targets.cut(kept, limits.max_target_tokens)
+        tasks[task] = TokenizedTask(kept_inputs, kept_targets, targets.owner is owner, cut_inputs, cut_targets)
     weights = np.broadcast_to(weights, owner.shape).astype(np.float32)[kept[owner]]
     return TokenizedSplit(tasks, offsets_of(counts[kept]), weights, kept)
 
 
-def _one_by_one(example: Example) -> list[Example]:
-    """The example with each of its rationales alone."""
+def _one_per_rationale(example: Example) -> list[Example]:
+    """Copies of the example with one of its rationales each."""
     if not example.more:
         return [example]
     return [dataclasses.replace(example, rationale=text, more=()) for text, _ in example.rationales]
@@ -129,10 +130,10 @@ class _Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each sequence with its eos."""
+        """Number of tokens of each sequence, including its eos."""
         return np.fromiter(map(len, self.ids), np.int64, len(self.ids)) + 1
 
     def cut(self, kept: np.ndarray, limit: int) -> tuple[Ragged, int]:
-        """The sequences of kept examples, at most `limit` tokens with the eos; and how many were cut."""
+        """The sequences of kept examples, of at most `limit` tokens including eos; and how many were cut."""
         ids = [self.ids[row] for row in np.flatnonzero(kept[self.owner])]
         return Ragged.of([[*tokens[: limit - 1], EOS_ID] for tokens in ids]), sum(len(each) >= limit for each in ids)

@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies in T5's convention: pad 0, eos 1, and `</s>` in a text stands for eos."""
+"""SentencePiece vocabularies in T5's convention: pad 0, eos 1; `</s>` in a text is encoded as eos."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,8 +16,8 @@ EOS_ID = 1
 class Vocabulary:
     """Text ↔ token ids through a SentencePiece model file (Kudo and Richardson 2018).
 
-    `path` is kept so that a run can carry its vocabulary with it; `size` is the number of pieces, at most the model's
-    vocab_size, which published checkpoints pad beyond it.
+    path: the model file, of which a run keeps a copy in its workdir.
+    size: number of pieces; the vocab_size of published checkpoints is larger, since it is padded.
     """
 
     def __init__(self, path: Path):
@@ -29,7 +29,7 @@ class Vocabulary:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UserError(f"{path} is not a SentencePiece model") from error
-        if not model:  # which the library takes for no model yet
+        if not model:  # an empty file raises no error in the library
             raise UserError(f"{path} is not a SentencePiece model: it is empty")
         ids = (self._processor.pad_id(), self._processor.eos_id())
         if ids != (PAD_ID, EOS_ID):
@@ -38,8 +38,8 @@ class Vocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without a final eos. `</s>` splits a text and becomes the eos id."""
-        parts = [part for text in texts for part in text.split(EOS_TEXT)]
-        encoded = iter(self._processor.encode(parts))
+        sentences = [sentence for text in texts for sentence in text.split(EOS_TEXT)]
+        encoded = iter(self._processor.encode(sentences))
         result = []
         for text in texts:
             ids = list(next(encoded))
@@ -49,7 +49,7 @@ class Vocabulary:
         return result
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids before the first eos; padding, and ids beyond the vocabulary, give no text."""
+        """Text of the ids before the first eos; padding and ids beyond the vocabulary are ignored."""
         kept = []
         for token in ids:
             if token == EOS_ID:
@@ -60,14 +60,14 @@ class Vocabulary:
 
 
 def check_fits(vocabulary: Vocabulary, *, vocab_size: int, pad_id: int, eos_id: int) -> None:
-    """Raises UserError where a model has fewer embeddings than the vocabulary has pieces, or other special ids."""
+    """Raises UserError if a model has fewer embeddings than the vocabulary has pieces, or other special ids."""
     if (pad_id, eos_id) != (PAD_ID, EOS_ID):
         raise UserError(
             f"the model has pad {pad_id} and eos {eos_id}, vocabulary {vocabulary.path} has {PAD_ID} and {EOS_ID}: "
-            "take the model that belongs to the vocabulary"
+            "use the model that belongs to the vocabulary"
         )
     if vocabulary.size > vocab_size:
         raise UserError(
             f"vocabulary {vocabulary.path} has {vocabulary.size} pieces but the model has {vocab_size} embeddings: "
-            "give the vocabulary the model was trained with, or raise config.model.vocab_size"
+            "use the vocabulary the model was trained with, or raise config.model.vocab_size"
         )

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from cotmi_jax.data.tasks import EXPLAIN, PREDICT, UNKNOWN_TRAINING, ObjectiveName, find_objective, task_input
+from cotmi_jax.data.tasks import DEFAULT_OBJECTIVE, EXPLAIN, PREDICT, ObjectiveName, find_objective, task_input
 from cotmi_jax.data.tokens import Ragged
 from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
 from cotmi_jax.errors import UserError
@@ -43,7 +43,7 @@ class Answerer:
         seed: int = 0,
         max_input_tokens: int = 1024,
     ):
-        self._objective = objective or UNKNOWN_TRAINING
+        self._objective = objective or DEFAULT_OBJECTIVE
         self._spec = find_objective(self._objective)
         if task in ("explain", "both") and not self._spec.gives_rationale:
             raise UserError(

@@ -50,7 +50,7 @@ def test_a_dataset_string_names_components_and_rates(dataset, parts):
         ("", "dataset = '': choose one of"),
         ("jsonl:", "dataset = 'jsonl:': choose one of"),
         ("svamp=many", "dataset = 'svamp=many': choose one of"),
-        ("tfds:gsm8k", "dataset = 'tfds:gsm8k': of TensorFlow Datasets there are anli/r1, anli/r2"),
+        ("tfds:gsm8k", "dataset = 'tfds:gsm8k': the data sets of TensorFlow Datasets are anli/r1, anli/r2"),
         ("svamp=0", "dataset: the rate of svamp is 0: give a number above 0"),
         ("svamp=-1", "dataset: the rate of svamp is -1: give a number above 0"),
         ("svamp=nan", "dataset: the rate of svamp is nan: give a number above 0"),
@@ -68,7 +68,7 @@ def test_components_of_one_name_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     paths = [write_jsonl(folder / "mine.jsonl", 3) for folder in (tmp_path, tmp_path / "other")]
     for dataset, name in ((f"jsonl:{paths[0]},jsonl:{paths[1]}", "jsonl:mine"), ("svamp,tfds:dss/svamp", "svamp")):
-        with pytest.raises(UserError, match=f"two components are called {name}: leave one out"):
+        with pytest.raises(UserError, match=f"two components have the name {name}: leave one out"):
             load_corpus(Loading(dataset=dataset, data_root="."))
 
 
@@ -97,7 +97,7 @@ def test_a_mixture_is_its_components_one_after_the_other(tmp_path):
 
 def test_a_component_too_small_to_split_is_named(tmp_path):
     dataset = f"arithmetic,jsonl:{write_jsonl(tmp_path / 'mine.jsonl', 1)}"
-    with pytest.raises(UserError, match=r"^train of jsonl:mine holds 1 example\(s\), too few to make a valid split of"):
+    with pytest.raises(UserError, match=r"^train of jsonl:mine holds 1 example\(s\), too few to make a valid split"):
         load_corpus(Loading(dataset=dataset, size=4))
 
 

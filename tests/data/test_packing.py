@@ -288,5 +288,5 @@ def test_the_released_loss_reads_padding_and_is_refused() -> None:
     split, shape = made()
     with pytest.raises(UserError, match="mi.estimator released reads the padding"):
         objective.forward(
-            STUDENTS["toy"].bind(numpy_params(STUDENTS["toy"])), pack(split, picks_of(split), shape), None
+            STUDENTS["toy"].bind(numpy_params(STUDENTS["toy"])), pack(split, picks_of(split), shape), None, trains=True
         )
