@@ -1,6 +1,7 @@
-"""Generation with a key-value cache in one jitted loop: greedy, sampling, and beam search. Legend of dims in t5.py.
+"""Generation with a key-value cache in one jitted loop: greedy, sampling and beam search. Legend of dims in t5.py.
 
-K beams. Sequences hold the generated tokens only, without the decoder's start token, and pad_id after eos.
+K is the number of beams here. Sequences hold the generated tokens without the decoder's start token, and pad_id after
+eos.
 """
 
 import dataclasses
@@ -19,7 +20,10 @@ from cotmi_jax.models.t5 import Cache
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """How to generate. `sample` uses temperature, top_k (0: off) and top_p (1: off); `beam` uses num_beams and
-    length_penalty, the exponent of the length by which a beam's log-probability is divided."""
+    length_penalty: a beam's score is its log-probability divided by length^length_penalty.
+
+    Raises UserError for an unknown method and for values out of range.
+    """
 
     method: Literal["greedy", "sample", "beam"] = "greedy"
     max_tokens: int = 64
@@ -34,16 +38,16 @@ class Decoding:
             raise UserError(f"unknown decoding method {self.method!r}: choose greedy, sample or beam")
         if self.max_tokens < 1 or self.num_beams < 1 or self.top_k < 0:
             raise UserError(
-                f"decoding: max_tokens {self.max_tokens} and num_beams {self.num_beams} are at least 1, "
+                f"decoding: max_tokens {self.max_tokens} and num_beams {self.num_beams} must be at least 1, "
                 f"top_k {self.top_k} at least 0"
             )
         if self.temperature <= 0.0 or not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"decoding: temperature {self.temperature} is above 0 and top_p {self.top_p} in (0, 1]")
+            raise UserError(f"decoding: temperature {self.temperature} must be above 0, top_p {self.top_p} in (0, 1]")
 
 
 class Generated(NamedTuple):
-    """tokens int32 [B, T]; score [B] in nats: the sequence's log-probability under the model (temperature 1, nothing
-    filtered), for beam search divided by length^length_penalty. A row of padding gives no token and score 0."""
+    """tokens int32 [B, T]; score [B] in nats: the sequence's log-probability under the model (at temperature 1, without
+    top-k or top-p), for beam search divided by length^length_penalty. A row of padding gets no token and score 0."""
 
     tokens: Array
     score: Array
@@ -59,7 +63,7 @@ def generate(student: Student, inputs_BxS: Array, decoding: Decoding, key: Array
 
 
 def filter_logits(logits_BxV: Array, decoding: Decoding) -> Array:
-    """Logits at the temperature; what top-k (Fan et al. 2018) and then top-p (Holtzman et al. 2020) exclude is masked.
+    """Logits [B, V] divided by the temperature, masked by top-k (Fan et al. 2018), then top-p (Holtzman et al. 2020).
 
     top-p keeps the smallest set of most probable tokens whose probability reaches p, and always the most probable one.
     """
@@ -113,7 +117,7 @@ def _left_to_right(student: Student, inputs_BxS: Array, decoding: Decoding, key:
         jnp.full((batch,), config.pad_id, jnp.int32),
         jnp.full((batch, decoding.max_tokens), config.pad_id, jnp.int32),
         jnp.zeros((batch,)),
-        ~valid_BxS.any(axis=1),  # a row that only fills up the batch does not hold the others back
+        ~valid_BxS.any(axis=1),  # a row of padding is done from the start and does not prolong the loop
         student.init_cache(student.encode(inputs_BxS), decoding.max_tokens),
     )
     end = jax.lax.while_loop(lambda loop: (loop.position < decoding.max_tokens) & ~loop.done_B.all(), body, start)
@@ -121,82 +125,83 @@ def _left_to_right(student: Student, inputs_BxS: Array, decoding: Decoding, key:
 
 
 class _Beams(NamedTuple):
-    """Live beams, still growing, and finished ones, each best first."""
+    """Live beams, which have no eos yet, and finished ones, each in order of decreasing score."""
 
     position: Array  # scalar: tokens generated so far
     live_BxKxT: Array
     live_score_BxK: Array  # log-probability
     finished_BxKxT: Array
     finished_score_BxK: Array  # log-probability / length^length_penalty
-    open_B: Array  # rows whose answer may still improve; a closed row stays closed
+    open_B: Array  # rows whose best finished beam may still change; a closed row stays closed
     cache: Cache
 
 
-def _take_beams(tree_BxKx: Array, index_BxN: Array) -> Array:
-    """Select entries of axis 1 by index."""
-    return jnp.take_along_axis(tree_BxKx, index_BxN.reshape(*index_BxN.shape, *[1] * (tree_BxKx.ndim - 2)), axis=1)
+def _take_beams(x_BxK: Array, index_BxN: Array) -> Array:
+    """[B, K, …] → [B, N, …]: entries of axis 1 by index."""
+    return jnp.take_along_axis(x_BxK, index_BxN.reshape(*index_BxN.shape, *[1] * (x_BxK.ndim - 2)), axis=1)
 
 
 def _reorder_cache(cache: Cache, index_BxK: Array) -> Cache:
-    """Give every beam the cache of the beam it grew from; entries named cross_* are the same for all."""
+    """Give every beam the cache of its parent; entries named cross_* depend on the inputs alone and are left."""
     batch, beams = index_BxK.shape
-    flat = (jnp.arange(batch)[:, None] * beams + index_BxK).reshape(-1)
-    return {name: leaf if name.startswith("cross_") else leaf[:, flat] for name, leaf in cache.items()}
+    index_BK = (jnp.arange(batch)[:, None] * beams + index_BxK).reshape(-1)
+    return {name: leaf if name.startswith("cross_") else leaf[:, index_BK] for name, leaf in cache.items()}
 
 
 def _beam_search(student: Student, inputs_BxS: Array, decoding: Decoding) -> Generated:
-    """Beam search with 2K candidates a step, so that K of them can go on even if K end (Wu et al. 2016, section 7).
+    """Beam search with 2K candidates a step, so that K of them stay live even if K end (Wu et al. 2016, section 7).
 
-    A row stops when no live beam, at its present length's normalization, can beat its worst finished one.
+    A row stops when no live beam's score, normalized at its current length, exceeds that of its worst finished beam.
     """
     config, beams, length = student.config, decoding.num_beams, decoding.max_tokens
     batch, vocab = inputs_BxS.shape[0], config.vocab_size
     valid_BxS = inputs_BxS != config.pad_id
     valid_BKxS = jnp.repeat(valid_BxS, beams, axis=0)
-    open_B = valid_BxS.any(axis=1)  # a row that only fills up the batch is closed from the start
+    open_B = valid_BxS.any(axis=1)  # a row of padding is closed from the start
     if 2 * beams > vocab:
-        raise UserError(f"decoding.num_beams {beams} needs a vocabulary of at least {2 * beams}, the model has {vocab}")
+        raise UserError(f"decoding.num_beams {beams} is more than half of the vocabulary of {vocab} tokens: lower it")
 
     def body(state: _Beams) -> _Beams:
         last_BxK = jnp.where(
             state.position == 0, config.pad_id, state.live_BxKxT[:, :, jnp.maximum(state.position - 1, 0)]
         )
         logits_BKxV, cache = student.decode_step(last_BxK.reshape(-1), state.position, state.cache, valid_BKxS)
-        log_probability = jax.nn.log_softmax(logits_BKxV).reshape(batch, beams, vocab)
-        total = (state.live_score_BxK[:, :, None] + log_probability).reshape(batch, beams * vocab)
-        score_Bx2K, index_Bx2K = jax.lax.top_k(total, 2 * beams)
+        log_p_BxKxV = jax.nn.log_softmax(logits_BKxV).reshape(batch, beams, vocab)
+        total_BxKV = (state.live_score_BxK[:, :, None] + log_p_BxKxV).reshape(batch, beams * vocab)
+        score_Bx2K, index_Bx2K = jax.lax.top_k(total_BxKV, 2 * beams)
         parent_Bx2K, token_Bx2K = index_Bx2K // vocab, (index_Bx2K % vocab).astype(jnp.int32)
-        grown = jax.lax.dynamic_update_slice_in_dim(
+        grown_Bx2KxT = jax.lax.dynamic_update_slice_in_dim(
             _take_beams(state.live_BxKxT, parent_Bx2K), token_Bx2K[:, :, None], state.position, axis=2
         )
         ends_Bx2K = (token_Bx2K == config.eos_id) | (state.position + 1 == length)
 
         live_score_BxK, kept_BxK = jax.lax.top_k(jnp.where(ends_Bx2K, MASKED, score_Bx2K), beams)
-        # Only an end among the K best candidates counts, and only in rows that are still open.
-        counts = ends_Bx2K & (jnp.arange(2 * beams) < beams)[None, :] & state.open_B[:, None]
+        # A candidate that ends is finished only if it is among the K best, and only in rows that are still open.
+        finishes_Bx2K = ends_Bx2K & (jnp.arange(2 * beams) < beams)[None, :] & state.open_B[:, None]
         scale = (state.position + 1).astype(jnp.float32) ** decoding.length_penalty
         normalized_Bx2K = score_Bx2K / scale
-        pool_score = jnp.concatenate([state.finished_score_BxK, jnp.where(counts, normalized_Bx2K, MASKED)], axis=1)
-        finished_score_BxK, chosen_BxK = jax.lax.top_k(pool_score, beams)
-        pool = jnp.concatenate([state.finished_BxKxT, grown], axis=1)
+        new_score_Bx2K = jnp.where(finishes_Bx2K, normalized_Bx2K, MASKED)
+        pool_score_Bx3K = jnp.concatenate([state.finished_score_BxK, new_score_Bx2K], axis=1)
+        finished_score_BxK, chosen_BxK = jax.lax.top_k(pool_score_Bx3K, beams)
+        pool_Bx3KxT = jnp.concatenate([state.finished_BxKxT, grown_Bx2KxT], axis=1)
         return _Beams(
             state.position + 1,
-            _take_beams(grown, kept_BxK),
+            _take_beams(grown_Bx2KxT, kept_BxK),
             live_score_BxK,
-            _take_beams(pool, chosen_BxK),
+            _take_beams(pool_Bx3KxT, chosen_BxK),
             finished_score_BxK,
             state.open_B & (live_score_BxK[:, 0] / scale > finished_score_BxK[:, -1]),
             _reorder_cache(cache, _take_beams(parent_Bx2K, kept_BxK)),
         )
 
     encoded_BKxSxD = jnp.repeat(student.encode(inputs_BxS), beams, axis=0)
-    empty = jnp.full((batch, beams, length), config.pad_id, jnp.int32)
+    empty_BxKxT = jnp.full((batch, beams, length), config.pad_id, jnp.int32)
     start = _Beams(
         jnp.zeros((), jnp.int32),
-        empty,
-        # All beams begin alike: only the first may be continued at first.
+        empty_BxKxT,
+        # All beams are equal at the start: the first step extends the first one only.
         jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, MASKED), (batch, beams)),
-        empty,
+        empty_BxKxT,
         jnp.broadcast_to(jnp.where(open_B, MASKED, 0.0)[:, None], (batch, beams)),
         open_B,
         student.init_cache(encoded_BKxSxD, length),

@@ -1,7 +1,7 @@
-"""The pieces of a T5 layer. Legend of dims in t5.py.
+"""Normalization and feed-forward layer of a T5. Legend of the shape suffixes in t5.py.
 
-Every module is declared for a stack of `num` layers at once: its parameters have a leading layer axis, and its
-`__call__` sees one layer's slice. Scanned and unrolled execution therefore share one parameter tree.
+A module declares the parameters of `num` layers at once, stacked along a leading layer axis; its `__call__` gets one
+layer's slice. Scanned and unrolled execution therefore share one parameter tree.
 """
 
 import jax
@@ -22,9 +22,10 @@ class RMSNorm(nnx.Module):
         self.epsilon, self.dtype = config.norm_epsilon, config.dtype
 
     def __call__(self, x_BxTxD: Array) -> Array:
-        x = x_BxTxD.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
-        return (x * self.scale[None, None, :]).astype(self.dtype)
+        x_BxTxD = x_BxTxD.astype(jnp.float32)
+        mean_square_BxTx1 = jnp.mean(x_BxTxD * x_BxTxD, axis=-1, keepdims=True)
+        normed_BxTxD = x_BxTxD * jax.lax.rsqrt(mean_square_BxTx1 + self.epsilon)
+        return (normed_BxTxD * self.scale[None, None, :]).astype(self.dtype)
 
 
 class MLP(nnx.Module):

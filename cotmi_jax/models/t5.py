@@ -1,7 +1,7 @@
 """The student: a T5 of either family (Raffel et al. 2020; v1.1: Shazeer 2020; Flan: Chung et al. 2022).
 
-Tensor names carry their shape behind an underscore:
-B batch (examples), S source tokens, T target tokens, D model, H heads, K head dim, F mlp, V vocabulary, L layers.
+Names of tensors end in their shape, as in `logits_BxTxV`: B batch (examples), S source tokens, T target tokens,
+D model, H heads, K head dim (beams in decoding), F mlp, V vocabulary, L layers, N position buckets, P batch shards.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ def padding_bias(valid_BxS: Array) -> Array:
 
 
 def segment_bias(segments_BxT: Array, key_segments_BxS: Array) -> Array:
-    """Score bias [B, 1, T, S] that hides the keys of other segments; padding, segment 0, sees padding."""
+    """Score bias [B, 1, T, S] that hides the keys of other segments; padding is segment 0 and attends to padding."""
     return jnp.where(segments_BxT[:, :, None] == key_segments_BxS[:, None, :], 0.0, MASKED)[:, None]
 
 
 def shift_right(targets_BxT: Array, start_id: int, segments_BxT: Array | None = None) -> Array:
-    """Decoder inputs: the start token, then every target but the last; in packed rows so for every segment."""
+    """Decoder inputs [B, T]: the start token, then all targets but the last; in packed rows, within each segment."""
     shifted_BxT = jnp.pad(targets_BxT[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
     if segments_BxT is None:
         return shifted_BxT
@@ -56,9 +56,9 @@ class EncoderBlock(nnx.Module):
 
     def __call__(self, x_BxSxD: Array, biases: Biases, key: Array | None) -> Array:
         keys = _split_key(key, 4)
-        normed = self.attention_norm(x_BxSxD)
-        attended = self.attention(normed, *self.attention.keys_values(normed), biases, keys[0])
-        x_BxSxD = x_BxSxD + dropout(attended, self.rate, keys[1])
+        normed_BxSxD = self.attention_norm(x_BxSxD)
+        attended_BxSxD = self.attention(normed_BxSxD, *self.attention.keys_values(normed_BxSxD), biases, keys[0])
+        x_BxSxD = x_BxSxD + dropout(attended_BxSxD, self.rate, keys[1])
         x_BxSxD = x_BxSxD + dropout(self.mlp(self.mlp_norm(x_BxSxD), keys[2]), self.rate, keys[3])
         return constrain_batch(x_BxSxD)
 
@@ -80,34 +80,34 @@ class DecoderBlock(nnx.Module):
         self, x_BxTxD: Array, encoded_BxSxD: Array, biases: Biases, cross_biases: Biases, key: Array | None
     ) -> Array:
         keys = _split_key(key, 6)
-        normed = self.attention_norm(x_BxTxD)
-        attended = self.attention(normed, *self.attention.keys_values(normed), biases, keys[0])
-        x_BxTxD = x_BxTxD + dropout(attended, self.rate, keys[1])
-        keys_values = self.cross_attention.keys_values(encoded_BxSxD)
-        attended = self.cross_attention(self.cross_norm(x_BxTxD), *keys_values, cross_biases, keys[2])
-        x_BxTxD = x_BxTxD + dropout(attended, self.rate, keys[3])
+        normed_BxTxD = self.attention_norm(x_BxTxD)
+        attended_BxTxD = self.attention(normed_BxTxD, *self.attention.keys_values(normed_BxTxD), biases, keys[0])
+        x_BxTxD = x_BxTxD + dropout(attended_BxTxD, self.rate, keys[1])
+        keys_values_BxSxHxK = self.cross_attention.keys_values(encoded_BxSxD)
+        attended_BxTxD = self.cross_attention(self.cross_norm(x_BxTxD), *keys_values_BxSxHxK, cross_biases, keys[2])
+        x_BxTxD = x_BxTxD + dropout(attended_BxTxD, self.rate, keys[3])
         x_BxTxD = x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD), keys[4]), self.rate, keys[5])
         return constrain_batch(x_BxTxD)
 
     def step(
         self, x_Bx1xD: Array, cache: Cache, position: Array, bias_1xHx1xT: Array, cross_bias_Bx1x1xS: Array
     ) -> tuple[Array, Cache]:
-        """One position with this layer's cache; returns its output and the keys and values it adds [B, 1, H, K]."""
-        normed = self.attention_norm(x_Bx1xD)
-        new_key, new_value = self.attention.keys_values(normed)
-        keys = jax.lax.dynamic_update_slice_in_dim(cache["key"], new_key, position, axis=1)
-        values = jax.lax.dynamic_update_slice_in_dim(cache["value"], new_value, position, axis=1)
-        x_Bx1xD = x_Bx1xD + self.attention(normed, keys, values, (bias_1xHx1xT,), None)
-        cross = self.cross_attention(
+        """One position, given this layer's cache; returns its output and its new keys and values [B, 1, H, K]."""
+        normed_Bx1xD = self.attention_norm(x_Bx1xD)
+        key_Bx1xHxK, value_Bx1xHxK = self.attention.keys_values(normed_Bx1xD)
+        keys_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache["key"], key_Bx1xHxK, position, axis=1)
+        values_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache["value"], value_Bx1xHxK, position, axis=1)
+        x_Bx1xD = x_Bx1xD + self.attention(normed_Bx1xD, keys_BxTxHxK, values_BxTxHxK, (bias_1xHx1xT,), None)
+        attended_Bx1xD = self.cross_attention(
             self.cross_norm(x_Bx1xD), cache["cross_key"], cache["cross_value"], (cross_bias_Bx1x1xS,), None
         )
-        x_Bx1xD = x_Bx1xD + cross
+        x_Bx1xD = x_Bx1xD + attended_Bx1xD
         x_Bx1xD = x_Bx1xD + self.mlp(self.mlp_norm(x_Bx1xD), None)
-        return x_Bx1xD, {"key": new_key, "value": new_value}
+        return x_Bx1xD, {"key": key_Bx1xHxK, "value": value_Bx1xHxK}
 
 
 class Encoder(nnx.Module):
-    """The stack that reads the input."""
+    """Parameters of the encoder stack."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.position = RelativeBias(config, bidirectional=True, rngs=rngs)
@@ -116,7 +116,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The stack that writes the target."""
+    """Parameters of the decoder stack."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.position = RelativeBias(config, bidirectional=False, rngs=rngs)
@@ -125,7 +125,7 @@ class Decoder(nnx.Module):
 
 
 class T5(nnx.Module):
-    """The whole student. Parameters are float32; a dropout key at call time turns dropout on."""
+    """The network. Parameters are float32; dropout is on where a method is given a key."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -140,7 +140,7 @@ class T5(nnx.Module):
         return dropout(constrain_batch(x_BxTxD), self.config.dropout, key)
 
     def _run(self, block: nnx.Module, apply: Callable, carry: Array | None, inputs: object, num: int) -> tuple:
-        """Run a stack of layers as one scan: apply(layer, carry, layer's slice of inputs) → (carry, output)."""
+        """Scan over a stack of layers: apply(layer, carry, layer's slice of inputs) → (carry, output)."""
         graph, params = nnx.split(block)
 
         def body(carry: Array | None, layer: tuple[object, object]) -> tuple[Array | None, object]:
@@ -149,22 +149,25 @@ class T5(nnx.Module):
         if self.config.remat != "none":
             save_matmuls = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             body = jax.checkpoint(body, policy=save_matmuls if self.config.remat == "dots" else None)
-        # Unrolling inside scan, not indexing the stack in a Python loop: the gradient of an index is a full-size add.
+        # Unrolled inside scan, not by indexing the stack in a Python loop: the gradient of each index operation would
+        # be an addition to the whole stack.
         return jax.lax.scan(body, carry, (params, inputs), unroll=1 if self.config.scan_layers else num)
 
     def encode(self, inputs_BxS: Array, key: Array | None = None, segments_BxS: Array | None = None) -> Array:
-        """Encoder states [B, S, D] of padded token ids; of several sequences a row where segments are given.
+        """Encoder states [B, S, D] of padded token ids; with segments, a row holds several sequences.
 
-        Segments are numbered from 1, each in one piece, 0 is padding. Positions are relative, so none need shifting.
+        Segments are numbered from 1, each contiguous; 0 is padding. Position biases are relative, so positions need not
+        restart in each segment.
         """
         num = self.config.num_encoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)
         positions_S = jnp.arange(inputs_BxS.shape[1])
         if segments_BxS is None:
-            mask = padding_bias(inputs_BxS != self.config.pad_id)
+            mask_Bx1xTxS = padding_bias(inputs_BxS != self.config.pad_id)
         else:
-            mask = segment_bias(segments_BxS, segments_BxS)
-        biases = (self.encoder.position(positions_S, positions_S, current_batch_shards(inputs_BxS.shape[0])), mask)
+            mask_Bx1xTxS = segment_bias(segments_BxS, segments_BxS)
+        shards = current_batch_shards(inputs_BxS.shape[0])
+        biases = (self.encoder.position(positions_S, positions_S, shards), mask_Bx1xTxS)
         x_BxSxD, _ = self._run(
             self.encoder.blocks,
             lambda block, x, layer_key: (block(x, biases, layer_key), None),
@@ -184,28 +187,29 @@ class T5(nnx.Module):
     ) -> Array:
         """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t].
 
-        segments of packed rows, of inputs [B, S] and targets [B, T]: a target sees what has its number alone.
+        segments: in packed rows, those of the inputs [B, S] and of the targets [B, T]; a target token attends only to
+        tokens of its own segment.
         """
         num = self.config.num_decoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)
         positions_T = jnp.arange(targets_BxT.shape[1])
         causal_TxT = positions_T[None, :] <= positions_T[:, None]
-        position = (
+        position_PxHxTxT = (
             self.decoder.position(positions_T, positions_T, current_batch_shards(targets_BxT.shape[0]))
             + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
         )
-        biases: Biases = (position,)
-        target_segments = None
+        biases: Biases = (position_PxHxTxT,)
+        target_segments_BxT = None
         if segments is None:
             cross_biases: Biases = (padding_bias(inputs_BxS != self.config.pad_id),)
         else:
-            input_segments, target_segments = segments
-            biases += (segment_bias(target_segments, target_segments),)
-            cross_biases = (segment_bias(target_segments, input_segments),)
+            input_segments_BxS, target_segments_BxT = segments
+            biases += (segment_bias(target_segments_BxT, target_segments_BxT),)
+            cross_biases = (segment_bias(target_segments_BxT, input_segments_BxS),)
         x_BxTxD, _ = self._run(
             self.decoder.blocks,
             lambda block, x, layer_key: (block(x, encoded_BxSxD, biases, cross_biases, layer_key), None),
-            self._embed(shift_right(targets_BxT, self.config.pad_id, target_segments), embed_key),
+            self._embed(shift_right(targets_BxT, self.config.pad_id, target_segments_BxT), embed_key),
             None if layers_key is None else jax.random.split(layers_key, num),
             num,
         )
@@ -216,14 +220,17 @@ class T5(nnx.Module):
         return self.make_logits()(states_BxTxD)
 
     def make_logits(self) -> Callable[[Array], Array]:
-        """`logits` for many calls: its matrix is cast once, and of that, not of the parameter, a mesh makes copies."""
+        """`logits` as a function to call many times: the head is cast to the activations' dtype once.
+
+        objectives.token_scan then copies the cast matrix, not the float32 parameter, to each batch shard.
+        """
         config = self.config
-        head = (self.embedding.T if self.head is None else self.head[...]).astype(config.dtype)
+        head_DxV = (self.embedding.T if self.head is None else self.head[...]).astype(config.dtype)
 
         def logits(states_BxTxD: Array) -> Array:
             if config.tied:
                 states_BxTxD = states_BxTxD * config.d_model**-0.5
-            return jnp.matmul(states_BxTxD, head, preferred_element_type=jnp.float32)
+            return jnp.matmul(states_BxTxD, head_DxV, preferred_element_type=jnp.float32)
 
         return logits
 
@@ -233,35 +240,40 @@ class T5(nnx.Module):
         return self.logits(self.decode(self.encode(inputs_BxS, encoder_key), inputs_BxS, targets_BxT, decoder_key))
 
     def init_cache(self, encoded_BxSxD: Array, length: int) -> Cache:
-        """Key-value cache of generation: self-attention [L, B, length, H, K] empty, cross-attention [L, B, S, H, K]."""
+        """Key-value cache: self-attention [L, B, length, H, K] of zeros; cross-attention [L, B, S, H, K]."""
         config = self.config
         shape = (config.num_decoder_layers, encoded_BxSxD.shape[0], length, config.num_heads, config.d_kv)
-        _, (cross_key, cross_value) = self._run(
+        _, (cross_key_LxBxSxHxK, cross_value_LxBxSxHxK) = self._run(
             self.decoder.blocks,
             lambda block, carry, _: (carry, block.cross_attention.keys_values(encoded_BxSxD)),
             None,
             None,
             config.num_decoder_layers,
         )
-        empty = jnp.zeros(shape, config.dtype)
-        return {"key": empty, "value": empty, "cross_key": cross_key, "cross_value": cross_value}
+        empty_LxBxTxHxK = jnp.zeros(shape, config.dtype)
+        return {
+            "key": empty_LxBxTxHxK,
+            "value": empty_LxBxTxHxK,
+            "cross_key": cross_key_LxBxSxHxK,
+            "cross_value": cross_value_LxBxSxHxK,
+        }
 
     def decode_step(
         self, token_B: Array, position: Array, cache: Cache, source_valid_BxS: Array
     ) -> tuple[Array, Cache]:
-        """Logits [B, V] of the token after token_B at a scalar position, and the cache with that position filled."""
+        """Logits [B, V] of the token after token_B, which is at a scalar position, and the cache with that position."""
         key_positions_T = jnp.arange(cache["key"].shape[2])
-        bias = self.decoder.position(position[None], key_positions_T)
-        bias = bias + jnp.where(key_positions_T <= position, 0.0, MASKED)[None, None, None, :]
-        cross_bias = padding_bias(source_valid_BxS)
+        bias_1xHx1xT = self.decoder.position(position[None], key_positions_T)
+        bias_1xHx1xT = bias_1xHx1xT + jnp.where(key_positions_T <= position, 0.0, MASKED)[None, None, None, :]
+        cross_bias_Bx1x1xS = padding_bias(source_valid_BxS)
         x_Bx1xD, new = self._run(
             self.decoder.blocks,
-            lambda block, x, layer_cache: block.step(x, layer_cache, position, bias, cross_bias),
+            lambda block, x, layer_cache: block.step(x, layer_cache, position, bias_1xHx1xT, cross_bias_Bx1x1xS),
             self._embed(token_B[:, None], None),
             cache,
             self.config.num_decoder_layers,
         )
-        # Only the new position is written back: returning whole caches from the scan would copy them every token.
+        # Only the new position is written: if the scan returned whole caches, they would be copied for every token.
         cache = cache | {
             name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], position, axis=2)
             for name in ("key", "value")

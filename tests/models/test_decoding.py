@@ -24,25 +24,25 @@ GREEDY = Decoding("greedy", max_tokens=MAX_TOKENS)
 BEAM = Decoding("beam", max_tokens=MAX_TOKENS, num_beams=4)
 
 
-class Writer:
-    """A student and sources on which its answers have many lengths, some cut at MAX_TOKENS."""
+class Generator:
+    """A student and inputs for which its outputs have many lengths, some cut at MAX_TOKENS."""
 
     def __init__(self) -> None:
         self.student = StudentDef.of(small_config(**DEEP))
         self.params = numpy_params(self.student, seed=35)
-        head = 3.0 * self.params["head"]  # sure of itself, and of when to end
+        head = 3.0 * self.params["head"]  # peaked distributions, and a frequent eos
         self.params["head"] = head.at[:, EOS].multiply(2.0)
         self.inputs = random_ids(np.random.default_rng(5), LENGTHS, 9)
         self.forced = jax.jit(lambda params, inputs, tokens: self.student.bind(params)(inputs, tokens))
-        self._written: dict[Decoding, Generated] = {}
+        self._generated: dict[Decoding, Generated] = {}
 
-    def write(self, decoding: Decoding) -> Generated:
-        """From the inputs; computed once."""
-        if decoding not in self._written:
-            self._written[decoding] = self.write_for(self.inputs, decoding)
-        return self._written[decoding]
+    def generate(self, decoding: Decoding) -> Generated:
+        """For the inputs; computed once."""
+        if decoding not in self._generated:
+            self._generated[decoding] = self.generate_for(self.inputs, decoding)
+        return self._generated[decoding]
 
-    def write_for(self, inputs: np.ndarray, decoding: Decoding) -> Generated:
+    def generate_for(self, inputs: np.ndarray, decoding: Decoding) -> Generated:
         run = jax.jit(lambda params, inputs: generate(self.student.bind(params), inputs, decoding))
         return jax.tree.map(np.asarray, run(self.params, inputs))
 
@@ -51,14 +51,14 @@ class Writer:
         return np.asarray(self.forced(self.params, self.inputs, tokens))
 
     def log_probability(self, tokens: np.ndarray) -> np.ndarray:
-        """Of each row up to and with its eos, under teacher forcing, in nats [B]."""
+        """Of each row up to and including its eos, under teacher forcing, in nats [B]."""
         log_probability = jax.nn.log_softmax(self.logits(tokens))
         chosen = np.take_along_axis(np.asarray(log_probability), tokens[..., None], axis=-1)[..., 0]
         return np.where(np.arange(tokens.shape[1]) < lengths_of(tokens)[:, None], chosen, 0.0).sum(axis=1)
 
 
 def lengths_of(tokens: np.ndarray) -> np.ndarray:
-    """Tokens of each row up to and with the first eos; the whole row without one."""
+    """Number of tokens of each row up to and including the first eos; the whole row without one."""
     ended = tokens == EOS
     return np.where(ended.any(axis=1), ended.argmax(axis=1) + 1, tokens.shape[1])
 
@@ -69,29 +69,29 @@ def assert_pad_after_eos(tokens: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="module")
-def writer() -> Writer:
-    return Writer()
+def generator() -> Generator:
+    return Generator()
 
 
 @pytest.fixture(scope="module")
-def greedy(writer: Writer) -> Generated:
-    return writer.write(GREEDY)
+def greedy(generator: Generator) -> Generated:
+    return generator.generate(GREEDY)
 
 
 @pytest.fixture(scope="module")
-def torch_writer(writer: Writer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def torch_generator(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The same student in transformers: generate(**options) → (tokens padded to MAX_TOKENS, scores or None)."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     directory: Path = tmp_path_factory.mktemp("hf") / "student"
-    save_hf(writer.params, writer.student.config, directory, vocabulary_file=None)
+    save_hf(generator.params, generator.student.config, directory, vocabulary_file=None)
     model = transformers.T5ForConditionalGeneration.from_pretrained(directory).eval()
 
     def run(**options: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        ids = torch.tensor(writer.inputs.astype(np.int64))
+        ids = torch.tensor(generator.inputs.astype(np.int64))
         options |= dict(max_new_tokens=MAX_TOKENS, do_sample=False, return_dict_in_generate=True, output_scores=True)
         out = model.generate(input_ids=ids, attention_mask=(ids != 0).long(), **options)
         tokens = np.pad(out.sequences.numpy()[:, 1:], ((0, 0), (0, MAX_TOKENS + 1 - out.sequences.shape[1])))
-        tokens[np.arange(MAX_TOKENS) >= lengths_of(tokens)[:, None]] = 0  # its beams are filled up with eos
+        tokens[np.arange(MAX_TOKENS) >= lengths_of(tokens)[:, None]] = 0  # transformers pads beams with eos
         return tokens, out.sequences_scores.numpy() if "sequences_scores" in out else None
 
     return run
@@ -99,7 +99,7 @@ def torch_writer(writer: Writer, tmp_path_factory: pytest.TempPathFactory) -> An
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, dict(gated=False, tied=True, scan_layers=False)], ids=["scan", "unrolled"])
-def test_cached_logits_are_those_of_teacher_forcing(changes: dict[str, Any]) -> None:
+def test_cached_logits_equal_those_of_teacher_forcing(changes: dict[str, Any]) -> None:
     student = StudentDef.of(small_config(**(DEEP | changes)))
     draw = np.random.default_rng(0)
     inputs, targets = random_ids(draw, LENGTHS, 9), draw.integers(2, 32, (len(LENGTHS), 7))
@@ -122,55 +122,55 @@ def test_cached_logits_are_those_of_teacher_forcing(changes: dict[str, Any]) -> 
 
 
 @pytest.mark.slow
-def test_greedy_follows_the_highest_logit_and_scores_it(writer: Writer, greedy: Generated) -> None:
+def test_greedy_takes_the_highest_logit_and_scores_it(generator: Generator, greedy: Generated) -> None:
     inside = np.arange(MAX_TOKENS) < lengths_of(greedy.tokens)[:, None]
-    np.testing.assert_array_equal(writer.logits(greedy.tokens).argmax(axis=-1)[inside], greedy.tokens[inside])
-    np.testing.assert_allclose(greedy.score, writer.log_probability(greedy.tokens), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(generator.logits(greedy.tokens).argmax(axis=-1)[inside], greedy.tokens[inside])
+    np.testing.assert_allclose(greedy.score, generator.log_probability(greedy.tokens), rtol=1e-4, atol=1e-4)
     assert_pad_after_eos(greedy.tokens)
     assert len(set(lengths_of(greedy.tokens))) >= 4 and (lengths_of(greedy.tokens) == MAX_TOKENS).any()
 
 
 @pytest.mark.slow
-def test_greedy_writes_what_transformers_writes(greedy: Generated, torch_writer: Any) -> None:
-    np.testing.assert_array_equal(greedy.tokens, torch_writer(num_beams=1)[0])
+def test_greedy_equals_transformers(greedy: Generated, torch_generator: Any) -> None:
+    np.testing.assert_array_equal(greedy.tokens, torch_generator(num_beams=1)[0])
 
 
-def test_one_beam_is_greedy(writer: Writer, greedy: Generated) -> None:
-    beam = writer.write(Decoding("beam", max_tokens=MAX_TOKENS, num_beams=1, length_penalty=0.0))
+def test_one_beam_is_greedy(generator: Generator, greedy: Generated) -> None:
+    beam = generator.generate(Decoding("beam", max_tokens=MAX_TOKENS, num_beams=1, length_penalty=0.0))
     np.testing.assert_array_equal(beam.tokens, greedy.tokens)
     np.testing.assert_allclose(beam.score, greedy.score, rtol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length_penalty", [0.6, 1.0, 2.0])
-def test_beams_are_those_of_transformers(
-    length_penalty: float, writer: Writer, greedy: Generated, torch_writer: Any
+def test_beam_search_equals_transformers(
+    length_penalty: float, generator: Generator, greedy: Generated, torch_generator: Any
 ) -> None:
-    beam = writer.write(dataclasses.replace(BEAM, length_penalty=length_penalty))
+    beam = generator.generate(dataclasses.replace(BEAM, length_penalty=length_penalty))
     lengths = lengths_of(beam.tokens)
     assert len(set(lengths)) >= 3 and (lengths == MAX_TOKENS).any() and (beam.tokens != greedy.tokens).any()
-    expected = writer.log_probability(beam.tokens) / lengths**length_penalty
+    expected = generator.log_probability(beam.tokens) / lengths**length_penalty
     np.testing.assert_allclose(beam.score, expected, rtol=1e-4, atol=1e-4)
     assert_pad_after_eos(beam.tokens)
-    tokens, scores = torch_writer(num_beams=4, length_penalty=length_penalty, early_stopping=False)
+    tokens, scores = torch_generator(num_beams=4, length_penalty=length_penalty, early_stopping=False)
     np.testing.assert_array_equal(beam.tokens, tokens)
     np.testing.assert_allclose(beam.score, scores, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, BEAM], ids=["greedy", "beam"])
-def test_rows_of_padding_change_no_other_row(decoding: Decoding, writer: Writer) -> None:
-    plain = writer.write(decoding)
-    filled = writer.write_for(np.insert(writer.inputs, (0, 4, 8), 0, axis=0), decoding)
+def test_rows_of_padding_change_no_other_row(decoding: Decoding, generator: Generator) -> None:
+    plain = generator.generate(decoding)
+    padded = generator.generate_for(np.insert(generator.inputs, (0, 4, 8), 0, axis=0), decoding)
     real = np.ones(11, bool)
     real[[0, 5, 10]] = False
-    np.testing.assert_array_equal(filled.tokens[real], plain.tokens)
-    np.testing.assert_allclose(filled.score[real], plain.score, rtol=1e-5)
-    assert not filled.tokens[~real].any()
-    np.testing.assert_array_equal(filled.score[~real], 0.0)
+    np.testing.assert_array_equal(padded.tokens[real], plain.tokens)
+    np.testing.assert_allclose(padded.score[real], plain.score, rtol=1e-5)
+    assert not padded.tokens[~real].any()
+    np.testing.assert_array_equal(padded.score[~real], 0.0)
 
 
 class Chain:
-    """Stands in for a student: a Markov chain, whose next token's logits are a row of a table. Counts its steps."""
+    """In place of a student, a Markov chain: the next token's logits are a row of a table. Counts its steps."""
 
     def __init__(self, table_VxV: np.ndarray):
         self.table_VxV, self.steps = jnp.asarray(table_VxV, jnp.float32), 0
@@ -190,7 +190,7 @@ class Chain:
         return self.table_VxV[token_B], cache
 
 
-def write_chain(chain: Chain, inputs: np.ndarray, decoding: Decoding, key: jax.Array | None = None) -> Generated:
+def generate_chain(chain: Chain, inputs: np.ndarray, decoding: Decoding, key: jax.Array | None = None) -> Generated:
     out = jax.jit(lambda inputs, key: generate(chain, inputs, decoding, key))(inputs, key)  # type: ignore[arg-type]
     jax.effects_barrier()
     return jax.tree.map(np.asarray, out)
@@ -198,18 +198,18 @@ def write_chain(chain: Chain, inputs: np.ndarray, decoding: Decoding, key: jax.A
 
 @pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
 def test_the_loop_ends_when_every_real_row_has_ended(method: str) -> None:
-    """0 → 3 → 2 → eos, almost surely; rows of padding would do the same, but are not waited for nor written."""
+    """0 → 3 → 2 → eos, almost surely. Rows of padding get no tokens and do not prolong the loop."""
     table = np.full((8, 8), -30.0)
     table[0, 3] = table[3, 2] = table[2, EOS] = table[EOS, 5] = 30.0
     inputs = np.array([[4, 1], [0, 0], [1, 0]])
     decoding = Decoding(method, max_tokens=20, num_beams=2, length_penalty=0.0)
     chain = Chain(table)
-    out = write_chain(chain, inputs, decoding, jax.random.key(0))
-    written = [3, 2, EOS] + [0] * 17
-    np.testing.assert_array_equal(out.tokens, [written, [0] * 20, written])
+    out = generate_chain(chain, inputs, decoding, jax.random.key(0))
+    expected = [3, 2, EOS] + [0] * 17
+    np.testing.assert_array_equal(out.tokens, [expected, [0] * 20, expected])
     assert chain.steps == (4 if method == "beam" else 3)  # the second finished beam comes a step later
     idle = Chain(table)
-    write_chain(idle, np.zeros((2, 3), int), decoding, jax.random.key(0))
+    generate_chain(idle, np.zeros((2, 3), int), decoding, jax.random.key(0))
     assert idle.steps == 0
 
 
@@ -218,7 +218,7 @@ FILTERS = [dict(temperature=0.7), dict(top_k=5), dict(top_k=1), dict(top_k=99), 
 
 
 @pytest.mark.parametrize("options", [*FILTERS, dict(temperature=1.7, top_k=9, top_p=0.6)], ids=str)
-def test_filters_are_those_of_transformers(options: dict[str, Any]) -> None:
+def test_filters_equal_those_of_transformers(options: dict[str, Any]) -> None:
     torch = pytest.importorskip("torch")
     process = pytest.importorskip("transformers.generation.logits_process")
     logits = torch.tensor(LOGITS)
@@ -238,8 +238,8 @@ def test_filters_are_those_of_transformers(options: dict[str, Any]) -> None:
         (dict(top_p=0.55), [1, 3]),
         (dict(top_p=0.85), [0, 1, 3]),
         (dict(top_k=2), [1, 3]),
-        (dict(top_k=2, top_p=0.6), [1]),  # 0.5 of the 0.8 that top-k leaves is more than 0.6
-        (dict(top_p=0.3, temperature=100.0), [1, 3]),  # all but equal at this temperature
+        (dict(top_k=2, top_p=0.6), [1]),  # 0.5 / 0.8, after top-k, is more than 0.6
+        (dict(top_p=0.3, temperature=100.0), [1, 3]),  # nearly equal probabilities at this temperature
         ({}, [0, 1, 2, 3]),
     ],
     ids=str,
@@ -262,7 +262,7 @@ def test_samples_are_distributed_as_the_filtered_model() -> None:
     table = np.random.default_rng(8).normal(size=(vocab, vocab)) * 1.5
     table[:, EOS] = -30.0
     decoding = Decoding("sample", max_tokens=3, temperature=0.8, top_k=3)
-    sampled = write_chain(Chain(table), np.ones((rows, 2), int), decoding, jax.random.key(1))
+    sampled = generate_chain(Chain(table), np.ones((rows, 2), int), decoding, jax.random.key(1))
     probability = np.exp(table / 0.8) * (table >= np.sort(table, axis=1)[:, [-3]])
     probability /= probability.sum(axis=1, keepdims=True)
     first, second, third = sampled.tokens.T
@@ -280,13 +280,13 @@ def test_samples_are_distributed_as_the_filtered_model() -> None:
 def test_a_key_fixes_the_sample() -> None:
     table = np.random.default_rng(8).normal(size=(6, 6))
     inputs, decoding = np.ones((50, 2), int), Decoding("sample", max_tokens=6)
-    one, again, other = (write_chain(Chain(table), inputs, decoding, jax.random.key(k)).tokens for k in (0, 0, 1))
+    one, again, other = (generate_chain(Chain(table), inputs, decoding, jax.random.key(k)).tokens for k in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert (one != other).mean() > 0.3
     assert_pad_after_eos(one)
 
 
-def test_what_cannot_be_decoded_is_refused() -> None:
+def test_invalid_decodings_are_refused() -> None:
     chain, inputs = Chain(np.zeros((6, 6))), np.ones((1, 2), int)
     for options, words in (
         (dict(method="best"), "'best'.*greedy, sample or beam"),
@@ -299,7 +299,7 @@ def test_what_cannot_be_decoded_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             Decoding(**options)
-    with pytest.raises(UserError, match="num_beams 4 .* at least 8, .* 6"):
-        write_chain(chain, inputs, Decoding("beam", num_beams=4))
+    with pytest.raises(UserError, match="num_beams 4 .* half .* of 6 tokens: lower it"):
+        generate_chain(chain, inputs, Decoding("beam", num_beams=4))
     with pytest.raises(ValueError, match="needs a key"):
-        write_chain(chain, inputs, Decoding("sample"))
+        generate_chain(chain, inputs, Decoding("sample"))

@@ -1,4 +1,4 @@
-"""The student: what may depend on what, forms of execution, dropout, sizes. Parity with torch is in test_oracle.py."""
+"""The T5: which tokens a state depends on, execution options, dropout, sizes. Parity with torch: test_oracle.py."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from cotmi_jax.models.student import Params, StudentDef, count_parameters
 
 FAMILIES = {"v1.1": dict(gated=True, tied=False), "v1.0": dict(gated=False, tied=True)}
 DEEP = dict(num_encoder_layers=2, num_decoder_layers=2)
-WEIGHT_D = np.random.default_rng(9).normal(size=16).astype(np.float32)  # turns a state into one number
+WEIGHT_D = np.random.default_rng(9).normal(size=16).astype(np.float32)  # projects a state to a scalar
 
 Ids = tuple[np.ndarray, np.ndarray]
 
@@ -27,7 +27,7 @@ def make_student(**changes: Any) -> tuple[StudentDef, Params]:
 
 
 def make_ids(source_width: int = 7, target_width: int = 5) -> Ids:
-    """The same three examples at any width: padding is all that is added."""
+    """The same three examples, padded to the given widths."""
     draw = np.random.default_rng(1)
     inputs, targets = random_ids(draw, (7, 2, 4), 7), random_ids(draw, (3, 5, 1), 5)
     return np.pad(inputs, ((0, 0), (0, source_width - 7))), np.pad(targets, ((0, 0), (0, target_width - 5)))
@@ -48,22 +48,22 @@ def loss_and_grads(student: StudentDef, params: Params, ids: Ids, key: jax.Array
 
 @pytest.fixture(scope="module")
 def plain() -> Any:
-    """The default form of execution on the narrowest batch: ((loss, logits), gradient)."""
+    """Default execution on the narrowest batch: ((loss, logits), gradient)."""
     return loss_and_grads(*make_student(**DEEP), make_ids())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_state_sees_the_whole_source_and_only_earlier_targets(family: str) -> None:
-    """By gradients: all tokens differ, so that a row of the embedding's Jacobian tells who looked at that token."""
+def test_a_state_depends_on_the_whole_source_and_on_earlier_targets_only(family: str) -> None:
+    """By gradients: all tokens differ, so a row of the embedding's Jacobian shows which states depend on that token."""
     student, params = make_student(**FAMILIES[family])
     inputs, targets = np.array([[2, 3, 4, 5, 6]]), np.array([[10, 11, 12, 13]])
 
-    def read_T(embedding: jax.Array) -> jax.Array:
+    def projected_states_T(embedding: jax.Array) -> jax.Array:
         bound = student.bind(params | {"embedding": embedding})
         return (bound.decode(bound.encode(inputs), inputs, targets) @ WEIGHT_D)[0]
 
-    jacobian_TxVxD = jax.jit(jax.jacrev(read_T))(params["embedding"])
+    jacobian_TxVxD = jax.jit(jax.jacrev(projected_states_T))(params["embedding"])
     expected_TxV = np.zeros((4, 32), bool)
     expected_TxV[:, inputs[0]] = True
     expected_TxV[:, 0] = True  # the start token
@@ -82,33 +82,33 @@ def test_padding_changes_no_logit_and_no_gradient(plain: Any) -> None:
 
 
 @pytest.mark.slow
-def test_what_lies_at_padded_source_positions_is_out_of_reach() -> None:
+def test_states_do_not_depend_on_padded_source_positions() -> None:
     student, params = make_student()
     inputs, targets = make_ids()
     padded_BxS = inputs == 0
 
     @jax.jit
-    def read(embedding: jax.Array, disturbance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def projections(embedding: jax.Array, disturbance: jax.Array) -> tuple[jax.Array, jax.Array]:
         bound = student.bind(params | {"embedding": embedding})
         encoded = bound.encode(inputs)
         encoded_total = jnp.where(padded_BxS, 0.0, encoded @ WEIGHT_D).sum()
         return encoded_total, bound.decode(encoded + disturbance, inputs, targets) @ WEIGHT_D
 
     disturbance = 1e4 * np.random.default_rng(2).normal(size=(*inputs.shape, 16)) * padded_BxS[..., None]
-    states = read(params["embedding"], np.zeros_like(disturbance))[1]
-    np.testing.assert_array_equal(read(params["embedding"], disturbance)[1], states)
-    embedding_grad = jax.grad(lambda embedding: read(embedding, disturbance)[0])(params["embedding"])
-    assert not np.asarray(embedding_grad[0]).any()  # the encoder never looks at a pad
+    states = projections(params["embedding"], np.zeros_like(disturbance))[1]
+    np.testing.assert_array_equal(projections(params["embedding"], disturbance)[1], states)
+    embedding_grad = jax.grad(lambda embedding: projections(embedding, disturbance)[0])(params["embedding"])
+    assert not np.asarray(embedding_grad[0]).any()  # no encoder state depends on the embedding of padding
     assert np.asarray(embedding_grad[inputs[0]]).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [dict(scan_layers=False), dict(remat="dots"), dict(remat="full")], ids=str)
-def test_unrolling_and_recomputation_change_nothing(changes: dict[str, Any], plain: Any) -> None:
+def test_unrolling_and_rematerialization_change_no_value(changes: dict[str, Any], plain: Any) -> None:
     assert_trees_close(loss_and_grads(*make_student(**DEEP, **changes), make_ids()), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_recomputation_trades_matmuls_for_memory() -> None:
+def test_rematerialization_repeats_matmuls() -> None:
     def matmuls(remat: str) -> int:
         student, params = make_student(remat=remat)
         return str(jax.make_jaxpr(jax.grad(lambda p: loss_of(student, p, make_ids())[0]))(params)).count("dot_general")
@@ -117,7 +117,7 @@ def test_recomputation_trades_matmuls_for_memory() -> None:
 
 
 @pytest.mark.slow
-def test_bfloat16_is_for_activations_only() -> None:
+def test_dtype_applies_to_activations_only() -> None:
     student, params = make_student(dtype="bfloat16")
     full, _ = make_student()
     inputs, targets = ids = make_ids()
@@ -130,15 +130,15 @@ def test_bfloat16_is_for_activations_only() -> None:
 
 
 @pytest.mark.slow
-def test_dropout_obeys_its_key() -> None:
+def test_dropout_is_determined_by_its_key() -> None:
     student, params = make_student(dropout=0.3)
-    read = jax.jit(lambda p, ids, key: loss_of(student, p, ids, key)[1])
-    first, again, other = (read(params, make_ids(), jax.random.key(seed)) for seed in (0, 0, 1))
+    logits = jax.jit(lambda p, ids, key: loss_of(student, p, ids, key)[1])
+    first, again, other = (logits(params, make_ids(), jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).mean() > 0.1
 
 
-def test_nothing_is_drawn_at_rate_0_or_without_a_key() -> None:
+def test_no_random_bits_are_drawn_at_rate_0_or_without_a_key() -> None:
     def draws(rate: float, key: jax.Array | None) -> int:
         student, params = make_student(dropout=rate)
         return str(jax.make_jaxpr(lambda p, key: loss_of(student, p, make_ids(), key))(params, key)).count(
@@ -171,7 +171,7 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate: float) -> None:
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (16, 100)])
 def test_relative_buckets(bidirectional: bool, num_buckets: int, max_distance: int) -> None:
-    """In exact integers: among the n buckets left for the far, the j-th begins at exact · (max/exact)^(j/n)."""
+    """In exact integers: of the n log-spaced buckets, the j-th starts at distance exact · (max/exact)^(j/n)."""
 
     def bucket(distance: int) -> int:  # of key − query
         half = num_buckets // 2 if bidirectional else num_buckets
@@ -181,8 +181,8 @@ def test_relative_buckets(bidirectional: bool, num_buckets: int, max_distance: i
         if away < exact:
             return offset + away
         far = half - exact
-        begun = [j for j in range(far) if away**far * exact**j >= exact**far * max_distance**j]
-        return offset + exact + max(begun)
+        started = [j for j in range(far) if away**far * exact**j >= exact**far * max_distance**j]
+        return offset + exact + max(started)
 
     distances = np.arange(-3 * max_distance, 3 * max_distance + 1)
     static = dict(bidirectional=bidirectional, num_buckets=num_buckets, max_distance=max_distance)
@@ -191,7 +191,7 @@ def test_relative_buckets(bidirectional: bool, num_buckets: int, max_distance: i
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
-def test_position_bias_is_of_key_minus_query(stack: str) -> None:
+def test_position_bias_depends_on_key_minus_query(stack: str) -> None:
     student, params = make_student()
     position: RelativeBias = getattr(student.bind(params), stack).position
     bias_HxTxS = position(jnp.arange(2, 5), jnp.arange(6))[0]
@@ -213,7 +213,7 @@ def test_output_layer(family: str) -> None:
 
 @pytest.mark.slow
 def test_initialization() -> None:
-    """Standard deviations of the Mesh TensorFlow release, whose queries carry attention's 1/√K; norms begin at one."""
+    """Standard deviations as in Mesh TensorFlow, where the query's includes attention's 1/√K; norms are ones."""
     student = StudentDef.of(small_config(**DEEP, d_model=48, d_kv=12, d_ff=40, vocab_size=300))
     params = jax.jit(student.init)(jax.random.key(0))
     jax.tree.map(lambda leaf, shape: np.testing.assert_equal((leaf.shape, leaf.dtype), (shape.shape, shape.dtype)),
@@ -240,7 +240,7 @@ def test_initialization() -> None:
     assert not np.array_equal(*(params["encoder"]["blocks"]["mlp"]["up"][layer] for layer in (0, 1)))
 
 
-# As transformers counts the published checkpoints.
+# Counted by transformers on the published checkpoints.
 PUBLISHED = {
     ("v1.0", "small"): 60_506_624,
     ("v1.0", "base"): 222_903_552,
