@@ -1,4 +1,4 @@
-"""Which examples make up each training batch: a pure function of seed and epoch, in plain numpy."""
+"""The order of training: the examples of each batch are a pure function of seed and epoch. Plain numpy."""
 
 import dataclasses
 import functools
@@ -11,51 +11,51 @@ from cotmi_jax.errors import UserError
 
 IntArray = np.ndarray
 
-# How far above the mean a batch's input and target tokens may lie; a batch beyond it exchanges examples.
+# By how much a balanced batch's input and target tokens can exceed the mean, as a fraction of it.
 EXCESS = (0.04, 0.10)
 
 
 class Picks(NamedTuple):
-    """Examples by their row, and the pass over the data in which each is seen, from 0: it chooses among rationales."""
+    """Rows of examples, and the pass over the data, from 0, in which each is used: it selects the rationale."""
 
     rows: IntArray
     passes: IntArray
 
     def take(self, index: IntArray | slice) -> "Picks":
-        """Some of them."""
+        """Those at `index`."""
         return Picks(self.rows[index], self.passes[index])
 
     @classmethod
-    def join(cls, parts: "Sequence[Picks]") -> "Picks":
-        """One after the other."""
-        return cls(np.concatenate([part.rows for part in parts]), np.concatenate([part.passes for part in parts]))
+    def join(cls, pieces: "Sequence[Picks]") -> "Picks":
+        """Concatenates several."""
+        return cls(np.concatenate([each.rows for each in pieces]), np.concatenate([each.passes for each in pieces]))
 
 
 class ComponentQuota(NamedTuple):
-    """A part of the train split, rows one after another, and how many of its examples each epoch draws."""
+    """A component of the train split: its number of examples, which are contiguous, and how many an epoch draws."""
 
     size: int
     quota: int
 
 
 class ExampleLengths(Protocol):
-    """What knows how long examples are."""
+    """Numbers of tokens of examples, as a TokenizedSplit has them."""
 
     @property
     def rationale_counts(self) -> IntArray:
-        """Number of rationales of every example, which take turns over the passes."""
+        """Number of rationales of every example; each pass uses the next one."""
 
     def token_counts(self, picks: Picks) -> IntArray:
-        """Input and target tokens of each over all tasks, int64 [len(picks), 2]."""
+        """Input and target tokens of each example, summed over tasks: int64 [len(picks), 2]."""
 
 
 def make_quotas(sizes: Sequence[int], rates: Sequence[float]) -> tuple[ComponentQuota, ...]:
-    """Quotas in proportion to rates; as many examples an epoch as there are in all.
+    """Quotas in proportion to rates; an epoch has as many examples as all components together.
 
-    Raises UserError where a part's quota would be less than one example.
+    Raises UserError if a component's quota is less than one example.
     """
     total = sum(sizes)
-    # Rounding the running sum keeps the total.
+    # Rounding the cumulative sum preserves the total.
     ends = np.rint(total * np.cumsum(rates) / sum(rates)).astype(int)
     components = tuple(map(ComponentQuota, sizes, np.diff(ends, prepend=0).tolist()))
     for component, rate in zip(components, rates, strict=True):
@@ -72,12 +72,12 @@ def _permutation(size: int, seed: int, *stream: int) -> IntArray:
     return np.random.default_rng([seed, *stream]).permutation(size)
 
 
-def _passes(size: int, seed: int, part: int, start: int, stop: int) -> Picks:
-    """Positions start…stop−1 of a part's endless stream of permutations of its rows."""
+def _passes(size: int, seed: int, component: int, start: int, stop: int) -> Picks:
+    """Positions start…stop−1 of a component's infinite sequence of permutations of its rows."""
     picks = []
     while start < stop:
         number, offset = divmod(start, size)
-        taken = _permutation(size, seed, number, part)[offset : offset + stop - start]
+        taken = _permutation(size, seed, number, component)[offset : offset + stop - start]
         picks.append(Picks(taken, np.full(len(taken), number)))
         start += len(taken)
     return Picks.join(picks)
@@ -85,15 +85,15 @@ def _passes(size: int, seed: int, part: int, start: int, stop: int) -> Picks:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOrder:
-    """The examples of each training batch: a function of seed and epoch, whatever the hosts and devices.
+    """The examples of each training batch: a function of seed and epoch, independent of hosts and devices.
 
     An epoch holds every example of the train split once; of several components it holds `quota` examples each, mixed,
     and successive epochs use all of a component's rows equally often. A batch may end one epoch and begin the next.
     Asking for step 10⁶ costs what step 10 does: one epoch's permutation.
 
-    With `tokens` batches are balanced: where a random one has more tokens than EXCESS allows, it exchanges a few
-    examples for lighter ones with other batches of its epoch, so that packed rows of one shape hold any batch. The
-    order then depends on the lengths too, and so on the objective's tasks.
+    With `tokens`, batches are balanced, so that packed rows of one shape hold every batch: a random batch with more
+    tokens than EXCESS allows exchanges a few examples for shorter ones of other batches of its epoch. The order then
+    depends on the lengths too, and so on the objective's tasks.
     """
 
     components: tuple[ComponentQuota, ...]
@@ -108,7 +108,7 @@ class TrainOrder:
 
     @property
     def size(self) -> int:
-        """Examples an epoch."""
+        """Number of examples of an epoch."""
         return sum(component.quota for component in self.components)
 
     def epoch(self, number: int) -> Picks:
@@ -120,45 +120,45 @@ class TrainOrder:
         position, picks, remaining = step * self.batch_size, [], self.batch_size
         while remaining:
             number, offset = divmod(position, self.size)
-            part = self.epoch(number).take(slice(offset, offset + remaining))
-            picks.append(part)
-            position, remaining = position + len(part.rows), remaining - len(part.rows)
+            taken = self.epoch(number).take(slice(offset, offset + remaining))
+            picks.append(taken)
+            position, remaining = position + len(taken.rows), remaining - len(taken.rows)
         return Picks.join(picks)
 
     @property
     def mean(self) -> np.ndarray:
-        """Input and target tokens of an example, [2]."""
+        """Mean input and target tokens of an example, [2]."""
         return _budget(self)[0]
 
     @property
     def cap(self) -> np.ndarray:
-        """Most input and target tokens of a balanced batch, [2]."""
+        """Maximum input and target tokens of a balanced batch, [2]."""
         mean, slack = _budget(self)
         return self.batch_size * (mean + slack)
 
 
-@functools.lru_cache(maxsize=2)  # neighbouring steps ask for the same epoch, at its seam for two
+@functools.lru_cache(maxsize=2)  # consecutive steps need the same epoch; a batch can need two
 def _epoch(order: TrainOrder, number: int) -> Picks:
     if len(order.components) == 1:
         (component,) = order.components
         rows = _permutation(component.size, order.seed, number)
         picks = Picks(rows, np.full(component.size, number))
     else:
-        parts, offset = [], 0
+        drawn, offset = [], 0
         for index, component in enumerate(order.components):
-            drawn = _passes(component.size, order.seed, index, number * component.quota, (number + 1) * component.quota)
-            parts.append(Picks(drawn.rows + offset, drawn.passes))
+            picks = _passes(component.size, order.seed, index, number * component.quota, (number + 1) * component.quota)
+            drawn.append(Picks(picks.rows + offset, picks.passes))
             offset += component.size
-        picks = Picks.join(parts).take(_permutation(order.size, order.seed, number, len(parts)))
+        picks = Picks.join(drawn).take(_permutation(order.size, order.seed, number, len(drawn)))
     return picks if order.tokens is None else _balance(order, number, picks)
 
 
 @functools.lru_cache(maxsize=8)
 def _budget(order: TrainOrder) -> tuple[np.ndarray, np.ndarray]:
-    """Mean tokens of an example, and by how much a batch's mean may exceed it; inputs and targets, [2] each.
+    """Mean tokens of an example, and by how much a batch's mean can exceed it; inputs and targets, [2] each.
 
-    Examples with equally many rationales, which are at the same turn in every pass, count with the turn that is longest
-    over all of them. The excess leaves room for the longest example, however small the batch is.
+    Examples with the same number of rationales use rationales of the same index in a pass; they are counted with the
+    index at which their total length is largest. The excess admits the longest example, however small the batch is.
     """
     assert order.tokens is not None
     total, longest, offset = np.zeros(2), np.zeros(2), 0
@@ -167,47 +167,47 @@ def _budget(order: TrainOrder) -> tuple[np.ndarray, np.ndarray]:
         counts = order.tokens.rationale_counts[rows]
         for count in np.unique(counts):
             group = rows[counts == count]
-            turns = [order.tokens.token_counts(Picks(group, np.full_like(group, number))) for number in range(count)]
-            total += np.max([loads.sum(axis=0) for loads in turns], axis=0) * component.quota / component.size
-            longest = np.maximum(longest, np.max(turns, axis=(0, 1)))
+            by_index = [order.tokens.token_counts(Picks(group, np.full_like(group, index))) for index in range(count)]
+            total += np.max([counted.sum(axis=0) for counted in by_index], axis=0) * component.quota / component.size
+            longest = np.maximum(longest, np.max(by_index, axis=(0, 1)))
         offset += component.size
     mean = total / order.size
     return mean, np.maximum(np.array(EXCESS) * mean, (longest - mean) / order.batch_size)
 
 
 def _balance(order: TrainOrder, number: int, picks: Picks) -> Picks:
-    """The epoch with some examples of its heaviest batches exchanged for examples of its lightest ones.
+    """The epoch with some examples of its longest batches exchanged for examples of its shortest ones.
 
-    A batch that two epochs share counts as two parts, each with its share of the budget.
+    The two epochs of a batch that spans both are balanced separately, each with its fraction of the budget.
     """
     assert order.tokens is not None
     mean, slack = _budget(order)
-    cost = order.tokens.token_counts(picks) / (mean + slack)  # of an example that is in the budget: at most 1
+    cost = order.tokens.token_counts(picks) / (mean + slack)  # as a fraction of the budget of one example
     batch = (number * order.size + np.arange(order.size)) // order.batch_size
     starts = np.flatnonzero(np.diff(batch, prepend=-1))
     ends = np.append(starts[1:], order.size)
-    excess = np.add.reduceat(cost, starts) - (ends - starts)[:, None]  # [batches, 2], above 0 where it is too heavy
+    excess = np.add.reduceat(cost, starts) - (ends - starts)[:, None]  # [batches, 2]; a batch above 0 is too long
     places = np.arange(order.size)
     for _ in range(4 * len(starts)):
-        heavy = int(excess.max(axis=1).argmax())
-        if excess[heavy].max() <= 0.0:
+        long = int(excess.max(axis=1).argmax())
+        if excess[long].max() <= 0.0:
             break
-        light = int(excess.max(axis=1).argmin())
-        ours, theirs = np.arange(starts[heavy], ends[heavy]), np.arange(starts[light], ends[light])
-        change = cost[theirs][None, :] - cost[ours][:, None]  # to the heavy batch, [ours, theirs, 2]
-        worst = np.maximum(excess[heavy] + change, excess[light] - change).max(axis=2)
+        short = int(excess.max(axis=1).argmin())
+        ours, theirs = (np.arange(starts[b], ends[b]) for b in (long, short))
+        change = cost[theirs][None, :] - cost[ours][:, None]  # of the longest batch, [ours, theirs, 2]
+        worst = np.maximum(excess[long] + change, excess[short] - change).max(axis=2)
         i, j = np.unravel_index(worst.argmin(), worst.shape)
-        if worst[i, j] >= excess[heavy].max():
-            break  # nothing better: the rows have some room beyond the budget
+        if worst[i, j] >= excess[long].max():
+            break  # no exchange helps; packed rows have some room beyond the budget
         for array in (cost, places):
             array[[ours[i], theirs[j]]] = array[[theirs[j], ours[i]]]
-        excess[heavy] += change[i, j]
-        excess[light] -= change[i, j]
+        excess[long] += change[i, j]
+        excess[short] -= change[i, j]
     return picks.take(places)
 
 
 def eval_rows(size: int, batch_size: int) -> list[IntArray]:
-    """Every row once, in order, in batches of batch_size; the last is filled up with −1."""
+    """Every row once, in order, in batches of batch_size; the last is padded with −1."""
     padded = np.full(-(-size // batch_size) * batch_size, -1, np.int64)
     padded[:size] = np.arange(size)
     return list(padded.reshape(-1, batch_size))

@@ -1,4 +1,4 @@
-"""tf.data around the pure batch function: batches are made ahead of the step, in order. Imports tensorflow."""
+"""Prefetches batches with tf.data, in order, around the pure function `make_batch`. Imports tensorflow."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
-tf.config.set_visible_devices([], "GPU")  # tensorflow feeds; the accelerator is JAX's
+tf.config.set_visible_devices([], "GPU")  # tensorflow runs on the CPU; JAX uses the accelerator
 
 
 def train_batches(
@@ -23,20 +23,20 @@ def train_batches(
     shape: PackShape | None = None,
     process_rows: ProcessRows = ALL_ROWS,
 ) -> Iterator[Batch]:
-    """A feed's share of the batches of steps start…stop−1. Starting late costs nothing: a step names its rows."""
+    """The rows of the batches of steps start…stop−1 that a process supplies. Starting at a late step costs nothing."""
 
-    def of(step: int) -> Batch:
+    def make(step: int) -> Batch:
         return make_batch(split, order, step, shape, process_rows)
 
-    example = of(start)
+    example = make(start)
     dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]
-    refused: dict[int, UserError] = {}
+    errors: dict[int, UserError] = {}
 
     def leaves(step: np.ndarray) -> list[np.ndarray]:
         try:
-            return tf.nest.flatten(of(int(step)))
-        except UserError as error:  # which tf.data would wrap in an error of its own
-            refused[int(step)] = error
+            return tf.nest.flatten(make(int(step)))
+        except UserError as error:  # tf.data would wrap it in an OpError
+            errors[int(step)] = error
             raise
 
     def to_batch(step: tf.Tensor) -> Batch:
@@ -47,7 +47,7 @@ def train_batches(
     try:
         yield from batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     except tf.errors.OpError:
-        if refused:
-            first = min(refused)
-            raise UserError(f"step {first + 1}: {refused[first]}") from None
+        if errors:
+            first = min(errors)
+            raise UserError(f"step {first + 1}: {errors[first]}") from None
         raise

@@ -15,7 +15,7 @@ from splits import TASKS, random_split, sequence
 from cotmi_jax.config import base
 from cotmi_jax.data import packing
 from cotmi_jax.data.order import Picks, TrainOrder
-from cotmi_jax.data.packing import PADDING, PackShape, make_shape, pack, share_picks
+from cotmi_jax.data.packing import PADDING, PackShape, group_picks, make_shape, pack
 from cotmi_jax.data.run_data import load_data, tokenize
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -68,7 +68,7 @@ def test_rows_hold_every_sequence_pair_once(tasks: tuple[str, ...], processes: i
             rows, examples = batch["rows"], batch["examples"]
             assert rows["inputs"].shape == (shape.rows // processes, shape.input_length)
             assert rows["targets"].shape == (shape.rows // processes, shape.target_length)
-            share = picks.take(share_picks(split, picks, process_rows))
+            share = picks.take(group_picks(split, picks, process_rows))
             for example, (row, number) in enumerate(zip(*share, strict=True)):
                 for index, task in enumerate(tasks):
                     row_of_batch, segment = (
@@ -100,13 +100,13 @@ def test_hosts_feed_the_same_batch_whatever_their_number() -> None:
     split = random_split(300, inputs=(2, 40))
     picks = make_order(split, 32).picks(5)
     for processes in (1, 2, 4):
-        shares = [share_picks(split, picks, ProcessRows(process, processes)) for process in range(processes)]
+        shares = [group_picks(split, picks, ProcessRows(process, processes)) for process in range(processes)]
         assert [len(share) for share in shares] == [32 // processes] * processes
         assert sorted(np.concatenate(shares).tolist()) == list(range(32))
         loads = np.stack([split.token_counts(picks.take(share)).sum(axis=0) for share in shares])
         assert (loads.max(axis=0) <= 1.1 * loads.mean(axis=0)).all()
     with pytest.raises(UserError, match="batch of 32 does not divide into 3 shards on 3 hosts"):
-        share_picks(split, picks, ProcessRows(0, 3))
+        group_picks(split, picks, ProcessRows(0, 3))
 
 
 def test_one_shape_serves_every_batch_of_many_epochs() -> None:
@@ -130,7 +130,7 @@ def test_a_batch_beyond_the_rows_is_refused() -> None:
 
 def test_shapes_that_hold_nothing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_place", lambda *arguments, **named: None)
-    with pytest.raises(UserError, match="no packed rows hold every batch of 8 examples of 1 hosts"):
+    with pytest.raises(UserError, match="no packed rows hold every batch of 8 examples on 1 hosts"):
         make_shape(made()[0], make_order(made()[0]), multiple=1)
 
 
