@@ -37,6 +37,16 @@ def find_vocabulary(config: ConfigDict) -> Path:
     return find_data_root(config.data.root or None) / "t5" / "spiece.model"
 
 
+def check_packing(config: ConfigDict) -> None:
+    """Raises UserError for packed rows of a network that would mix the examples of a row."""
+    network = config.model.network
+    if config.data.packing and not find_network(network).supports_packing:
+        raise UserError(
+            f"config.data.packing is True, but network {network!r} is not registered with supports_packing: set "
+            "config.data.packing to False, or keep segments apart and register it with supports_packing=True"
+        )
+
+
 def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentConfig, Params | None]:
     """The student's shape, and its initial parameters where model.init names a checkpoint (None: random)."""
     model = config.model
@@ -133,6 +143,7 @@ class Experiment:
 
         `resumed`: student and vocabulary recorded by the run that resumes, whose initial checkpoint is not read again.
         """
+        check_packing(config)
         objective = make_objective(config)
         vocabulary = resumed[1] if resumed else Vocabulary(find_vocabulary(config))
         student, params = (resumed[0], None) if resumed else make_student(config, vocabulary)

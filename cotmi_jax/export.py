@@ -22,7 +22,10 @@ def main() -> None:
 
     trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value))
     if not isinstance(trained.student.config, T5Config):
-        raise UserError(f"--model {_MODEL.value} is a {type(trained.student.config).__name__}: only T5 can be exported")
+        raise UserError(
+            f"--model {_MODEL.value} is a {type(trained.student.config).__name__}, but only a T5 can be exported: read "
+            "its parameters with inference.load.load_workdir"
+        )
     output = as_path(absolute(_OUTPUT.value))
     with user_error_on_failure(f"cannot write --output {output}"):
         save_hf(jax.device_get(trained.params), trained.student.config, output, vocabulary_file=trained.vocabulary.path)

@@ -61,7 +61,9 @@ def abstract_student(config: ConfigDict) -> T5Config:
     """The student of config.model.preset and family. model.init is not read: a checkpoint need not be at hand."""
     model = config.model
     if model.network != "t5":
-        raise UserError(f"config.model.network is {model.network!r}: programs of t5 alone are compiled ahead of time")
+        raise UserError(
+            f"config.model.network is {model.network!r}, but aot compiles only t5: set config.model.network to t5"
+        )
     return with_execution(preset(model.preset, model.family, vocab_size=model.vocab_size or T5_VOCAB_SIZE), model)
 
 
@@ -73,6 +75,7 @@ def default_shape(
     Rows are as long as the longest sequences that the config lets through, and as many as a batch has examples: more
     than a real batch takes, whose shape `train` prints when it starts. Raises UserError for rows that do not divide.
     """
+    load_extensions(config.extensions)  # the objective may be defined there
     multiple = batch_shards(mesh) * config.micro_batches
     rows = rows or -(-config.batch_size // multiple) * multiple
     if rows % multiple:

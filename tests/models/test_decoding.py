@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import numpy_params, random_ids, small_config
+from helpers import assert_cached_logits_equal_teacher_forcing, numpy_params, random_ids, small_config
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.decoding import Decoding, Generated, filter_logits, generate
 from cotmi_jax.models.hf import save_hf
-from cotmi_jax.models.student import Params, StudentDef
+from cotmi_jax.models.student import StudentDef
 
 LENGTHS = (9, 3, 1, 6, 4, 9, 2, 7)  # of the sources, padded to 9
 MAX_TOKENS = 8
@@ -103,22 +103,7 @@ def test_cached_logits_equal_those_of_teacher_forcing(changes: dict[str, Any]) -
     student = StudentDef.of(small_config(**(DEEP | changes)))
     draw = np.random.default_rng(0)
     inputs, targets = random_ids(draw, LENGTHS, 9), draw.integers(2, 32, (len(LENGTHS), 7))
-    decoder_inputs = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
-
-    @jax.jit
-    def both(params: Params) -> tuple[jax.Array, jax.Array]:
-        bound = student.bind(params)
-
-        def step(cache: Any, token: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
-            logits, cache = bound.decode_step(token[1], token[0], cache, inputs != 0)
-            return cache, logits
-
-        cache = bound.init_cache(bound.encode(inputs), 10)  # longer than is used
-        _, logits_TxBxV = jax.lax.scan(step, cache, (jnp.arange(7), decoder_inputs.T))
-        return jnp.swapaxes(logits_TxBxV, 0, 1), bound(inputs, targets)
-
-    cached, uncached = both(numpy_params(student))
-    np.testing.assert_allclose(cached, uncached, rtol=1e-4, atol=1e-4)
+    assert_cached_logits_equal_teacher_forcing(student, numpy_params(student), inputs, targets)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A network that a user's file registers is trained, recorded, scored, and generates through the package's own code."""
+"""A network registered in a user's file is trained, recorded, evaluated and generates; what it lacks is refused."""
 
 import json
 import math
@@ -6,18 +6,28 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import runs
+from helpers import assert_cached_logits_equal_teacher_forcing, random_ids
+from ml_collections import ConfigDict
 from paths import REPOSITORY
 
+from cotmi_jax.aot.programs import default_shape, programs
+from cotmi_jax.config import load_extensions
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.job import score
+from cotmi_jax.experiment import Experiment, check_packing
 from cotmi_jax.inference.load import load_workdir
 from cotmi_jax.inference.predictor import Answerer
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.decoding import Decoding
+from cotmi_jax.models.flops import step_flops
 from cotmi_jax.models.student import NETWORKS, StudentDef, find_network, register_student
+from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.job import train
+from cotmi_jax.training.throughput import Work
 
 quick_compilation = runs.quick_compilation
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -25,16 +35,30 @@ PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
-def only_registered_here() -> Iterator[None]:
+def networks_as_before() -> Iterator[None]:
     before = dict(NETWORKS)
     yield
     NETWORKS.clear()
     NETWORKS.update(before)
 
 
-def test_a_registered_network_trains_scores_and_generates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    study, workdir = tmp_path / "study.py", tmp_path / "run"
-    study.write_text(STUDY)
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """The student example of docs/extending.md in a file of its own."""
+    path = tmp_path / "study.py"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.fixture
+def bag(study: Path) -> StudentDef:
+    """The network of that example, registered, with a vocabulary of 32."""
+    load_extensions(str(study))
+    return StudentDef.of(find_network("bag").make_config(ConfigDict(), 32))
+
+
+def test_a_registered_network_trains_scores_and_generates(study: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
     changes = {"extensions": str(study), "model.network": "bag", "data.packing": False}
     config = runs.tiny_config(changes)
     assert train(config, str(workdir)) == 6
@@ -58,6 +82,32 @@ def test_a_registered_network_trains_scores_and_generates(tmp_path: Path, capfd:
         )
         outputs, _ = answerer._write(["1 + 1?"], 8)
         assert len(outputs) == 1
+    refused = runs.command("export", f"--model={workdir}", f"--output={tmp_path / 'hf'}")
+    runs.assert_refused(refused, "is a BagConfig, but only a T5 can be exported", "load_workdir")
+
+
+def test_cached_logits_of_a_registered_network_equal_those_of_teacher_forcing(bag: StudentDef) -> None:
+    draw = np.random.default_rng(0)
+    inputs, targets = random_ids(draw, (7, 2, 4), 7), random_ids(draw, (5, 3, 1), 5)
+    assert_cached_logits_equal_teacher_forcing(bag, bag.init(jax.random.key(0)), inputs, targets)
+
+
+def test_packing_is_refused_unless_a_network_supports_it(bag: StudentDef) -> None:
+    config = runs.tiny_config({"model.network": "bag"})
+    with pytest.raises(UserError, match="'bag' is not registered with supports_packing: set config.data.packing"):
+        Experiment.of(config, None)
+    register_student("bag", type(bag.config), find_network("bag").make_config, bag.build, supports_packing=True)
+    check_packing(config)
+
+
+def test_flops_and_aot_are_refused_for_other_networks_than_t5(bag: StudentDef) -> None:
+    with pytest.raises(UserError, match="FLOPs of BagConfig are not known, .* examples/s instead of MFU"):
+        step_flops(bag.config, rows=1, input_length=8.0, target_length=4.0)
+    assert Work.of(bag.config, 2, np.array([[5, 3], [4, 2]])) == Work(examples=2, tokens=14, flops=None)
+    config = runs.tiny_config({"model.network": "bag", "data.packing": False})
+    mesh = make_mesh()
+    with pytest.raises(UserError, match="network is 'bag', but aot compiles only t5: set config.model.network to t5"):
+        programs(config, mesh, default_shape(config, mesh))
 
 
 def test_names_and_configs_of_networks_are_checked() -> None:
@@ -65,7 +115,7 @@ def test_names_and_configs_of_networks_are_checked() -> None:
         register_student("t5", T5Config, NETWORKS["t5"].make_config, NETWORKS["t5"].build)
     with pytest.raises(UserError, match="T5Config belongs to 't5'"):
         register_student("mine", T5Config, NETWORKS["t5"].make_config, NETWORKS["t5"].build)
-    with pytest.raises(UserError, match="is no dataclass"):
+    with pytest.raises(UserError, match="is not a dataclass"):
         register_student("mine", dict, NETWORKS["t5"].make_config, NETWORKS["t5"].build)
     with pytest.raises(UserError, match="no student is registered for dict"):
         StudentDef.of({})  # type: ignore[arg-type]

@@ -99,6 +99,31 @@ def random_batch(seed: int, rows: int, *, tasks: Sequence[str] = ("predict", "ex
     return batch
 
 
+def assert_cached_logits_equal_teacher_forcing(
+    student: StudentDef, params: Params, inputs_BxS: np.ndarray, targets_BxT: np.ndarray
+) -> None:
+    """decode_step over a cache, a token at a time, gives the logits of `decode` over all targets."""
+    length = targets_BxT.shape[1]
+    previous_BxT = np.pad(targets_BxT[:, :-1], ((0, 0), (1, 0)))
+
+    @jax.jit
+    def both(params: Params) -> tuple[jax.Array, jax.Array]:
+        bound = student.bind(params)
+
+        def step(cache: Any, token: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+            logits_BxV, cache = bound.decode_step(token[1], token[0], cache, inputs_BxS != 0)
+            return cache, logits_BxV
+
+        encoded_BxSxD = bound.encode(inputs_BxS)
+        cache = bound.init_cache(encoded_BxSxD, length + 3)  # longer than is used
+        _, logits_TxBxV = jax.lax.scan(step, cache, (jnp.arange(length), previous_BxT.T))
+        forced_BxTxV = bound.make_logits()(bound.decode(encoded_BxSxD, inputs_BxS, targets_BxT))
+        return jnp.swapaxes(logits_TxBxV, 0, 1), forced_BxTxV
+
+    cached, forced = both(params)
+    np.testing.assert_allclose(cached, forced, rtol=1e-4, atol=1e-4)
+
+
 def assert_trees_close(actual: Any, expected: Any, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
     """allclose, leaf by leaf, with the leaf's path in the message."""
     flat = jax.tree_util.tree_leaves_with_path(actual)
