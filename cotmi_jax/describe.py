@@ -9,27 +9,30 @@ _DATASET = flags.DEFINE_string(
 )
 _DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT.")
 _TEACHER = flags.DEFINE_string("teacher", "palm", "palm or gpt-neox.")
-_ALIGN = flags.DEFINE_string("align", "strict", "strict, or prefix: use the rows that data and completions share.")
+_ALIGN = flags.DEFINE_string(
+    "align", "strict", "If rows and completions differ in number: strict refuses, prefix uses the rows that have both."
+)
 _ASDIV = flags.DEFINE_bool("augment_asdiv", False, "Add ASDiv to SVAMP's train split.")
-_BAD_ROWS = flags.DEFINE_string("bad_rows", "error", "error, or skip: leave rows that cannot be used out.")
+_BAD_ROWS = flags.DEFINE_string("bad_rows", "error", "error, or skip: leave rows out that cannot be used.")
 _LABELS = flags.DEFINE_string("labels", "", "Labels that rows of jsonl may have, separated by commas; default: any.")
-_LABEL_KIND = flags.DEFINE_string("label_kind", "text", "How labels of jsonl are scored: text or equation.")
+_LABEL_KIND = flags.DEFINE_string("label_kind", "text", "How labels of jsonl are compared: text or equation.")
 _TFDS_DIR = flags.DEFINE_string(
-    "tfds_dir", "", "Sets prepared by TensorFlow Datasets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+    "tfds_dir",
+    "",
+    "Folder of data sets prepared by TensorFlow Datasets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
 )
 _VOCABULARY = flags.DEFINE_string(
-    "vocabulary", None, "SentencePiece file; default: the set's own, else {root}/t5/spiece.model."
+    "vocabulary", None, "SentencePiece file; default: the data set's own, else {root}/t5/spiece.model."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 flags.mark_flag_as_required("dataset")
 
 
 def main() -> None:
-    """Describe from the flags."""
+    """Print the statistics of the data set that the flags name."""
     import json
 
     from cotmi_jax.config import base
-    from cotmi_jax.data.labels import is_correct
     from cotmi_jax.data.run_data import load_data
     from cotmi_jax.data.statistics import describe, format_description
     from cotmi_jax.data.tasks import PREDICT, PREFIX
@@ -47,7 +50,6 @@ def main() -> None:
     description = describe(
         loaded,
         lambda texts: [[*ids, EOS_ID] for ids in vocabulary.encode(texts)],
-        equal_values=lambda a, b: is_correct(a, b, "equation"),
         input_prefix=PREFIX[PREDICT],
     )
     print(json.dumps(description, indent=1) if _JSON.value else format_description(description))

@@ -1,7 +1,7 @@
-"""Prepare sets of TensorFlow Datasets: python -m cotmi_jax.prepare cotmi_jax/data/builders/dss --config=svamp …
+"""Prepare data sets with TensorFlow Datasets: python -m cotmi_jax.prepare cotmi_jax/data/builders/dss --config=svamp …
 
-This is `tfds build` with all its options. The command of that name first imports packages of its sister commands that
-pip does not install with it, apache-beam and mlcroissant (github.com/tensorflow/datasets/issues/5463); this needs none.
+This is `tfds build` with all its options. The command `tfds` imports apache-beam and mlcroissant for its other
+subcommands, which pip does not install with it (github.com/tensorflow/datasets/issues/5463); this one needs neither.
 """
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
@@ -12,7 +12,7 @@ from cotmi_jax.errors import UserError
 
 
 def main() -> None:
-    """Build what the arguments name; whatever TensorFlow Datasets cannot do with them becomes one line."""
+    """Build the data set that the arguments name; errors of TensorFlow Datasets about it become UserErrors."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.scripts.cli import build, cli_utils
 

@@ -1,13 +1,13 @@
-"""Tokens prepared once: a folder of plain arrays for each content, vocabulary and settings, complete or not there.
+"""Caches tokenized data in a folder of plain arrays, keyed by content, vocabulary and settings.
 
-    {folder}/{key}/manifest.json                      what it was made of, and a checksum
+    {folder}/{key}/manifest.json                      the identity of the data, and checksums
     {folder}/{key}/{split}.json                       counts of a split
     {folder}/{key}/{split}.{task}.{inputs,targets}.npy, ….lengths.npy, {split}.{counts,weights,kept}.npy
     {folder}/{key}/valid.jsonl                        the examples that are scored
 
-A preparation is written beside its place and moved there whole, so that a killed one leaves nothing that could be taken
-for a cache. Of several processes that share the folder each tokenizes its part of train, and the first of them puts the
-parts together; those that do not share it prepare everything, each for itself.
+A cache is written to a temporary folder that is then renamed, so that a killed process never leaves an incomplete one
+under its final name. Processes that share the folder tokenize a piece of train each, and process 0 joins the pieces;
+otherwise every process prepares all data.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ from cotmi_jax.data.example import Example
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
 from cotmi_jax.errors import UserError
 
-FORMAT = 1  # of the files; another one is another cache
-_POLL = 0.2  # seconds between looks at what other processes have done
-_PATIENCE = 1800.0  # seconds that the work of another process is waited for
-_TOKEN = secrets.token_hex(4)  # of this process: its number may have been that of a killed one
+FORMAT = 1  # of the files; part of the key
+_POLL = 0.2  # seconds between checks for the files of other processes
+_TIMEOUT = 1800.0  # seconds to wait for the files of another process
+_NONCE = secrets.token_hex(4)  # of this process, since a killed process may have had the same pid
 
-Identity = Mapping[str, Any]  # everything the tokens depend on, ready for JSON
+Identity = Mapping[str, Any]  # everything the tokens depend on, as JSON
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What a run needs of its data: tokens, the examples that are scored, and facts about the corpus (JSON)."""
+    """The data of a run: tokens, the examples of valid, and facts about the corpus (JSON)."""
 
     train: TokenizedSplit
     valid: TokenizedSplit
@@ -51,15 +51,17 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to make what is not there yet: read the examples, tokenize some of them, and judge a whole split."""
+    """How to make a cache: read the examples, tokenize some of them, and check a split."""
 
     read: Callable[[], tuple[Sequence[Example], Sequence[Example], dict[str, Any]]]  # train, valid, facts
-    tokenize: Callable[[Sequence[Example], str], TokenizedSplit]  # of a split
-    check: Callable[[TokenizedSplit, str, dict[str, Any]], None]  # raises UserError for a split that is of no use
+    tokenize: Callable[[Sequence[Example], str], TokenizedSplit]  # (examples, split)
+    check: Callable[
+        [TokenizedSplit, str, dict[str, Any]], None
+    ]  # (tokens, split, facts); UserError if it cannot be used
 
 
 def fingerprint_of(train: TokenizedSplit, valid: TokenizedSplit) -> str:
-    """By which a resumed run, or a reader of a cache, notices other data: valid too, since it chooses the best."""
+    """Checksum by which a resumed run detects changed data; it covers valid, which selects the best checkpoint."""
     return f"{train.fingerprint()}-{valid.fingerprint()}"
 
 
@@ -71,14 +73,14 @@ def key_of(identity: Identity) -> str:
 def prepare(
     folder: Path | None, identity: Identity, recipe: Recipe, *, process: int = 0, processes: int = 1
 ) -> tuple[Prepared, bool]:
-    """The prepared data and whether it was there already; a folder of None keeps it in memory.
+    """The prepared data, and whether it was found in the cache; a folder of None keeps it in memory.
 
     Raises:
-      UserError: the folder cannot be written or read or is damaged, or other processes do not do their part.
+      UserError: the folder cannot be written or read or is damaged, or the files of other processes do not appear.
     """
     if folder is None:
         examples, valid, facts = recipe.read()
-        train, held_out = (recipe.tokenize(part, name) for part, name in ((examples, "train"), (valid, "valid")))
+        train, held_out = (recipe.tokenize(each, name) for each, name in ((examples, "train"), (valid, "valid")))
         for split, name in ((train, "train"), (held_out, "valid")):
             recipe.check(split, name, facts)
         return Prepared(train, held_out, tuple(valid), facts, fingerprint_of(train, held_out)), False
@@ -90,27 +92,27 @@ def prepare(
 
 
 def _make(place: Path, identity: Identity, recipe: Recipe, process: int, processes: int) -> None:
-    with _told(place):
+    with _user_error_on_failure(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(place)
     examples, valid, facts = recipe.read()
-    begin, end = (len(examples) * n // processes for n in (process, process + 1))
-    train = recipe.tokenize(examples[begin:end], "train")
+    start, stop = (len(examples) * n // processes for n in (process, process + 1))
+    train = recipe.tokenize(examples[start:stop], "train")
     if processes > 1:
-        parts = [place.parent / f"{place.name}.part-{n}-of-{processes}" for n in range(processes)]
-        with _told(place), _whole(parts[process]) as part:
-            _write_split(part, "train", train)
+        pieces = [place.parent / f"{place.name}.part-{n}-of-{processes}" for n in range(processes)]
+        with _user_error_on_failure(place), _written_as(pieces[process]) as partial:
+            _write_split(partial, "train", train)
         if process:
             _wait(place, None, 0, processes)
             return
-        for number, part in enumerate(parts):
-            if _wait(place, part, number, processes):
+        for number, piece in enumerate(pieces):
+            if _wait(place, piece, number, processes):
                 return  # another job with the same data was faster
-        train = TokenizedSplit.join([_read_split(part, "train") for part in parts])
+        train = TokenizedSplit.join([_read_split(piece, "train") for piece in pieces])
     held_out = recipe.tokenize(valid, "valid")
     for split, name in ((train, "train"), (held_out, "valid")):
         recipe.check(split, name, facts)
-    with _told(place), _whole(place) as partial:
+    with _user_error_on_failure(place), _written_as(place) as partial:
         _write_split(partial, "train", train)
         _write_split(partial, "valid", held_out)
         lines = (json.dumps(dataclasses.asdict(example)) + "\n" for example in valid)
@@ -118,26 +120,26 @@ def _make(place: Path, identity: Identity, recipe: Recipe, process: int, process
         tokens, rest = fingerprint_of(train, held_out), _checksum(partial)
         manifest = {"identity": identity, "facts": facts, "fingerprint": tokens, "rest": rest}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for part in place.parent.glob(f"{place.name}.part-*-of-*"):
-        shutil.rmtree(part, ignore_errors=True)
+    for piece in place.parent.glob(f"{place.name}.part-*-of-*"):
+        shutil.rmtree(piece, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _told(place: Path) -> Iterator[None]:
-    """What goes wrong with the files of a cache as an error for people."""
+def _user_error_on_failure(place: Path) -> Iterator[None]:
+    """Raises OSErrors about the files of a cache as UserErrors."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"{error.filename or place}: {reason}; set config.data.cache to a folder to write in, or none"
+            f"{error.filename or place}: {reason}; set config.data.cache to a writable folder, or to none"
         ) from error
 
 
 @contextlib.contextmanager
-def _whole(place: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `place` at the end unless another process was faster."""
-    partial = place.with_name(f"{place.name}.partial-{socket.gethostname()}+{os.getpid()}+{_TOKEN}")
+def _written_as(place: Path) -> Iterator[Path]:
+    """A temporary folder to write to; it is renamed to `place` at the end unless another process was faster."""
+    partial = place.with_name(f"{place.name}.partial-{socket.gethostname()}+{os.getpid()}+{_NONCE}")
     partial.mkdir()
     try:
         yield partial
@@ -151,15 +153,15 @@ def _whole(place: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Clear away what killed preparations of this host left."""
+    """Removes temporary folders of killed processes of this host."""
     for path in place.parent.glob(f"{place.name}*.partial-*"):
-        host, pid, token = path.name.rpartition(".partial-")[2].rsplit("+", 2)
-        if host == socket.gethostname() and token != _TOKEN and not _alive(int(pid)):
+        host, pid, nonce = path.name.rpartition(".partial-")[2].rsplit("+", 2)
+        if host == socket.gethostname() and nonce != _NONCE and not _alive(int(pid)):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
-    """Whether another process of this host has a number."""
+    """Whether another process of this host has this pid."""
     if pid == os.getpid():
         return False
     try:
@@ -167,19 +169,19 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # of another user
+        pass  # it belongs to another user
     return True
 
 
-def _wait(place: Path, part: Path | None, process: int, processes: int) -> bool:
-    """Until there is the whole cache (True), or the part of a process (False)."""
-    until = time.monotonic() + _PATIENCE
+def _wait(place: Path, piece: Path | None, process: int, processes: int) -> bool:
+    """Waits for the complete cache (returns True) or for the piece of a process (returns False)."""
+    deadline = time.monotonic() + _TIMEOUT
     while not (place / "manifest.json").exists():
-        if part is not None and part.exists():
+        if piece is not None and piece.exists():
             return False
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise UserError(
-                f"waited {_PATIENCE:g} s for {part or place} of process {process} of {processes}: set "
+                f"waited {_TIMEOUT:g} s for {piece or place} of process {process} of {processes}: set "
                 "config.data.cache to a folder that all hosts share, or to none: every host then prepares all data"
             )
         time.sleep(_POLL)
@@ -197,18 +199,18 @@ def _open(place: Path, identity: Identity) -> Prepared:
         train, valid = (_read_split(place, split) for split in ("train", "valid"))
         lines = (place / "valid.jsonl").read_text().splitlines()
         examples = tuple(_example(json.loads(line)) for line in lines)
-        whole = manifest["fingerprint"] == fingerprint_of(train, valid) and manifest["rest"] == _checksum(place)
+        intact = manifest["fingerprint"] == fingerprint_of(train, valid) and manifest["rest"] == _checksum(place)
     except (ValueError, LookupError, TypeError, EOFError, FileNotFoundError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{place} is damaged ({error}): delete it, and it is made again") from error
-    if not whole:
-        raise UserError(f"{place} is damaged (its checksum differs): delete it, and it is made again")
+        raise UserError(f"{place} is damaged ({error}): delete it, and it is prepared again") from error
+    if not intact:
+        raise UserError(f"{place} is damaged (its checksum differs): delete it, and it is prepared again")
     return Prepared(train, valid, examples, manifest["facts"], manifest["fingerprint"])
 
 
 def _checksum(place: Path) -> int:
-    """CRC-32 of all files but the manifest and the tokens themselves, which the fingerprint covers."""
+    """CRC-32 of all files but the manifest and the tokens, which the fingerprint covers."""
     crc = 0
     for path in sorted(place.iterdir()):
         if path.name != "manifest.json" and not path.name.endswith((".inputs.npy", ".targets.npy")):
@@ -235,13 +237,13 @@ def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:
 
 
 def _save(path: Path, numbers: np.ndarray) -> None:
-    """Whole numbers of at least 0 in two bytes each where they fit."""
+    """Saves non-negative integers in two bytes each if they fit, else in four."""
     small = numbers.max(initial=0) <= np.iinfo(np.uint16).max
     np.save(path, numbers.astype(np.uint16 if small else np.int32))
 
 
 def _read_split(folder: Path, name: str) -> TokenizedSplit:
-    """Tokens stay in their files, mapped into memory; the rest, which is small, is read."""
+    """Tokens are mapped into memory; the other arrays, which are small, are read."""
 
     def load(what: str) -> np.ndarray:
         return np.load(folder / f"{name}.{what}.npy")

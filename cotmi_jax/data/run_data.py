@@ -1,4 +1,4 @@
-"""The data side of a run: what config.data names, as tokens from the cache, and the batches of every step."""
+"""The data of a run: the tokens of config.data, from the cache or prepared now, and the batches of every step."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
 
 def loading_of(config: ConfigDict) -> Loading:
-    """What config.data says about what to load."""
+    """The arguments of load_corpus, from a config."""
     data = config.data
     return Loading(
         dataset=data.dataset,
@@ -48,7 +48,7 @@ def loading_of(config: ConfigDict) -> Loading:
 
 
 def load_data(config: ConfigDict) -> LoadedCorpus:
-    """The corpus of config.data. UserError where its labels are to be a teacher's and there is none."""
+    """The corpus of config.data. UserError if label_type is llm and no train example has a teacher's label."""
     loaded = load_corpus(loading_of(config))
     if config.data.label_type == "llm" and loaded.unparsed["train"] == len(loaded.corpus.splits["train"]):
         raise UserError(
@@ -67,8 +67,8 @@ def tokenize(
 ) -> TokenizedSplit:
     """Tokens of a split.
 
-    Only training uses config.data.label_type, and only train loses examples: losses on held-out splits are against
-    gold, and scores are of all examples.
+    config.data.label_type applies to train only, and only train can lose examples: the losses on held-out splits use
+    gold labels, and scores are over all examples.
     """
     return tokenize_split(
         examples,
@@ -86,7 +86,7 @@ def _limits(config: ConfigDict, *, train: bool) -> TokenLimits:
 
 
 def find_cache(config: ConfigDict) -> Path | None:
-    """The folder of config.data.cache; None where tokens are kept in memory alone. UserError for one in a bucket."""
+    """The folder of config.data.cache; None if tokens are kept in memory only. UserError for one in a bucket."""
     if config.data.cache == "none":
         return None
     named, folder = "config.data.cache", config.data.cache
@@ -94,14 +94,14 @@ def find_cache(config: ConfigDict) -> Path | None:
         named, folder = f"${CACHE_VARIABLE}", os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
     if is_remote(folder):
         raise UserError(
-            f"{named} {folder}: tokens are mapped into memory from local files: leave it empty, and hosts "
-            "that share no folder prepare the data each for itself"
+            f"{named} {folder}: tokens are mapped into memory from local files: leave it empty; hosts that "
+            "share no folder then prepare all data each"
         )
     return Path(folder).expanduser().absolute()
 
 
 def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Everything that tokens depend on. Objectives with the same sequences have the same tokens."""
+    """Everything that tokens depend on. Objectives with the same sequences share their tokens."""
     data = config.data
     return {
         "corpus": corpus_fingerprint(loading_of(config)),
@@ -113,7 +113,7 @@ def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _corpus_notes(config: ConfigDict, loaded: LoadedCorpus) -> list[str]:
-    """What became of the rows of a corpus before they were tokenized."""
+    """Messages about rows of a corpus that were dropped or skipped, and about unreadable teacher labels."""
     notes = [
         f"{split}: {count} examples without a rationale dropped" for split, count in loaded.dropped.items() if count
     ]
@@ -126,7 +126,7 @@ def _corpus_notes(config: ConfigDict, loaded: LoadedCorpus) -> list[str]:
 
 
 def _token_notes(name: str, split: TokenizedSplit) -> list[str]:
-    """One line for each kind of sequence that was cut to the limits, and for what was left out."""
+    """Messages about sequences that were cut to the limits, and examples that were skipped."""
     notes = [
         f"{name}: {count} of {len(ragged.lengths)} {task} {kind} were longer than the limit and were cut"
         for task, tokens in split.tasks.items()
@@ -141,13 +141,13 @@ def _token_notes(name: str, split: TokenizedSplit) -> list[str]:
 
 
 def _by_component(train: TokenizedSplit, facts: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
-    """Name of each component, and which of its train examples were kept."""
+    """The name of each component, and which of its train examples were kept."""
     names, sizes = zip(*facts["components"], strict=True)
     return list(zip(names, np.split(train.kept, np.cumsum(sizes)[:-1]), strict=True))
 
 
 def _check_same(fingerprints: list[str]) -> None:
-    """Raises UserError where processes have other data than the first."""
+    """Raises UserError if the data of a process differs from that of process 0."""
     for process, fingerprint in enumerate(fingerprints):
         if fingerprint != fingerprints[0]:
             raise UserError(
@@ -158,7 +158,7 @@ def _check_same(fingerprints: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """The data of a run: tokens of train and valid, the examples that are scored, and the order of training."""
+    """The data of a run: tokens of train and valid, the examples of valid, and the order of training."""
 
     config: ConfigDict
     prepared: Prepared
@@ -177,9 +177,9 @@ class RunData:
         processes: int = 1,
         all_gather: AllGather = all_gather_text,
     ) -> "RunData":
-        """From the cache, or read and tokenized into it. Raises UserError for whatever is wrong with the data.
+        """From the cache, or read, tokenized and cached now. Raises UserError if the data cannot be used.
 
-        Processes divide the work where they share the folder of the cache, and else do all of it, each for itself.
+        Processes that share the folder of the cache divide the work; otherwise each of them does all of it.
         """
 
         def read() -> tuple[Sequence[Example], Sequence[Example], dict[str, Any]]:
@@ -201,8 +201,8 @@ class RunData:
         identity, recipe = _identity(config, vocabulary), Recipe(read, tokens, check)
         folder = find_cache(config)
         divided = processes > 1 and folder is not None and is_shared(folder, all_gather)
-        part = {"process": process, "processes": processes} if divided else {}
-        prepared, found = prepare(folder, identity, recipe, **part)
+        workers = {"process": process, "processes": processes} if divided else {}
+        prepared, found = prepare(folder, identity, recipe, **workers)
         if processes > 1:
             _check_same(all_gather(prepared.fingerprint))
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
@@ -221,15 +221,15 @@ class RunData:
         return self.prepared.valid
 
     def shape(self, shards: int) -> PackShape | None:
-        """Shape of packed batches whose rows divide over so many parts of the mesh; None where batches are padded."""
+        """Shape of packed batches whose rows divide into `shards` batch shards; None if batches are padded."""
         if not self.config.data.packing:
             return None
         multiple = shards * self.config.micro_batches
         return make_shape(self.train, self.order, multiple=multiple, groups=self.process_rows.groups)
 
     def batches(self, start: int, shape: PackShape | None) -> Iterator[Batch]:
-        """This process's share of the batches from step `start` to the last."""
-        from cotmi_jax.data.pipeline import train_batches  # the only part that takes tensorflow
+        """The rows that this process supplies of the batches from step `start` to the last."""
+        from cotmi_jax.data.pipeline import train_batches  # imports tensorflow
 
         return train_batches(
             self.train, self.order, start, self.config.steps, shape=shape, process_rows=self.process_rows
@@ -238,7 +238,7 @@ class RunData:
     def lengths(self, step: int) -> np.ndarray:
         """Input and target tokens of every sequence pair in the batch of a step, counted from 1: int64 [pairs, 2].
 
-        Of the whole batch, whatever this process's share of it is.
+        It covers the batch of all processes.
         """
         picks = self.order.picks(step - 1)
         pairs = [
@@ -248,11 +248,11 @@ class RunData:
         return np.concatenate(pairs, axis=1).T
 
     def position(self, step: int) -> dict[str, int | str]:
-        """Where in the data a run stands after `step` steps, and which data."""
+        """The position in the data after `step` steps, and the fingerprint of the data."""
         return {"step": step, "examples": step * self.config.batch_size, "fingerprint": self.prepared.fingerprint}
 
     def notes(self, shape: PackShape | None) -> list[str]:
-        """What a user should know before a long run: sizes, lengths, what was cut, skipped or dropped."""
+        """Messages for a user before a long run: sizes, lengths, and what was cut, skipped or dropped."""
         config = self.config.data
         if shape is None:
             lengths = "padded to " + ", ".join(
@@ -260,10 +260,10 @@ class RunData:
             )
         else:
             size = shape.rows * np.array([shape.input_length, shape.target_length])
-            empty = 1.0 - self.order.batch_size * self.order.mean / size
+            padding = 1.0 - self.order.batch_size * self.order.mean / size
             lengths = (
                 f"packed into {shape.rows} rows of {shape.input_length}→{shape.target_length} "
-                f"({empty[0]:.1%} and {empty[1]:.1%} padding)"
+                f"({padding[0]:.1%} and {padding[1]:.1%} padding)"
             )
         where = find_cache(self.config)
         source = f"tokens {'from' if self.found else 'now in'} {where}" if where else "tokens in memory"
@@ -274,7 +274,7 @@ class RunData:
         components = self.prepared.facts["components"]
         if len(components) > 1:
             drawn = zip(components, self.order.components, strict=True)
-            shares = ", ".join(f"{share.quota} of the {share.size} of {name}" for (name, _), share in drawn)
-            notes.append(f"an epoch draws {shares}")
+            quotas = ", ".join(f"{each.quota} of the {each.size} of {name}" for (name, _), each in drawn)
+            notes.append(f"an epoch draws {quotas}")
         notes += self.prepared.facts["notes"]
         return notes + _token_notes("train", self.train) + _token_notes("valid", self.valid)

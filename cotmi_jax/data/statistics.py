@@ -1,4 +1,4 @@
-"""What a corpus holds, counted: sizes, lengths in tokens, how often the teacher is right, and a few examples."""
+"""Statistics of a corpus: sizes, lengths in tokens, accuracy of the teacher, and a few examples."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ import numpy as np
 
 from cotmi_jax.data.corpus import LoadedCorpus
 from cotmi_jax.data.example import Example
+from cotmi_jax.data.labels import is_correct
 
 NUM_SAMPLES = 3
 TERMINAL_WIDTH = 100
@@ -24,7 +25,7 @@ class Lengths(TypedDict):
 
 
 class SplitDescription(TypedDict):
-    """Counts of a split; accuracies are shares of all its examples, value is None where it is not defined."""
+    """Counts of a split; accuracies are over all its examples; teacher_value is None unless labels are equations."""
 
     examples: int
     tokens: dict[str, Lengths]
@@ -36,7 +37,7 @@ class SplitDescription(TypedDict):
 
 
 class ComponentDescription(TypedDict):
-    """One data set of a mixture: its examples in train and its share of the training stream."""
+    """One data set of a mixture: its number of examples in train and its rate."""
 
     name: str
     train: int
@@ -44,9 +45,11 @@ class ComponentDescription(TypedDict):
 
 
 class Description(TypedDict):
-    """All of it, ready for json.dumps; samples are the first examples of the first split, field by field.
+    """Statistics of a corpus, in types of JSON.
 
-    components: of a mixture, names with sizes of train and rates. skip_notes: where and why rows were skipped.
+    components: the data sets of a mixture.
+    skip_notes: place and reason of the first rows that were skipped.
+    samples: the first examples of the first split.
     """
 
     name: str
@@ -60,21 +63,17 @@ class Description(TypedDict):
 def describe(
     loaded: LoadedCorpus,
     encode: Callable[[list[str]], list[list[int]]],
-    equal_values: Callable[[str, str], bool] | None = None,
     input_prefix: str = "",
 ) -> Description:
-    """Describes every split of a corpus; no split may be empty.
+    """Computes the statistics of every split of a corpus; no split may be empty.
 
     Args:
-      loaded: what to describe.
-      encode: texts to token ids; counts include an end-of-sequence token exactly if it appends one. It has to know
-        `example.EOS_TEXT`.
-      equal_values: whether a teacher's equation and the gold one have the same value; only asked where labels are
-        equations and the teacher's is readable, and False where it has no value: "(a few - 6)", "(6 + n)".
-      input_prefix: put before every input before it is counted, such as the "predict: " a student reads.
+      loaded: the corpus.
+      encode: texts → token ids; an end-of-sequence token that it appends is counted. It must encode `example.EOS_TEXT`.
+      input_prefix: prepended to every input before its tokens are counted, such as "predict: ".
     """
     corpus = loaded.corpus
-    value_test = equal_values if corpus.label_kind == "equation" else None
+    by_value = corpus.label_kind == "equation"
     splits: dict[str, SplitDescription] = {}
     for split, examples in corpus.splits.items():
         inputs = [input_prefix + example.input for example in examples]
@@ -86,7 +85,7 @@ def describe(
                 "rationale": _lengths(encode([example.rationale for example in examples])),
             },
             teacher_exact=_teacher_accuracy(examples, str.__eq__),
-            teacher_value=None if value_test is None else _teacher_accuracy(examples, value_test),
+            teacher_value=_teacher_accuracy(examples, _equal_values) if by_value else None,
             unparsable=loaded.unparsed[split],
             dropped=loaded.dropped[split],
             skipped=loaded.skipped.get(split, 0),
@@ -104,7 +103,7 @@ def describe(
 
 
 def format_description(description: Description) -> str:
-    """A table of the splits and the sample examples, for a terminal about 100 columns wide."""
+    """A table of the splits, and the samples, for a terminal of TERMINAL_WIDTH columns."""
     header = ["split", "examples", *FIELDS, "teacher", "unparsable", "dropped"]
     by_value = any(split["teacher_value"] is not None for split in description["splits"].values())
     if by_value:
@@ -117,10 +116,10 @@ def format_description(description: Description) -> str:
         shown = ["-" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies]
         counts = [split["unparsable"], split["dropped"], *([split["skipped"]] if skipping else [])]
         rows.append([name, str(split["examples"]), *lengths, *shown, *map(str, counts)])
-    right = "as text and by value" if by_value else "as text"
+    compared = "as text and by value" if by_value else "as text"
     notes = [
         f"{', '.join(FIELDS)}: tokens, as mean / 95th percentile / maximum",
-        f"teacher: share of its labels equal to the gold label, {right}",
+        f"teacher: fraction of its labels equal to the gold label, {compared}",
     ]
     if skipping:
         notes += ["skipped: rows that cannot be used, such as", *(f"  {note}" for note in description["skip_notes"])]
@@ -135,26 +134,30 @@ def _lengths(tokens: Sequence[Sequence[int]]) -> Lengths:
     return Lengths(mean=float(lengths.mean()), p95=float(np.percentile(lengths, 95)), max=int(lengths.max()))
 
 
+def _equal_values(a: str, b: str) -> bool:
+    return is_correct(a, b, "equation")
+
+
 def _teacher_accuracy(examples: Sequence[Example], equal: Callable[[str, str], bool]) -> float:
-    """Share of examples whose teacher label is readable and equals the gold label."""
-    right = sum(e.teacher_label is not None and bool(equal(e.teacher_label, e.label)) for e in examples)
-    return right / len(examples)
+    """Fraction of examples whose teacher label is readable and equals the gold label."""
+    correct = sum(e.teacher_label is not None and equal(e.teacher_label, e.label) for e in examples)
+    return correct / len(examples)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their widest cell, the first flush left and the others flush right."""
+    """Lines of a table with columns as wide as their widest cell, the first left-aligned, the others right-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     padded = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]
 
 
 def _format_sample(sample: dict[str, str | None]) -> str:
-    """An example, its texts wrapped to the right of their names."""
+    """An example, with its texts wrapped to the right of the field names."""
     lines = ["", str(sample["id"])]
     for field in SHOWN[1:]:
         text = sample[field]
         wrapped = ["(not readable)"] if text is None else [w for line in text.split("\n") for w in _wrap(line)]
-        lines += [f"  {name:<14} {part}" for name, part in zip([field, *[""] * len(wrapped)], wrapped, strict=False)]
+        lines += [f"  {name:<14} {line}" for name, line in zip([field, *[""] * len(wrapped)], wrapped, strict=False)]
     return "\n".join(lines)
 
 

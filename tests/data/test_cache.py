@@ -36,7 +36,7 @@ TRAIN = (dataclasses.replace(SPLITS["train"][0], more=(("Again.", 0.5),), weight
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_PATIENCE", 20.0)
+    monkeypatch.setattr(cache, "_TIMEOUT", 20.0)
 
 
 def tokens_of(examples: Sequence[Example]) -> TokenizedSplit:
@@ -161,7 +161,7 @@ def test_a_damaged_cache_is_refused(tmp_path: Path, name: str, damage: Any) -> N
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        UserError, match="file/.*Not a directory; set config.data.cache to a folder to write in, or none"
+        UserError, match="file/.*Not a directory; set config.data.cache to a writable folder, or to none"
     ):
         prepare(tmp_path / "file" / "cache", IDENTITY, Maker().recipe)
 
@@ -230,7 +230,7 @@ def test_each_process_tokenizes_its_share_alone(tmp_path: Path) -> None:
 
 
 def test_processes_that_share_no_folder_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_PATIENCE", 0.3)
+    monkeypatch.setattr(cache, "_TIMEOUT", 0.3)
     for process in (0, 1):
         with pytest.raises(UserError, match="set config.data.cache to a folder that all hosts share, or to none"):
             prepare(tmp_path / str(process), IDENTITY, Maker().recipe, process=process, processes=2)
