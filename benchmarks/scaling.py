@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.aot.hlo import KINDS
 from cotmi_jax.aot.programs import abstract_student, default_shape, programs
-from cotmi_jax.aot.report import QUICK, RESERVE, Report, compile_program
+from cotmi_jax.aot.report import QUICK, RESERVE, ProgramReport, compile_program
 from cotmi_jax.aot.topology import topology_devices
 from cotmi_jax.aot.traffic import least_traffic, total_bytes
 from cotmi_jax.config import base
@@ -48,7 +48,7 @@ def recipe(name: str, mesh: MeshShape, rows: int) -> ConfigDict:
     return config
 
 
-def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report:
+def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> ProgramReport:
     """The training step with so many rows on each part of the mesh."""
     devices = topology_devices(topology)
     accelerator = find_accelerator(devices[0].device_kind)
@@ -60,14 +60,14 @@ def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: b
         return compile_program(step, accelerator, QUICK if quick else None)
 
 
-def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, Report | None]:
+def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, ProgramReport | None]:
     """The largest power of two of rows a device that fits, and its report; 0 and None where one row does not.
 
     A step that is far too large is refused early and says what it would have taken, which tells what will do.
     """
-    reports: dict[int, Report] = {}
+    reports: dict[int, ProgramReport] = {}
 
-    def attempt(rows: int) -> Report:
+    def attempt(rows: int) -> ProgramReport:
         if rows not in reports:
             report = reports[rows] = compile_step(name, topology, shape, rows, quick)
             print(f"  {rows} rows a device: {report.memory.total / GIB:.1f} GiB, {report.seconds:.0f} s", flush=True)
@@ -84,7 +84,7 @@ def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[in
     return rows, reports.get(rows)
 
 
-def _room(report: Report) -> float:
+def _room(report: ProgramReport) -> float:
     """Bytes for temporaries."""
     return report.capacity - RESERVE - report.memory.arguments
 
@@ -121,7 +121,7 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
     }
 
 
-def _seconds(report: Report, accelerator: Accelerator, devices: int) -> dict[str, float]:
+def _seconds(report: ProgramReport, accelerator: Accelerator, devices: int) -> dict[str, float]:
     """Of a step at peak speed: the model's operations, and the traffic."""
     assert report.collectives is not None
     sent = report.collectives.total()[2]
@@ -131,7 +131,7 @@ def _seconds(report: Report, accelerator: Accelerator, devices: int) -> dict[str
     }
 
 
-def _sources(report: Report) -> dict[str, float]:
+def _sources(report: ProgramReport) -> dict[str, float]:
     """The ten operations of the program that send most, in bytes."""
     assert report.collectives is not None
     sums: dict[str, float] = {}

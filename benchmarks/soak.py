@@ -54,7 +54,7 @@ class Kill:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class SoakReport:
     """What was done and found. `rounds` counts the runs from step 0 to the end that the kills were spread over."""
 
     kills: tuple[Kill, ...]
@@ -145,7 +145,7 @@ def _train(command: Sequence[str], workdir: Path, seconds: float | None) -> bool
     return True
 
 
-def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, eval_every: int) -> Report:
+def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, eval_every: int) -> SoakReport:
     """Run `command` with a --workdir once undisturbed, then killed at least `kills` times and started again each time.
 
     The moments are uniform over the time that an undisturbed run takes from start to end. A run that ends before its
@@ -184,7 +184,7 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
         if not differing:
             shutil.rmtree(folder)
         if len(hits) >= kills:
-            return Report(tuple(hits), number, tuple(found))
+            return SoakReport(tuple(hits), number, tuple(found))
     raise AssertionError("the count has no end")
 
 

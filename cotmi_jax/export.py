@@ -16,11 +16,11 @@ def main() -> None:
 
     from cotmi_jax.errors import UserError
     from cotmi_jax.files import absolute, as_path, user_error_on_failure
-    from cotmi_jax.inference.load import load_trained, parse_which
+    from cotmi_jax.inference.load import load_trained, parse_checkpoint_choice
     from cotmi_jax.models.config import T5Config
     from cotmi_jax.models.hf import save_hf
 
-    trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value))
+    trained = load_trained(_MODEL.value, parse_checkpoint_choice(_CHECKPOINT.value))
     if not isinstance(trained.student.config, T5Config):
         raise UserError(
             f"--model {_MODEL.value} is a {type(trained.student.config).__name__}, but only a T5 can be exported: read "

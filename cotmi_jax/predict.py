@@ -34,8 +34,8 @@ def main() -> None:
     import jax
 
     from cotmi_jax.compilation_cache import use_compilation_cache
-    from cotmi_jax.inference.load import load_trained, parse_which
-    from cotmi_jax.inference.predictor import Answerer
+    from cotmi_jax.inference.load import load_trained, parse_checkpoint_choice
+    from cotmi_jax.inference.predictor import Predictor
     from cotmi_jax.models.decoding import Decoding
 
     use_compilation_cache(_COMPILATION_CACHE.value)
@@ -48,9 +48,9 @@ def main() -> None:
         num_beams=_BEAMS.value,
         length_penalty=_LENGTH_PENALTY.value,
     )
-    trained = load_trained(_MODEL.value, parse_which(_CHECKPOINT.value))
+    trained = load_trained(_MODEL.value, parse_checkpoint_choice(_CHECKPOINT.value))
     with jax.set_mesh(trained.mesh):
-        answerer = Answerer(
+        predictor = Predictor(
             trained.student,
             trained.params,
             trained.vocabulary,
@@ -60,7 +60,7 @@ def main() -> None:
             decoding=decoding,
             seed=_SEED.value,
         )
-        for answers in answerer.answers(sys.stdin, 1 if sys.stdin.isatty() else _BATCH_SIZE.value):
+        for answers in predictor.answers(sys.stdin, 1 if sys.stdin.isatty() else _BATCH_SIZE.value):
             for answer in answers:
                 print(json.dumps(answer, ensure_ascii=False))
             sys.stdout.flush()

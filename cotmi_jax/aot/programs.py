@@ -209,7 +209,7 @@ def _generate(
 
     def lower() -> jax.stages.Lowered:
         with jax.set_mesh(generation.mesh):
-            return _lower(generation.write, params, batch[PREDICT]["inputs"], decoding=decoding)
+            return _lower(generation.generate, params, batch[PREDICT]["inputs"], decoding=decoding)
 
     return Program("generate", words, flops, bytes_per_device((params, batch)), beside, lower)
 

@@ -46,7 +46,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ProgramReport:
     """A program on a device. collectives and flops_counted (XLA's count, loop bodies once) are None where the compiler
     gave up for want of memory; temporaries are then all but the arguments, outputs and code among them."""
 
@@ -82,7 +82,9 @@ class Report:
         }
 
 
-def compile_program(program: Program, accelerator: Accelerator, options: Mapping[str, Any] | None = None) -> Report:
+def compile_program(
+    program: Program, accelerator: Accelerator, options: Mapping[str, Any] | None = None
+) -> ProgramReport:
     """Lower and compile a program inside jax.set_mesh, with options of the compiler if any."""
     begun = time.perf_counter()
     lowered = program.lower()
@@ -93,7 +95,7 @@ def compile_program(program: Program, accelerator: Accelerator, options: Mapping
         if needed is None:
             raise
         memory = Memory(program.arguments, 0.0, max(0.0, needed - program.arguments), 0.0, program.beside)
-        return Report(program, time.perf_counter() - begun, memory, accelerator.memory, None, None)
+        return ProgramReport(program, time.perf_counter() - begun, memory, accelerator.memory, None, None)
     stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     assert stats is not None and cost is not None and text is not None, "the TPU compiler gives all three"
     memory = Memory(
@@ -104,7 +106,7 @@ def compile_program(program: Program, accelerator: Accelerator, options: Mapping
         program.beside,
     )
     seconds, collectives = time.perf_counter() - begun, read_collectives(text)
-    return Report(program, seconds, memory, accelerator.memory, float(cost["flops"]), collectives)
+    return ProgramReport(program, seconds, memory, accelerator.memory, float(cost["flops"]), collectives)
 
 
 def needed_memory(message: str) -> float | None:
@@ -125,7 +127,7 @@ _MEMORY = {
 }
 
 
-def format_reports(reports: Mapping[str, Report], devices: int, accelerator: Accelerator) -> str:
+def format_reports(reports: Mapping[str, ProgramReport], devices: int, accelerator: Accelerator) -> str:
     """A table with a column for each program."""
     columns = list(reports.values())
     rows: list[tuple[str, Sequence[str]]] = [("", list(reports)), ("batch", [each.program.batch for each in columns])]
@@ -178,26 +180,26 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:,.2f}"
 
 
-def _sent(report: Report, kind: str | None) -> str:
+def _sent(report: ProgramReport, kind: str | None) -> str:
     if report.collectives is None:
         return "–"
     bound = "≥ " if report.collectives.unbounded else ""
     return f"{bound}{report.collectives.total(kind)[2] / (1 << 20):.1f}"
 
 
-def _sent_each_turn(report: Report) -> str:
+def _sent_each_turn(report: ProgramReport) -> str:
     assert report.collectives is not None
     return f"{report.collectives.sent_each_turn() / (1 << 20):.1f}"
 
 
-def _on_links(report: Report, accelerator: Accelerator) -> str:
+def _on_links(report: ProgramReport, accelerator: Accelerator) -> str:
     if report.collectives is None:
         return "–"
     bound = "≥ " if report.collectives.unbounded else ""
     return bound + _milliseconds(report.collectives.total()[2] / accelerator.link_bandwidth)
 
 
-def shortage(name: str, report: Report) -> str:
+def shortage(name: str, report: ProgramReport) -> str:
     """One line for a program that does not fit."""
     return (
         f"{name} does not fit: it needs {_gib(report.memory.total)} of {_gib(report.capacity)} GiB a device, of which "

@@ -60,10 +60,10 @@ class Evaluator:
     ) -> list[str]:
         """What the student writes for a task, by row."""
         texts: list[str] = []
-        params = self._generation.lay_out(params)
+        params = self._generation.reshard(params)
         with jax.set_mesh(self._generation.mesh):
             for batch, rows in self._batches(split, limit, self._generation.mesh):
-                tokens_BxT: Array = self._generation.write(params, batch[task]["inputs"], decoding=decoding)
+                tokens_BxT: Array = self._generation.generate(params, batch[task]["inputs"], decoding=decoding)
                 texts += [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[rows >= 0]]
         return texts
 

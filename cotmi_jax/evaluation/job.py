@@ -18,7 +18,7 @@ from cotmi_jax.evaluation.metrics import Prediction, Summary, measure, parse_met
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, fitting_rows
 from cotmi_jax.experiment import eval_decoding, make_objective
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
-from cotmi_jax.inference.load import load_workdir, parse_which
+from cotmi_jax.inference.load import load_workdir, parse_checkpoint_choice
 from cotmi_jax.parallel.distributed import barrier, is_main_process
 from cotmi_jax.parallel.mesh import batch_shards
 
@@ -69,7 +69,7 @@ def score(
     workdir = as_path(absolute(workdir_path))
     barrier("begin")
     load_extensions(extensions)
-    trained = load_workdir(workdir, parse_which(checkpoint))
+    trained = load_workdir(workdir, parse_checkpoint_choice(checkpoint))
     config, vocabulary = trained.config, trained.vocabulary
     assert config is not None  # of a workdir it is known
     chosen = parse_metrics(config.eval.metrics if metrics is None else metrics)

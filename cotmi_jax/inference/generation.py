@@ -23,12 +23,12 @@ class Generation:
         self.shardings = param_shardings(student.shapes, student.axes, self.mesh)
         self._move = jax.jit(lambda params: params, out_shardings=self.shardings)
         # (params, inputs [B, S], decoding) → tokens [B, T] on every host, inside jax.set_mesh(self.mesh)
-        self.write = jax.jit(
+        self.generate = jax.jit(
             lambda params, inputs, decoding: generate(student.bind(params), inputs, decoding).tokens,
             static_argnames="decoding",
             out_shardings=replicated(self.mesh),
         )
 
-    def lay_out(self, params: Params) -> Params:
+    def reshard(self, params: Params) -> Params:
         """Parameters of the mesh for training on that for generation; themselves where both are one."""
         return params if self._same else self._move(params)

@@ -23,11 +23,11 @@ from cotmi_jax.parallel.sharding import abstract_arrays, param_shardings
 from cotmi_jax.workdir import checkpoint
 from cotmi_jax.workdir.record import RUN_FILE, VOCABULARY_FILE, read_run
 
-Which = Literal["best", "latest"] | int
+CheckpointChoice = Literal["best", "latest"] | int
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedStudent:
     """A student with its parameters on a mesh, its vocabulary, and its run's config (None: not of a workdir)."""
 
     student: StudentDef
@@ -43,7 +43,7 @@ class Trained:
         return None if self.config is None else self.config.objective.name
 
 
-def parse_which(text: str) -> Which:
+def parse_checkpoint_choice(text: str) -> CheckpointChoice:
     """The value of a --checkpoint flag: best, latest, or a step."""
     match text:
         case "best" | "latest":
@@ -65,7 +65,7 @@ def _make_inference_mesh(config: StudentConfig) -> Mesh:
     return make_mesh(*inference_mesh(config, len(devices), accelerator.memory if accelerator else math.inf))
 
 
-def load_workdir(workdir: Path, which: Which, mesh: Mesh | None = None) -> Trained:
+def load_workdir(workdir: Path, which: CheckpointChoice, mesh: Mesh | None = None) -> TrainedStudent:
     """The student of a run at its best or latest checkpoint or at a step. Only its parameters are read.
 
     Without a mesh it lies on all devices, with parameters split as far as the devices' memory demands.
@@ -77,10 +77,10 @@ def load_workdir(workdir: Path, which: Which, mesh: Mesh | None = None) -> Train
     student, mesh = StudentDef.of(student_config), mesh or _make_inference_mesh(student_config)
     abstract = abstract_arrays(student.shapes, param_shardings(student.shapes, student.axes, mesh))
     params = checkpoint.restore_params(found, {"student": abstract})["student"]
-    return Trained(student, params, mesh, vocabulary, config, found.step)
+    return TrainedStudent(student, params, mesh, vocabulary, config, found.step)
 
 
-def load_trained(source: str, which: Which, mesh: Mesh | None = None) -> Trained:
+def load_trained(source: str, which: CheckpointChoice, mesh: Mesh | None = None) -> TrainedStudent:
     """The student at `source`, a workdir or whatever load_hf reads. `which` is for workdirs only; mesh as above."""
     if is_workdir(source):
         return load_workdir(as_path(absolute(source)), which, mesh)
@@ -90,4 +90,4 @@ def load_trained(source: str, which: Which, mesh: Mesh | None = None) -> Trained
     check_fits(vocabulary, vocab_size=config.vocab_size, pad_id=config.pad_id, eos_id=config.eos_id)
     student, mesh = StudentDef.of(config), mesh or _make_inference_mesh(config)
     params = jax.tree.map(jax.device_put, host_params, param_shardings(student.shapes, student.axes, mesh))
-    return Trained(student, params, mesh, vocabulary, None, None)
+    return TrainedStudent(student, params, mesh, vocabulary, None, None)

@@ -23,7 +23,7 @@ Answer = dict[str, str | bool]
 _SHORTEST = 32  # padded lengths are powers of two from here on: few compilations, whatever is asked
 
 
-class Answerer:
+class Predictor:
     """Answers texts with a label, a rationale or both, or continues them raw, without any prefix.
 
     objective None (a student of unknown training) takes the two-task prefixes. Raises UserError for a task that the
@@ -57,7 +57,7 @@ class Answerer:
             out_shardings=replicated(mesh),
         )
 
-    def _write(self, inputs: Sequence[str], batch_size: int) -> tuple[list[str], list[bool]]:
+    def _generate_texts(self, inputs: Sequence[str], batch_size: int) -> tuple[list[str], list[bool]]:
         """The student's output for each input, and whether the input was cut to the limit."""
         encoded = self._vocabulary.encode(inputs)
         cut = [len(ids) + 1 > self._limit for ids in encoded]
@@ -71,12 +71,12 @@ class Answerer:
         return [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[: len(inputs)]], cut
 
     def _task_outputs(self, texts: Sequence[str], task: str, batch_size: int) -> tuple[list[str], list[bool]]:
-        return self._write([task_input(text, self._objective, task) for text in texts], batch_size)
+        return self._generate_texts([task_input(text, self._objective, task) for text in texts], batch_size)
 
     def _batch(self, texts: Sequence[str], batch_size: int) -> list[Answer]:
         answers: list[Answer] = [{"input": text} for text in texts]
         if self._task == "raw":
-            outputs, cut = self._write(texts, batch_size)
+            outputs, cut = self._generate_texts(texts, batch_size)
             columns = {"output": outputs}
         else:
             columns = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import replace_file
-from cotmi_jax.teacher.asking import Asker, Limits, Request, guess_tokens
+from cotmi_jax.teacher.asking import Asker, Limits, Request, estimate_tokens
 from cotmi_jax.teacher.client import Teacher, read_key
 from cotmi_jax.teacher.consistency import Annotated, Policy, agrees, annotate_question
 from cotmi_jax.teacher.journal import Choice, Journal, Records, digest, read_journal
@@ -96,7 +96,7 @@ class Annotation:
         requests = self._requests(read_journal(self.journal, self.header))
         per_request = self.limits.samples_per_request or self.samples
         rounds = [-(-request.samples // per_request) for request in requests]
-        sizes = [guess_tokens(self.prompt.conversation(request.text, hinted=False)) for request in requests]
+        sizes = [estimate_tokens(self.prompt.conversation(request.text, hinted=False)) for request in requests]
         tokens_in = sum(n * size for n, size in zip(rounds, sizes, strict=True))
         tokens_out = sum(request.samples for request in requests) * self.limits.max_tokens
         dollars = self.prices.dollars(tokens_in, tokens_out)

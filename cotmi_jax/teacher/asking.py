@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from tqdm import tqdm
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.teacher.client import Reply, Teacher, Transient
+from cotmi_jax.teacher.client import Reply, Teacher, TransientError
 from cotmi_jax.teacher.journal import Journal, Record, digest
-from cotmi_jax.teacher.pace import Pace, backoff
 from cotmi_jax.teacher.prompt import Message, Prompt
+from cotmi_jax.teacher.rate_limit import RateLimit, backoff
 from cotmi_jax.teacher.report import Totals
 
 # So many questions in a row without any answer: the server is down, and the run ends instead of trying them all.
-HOPELESS = 20
+MAX_CONSECUTIVE_FAILURES = 20
 CHARACTERS_PER_TOKEN = 4  # of English, roughly
 
 
@@ -42,7 +42,7 @@ class Request:
     hinted: bool = False
 
 
-def guess_tokens(messages: Sequence[Message]) -> int:
+def estimate_tokens(messages: Sequence[Message]) -> int:
     """Tokens in a conversation, for what has to be known before the server counts them."""
     return sum(len(message["content"]) for message in messages) // CHARACTERS_PER_TOKEN
 
@@ -59,10 +59,10 @@ class Asker:
         self._journal = journal
         self._limits = limits
         self._totals = totals
-        self._requests = Pace(limits.requests_per_minute) if limits.requests_per_minute else None
-        self._tokens = Pace(limits.tokens_per_minute) if limits.tokens_per_minute else None
+        self._requests = RateLimit(limits.requests_per_minute) if limits.requests_per_minute else None
+        self._tokens = RateLimit(limits.tokens_per_minute) if limits.tokens_per_minute else None
         self._stop = asyncio.Event()
-        self._in_a_row = 0
+        self._consecutive_failures = 0
         self.interrupted = False
         self.fatal: UserError | None = None
         self.failed: dict[str, str] = {}
@@ -116,15 +116,17 @@ class Asker:
         while missing > 0:
             try:
                 reply = await self._reply(request, min(missing, self._limits.samples_per_request or missing))
-            except Transient as error:
+            except TransientError as error:
                 self.failed[request.id] = str(error)
-                self._in_a_row += 1
-                if self._in_a_row >= HOPELESS:
-                    raise UserError(f"{HOPELESS} questions in a row failed, last: {error}; is the server up?") from None
+                self._consecutive_failures += 1
+                if self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+                    raise UserError(
+                        f"{MAX_CONSECUTIVE_FAILURES} questions in a row failed, last: {error}; is the server up?"
+                    ) from None
                 return
             if reply is None:
                 return
-            self._in_a_row = 0
+            self._consecutive_failures = 0
             self._journal.append(Record(request.id, digest(request.text), request.hinted, *reply))
             missing -= len(reply.choices)
             self._totals.add(reply.tokens_in, reply.tokens_out)
@@ -132,9 +134,9 @@ class Asker:
             self._bar.set_postfix_str(f"{self._totals}, {len(self.failed)} failed")
 
     async def _reply(self, request: Request, samples: int) -> Reply | None:
-        """A response, after retries; None where the run is ending. Transient once the retries are used up."""
+        """A response, after retries; None where the run is ending. TransientError once the retries are used up."""
         messages = self._prompt.conversation(request.text, hinted=request.hinted)
-        guess = guess_tokens(messages) + samples * self._limits.max_tokens
+        guess = estimate_tokens(messages) + samples * self._limits.max_tokens
         attempt = 0
         while True:
             await self._sleep(self._requests.reserve() if self._requests else 0.0)
@@ -144,7 +146,7 @@ class Asker:
             self.requests += 1
             try:
                 reply = await self._teacher.ask(messages, samples)
-            except Transient as error:
+            except TransientError as error:
                 if attempt == self._limits.max_retries:
                     raise
                 await self._sleep(backoff(attempt, self._limits.backoff_s, error.retry_after_s))

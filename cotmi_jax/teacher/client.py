@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.teacher.journal import Choice
-from cotmi_jax.teacher.pace import retry_after
 from cotmi_jax.teacher.prompt import Message
+from cotmi_jax.teacher.rate_limit import retry_after
 
 # Statuses of requests that may succeed later: time-out, conflict, too early, too many; and every 5xx.
 _TRY_AGAIN = (408, 409, 425, 429)
@@ -21,7 +21,7 @@ _PLACEHOLDER_KEY = "none"
 _SECRET_FROM = 8
 
 
-class Transient(Exception):
+class TransientError(Exception):
     """A request failed in a way that another try may not."""
 
     def __init__(self, message: str, retry_after_s: float | None = None):
@@ -78,7 +78,7 @@ class Teacher:
         """One attempt at one request.
 
         Raises:
-          Transient: worth another try.
+          TransientError: worth another try.
           UserError: no other try can succeed: bad key, unknown model, refused settings, used-up quota.
         """
         # The body is merged over the arguments; as an argument, the client walks the types of every worked example.
@@ -91,13 +91,13 @@ class Teacher:
                 text = raw.text
             reply = _reply(json.loads(text))
         except (TimeoutError, self._errors.APITimeoutError):
-            raise Transient(f"no answer within {self._timeout_s:g} s") from None
+            raise TransientError(f"no answer within {self._timeout_s:g} s") from None
         except self._errors.APIStatusError as error:
             raise self._judged(error) from None
         except self._errors.APIConnectionError as error:
-            raise Transient(self._clean(f"connection failed: {error.__cause__ or error}")) from None
+            raise TransientError(self._clean(f"connection failed: {error.__cause__ or error}")) from None
         except (ValueError, TypeError, KeyError) as error:  # truncated or foreign JSON, also inside the client
-            raise Transient(self._clean(f"unreadable response: {type(error).__name__} {error}")) from None
+            raise TransientError(self._clean(f"unreadable response: {type(error).__name__} {error}")) from None
         choices = tuple(Choice(self._scrub(text), reason and self._clean(reason)) for text, reason in reply.choices)
         return reply._replace(model=self._clean(reply.model), choices=choices)
 
@@ -108,7 +108,7 @@ class Teacher:
     def _judged(self, error) -> Exception:  # type: ignore[no-untyped-def]  # openai.APIStatusError, not always installed
         said = self._clean(f"{error.status_code} {error.message.removeprefix(f'Error code: {error.status_code} - ')}")
         if error.code not in _USED_UP and (error.status_code in _TRY_AGAIN or error.status_code >= 500):
-            return Transient(said, retry_after(error.response.headers))
+            return TransientError(said, retry_after(error.response.headers))
         cures = {
             401: "check the key in the environment variable named by --key_variable",
             403: "check that the key may use this model",

@@ -10,8 +10,6 @@ from cotmi_jax.teacher.answers import Rule, read_completion
 from cotmi_jax.teacher.journal import Choice
 from cotmi_jax.teacher.questions import Question
 
-INCONSISTENT = ("drop", "keep", "downweight")
-
 
 @dataclasses.dataclass(frozen=True)
 class Policy:

@@ -16,7 +16,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.teacher.answers import RULES, Rule, read_completion
 
 _PROMPTS = Path(str(resources.files("cotmi_jax.teacher") / "prompts"))
-SHIPPED = tuple(sorted(path.stem for path in _PROMPTS.glob("*.txt")))
+BUILT_IN = tuple(sorted(path.stem for path in _PROMPTS.glob("*.txt")))
 Message = dict[str, str]
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -25,7 +25,7 @@ _PARTS = ("completion", "answer")
 
 
 @dataclasses.dataclass(frozen=True)
-class Worked:
+class WorkedExample:
     """A worked example: a question, what the teacher is to say, and the answer that is read off it."""
 
     input: str
@@ -42,7 +42,7 @@ class Prompt:
     instructions: str
     question: str
     hint: str | None
-    examples: tuple[Worked, ...]
+    examples: tuple[WorkedExample, ...]
 
     def text(self, question: str, place: str, answer: str | None = None) -> str:
         """The turn that asks a question; with an answer, the one that gives it away as a hint.
@@ -87,16 +87,16 @@ class Prompt:
 
 
 def load_prompt(name: str) -> Prompt:
-    """A shipped prompt by its name (SHIPPED), or the file at a path.
+    """A shipped prompt by its name (BUILT_IN), or the file at a path.
 
     Raises:
       UserError: with file and line, what is wrong with the file.
     """
-    if name in SHIPPED:
+    if name in BUILT_IN:
         return parse_prompt(_PROMPTS / f"{name}.txt")
     path = Path(name)
     if not path.exists():
-        raise UserError(f"--prompt={name}: no such file, and none of the shipped prompts ({', '.join(SHIPPED)})")
+        raise UserError(f"--prompt={name}: no such file, and none of the shipped prompts ({', '.join(BUILT_IN)})")
     return parse_prompt(path)
 
 
@@ -175,13 +175,13 @@ def _check_template(name: str, line: int, template: str, path: Path) -> None:
         raise UserError(f"{path}:{line}: 'hint' lacks the answer it gives away; write {{answer}}")
 
 
-def _worked(line: int, body: str, rule: Rule, templates: Iterable[tuple[int, str]], path: Path) -> Worked:
+def _worked(line: int, body: str, rule: Rule, templates: Iterable[tuple[int, str]], path: Path) -> WorkedExample:
     place = f"{path}:{line}"
     text, *rest = re.split(r"^---(.*)$", body, flags=re.MULTILINE)
     parts = {name.strip(): value.strip() for name, value in zip(rest[::2], rest[1::2], strict=True)}
     if tuple(parts) != _PARTS or len(rest) != 2 * len(_PARTS) or not text.strip() or not all(parts.values()):
         raise UserError(f"{place}: an example is a question, '--- completion' with a text and '--- answer' with a text")
-    worked = Worked(text.strip(), parts["completion"], parts["answer"])
+    worked = WorkedExample(text.strip(), parts["completion"], parts["answer"])
     rationale, answer = read_completion(worked.completion, rule)
     if answer is None or not is_correct(answer, worked.answer, rule.kind):
         raise UserError(f"{place}: the rule reads the answer {answer!r} off the completion, not {worked.answer!r}")

@@ -14,7 +14,7 @@ from cotmi_jax.teacher.consistency import Annotated
 from cotmi_jax.teacher.journal import Choice, Records
 
 # What can become of a rationale, in the order of the report.
-FATES = (
+OUTCOMES = (
     "consistent",
     "inconsistent_keep",
     "inconsistent_downweight",
@@ -75,7 +75,7 @@ def journal_totals(records: Records, prices: Prices) -> Totals:
     return totals
 
 
-class Words(NamedTuple):
+class RationaleLengths(NamedTuple):
     """Length of the rationales in the output, in words."""
 
     mean: float
@@ -83,7 +83,7 @@ class Words(NamedTuple):
     max: int
 
 
-class Report(NamedTuple):
+class AnnotationReport(NamedTuple):
     """Shares are of samples or questions that have a gold label; cost is in dollars."""
 
     questions: int
@@ -97,7 +97,7 @@ class Report(NamedTuple):
     agreement_samples: Summary | None
     agreement_majority: Summary | None
     rationales: dict[str, int]
-    words: Words | None
+    words: RationaleLengths | None
     model: str
     models: dict[str, int]
     responses: int
@@ -115,7 +115,7 @@ def make_report(
     model: str,
     kind: LabelKind,
     prices: Prices,
-) -> Report:
+) -> AnnotationReport:
     """The report of a run.
 
     Args:
@@ -131,7 +131,7 @@ def make_report(
     counts: Counter[str] = sum((one.counts for one in annotated), Counter())
     lengths = [len(rationale.split()) for one in annotated for rationale, _ in one.rationales]
     totals = journal_totals(records, prices)
-    return Report(
+    return AnnotationReport(
         questions=len(annotated),
         with_gold=sum(one.question.label is not None for one in annotated),
         missing=missing,
@@ -142,8 +142,10 @@ def make_report(
         cut_by_length=sum(sample.finish_reason == "length" for sample in samples),
         agreement_samples=summarize(single) if single else None,
         agreement_majority=summarize(voted) if voted else None,
-        rationales={fate: counts[fate] for fate in FATES},
-        words=Words(float(np.mean(lengths)), float(np.percentile(lengths, 95)), max(lengths)) if lengths else None,
+        rationales={outcome: counts[outcome] for outcome in OUTCOMES},
+        words=RationaleLengths(float(np.mean(lengths)), float(np.percentile(lengths, 95)), max(lengths))
+        if lengths
+        else None,
         model=model,
         models=dict(Counter(record.model for listed in records.values() for record in listed)),
         responses=totals.responses,
@@ -154,12 +156,12 @@ def make_report(
     )
 
 
-def report_row(report: Report) -> dict[str, object]:
+def report_row(report: AnnotationReport) -> dict[str, object]:
     """The report as JSON writes it."""
     return report._asdict() | {"words": report.words._asdict() if report.words else None}
 
 
-def report_lines(report: Report) -> list[str]:
+def report_lines(report: AnnotationReport) -> list[str]:
     """The report for the terminal."""
     cost = "" if report.cost is None else f", ${report.cost:.4f}"
     lines = [
@@ -167,7 +169,7 @@ def report_lines(report: Report) -> list[str]:
         f"{report.without_label} without label, {report.without_rationale} without rationale",
         f"samples     {report.samples}; {report.parse_failures} unreadable, {report.cut_by_length} cut by length",
         f"agreement   samples {_share(report.agreement_samples)}; majority {_share(report.agreement_majority)}",
-        "rationales  " + ", ".join(f"{count} {fate}" for fate, count in report.rationales.items() if count),
+        "rationales  " + ", ".join(f"{count} {outcome}" for outcome, count in report.rationales.items() if count),
         f"tokens      {report.tokens_in} in, {report.tokens_out} out, {report.responses} responses{cost}",
     ]
     if report.words:

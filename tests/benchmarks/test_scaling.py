@@ -7,7 +7,7 @@ import pytest
 from benchmarks import scaling
 from cotmi_jax.aot.hlo import KINDS, Collectives
 from cotmi_jax.aot.programs import Program
-from cotmi_jax.aot.report import Memory, Report
+from cotmi_jax.aot.report import Memory, ProgramReport
 from cotmi_jax.models.meshes import MeshShape
 from cotmi_jax.parallel.accelerators import GIB
 
@@ -18,12 +18,12 @@ def test_the_largest_batch_takes_few_compilations(
 ) -> None:
     tried = []
 
-    def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> Report:
+    def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> ProgramReport:
         tried.append(rows)
         memory = Memory(GIB, 0.0, rows * per_row * GIB, 0.0, 0.0)
         fits = memory.total <= 15 * GIB
         program = Program("train", "", 0.0, GIB, 0.0, lambda: None)  # type: ignore[arg-type,return-value]
-        return Report(program, 1.0, memory, 16.0 * GIB, None, Collectives((), ()) if fits else None)
+        return ProgramReport(program, 1.0, memory, 16.0 * GIB, None, Collectives((), ()) if fits else None)
 
     monkeypatch.setattr(scaling, "compile_step", compile_step)
     monkeypatch.setattr(scaling, "MOST_ROWS", 64)
@@ -59,6 +59,6 @@ def test_the_page_keeps_what_stands_around_the_table(tmp_path: Path) -> None:
 
 def test_a_state_that_leaves_no_room_for_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     program = Program("train", "", 0.0, 20 * GIB, 0.0, lambda: None)  # type: ignore[arg-type,return-value]
-    report = Report(program, 1.0, Memory(20 * GIB, 0.0, 0.0, 0.0, 0.0), 16.0 * GIB, None, None)
+    report = ProgramReport(program, 1.0, Memory(20 * GIB, 0.0, 0.0, 0.0, 0.0), 16.0 * GIB, None, None)
     monkeypatch.setattr(scaling, "compile_step", lambda *arguments: report)
     assert scaling.largest("small", "v5e-8", MeshShape(8, 1, 1), quick=True) == (0, None)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import runs
 
-from benchmarks.soak import Kill, Report, _hit, differences, soak
+from benchmarks.soak import Kill, SoakReport, _hit, differences, soak
 from cotmi_jax.errors import UserError
 from cotmi_jax.workdir.checkpoint import Checkpoints
 
@@ -134,7 +134,7 @@ TRAINER = """
 """
 
 
-def soak_trainer(tmp_path: Path, *how: str) -> Report:
+def soak_trainer(tmp_path: Path, *how: str) -> SoakReport:
     (tmp_path / "trainer.py").write_text(textwrap.dedent(TRAINER))
     command = [sys.executable, "-S", str(tmp_path / "trainer.py"), *how]
     return soak(command, str(tmp_path / "soak"), kills=8, seed=0, eval_every=0)

@@ -10,7 +10,7 @@ import runs
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.job import score
-from cotmi_jax.inference import load as restore
+from cotmi_jax.inference import load
 from cotmi_jax.inference.load import load_trained
 from cotmi_jax.models.meshes import parameter_count
 from cotmi_jax.parallel.accelerators import Accelerator
@@ -24,7 +24,7 @@ def shrink_devices(monkeypatch: pytest.MonkeyPatch, *, parts: float) -> None:
     student = load_trained(str(runs.trained()), "best").student
     memory = 2 * 4 * parameter_count(student.config)[1] / parts
     device = Accelerator("small", ("cpu",), 1e12, memory)
-    monkeypatch.setattr(restore, "find_accelerator", lambda kind: device)
+    monkeypatch.setattr(load, "find_accelerator", lambda kind: device)
 
 
 @pytest.mark.parametrize(

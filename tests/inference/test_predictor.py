@@ -23,8 +23,8 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import measure
 from cotmi_jax.inference import generation
-from cotmi_jax.inference import predictor as answering
-from cotmi_jax.inference.predictor import Answer, Answerer
+from cotmi_jax.inference import predictor as predictor_module
+from cotmi_jax.inference.predictor import Answer, Predictor
 from cotmi_jax.models.decoding import Decoding, Generated
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.mi_term import MITermConfig
@@ -61,14 +61,14 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> None:
     def generate(student: Any, inputs_BxS: jax.Array, *_: Any) -> Generated:
         return Generated(inputs_BxS, jnp.zeros(inputs_BxS.shape[0]))
 
-    monkeypatch.setattr(answering, "generate", generate)
+    monkeypatch.setattr(predictor_module, "generate", generate)
     monkeypatch.setattr(generation, "generate", generate)
 
 
 def ask(mesh: Mesh, lines: list[str], batch_size: int = 8, **settings: Any) -> list[Answer]:
     settings = {"task": "both", "objective": "dss", "decoding": GREEDY} | settings
-    answerer = Answerer(STUDENT, params(), VOCABULARY, settings.pop("objective"), mesh, **settings)
-    return [answer for answers in answerer.answers(lines, batch_size) for answer in answers]
+    predictor = Predictor(STUDENT, params(), VOCABULARY, settings.pop("objective"), mesh, **settings)
+    return [answer for answers in predictor.answers(lines, batch_size) for answer in answers]
 
 
 # Answering.
@@ -127,8 +127,8 @@ def test_no_lines_give_no_answers(mesh: Mesh) -> None:
 
 @pytest.mark.parametrize("empty", ["", "\n", " \t\n"])
 def test_an_empty_line_is_refused_after_the_answers_before_it(echo: None, mesh: Mesh, empty: str) -> None:
-    answerer = Answerer(STUDENT, params(), VOCABULARY, "dss", mesh, task="predict", decoding=GREEDY)
-    answers = answerer.answers(["3 pens", "4 pens", "5 pens", empty, "6 pens"], 2)
+    predictor = Predictor(STUDENT, params(), VOCABULARY, "dss", mesh, task="predict", decoding=GREEDY)
+    answers = predictor.answers(["3 pens", "4 pens", "5 pens", empty, "6 pens"], 2)
     assert [answer["input"] for answer in next(answers)] == ["3 pens", "4 pens"]
     assert [answer["input"] for answer in next(answers)] == ["5 pens"]
     with pytest.raises(UserError, match="line 4 of the input is empty"):

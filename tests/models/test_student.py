@@ -20,7 +20,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.job import score
 from cotmi_jax.experiment import Experiment, check_packing
 from cotmi_jax.inference.load import load_workdir
-from cotmi_jax.inference.predictor import Answerer
+from cotmi_jax.inference.predictor import Predictor
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.flops import step_flops
@@ -71,7 +71,7 @@ def test_a_registered_network_trains_scores_and_generates(study: Path, tmp_path:
     trained = load_workdir(workdir, "latest")
     assert type(trained.student.config).__name__ == "BagConfig"
     for decoding in (Decoding("greedy", max_tokens=4), Decoding("beam", max_tokens=4, num_beams=2)):
-        answerer = Answerer(
+        predictor = Predictor(
             trained.student,
             trained.params,
             trained.vocabulary,
@@ -80,7 +80,7 @@ def test_a_registered_network_trains_scores_and_generates(study: Path, tmp_path:
             task="predict",
             decoding=decoding,
         )
-        outputs, _ = answerer._write(["1 + 1?"], 8)
+        outputs, _ = predictor._generate_texts(["1 + 1?"], 8)
         assert len(outputs) == 1
     refused = runs.command("export", f"--model={workdir}", f"--output={tmp_path / 'hf'}")
     runs.assert_refused(refused, "is a BagConfig, but only a T5 can be exported", "load_workdir")

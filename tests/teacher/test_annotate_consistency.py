@@ -9,8 +9,8 @@ import pytest
 from cotmi_jax.teacher.answers import RULES
 from cotmi_jax.teacher.consistency import Policy, annotate_question, majority
 from cotmi_jax.teacher.journal import Choice
-from cotmi_jax.teacher.pace import Pace, backoff, retry_after
 from cotmi_jax.teacher.questions import Question
+from cotmi_jax.teacher.rate_limit import RateLimit, backoff, retry_after
 
 DROP, KEEP, LESS = Policy("drop", 0.25, 0.5), Policy("keep", 0.25, 0.5), Policy("downweight", 0.25, 0.5)
 
@@ -91,7 +91,7 @@ def test_an_answer_without_rationale_teaches_nothing():
 
 def test_pace_spreads_amounts_evenly_and_corrects_them():
     now = [100.0]
-    pace = Pace(60.0, clock=lambda: now[0])  # one a second
+    pace = RateLimit(60.0, clock=lambda: now[0])  # one a second
     assert [pace.reserve(), pace.reserve(), pace.reserve(3)] == [0.0, 1.0, 2.0]
     assert pace.reserve() == 5.0
     pace.settle(-2.0)

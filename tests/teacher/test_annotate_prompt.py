@@ -11,7 +11,7 @@ from paths import REPOSITORY
 from cotmi_jax.data.labels import is_correct
 from cotmi_jax.errors import UserError
 from cotmi_jax.teacher.answers import RULES, read_completion
-from cotmi_jax.teacher.prompt import SHIPPED, load_prompt, parse_prompt
+from cotmi_jax.teacher.prompt import BUILT_IN, load_prompt, parse_prompt
 from cotmi_jax.teacher.questions import read_questions, read_released
 
 OWN = """# A comment.
@@ -41,7 +41,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_worked_examples_parse_to_their_own_labels(name):
     prompt = load_prompt(name)
     assert 5 <= len(prompt.examples) <= 8
@@ -54,7 +54,7 @@ def test_worked_examples_parse_to_their_own_labels(name):
     assert len(set(inputs)) == len(inputs)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_examples_are_written_like_the_questions_of_their_set(name):
     prompt = load_prompt(name)
     for example in prompt.examples:
@@ -73,7 +73,7 @@ def test_examples_are_written_like_the_questions_of_their_set(name):
         assert max(letters.count(letter) for letter in letters) <= 2
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_a_prompt_shows_no_question_of_the_real_sets(name, data_root):
     if name not in ("cqa", "svamp", "esnli"):
         return

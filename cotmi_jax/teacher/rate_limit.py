@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 LONGEST_BACKOFF_S = 60.0
 
 
-class Pace:
+class RateLimit:
     """At most so much a minute, spread evenly: an amount a makes the next one wait 60 a / per_minute seconds."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic):
