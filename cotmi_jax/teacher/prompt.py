@@ -1,11 +1,12 @@
-"""Few-shot prompts as text files that a researcher edits; the format is described in docs/annotation.md."""
+"""Few-shot prompts as TOML files that users edit; docs/annotation.md describes the keys."""
 
 import dataclasses
 import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+import tomllib
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -16,17 +17,18 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.teacher.answers import RULES, Rule, read_completion
 
 _PROMPTS = Path(str(resources.files("cotmi_jax.teacher") / "prompts"))
-BUILT_IN = tuple(sorted(path.stem for path in _PROMPTS.glob("*.txt")))
-Message = dict[str, str]
+BUILT_IN = tuple(sorted(path.stem for path in _PROMPTS.glob("*.toml")))
+Message = dict[str, str]  # role and content, as the chat protocol defines them
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_KNOWN = {"input", "premise", "hypothesis", "answer"}
-_PARTS = ("completion", "answer")
+_PLACEHOLDERS = {"input", "premise", "hypothesis", "answer"}
+_KEYS = ("parse", "instructions", "question", "hint", "example")
+_EXAMPLE_KEYS = ("input", "completion", "answer")
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkedExample:
-    """A worked example: a question, what the teacher is to say, and the answer that is read off it."""
+    """A question, the completion that the teacher is shown for it, and the answer that the rule reads off it."""
 
     input: str
     completion: str
@@ -35,7 +37,7 @@ class WorkedExample:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What the teacher is shown before a question, and the rule that reads its completion."""
+    """The conversation that precedes a question, and the rule that reads the completion."""
 
     path: Path
     rule: Rule
@@ -45,158 +47,150 @@ class Prompt:
     examples: tuple[WorkedExample, ...]
 
     def text(self, question: str, place: str, answer: str | None = None) -> str:
-        """The turn that asks a question; with an answer, the one that gives it away as a hint.
+        """The user message that asks a question; with an answer, the message of the hint, which states the answer.
 
         Raises:
-          UserError: the question has no `</s>` between premise and hypothesis, or the prompt no hint section.
+          UserError: the question has no `</s>` between premise and hypothesis, or the prompt has no hint.
         """
         return _fill(self._template(answer is not None), question, answer or "", place)
 
     def conversation(self, text: str, *, hinted: bool) -> list[Message]:
-        """Instructions, worked examples (with their hints where the question comes with one), and the question."""
-        return [*(self._hinted if hinted else self._plain), {"role": "user", "content": text}]
+        """Instructions, worked examples (with their answers stated if `hinted`), and the question's message."""
+        return [*(self._hinted_context if hinted else self._plain_context), {"role": "user", "content": text}]
 
     @functools.cached_property
-    def _plain(self) -> list[Message]:
-        return self._shown(hinted=False)
+    def _plain_context(self) -> list[Message]:
+        return self._context(hinted=False)
 
     @functools.cached_property
-    def _hinted(self) -> list[Message]:
-        return self._shown(hinted=True)
+    def _hinted_context(self) -> list[Message]:
+        return self._context(hinted=True)
 
-    def _shown(self, *, hinted: bool) -> list[Message]:
-        shown = [{"role": "system", "content": self.instructions}] if self.instructions else []
+    def _context(self, *, hinted: bool) -> list[Message]:
+        messages = [{"role": "system", "content": self.instructions}] if self.instructions else []
         for example in self.examples:
             text = _fill(self._template(hinted), example.input, example.answer, str(self.path))
-            shown.append({"role": "user", "content": text})
-            shown.append({"role": "assistant", "content": example.completion})
-        return shown
+            messages.append({"role": "user", "content": text})
+            messages.append({"role": "assistant", "content": example.completion})
+        return messages
 
     def _template(self, hinted: bool) -> str:
         if not hinted:
             return self.question
         if self.hint is None:
-            raise UserError(f"{self.path}: no '=== hint' section, which --rationalize asks with; add one")
+            raise UserError(f"{self.path}: no hint, which --rationalize sends; add the key hint")
         return self.hint
 
     @property
     def digest(self) -> str:
-        """Changes with everything that is sent along with a question, but not with comments or the parsing rule."""
-        shown = [self.instructions, self.question, [[worked.input, worked.completion] for worked in self.examples]]
-        return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+        """A hash of the instructions, the question's template and the examples, which journals record.
+
+        Comments, the layout of the file and the rule do not change it. The texts are stripped before they are hashed.
+        """
+        content = [self.instructions, self.question, [[example.input, example.completion] for example in self.examples]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def load_prompt(name: str) -> Prompt:
-    """A shipped prompt by its name (BUILT_IN), or the file at a path.
+    """A built-in prompt by its name (BUILT_IN), or the file at a path.
 
     Raises:
-      UserError: with file and line, what is wrong with the file.
+      UserError: no such file, or the file is not a valid prompt.
     """
     if name in BUILT_IN:
-        return parse_prompt(_PROMPTS / f"{name}.txt")
+        return parse_prompt(_PROMPTS / f"{name}.toml")
     path = Path(name)
     if not path.exists():
-        raise UserError(f"--prompt={name}: no such file, and none of the shipped prompts ({', '.join(BUILT_IN)})")
+        raise UserError(f"--prompt={name}: no such file, and none of the built-in prompts ({', '.join(BUILT_IN)})")
     return parse_prompt(path)
 
 
 def parse_prompt(path: Path) -> Prompt:
-    """Reads and checks a prompt file; every worked example has to parse to its own answer. UserError otherwise."""
-    rule: Rule | None = None
-    texts: dict[str, tuple[int, str]] = {}
-    examples = []
-    for line, name, body in _sections(path):
-        place = f"{path}:{line}"
-        if name == "":
-            rule = _rule(body, path)
-        elif name == "example":
-            examples.append((line, body))
-        elif name not in ("instructions", "question", "hint"):
-            raise UserError(f"{place}: unknown section {name!r}; there are instructions, question, hint and example")
-        elif name in texts:
-            raise UserError(f"{place}: a second {name!r} section; the first begins at line {texts[name][0]}")
-        else:
-            texts[name] = line, body.strip()
-    if rule is None:
-        raise UserError(f"{path}:1: no 'parse: RULE' line; give one of {', '.join(RULES)}")
+    """Reads and checks a prompt file. The rule must read the stated answer off the completion of every worked example.
+
+    Raises:
+      UserError: the file is not TOML, a key is missing, unknown or not a text, or a worked example does not parse.
+    """
+    fields = _read_toml(path)
+    tables = fields.pop("example", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path}: begin every worked example with the line [[example]]")
+    texts = _read_texts(fields, _KEYS, str(path))
+    if "parse" not in texts:
+        raise UserError(f"{path}: no key parse; give one of {', '.join(RULES)}")
+    if texts["parse"] not in RULES:
+        raise UserError(f"{path}: unknown rule {texts['parse']!r}; set parse to one of {', '.join(RULES)}")
     if "question" not in texts:
-        raise UserError(f"{path}:1: no '=== question' section; give one that holds {{input}}")
+        raise UserError(f"{path}: no key question; give a text that contains {{input}}")
     templates = {name: texts[name] for name in ("question", "hint") if name in texts}
-    for name, (line, template) in templates.items():
-        _check_template(name, line, template, path)
-    return Prompt(
-        path=path,
-        rule=rule,
-        instructions=texts.get("instructions", (0, ""))[1],
-        question=texts["question"][1],
-        hint=texts["hint"][1] if "hint" in texts else None,
-        examples=tuple(_worked(line, body, rule, templates.values(), path) for line, body in examples),
-    )
+    for name, template in templates.items():
+        _check_template(name, template, path)
+    rule = RULES[texts["parse"]]
+    examples = [
+        _worked_example(table, f"{path}: example {i}", rule, templates.values()) for i, table in enumerate(tables, 1)
+    ]
+    return Prompt(path, rule, texts.get("instructions", ""), texts["question"], texts.get("hint"), tuple(examples))
 
 
-def _sections(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, name, text) of each section; the head of the file comes first, without a name."""
-    line, name, body = 1, "", list[str]()
-    for i, text in enumerate(read_text(path).split("\n"), start=1):
-        if text.startswith("==="):
-            yield line, name, "\n".join(body)
-            line, name, body = i, text.removeprefix("===").strip() or "===", []
-        else:
-            body.append(text)
-    yield line, name, "\n".join(body)
+def _read_toml(path: Path) -> dict[str, object]:
+    content = read_text(path)
+    try:
+        return tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        if re.search("^===", content, re.MULTILINE):  # the format of earlier versions, which is never valid TOML
+            raise UserError(
+                f"{path}: prompts are TOML now; write each '=== name' section as a key, each '=== example' as a table "
+                "[[example]] (docs/annotation.md); the journal of a prompt with the same texts stays valid"
+            ) from None
+        raise UserError(f"{path}: not TOML: {error}; docs/annotation.md shows a prompt file") from None
 
 
-def _rule(head: str, path: Path) -> Rule | None:
-    """The parsing rule that the head of the file names; comments stand there too."""
-    rule = None
-    for i, text in enumerate(head.split("\n"), start=1):
-        key, colon, value = (part.strip() for part in text.partition(":"))
-        if not text.strip() or text.startswith("#"):
-            continue
-        if key != "parse" or not colon:
-            raise UserError(f"{path}:{i}: {text!r:.50} before the first '=== …' line; begin comments with #")
-        if value not in RULES:
-            raise UserError(f"{path}:{i}: unknown rule {value!r}; choose one of {', '.join(RULES)}")
-        rule = RULES[value]
-    return rule
+def _read_texts(fields: Mapping[str, object], known: Iterable[str], place: str) -> dict[str, str]:
+    """The values of a table, stripped. UserError for an unknown key and a value that is not a text."""
+    texts = {}
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(f"{place}: unknown key {name!r}; choose from {', '.join(known)}")
+        if not isinstance(value, str):
+            raise UserError(f"{place}: {name} = {value!r:.50} is not a text; put it in quotes")
+        texts[name] = value.strip()
+    return texts
 
 
-def _check_template(name: str, line: int, template: str, path: Path) -> None:
-    held = set(_PLACEHOLDER.findall(template))
-    known = _KNOWN if name == "hint" else _KNOWN - {"answer"}
-    if unknown := sorted(held - known):
+def _check_template(name: str, template: str, path: Path) -> None:
+    used = set(_PLACEHOLDER.findall(template))
+    known = _PLACEHOLDERS if name == "hint" else _PLACEHOLDERS - {"answer"}
+    if unknown := sorted(used - known):
         listed = ", ".join(f"{{{key}}}" for key in sorted(known))
-        raise UserError(f"{path}:{line}: unknown placeholder {{{unknown[0]}}} in {name!r}; there are {listed}")
-    if not ("input" in held or {"premise", "hypothesis"} <= held):
+        raise UserError(f"{path}: unknown placeholder {{{unknown[0]}}} in {name!r}; choose from {listed}")
+    if not ("input" in used or {"premise", "hypothesis"} <= used):
+        raise UserError(f"{path}: {name!r} lacks the question; write {{input}}, or {{premise}} and {{hypothesis}}")
+    if name == "hint" and "answer" not in used:
+        raise UserError(f"{path}: 'hint' lacks the answer; write {{answer}}")
+
+
+def _worked_example(fields: Mapping[str, object], place: str, rule: Rule, templates: Iterable[str]) -> WorkedExample:
+    texts = _read_texts(fields, _EXAMPLE_KEYS, place)
+    if missing := [name for name in _EXAMPLE_KEYS if not texts.get(name)]:
+        raise UserError(f"{place}: {missing[0]} is missing or empty; give {', '.join(_EXAMPLE_KEYS)}")
+    example = WorkedExample(**texts)
+    rationale, answer = read_completion(example.completion, rule)
+    if answer is None or not is_correct(answer, example.answer, rule.kind):
         raise UserError(
-            f"{path}:{line}: {name!r} lacks the question; write {{input}}, or {{premise}} and {{hypothesis}}"
+            f"{place}: the rule reads the answer {answer!r} off the completion, not {example.answer!r}; correct one"
         )
-    if name == "hint" and "answer" not in held:
-        raise UserError(f"{path}:{line}: 'hint' lacks the answer it gives away; write {{answer}}")
-
-
-def _worked(line: int, body: str, rule: Rule, templates: Iterable[tuple[int, str]], path: Path) -> WorkedExample:
-    place = f"{path}:{line}"
-    text, *rest = re.split(r"^---(.*)$", body, flags=re.MULTILINE)
-    parts = {name.strip(): value.strip() for name, value in zip(rest[::2], rest[1::2], strict=True)}
-    if tuple(parts) != _PARTS or len(rest) != 2 * len(_PARTS) or not text.strip() or not all(parts.values()):
-        raise UserError(f"{place}: an example is a question, '--- completion' with a text and '--- answer' with a text")
-    worked = WorkedExample(text.strip(), parts["completion"], parts["answer"])
-    rationale, answer = read_completion(worked.completion, rule)
-    if answer is None or not is_correct(answer, worked.answer, rule.kind):
-        raise UserError(f"{place}: the rule reads the answer {answer!r} off the completion, not {worked.answer!r}")
     if not rationale:
-        raise UserError(f"{place}: the completion gives an answer but no rationale before it")
-    for _, template in templates:
-        _fill(template, worked.input, worked.answer, place)
-    return worked
+        raise UserError(f"{place}: the completion has an answer but no rationale before it; write one")
+    for template in templates:
+        _fill(template, example.input, example.answer, place)
+    return example
 
 
 def _fill(template: str, text: str, answer: str, place: str) -> str:
     values = {"input": text, "answer": answer}
     if "{premise}" in template or "{hypothesis}" in template:
-        premise, mark, hypothesis = text.partition(EOS_TEXT)
-        if not mark:
-            raise UserError(f"{place}: no {EOS_TEXT} between premise and hypothesis, which the prompt asks for; add it")
+        premise, separator, hypothesis = text.partition(EOS_TEXT)
+        if not separator:
+            raise UserError(f"{place}: no {EOS_TEXT} between premise and hypothesis, which the prompt needs; add it")
         values |= {"premise": premise.strip(), "hypothesis": hypothesis.strip()}
     return _PLACEHOLDER.sub(lambda match: values[match[1]], template)

@@ -227,10 +227,10 @@ def test_the_answer_is_not_given_before_all_samples_are_there(tmp_path):
 
 
 def test_a_prompt_without_hint_is_refused_before_anything_is_asked(tmp_path):
-    own = tmp_path / "own.txt"
-    own.write_text("parse: generic\n=== question\n{input}\n")
+    own = tmp_path / "own.toml"
+    own.write_text('parse = "generic"\nquestion = "{input}"')
     with FakeTeacher() as teacher:
-        with pytest.raises(UserError, match="no '=== hint' section"):
+        with pytest.raises(UserError, match="own.toml: no hint"):
             annotation(tmp_path, teacher.url, sums(1), prompt=own, rationalize=True).run()
         assert not teacher.requests
 

@@ -160,8 +160,8 @@ def test_a_question_that_changed_is_refused_before_anything_is_asked(tmp_path):
 
 
 def test_a_prompt_that_changed_is_refused_but_not_its_comments_or_its_rule(tmp_path):
-    text = (REPOSITORY / "cotmi_jax/teacher/prompts/generic.txt").read_text()
-    own = tmp_path / "own.txt"
+    text = (REPOSITORY / "cotmi_jax/teacher/prompts/generic.toml").read_text()
+    own = tmp_path / "own.toml"
     own.write_text(text)
     with FakeTeacher() as teacher:
         annotation(tmp_path, teacher.url, sums(2), prompt=own).run()

@@ -15,30 +15,50 @@ from cotmi_jax.teacher.prompt import BUILT_IN, load_prompt, parse_prompt
 from cotmi_jax.teacher.questions import read_questions, read_released
 
 OWN = """# A comment.
-parse: generic
+parse = "generic"
+instructions = "Answer."
+question = "Q: {input}"
+hint = "Q: {input} It is {answer}."
 
-=== instructions
-Answer.
-
-=== question
-Q: {input}
-
-=== hint
-Q: {input} It is {answer}.
-
-=== example
-Who?
---- completion
-Nobody came. So the answer is nobody.
---- answer
-nobody
+[[example]]
+input = "Who?"
+completion = "Nobody came. So the answer is nobody."
+answer = "nobody"
 """
+# What the journals of runs with the built-in prompts record: another digest would refuse to resume them.
+DIGESTS = {
+    "anli1": "e62f0337960d41fd",
+    "asdiv": "406c801620400f9c",
+    "cqa": "e01439cc1140c79b",
+    "esnli": "2f6cdd16ea088777",
+    "generic": "f045a02c8469a501",
+    "svamp": "a90ae00102384cd8",
+}
 
 
 def write(folder: Path, text: str) -> Path:
-    path = folder / "own.txt"
+    path = folder / "own.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_journals_of_built_in_prompts_stay_valid():
+    assert {name: load_prompt(name).digest for name in BUILT_IN} == DIGESTS
+
+
+def test_the_layout_of_the_file_does_not_change_the_digest(tmp_path):
+    written_otherwise = """question = '''
+
+      Q: {input}
+    '''
+example = [{ answer = "nobody", completion = "Nobody came. So the answer is nobody.", input = "Who? " }]
+instructions = "Answer."
+parse = "anli"
+"""
+    digest = parse_prompt(write(tmp_path, OWN)).digest
+    assert parse_prompt(write(tmp_path, written_otherwise)).digest == digest
+    for text in ("Answer.", "Q: ", "Who?", "came"):
+        assert parse_prompt(write(tmp_path, OWN.replace(text, "Else " + text))).digest != digest, text
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -98,46 +118,54 @@ def test_premise_and_hypothesis_are_the_sides_of_the_mark():
 
 
 def test_a_prompt_without_instructions_or_examples_is_one_question(tmp_path):
-    prompt = parse_prompt(write(tmp_path, "parse: generic\n=== question\n{input}\n"))
+    prompt = parse_prompt(write(tmp_path, 'parse = "generic"\nquestion = "{input}"'))
     assert prompt.conversation(prompt.text("Who?", "f:1"), hinted=False) == [{"role": "user", "content": "Who?"}]
-    with pytest.raises(UserError, match="own.txt: no '=== hint' section"):
+    with pytest.raises(UserError, match="own.toml: no hint"):
         prompt.text("Who?", "f:1", "me")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        ("parse: generic", "", "own.txt:1: no 'parse: RULE' line"),
-        ("parse: generic", "parse: guess", "own.txt:2: unknown rule 'guess'"),
-        ("# A comment.", "A comment.", "own.txt:1: 'A comment.' before the first"),
-        ("=== question\nQ: {input}\n", "", "own.txt:1: no '=== question' section"),
-        ("Q: {input}\n\n", "Q: \n\n", "own.txt:7: 'question' lacks the question"),
-        ("Q: {input}\n\n", "Q: {premise}\n\n", "own.txt:7: 'question' lacks the question"),
-        ("Q: {input}\n\n", "{input} {text}\n\n", "own.txt:7: unknown placeholder {text} in 'question'"),
-        ("Q: {input}\n\n", "{input} {answer}\n\n", "own.txt:7: unknown placeholder {answer} in 'question'"),
-        ("It is {answer}", "It is", "own.txt:10: 'hint' lacks the answer"),
-        ("=== hint", "=== hints", "own.txt:10: unknown section 'hints'"),
-        ("=== hint", "===", "own.txt:10: unknown section '==='"),
-        ("Q: {input} It", "{premise} {hypothesis} It", "own.txt:13: no </s> between premise and hypothesis"),
-        ("=== hint", "=== question", "own.txt:10: a second 'question' section; the first begins at line 7"),
-        ("--- answer\nnobody", "", "own.txt:13: an example is a question"),
-        ("--- answer\nnobody", "--- answer\n", "own.txt:13: an example is a question"),
-        ("--- completion", "--- completions", "own.txt:13: an example is a question"),
-        ("Who?", "", "own.txt:13: an example is a question"),
-        ("--- answer\nnobody", "--- answer\nsomebody", "own.txt:13: the rule reads the answer 'nobody'"),
-        ("So the answer is nobody", "It is nobody", "own.txt:13: the rule reads the answer None"),
-        ("Nobody came. So", "So", "own.txt:13: the completion gives an answer but no rationale"),
+        ('parse = "generic"', "", "own.toml: no key parse; give one of"),
+        ("generic", "guess", "own.toml: unknown rule 'guess'"),
+        ("# A comment.", "A comment.", "own.toml: not TOML: Expected '=' after a key in a key/value pair (at line 1"),
+        ('question = "Q: {input}"\n', "", "own.toml: no key question"),
+        ("Q: {input}", "Q: ", "own.toml: 'question' lacks the question"),
+        ("Q: {input}", "", "own.toml: 'question' lacks the question"),
+        ("Q: {input}", "Q: {premise}", "own.toml: 'question' lacks the question"),
+        ("Q: {input}", "{input} {text}", "own.toml: unknown placeholder {text} in 'question'"),
+        ("Q: {input}", "{input} {answer}", "own.toml: unknown placeholder {answer} in 'question'"),
+        ("It is {answer}", "It is", "own.toml: 'hint' lacks the answer"),
+        ("hint =", "hints =", "own.toml: unknown key 'hints'; choose from parse, "),
+        ("[[example]]", "[[examples]]", "own.toml: unknown key 'examples'"),
+        ("[[example]]", "[example]", "own.toml: begin every worked example with the line [[example]]"),
+        ("Q: {input} It", "{premise} {hypothesis} It", "own.toml: example 1: no </s> between premise and hypothesis"),
+        ("hint =", "question =", "own.toml: not TOML: Cannot overwrite a value (at line 5"),
+        ('answer = "nobody"', "", "own.toml: example 1: answer is missing or empty"),
+        ('answer = "nobody"', 'answer = " "', "own.toml: example 1: answer is missing or empty"),
+        ('answer = "nobody"', "answer = 4", "own.toml: example 1: answer = 4 is not a text; put it in quotes"),
+        ("completion =", "completions =", "own.toml: example 1: unknown key 'completions'"),
+        ('"Who?"', '""', "own.toml: example 1: input is missing or empty"),
+        ('answer = "nobody"', 'answer = "somebody"', "own.toml: example 1: the rule reads the answer 'nobody'"),
+        ("So the answer is nobody", "It is nobody", "own.toml: example 1: the rule reads the answer None"),
+        ("Nobody came. So", "So", "own.toml: example 1: the completion has an answer but no rationale"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(tmp_path, old, new, said):
+def test_an_invalid_prompt_is_refused_with_the_key_or_line(tmp_path, old, new, message):
     assert old in OWN
     with pytest.raises(UserError) as raised:
         parse_prompt(write(tmp_path, OWN.replace(old, new, 1)))
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_prompt_in_the_format_of_earlier_versions_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(UserError, match=r"own.toml: prompts are TOML now; write each '=== name' section as a key"):
+        parse_prompt(write(tmp_path, "parse: generic\n\n=== question\nQ: {input}\n"))
 
 
 def test_an_unknown_prompt_is_told_with_the_known_ones():
-    with pytest.raises(UserError, match="no such file, and none of the shipped prompts .*generic"):
+    with pytest.raises(UserError, match="no such file, and none of the built-in prompts .*generic"):
         load_prompt("gsm")
 
 
@@ -195,7 +223,7 @@ def test_questions_keep_their_order_and_ids(tmp_path):
 
 def test_the_prompt_in_the_documentation_is_whole(tmp_path):
     page = (REPOSITORY / "docs/annotation.md").read_text(encoding="utf-8")
-    block = page.partition("This is a whole one:\n\n")[2].partition("\n|")[0]
+    block = page.partition("This is a complete one:\n\n")[2].partition("\n|")[0]
     prompt = parse_prompt(write(tmp_path, textwrap.dedent(block)))
     assert len(prompt.examples) == 1 and prompt.hint is not None
 
