@@ -1,4 +1,4 @@
-"""Shapes of a T5 and how it is executed; presets of both published families."""
+"""Shape and execution options of a T5; presets of both published families."""
 
 import dataclasses
 from typing import Literal, Protocol
@@ -37,7 +37,7 @@ T5_VOCAB_SIZE = 32128  # 32,000 pieces and 100 sentinels, padded to a multiple o
 
 
 class StudentConfig(Protocol):
-    """What code that is not of one network reads of a student's config, a frozen dataclass."""
+    """The fields of a student's config, a frozen dataclass, that are read for every network."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -53,7 +53,7 @@ class StudentConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """A T5 student. The first block fixes the function it computes, the second only how it is executed."""
+    """A T5 student. The first block determines the function it computes, the second how it is executed."""
 
     vocab_size: int
     d_model: int
@@ -73,7 +73,7 @@ class T5Config:
     dropout: float = 0.1  # probability, used only when a dropout key is given
     dtype: str = "float32"  # of activations and matmuls; parameters, norms, softmax and logits stay float32
     scan_layers: bool = True  # one compiled layer in a loop; False unrolls: slower to compile, often faster to run
-    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls with parameters, all
+    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls with parameters, everything
 
 
 def preset(name: str, family: str = "v1.1", *, vocab_size: int = T5_VOCAB_SIZE) -> T5Config:
@@ -97,7 +97,7 @@ def preset(name: str, family: str = "v1.1", *, vocab_size: int = T5_VOCAB_SIZE) 
 
 
 def with_execution(student: T5Config, model: ConfigDict) -> T5Config:
-    """A student that is executed as config.model sets; its parameters are unchanged."""
+    """The student with the execution options of config.model; its parameters are unchanged."""
     return dataclasses.replace(
         student, dropout=model.dropout, dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat
     )

@@ -1,4 +1,4 @@
-"""Students out of and into Hugging Face checkpoints."""
+"""T5 students read from and written as Hugging Face checkpoints."""
 
 import json
 import math
@@ -22,14 +22,14 @@ from cotmi_jax.models.hf_weights import SAFETENSORS, SAFETENSORS_INDEX, open_wei
 from cotmi_jax.models.torch_bin import StoredTensor
 
 Params = dict[str, object]  # nested; leaves are arrays
-_SENTINELS = 100  # <extra_id_0> … of T5's pretraining, numbered after the vocabulary's pieces
+_SENTINELS = 100  # <extra_id_0> … of T5's pretraining, with the ids after the vocabulary's pieces
 
 
 def load_hf(source: str | Path, cache_dir: Path | None = None) -> tuple[T5Config, Params]:
     """Configuration and parameters (numpy, float32) of a checkpoint in a directory, in the cache or on the hub.
 
-    `nnx.merge` takes the parameters with the graph of `T5(config)`. Raises UserError where the checkpoint is not found,
-    is damaged, or is not exactly the network that this package's T5 computes.
+    The parameters have the tree of `StudentDef.of(config).shapes`. Raises UserError if the checkpoint is not found, is
+    damaged, or does not compute the same function as this package's T5.
     """
     directory = resolve_source(source, cache_dir)
     file = directory / "config.json"
@@ -49,11 +49,11 @@ def save_hf(
     vocabulary_file: Path | None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a checkpoint that transformers 4 and 5 load as T5ForConditionalGeneration, and T5Tokenizer if wanted.
+    """Write a checkpoint that transformers 4 and 5 load as T5ForConditionalGeneration, and T5Tokenizer if it is given.
 
-    Weights are float32 safetensors, in shards if they pass max_shard_bytes. The directory appears complete or not at
-    all; in a bucket config.json comes last, without which nothing reads the rest. Raises UserError if it exists and is
-    not empty, or if the vocabulary is not one a T5 of this config can have.
+    Weights are float32 safetensors, in several files if they exceed max_shard_bytes. The directory appears complete or
+    not at all; in a bucket, config.json is written last, and without it the rest is not read. Raises UserError if the
+    directory exists and is not empty, or if the vocabulary does not fit the config.
     """
     files: dict[str, dict[str, object]] = {
         "config.json": config_to_hf(config),
@@ -68,9 +68,9 @@ def save_hf(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty: give a new directory")
     make_folder(directory.parent)
-    beside = None if is_remote(directory) else directory.parent  # from where a folder can be moved
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=beside) as scratch:
-        staged = Path(scratch) / directory.name  # Not scratch itself, which nobody else may enter.
+    parent = None if is_remote(directory) else directory.parent  # the same file system, so that it can be renamed
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=parent) as scratch:
+        staged = Path(scratch) / directory.name  # not scratch itself, which only its owner can read
         staged.mkdir()
         for name, fields in files.items():
             _write_json(staged / name, fields)
@@ -94,13 +94,13 @@ def _to_params(tensors: dict[str, StoredTensor], expected: list[Leaf], config: T
         flat[leaf.path] = parameter
     for name in (*EMBEDDING_COPIES, HEAD) if config.tied else EMBEDDING_COPIES:
         if name in tensors and not np.array_equal(tensors[name].read(), flat[("embedding",)]):
-            why = "config.json ties and scales the output" if name == HEAD else "T5 has one embedding"
-            raise UserError(f"{directory}: {name} differs from {EMBEDDING}, but {why}: a network not supported here")
+            why = "config.json ties the output to it" if name == HEAD else "a T5 has one embedding"
+            raise UserError(f"{directory}: {name} differs from {EMBEDDING}, but {why}: this network is not supported")
     return traverse_util.unflatten_dict(flat)
 
 
 def _check_names(tensors: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
-    """Compares names and shapes with those expected, before anything large is read."""
+    """Compare names and shapes with those expected before any tensor is read. Raises UserError."""
     for complaint, names in (
         ("lacks", shapes.keys() - tensors.keys()),
         ("has unknown", tensors.keys() - shapes.keys() - {*EMBEDDING_COPIES, HEAD, OBSOLETE}),
@@ -108,13 +108,13 @@ def _check_names(tensors: dict[str, StoredTensor], shapes: dict[str, tuple[int, 
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise UserError(
-                f"{directory}: the checkpoint {complaint} {shown}: not the T5 that its config.json describes"
+                f"{directory}: the checkpoint {complaint} {shown}: it is not the T5 that its config.json describes"
             )
     copies = (tensors.keys() & {*EMBEDDING_COPIES, HEAD}) - shapes.keys()
     shapes = shapes | dict.fromkeys(copies, shapes[EMBEDDING])
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
-            raise UserError(f"{directory}: {name} is {tensors[name].shape}, by config.json it is {shape}")
+            raise UserError(f"{directory}: {name} has shape {tensors[name].shape}, but config.json implies {shape}")
 
 
 def _write_json(path: Path, fields: Mapping[str, object]) -> None:
@@ -122,7 +122,7 @@ def _write_json(path: Path, fields: Mapping[str, object]) -> None:
 
 
 def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory: Path, max_shard_bytes: int) -> None:
-    """One shard is in memory at a time. Raises ValueError for parameters of another network."""
+    """Holds one shard in memory at a time. Raises ValueError for parameters of another network."""
     flat = traverse_util.flatten_dict(params)
     found = {path: np.shape(leaf) for path, leaf in flat.items()}
     if found != {leaf.path: leaf.shape for leaf in expected}:
@@ -142,7 +142,7 @@ def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory
 
 
 def _plan_shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
-    """Names by shard, in order; a tensor above the limit has a shard to itself."""
+    """Names of tensors by shard, in order; a tensor above the limit has its own shard."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -155,7 +155,7 @@ def _plan_shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]
 
 
 def _stored(flat: dict[tuple[str, ...], object], expected: list[Leaf]) -> Iterator[np.ndarray]:
-    """The checkpoint's tensors, leaf by leaf and layer by layer."""
+    """The tensors of the checkpoint, by leaf, then by layer."""
     for leaf in expected:
         parameter = np.asarray(flat[leaf.path], np.float32)
         for layer in range(len(leaf.names)):
@@ -165,8 +165,8 @@ def _stored(flat: dict[tuple[str, ...], object], expected: list[Leaf]) -> Iterat
 def _tokenizer_fields(vocabulary_file: Path, config: T5Config) -> dict[str, object]:
     """`tokenizer_config.json` for a T5Tokenizer that reads spiece.model.
 
-    T5Tokenizer splits at every whitespace first: a vocabulary that is not normalized as T5's is (nmt_nfkc) gives the
-    same ids only where single spaces are all there is.
+    T5Tokenizer splits at whitespace first: with a vocabulary normalized in another way than T5's (nmt_nfkc), ids agree
+    only for text whose whitespace is single spaces.
     """
     try:
         vocabulary = sentencepiece.SentencePieceProcessor(model_proto=vocabulary_file.read_bytes())

@@ -1,7 +1,7 @@
 """T5Config ↔ the `config.json` of Hugging Face transformers (T5 v1.0, v1.1, Flan, ByT5, mT5).
 
-What the file says is honoured or refused, never passed over: each field is read, has a fixed value, is in the list of
-those without influence on the function computed, or is an error.
+No field is ignored silently: each one is read, must have a fixed value, is in the list of those that do not affect the
+function computed, or is an error.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,9 +25,9 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
-# Training-time initialization, storage, bookkeeping, other heads, and what decoding does unless told otherwise.
-# Fields that start with an underscore are bookkeeping too.
-_WITHOUT_INFLUENCE = frozenset(
+# Initialization, storage, bookkeeping, other heads, and defaults of decoding. Fields that start with an underscore are
+# bookkeeping too.
+_WITHOUT_EFFECT = frozenset(
     "architectures bos_token_id chunk_size_feed_forward classifier_dropout cross_attention_hidden_size dtype"
     " finetuning_task gradient_checkpointing id2label initializer_factor initializer_range label2id n_positions"
     " name_or_path num_labels output_attentions output_hidden_states output_past prefix problem_type return_dict"
@@ -43,7 +43,7 @@ _DEFAULT_ACTIVATION = {"t5": "relu", "mt5": "gated-gelu"}
 
 
 class _Reader:
-    """Typed access to the fields that words every complaint alike."""
+    """Typed access to the fields, with error messages of one form."""
 
     def __init__(self, fields: Fields, file: str):
         self.fields, self.file = fields, file
@@ -55,33 +55,33 @@ class _Reader:
     def whole(self, name: str, default: int | None = None, least: int = 1) -> int:
         value = self.fields.get(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.refuse(name, f"a whole number of at least {least} is needed")
+            raise self.refuse(name, f"must be a whole number of at least {least}")
         return value
 
     def number(self, name: str, default: float, below: float) -> float:
         value = self.fields.get(name, default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < below:
-            raise self.refuse(name, f"a number in [0, {below:g}) is needed")
+            raise self.refuse(name, f"must be a number in [0, {below:g})")
         return float(value)
 
     def choice(self, name: str, default: str | None, choices: Iterable[str]) -> str:
         value = self.fields.get(name, default)
         if not isinstance(value, str) or value not in choices:
-            raise self.refuse(name, f"only {' and '.join(choices)} are the network computed here")
+            raise self.refuse(name, f"only {' and '.join(choices)} are supported")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.fields.get(name, default)
         if not isinstance(value, bool):
-            raise self.refuse(name, "true or false is needed")
+            raise self.refuse(name, "must be true or false")
         return value
 
 
 def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
-    """Configuration of the network that `fields`, the contents of `file`, describe; execution settings are T5Config's.
+    """Configuration of the network that `fields`, the contents of `file`, describe; execution settings are defaults.
 
-    Fields left out have the defaults of transformers' T5Config or MT5Config, except those that give the size.
-    Raises UserError that names file, field and value where this package's T5 does not compute the same function.
+    Fields left out have the defaults of transformers' T5Config or MT5Config, except those of the size, which must be
+    there. Raises UserError with file, field and value if this package's T5 does not compute the same function.
     """
     read = _Reader(fields, file)
     _check_names(read)
@@ -90,7 +90,7 @@ def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
     buckets, max_distance = _relative_attention(read)
     pad_id = read.whole("pad_token_id", 0, least=0)
     if fields.get("decoder_start_token_id") not in (None, pad_id):
-        raise read.refuse("decoder_start_token_id", f"decoding starts from pad_token_id ({pad_id}) here")
+        raise read.refuse("decoder_start_token_id", f"only pad_token_id ({pad_id}) is supported as the start token")
     epsilon = read.number("layer_norm_epsilon", 1e-6, below=1)
     return T5Config(
         vocab_size=read.whole("vocab_size"),
@@ -112,15 +112,15 @@ def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
 
 
 def head_is_embedding(fields: Fields) -> bool:
-    """Whether a checkpoint without an output matrix takes the input embedding's, unscaled (not `T5Config.tied`).
+    """Whether a checkpoint without an output matrix uses the input embedding, unscaled (unlike `T5Config.tied`).
 
-    transformers 5 so saves a network of family v1.1 that it initialized itself; fields have passed config_from_hf.
+    transformers 5 saves a network of family v1.1 this way if it initialized it. `fields` have passed config_from_hf.
     """
     return fields.get("tie_word_embeddings") is True and not _scaled(_Reader(fields, "config.json"))
 
 
 def config_to_hf(config: T5Config) -> dict[str, object]:
-    """The `config.json` from which transformers 4 and 5 build a T5ForConditionalGeneration that computes the same."""
+    """The `config.json` from which transformers 4 and 5 build a T5ForConditionalGeneration of the same function."""
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "d_ff": config.d_ff,
@@ -150,16 +150,16 @@ def _check_names(read: _Reader) -> None:
     for name, value in read.fields.items():
         if name in _FIXED and value not in _FIXED[name]:
             raise read.refuse(name, f"only {_FIXED[name][0]!r} is supported")
-        if name not in _READ | _FIXED.keys() | _WITHOUT_INFLUENCE and not name.startswith("_"):
+        if name not in _READ | _FIXED.keys() | _WITHOUT_EFFECT and not name.startswith("_"):
             raise read.refuse(name, "unknown field: remove it if the network's output does not depend on it")
 
 
 def _relative_attention(read: _Reader) -> tuple[int, int]:
     buckets = read.whole("relative_attention_num_buckets", 32, least=4)
     max_distance = read.whole("relative_attention_max_distance", 128)
-    if max_distance <= buckets // 2:  # The decoder's exact buckets would leave none for the logarithmic ones.
+    if max_distance <= buckets // 2:  # log(max_distance / exact buckets) in relative_buckets must be positive
         raise read.refuse(
-            "relative_attention_max_distance", f"more than half of relative_attention_num_buckets ({buckets}) is needed"
+            "relative_attention_max_distance", f"must be more than half of relative_attention_num_buckets ({buckets})"
         )
     return buckets, max_distance
 
@@ -168,19 +168,19 @@ def _gated(read: _Reader) -> bool:
     default = _DEFAULT_ACTIVATION[read.choice("model_type", None, _DEFAULT_ACTIVATION)]
     name = read.choice("feed_forward_proj", default, _ACTIVATIONS)
     function, gated = _ACTIVATIONS[name]
-    # transformers lets these two override feed_forward_proj where a file has them.
+    # In transformers these two override feed_forward_proj if a file has them.
     if read.fields.get("dense_act_fn", function) != function:
-        raise read.refuse("dense_act_fn", f"feed_forward_proj {name!r} has {function!r} here")
+        raise read.refuse("dense_act_fn", f"contradicts feed_forward_proj {name!r}, which implies {function!r}")
     if read.flag("is_gated_act", gated) != gated:
         raise read.refuse("is_gated_act", f"contradicts feed_forward_proj {name!r}")
     return gated
 
 
 def _scaled(read: _Reader) -> bool:
-    """Whether decoder states are scaled by d_model^-1/2 before the output matrix, which goes with a tied one.
+    """Whether decoder states are scaled by d_model^-1/2 before the output matrix, which is then the embedding.
 
-    Up to transformers 4 that is tie_word_embeddings itself. From 5 on every file says that weights are tied, and T5
-    has the scale in a field of its own, mT5 has none.
+    Up to transformers 4, tie_word_embeddings implies the scale. From 5 on, every file has tie_word_embeddings true; T5
+    has a separate field for the scale, and mT5 is not scaled.
     """
     if read.fields["model_type"] == "t5":
         return read.flag("scale_decoder_outputs", read.flag("tie_word_embeddings", True))

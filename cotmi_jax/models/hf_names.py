@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face checkpoint each parameter is, and in which layout."""
+"""The tensor of a Hugging Face checkpoint for each parameter, and its layout."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.t5 import T5
 
 EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
-# Saved by many releases beside the embedding that they are.
+# Copies of the embedding, which many releases save in addition.
 EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# Saved by the first releases, read by none: cross-attention has no position bias.
+# Saved by the first releases but used by none: cross-attention has no position bias.
 OBSOLETE = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
-# Of each stack, in order of execution: sublayer and norm here, sublayer there.
+# Of each stack, in order of execution: our sublayer, our norm, the sublayer in transformers.
 _SUBLAYERS = {
     "encoder": (("attention", "attention_norm", "SelfAttention"), ("mlp", "mlp_norm", "DenseReluDense")),
     "decoder": (
@@ -30,7 +30,7 @@ _SUBLAYERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A parameter and the checkpoint's tensors that make it up: one, or one for each layer.
+    """A parameter and its tensors in the checkpoint: one, or one for each layer.
 
     The checkpoint's matrices are [outputs, inputs] with heads flattened, the parameters' [inputs…, outputs…].
     """
@@ -39,11 +39,11 @@ class Leaf:
     shape: tuple[int, ...]
     names: tuple[str, ...]
     stacked: bool  # the first axis of shape counts layers
-    num_inputs: int | None  # leading axes of one layer's matrix that are inputs; None for what is stored as it is
+    num_inputs: int | None  # number of leading input axes of one layer's matrix; None: stored unchanged
 
     @property
     def slice_shape(self) -> tuple[int, ...]:
-        """Shape of the parameter that one of the checkpoint's tensors gives."""
+        """Shape of the slice of the parameter that one tensor of the checkpoint holds."""
         return self.shape[1:] if self.stacked else self.shape
 
     @property
@@ -64,7 +64,7 @@ class Leaf:
 
 
 def leaves(config: T5Config) -> list[Leaf]:
-    """Every parameter of the network. Raises KeyError for one without a counterpart, which is a defect of the table."""
+    """Every parameter of the network. Raises KeyError for one that the table lacks, which is a defect of the table."""
     params = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(T5(config, rngs=nnx.Rngs(0)))))
     names = _names(config)
     result = []
@@ -84,7 +84,7 @@ def leaves(config: T5Config) -> list[Leaf]:
 
 
 def _names(config: T5Config) -> dict[str, str]:
-    """Parameter → the checkpoint's module, with a place for the layer's number."""
+    """Parameter → module in the checkpoint, with {} for the number of the layer."""
     mlp = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if config.gated else {"up": "wi", "down": "wo"}
     names = {"embedding": "shared", "head": "lm_head"}
     for stack, sublayers in _SUBLAYERS.items():

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a directory, the Hugging Face cache, or the hub."""
+"""Location of a checkpoint: a directory, a bucket, the Hugging Face cache, or the hub."""
 
 import atexit
 import functools
@@ -26,11 +26,11 @@ _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
-    """Directory of a checkpoint that is given as a directory or as a name on the hub, such as "google/flan-t5-small".
+    """Directory of a checkpoint given as a directory or as a name on the hub, such as "google/flan-t5-small".
 
     A directory in a bucket (gs://…) is copied to this machine. A name is looked up in the cache first (cache_dir, or
-    where HF_HOME has it), so that a student does not change while it is in use; what the cache lacks is downloaded.
-    Raises UserError that says what to do if neither has it.
+    under HF_HOME), so that a student does not change while it is in use, and downloaded if the cache lacks it. Raises
+    UserError with the remedy if neither has it.
     """
     if is_remote(source):
         return _fetch(str(source))
@@ -40,30 +40,32 @@ def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"{name}: no such directory, nor a name that the hub could have (owner/name)") from error
+        raise UserError(
+            f"{name}: no such directory, and not a valid name on the hub (owner/name): give one of the two"
+        ) from error
     cached = _cached(name, cache_dir)
     if cached is not None and (cached / VOCABULARY).is_file():
         return cached
     try:
         return _download(name, cache_dir)
     except (OSError, _HTTP_ERROR) as error:
-        if cached is not None:  # Complete but for a vocabulary, which not every checkpoint has.
+        if cached is not None:  # complete except for a vocabulary, which not every checkpoint has
             return cached
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name}: neither a directory nor in the cache, and the hub cannot be used ({reason}): on a machine that "
-            f"reaches it run `hf download {name} --local-dir DIR` and give DIR, or set HF_HOME to a cache that has it"
+            f"{name}: neither a directory nor in the cache, and the hub cannot be reached ({reason}): on another "
+            f"machine run `hf download {name} --local-dir DIR` and give DIR, or set HF_HOME to a cache that has it"
         ) from error
 
 
 @functools.cache
 def _fetch(url: str) -> Path:
-    """A local copy of a directory in a bucket, for as long as this process lives."""
+    """A local copy of a directory in a bucket, removed when this process ends."""
     place = as_path(url)
     with user_error_on_failure(f"cannot read {url}"):
         files = [file for file in place.iterdir() if any(file.match(pattern) for pattern in _FILES + _WEIGHTS)]
         if not files:
-            raise UserError(f"{url}: no files of a checkpoint there: give the folder of a Hugging Face checkpoint")
+            raise UserError(f"{url}: no files of a checkpoint: give the folder of a Hugging Face checkpoint")
         directory = Path(tempfile.mkdtemp(prefix="cotmi_jax_"))
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         for file in files:
@@ -72,15 +74,15 @@ def _fetch(url: str) -> Path:
 
 
 def _cached(name: str, cache_dir: Path | None) -> Path | None:
-    """Snapshot of the main branch in the cache, if it has a configuration and all weights."""
+    """Snapshot of the main branch in the cache if it has a configuration and all weights, else None."""
     found = huggingface_hub.try_to_load_from_cache(name, "config.json", cache_dir=cache_dir)
-    if not isinstance(found, str):  # None, or a mark that the hub has no such file
+    if not isinstance(found, str):  # None, or a marker that the hub has no such file
         return None
     return Path(found).parent if has_weights(Path(found).parent) else None
 
 
 def _download(name: str, cache_dir: Path | None) -> Path:
-    huggingface_hub.HfApi().model_info(name, timeout=_TIMEOUT)  # Fails soon where the download would hang.
+    huggingface_hub.HfApi().model_info(name, timeout=_TIMEOUT)  # fails after _TIMEOUT where the download would hang
     directory = Path(huggingface_hub.snapshot_download(name, cache_dir=cache_dir, allow_patterns=_FILES + _SAFETENSORS))
     if has_weights(directory):
         return directory

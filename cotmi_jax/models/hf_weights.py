@@ -19,7 +19,7 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises UserError that names the file, and the line where it is not JSON."""
+    """The JSON object in a file. Raises UserError with the file, and the line if it is not JSON."""
     try:
         fields = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -29,12 +29,12 @@ def read_json(path: Path) -> dict[str, object]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file ({error.reason})") from error
     if not isinstance(fields, dict):
-        raise UserError(f"{path}: holds a {type(fields).__name__} where an object is needed")
+        raise UserError(f"{path}: contains a {type(fields).__name__}, must be an object")
     return fields
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether every file of one of the known forms of weights is in the directory."""
+    """Whether the directory has all weight files of its preferred format."""
     files = _files(directory)
     return bool(files) and all((directory / file).is_file() for file in files)
 
@@ -43,22 +43,22 @@ def has_weights(directory: Path) -> bool:
 def open_weights(directory: Path) -> Iterator[dict[str, StoredTensor]]:
     """Tensors of a checkpoint by name, readable within the context.
 
-    Raises UserError that names the file where one is missing, corrupt or against its index.
+    Raises UserError with the file if one is missing, corrupt or inconsistent with its index.
     """
     files = _files(directory)
     if not files:
-        raise UserError(f"{directory}: no weights: one of {', '.join(_PREFERENCE)} is needed")
+        raise UserError(f"{directory}: no weights: it must have one of {', '.join(_PREFERENCE)}")
     for file in files:
         if not (directory / file).is_file():
-            raise UserError(f"{directory / file}: missing, but the index of the weights lists it: fetch it again")
+            raise UserError(f"{directory / file}: missing, but the index of the weights lists it: download it again")
     with contextlib.ExitStack() as stack:
         tensors: dict[str, StoredTensor] = {}
-        for file, promised in files.items():
+        for file, listed in files.items():
             path = directory / file
             opener = _open_safetensors if path.suffix == ".safetensors" else open_torch_bin
             found = stack.enter_context(opener(path))
-            if promised is not None and found.keys() != promised:
-                name = min(found.keys() ^ promised)
+            if listed is not None and found.keys() != listed:
+                name = min(found.keys() ^ listed)
                 where = "in the file but not in the index" if name in found else "in the index but not in the file"
                 raise UserError(f"{path}: tensor {name} is {where}: the files belong to different checkpoints")
             tensors |= found
@@ -66,7 +66,7 @@ def open_weights(directory: Path) -> Iterator[dict[str, StoredTensor]]:
 
 
 def _files(directory: Path) -> dict[str, set[str] | None]:
-    """Files of the preferred form of weights, each with the tensors its index promises; empty without weights."""
+    """Weight files of the preferred format, each with the tensors that an index lists (None: no index), if any."""
     for name in _PREFERENCE:
         path = directory / name
         if path.is_file():
@@ -78,12 +78,12 @@ def _shards(index: Path) -> dict[str, set[str]]:
     """Names of tensors by the file that holds them."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: weight_map = {weight_map!r}: an object from tensor to file is needed")
+        raise UserError(f"{index}: weight_map = {weight_map!r}: must be an object from tensor to file")
     shards: dict[str, set[str]] = {}
     for name, file in weight_map.items():
-        # A plain name: an index must not reach outside its directory.
+        # A plain file name: an index must not refer to files outside its directory.
         if not isinstance(file, str) or Path(file).name != file or not file.endswith((".safetensors", ".bin")):
-            raise UserError(f"{index}: weight_map[{name!r}] = {file!r}: the name of a file beside it is needed")
+            raise UserError(f"{index}: weight_map[{name!r}] = {file!r}: must name a file in the same directory")
         shards.setdefault(file, set()).add(name)
     return shards
 
@@ -94,12 +94,12 @@ def _open_safetensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
         try:
             file = stack.enter_context(safe_open(path, framework="numpy"))
         except SafetensorError as error:
-            raise UserError(f"{path}: corrupt or truncated: fetch it again ({error})") from error
+            raise UserError(f"{path}: corrupt or truncated: download it again ({error})") from error
 
         def read(name: str) -> np.ndarray:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _FLOATS:
-                raise UserError(f"{path}: tensor {name} is {dtype}: one of {', '.join(_FLOATS)} is needed")
+                raise UserError(f"{path}: tensor {name} is {dtype}: must be one of {', '.join(_FLOATS)}")
             return file.get_tensor(name).astype(np.float32)
 
         yield {

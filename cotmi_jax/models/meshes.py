@@ -1,4 +1,4 @@
-"""Which mesh to train or to use a student on, and the least that training's devices then have to tell each other."""
+"""Recommended meshes: for training, for evaluation, and for generation during training."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.config import StudentConfig, T5Config
 
-STATE_BYTES = 16  # a parameter: itself, its gradient and Adam's two moments, in float32
-# Of a device's memory that the state may take; activations and the compiler's buffers want the rest. Where no mesh
-# keeps to the first share, small batches of recomputed activations leave room for the second.
-STATE_SHARES = (0.4, 0.75)
-PARAMETERS_SHARE = 0.5  # likewise of the parameters alone, in float32, where a student is only used
+STATE_BYTES = 16  # per parameter: itself, its gradient and Adam's two moments, in float32
+# Fractions of a device's memory for the state; activations and the compiler's buffers need the rest. If no mesh meets
+# the first, the second still works with small batches and rematerialization.
+STATE_FRACTIONS = (0.4, 0.75)
+PARAMETER_FRACTION = 0.5  # likewise for the float32 parameters, for evaluation and generation
 
 
 class MeshShape(NamedTuple):
@@ -22,7 +22,7 @@ class MeshShape(NamedTuple):
 
 
 def parameter_count(config: T5Config) -> tuple[int, int]:
-    """Parameters of the layers and of everything: matrices, embedding and head, without norms and position biases."""
+    """Numbers of parameters of the layers and of all: layers, embedding and head; without norms and position biases."""
     d, inner = config.d_model, config.num_heads * config.d_kv
     mlp = (3 if config.gated else 2) * d * config.d_ff
     layers = config.num_encoder_layers * (4 * d * inner + mlp) + config.num_decoder_layers * (8 * d * inner + mlp)
@@ -32,47 +32,47 @@ def parameter_count(config: T5Config) -> tuple[int, int]:
 def recommended_mesh(config: T5Config, devices: int, memory: float) -> MeshShape:
     """A mesh for `devices` of `memory` bytes each.
 
-    fsdp as small as the state allows: the least power of two that brings it below a share of the memory. What is
-    left goes to data, whose gradients are summed but whose parameters are never gathered. tensor stays 1 unless fsdp
-    cannot split d_model far enough: it sends activations in every layer, which rows of a thousand tokens make dearer
-    than parameters. Heads, mlp and vocabulary must divide by tensor, d_model by fsdp.
+    fsdp is the least power of two that brings the state below a fraction of the memory; the remaining devices go to
+    data, which all-reduces gradients but never gathers parameters. tensor stays 1 unless d_model does not divide by a
+    large enough fsdp: it all-reduces activations in every layer, more bytes than the parameters for rows of a thousand
+    tokens. Heads, mlp and vocabulary must divide by tensor, d_model by fsdp.
 
-    Raises UserError where no mesh holds the state.
+    Raises UserError if no mesh holds the state.
     """
     state = STATE_BYTES * parameter_count(config)[1]
-    for share in STATE_SHARES:
+    for fraction in STATE_FRACTIONS:
         for mesh in _meshes(config, devices, grows="fsdp"):
-            if state / (mesh.fsdp * mesh.tensor) <= share * memory:
+            if state / (mesh.fsdp * mesh.tensor) <= fraction * memory:
                 return mesh
     raise UserError(
         f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {state / 2**30:.0f} GiB of parameters, gradients "
-        f"and Adam's moments in {STATE_SHARES[-1]:.0%} of their memory: take more devices, or optimizer.name adafactor"
+        f"and Adam's moments in {STATE_FRACTIONS[-1]:.0%} of their memory: use more devices or adafactor"
     )
 
 
 def inference_mesh(config: StudentConfig, devices: int, memory: float) -> MeshShape:
-    """A mesh for scoring and generation on `devices` of `memory` bytes each; infinite: not known, data alone.
+    """A mesh for evaluation and generation on `devices` of `memory` bytes each (infinite: unknown, data only).
 
-    tensor as small as the parameters allow, and fsdp only where heads, mlp and vocabulary cannot be split further: fsdp
-    gathers the whole decoder once for every token generated, tensor sends a few activations.
+    tensor is the least that holds the parameters; fsdp is used only if heads, mlp and vocabulary do not divide further,
+    because it gathers the decoder for every token generated, where tensor sends a few activations.
 
-    Raises UserError where no mesh holds the parameters.
+    Raises UserError if no mesh holds the parameters.
     """
     if not isinstance(config, T5Config):
-        return MeshShape(devices, 1, 1)  # how another network divides is not known
+        return MeshShape(devices, 1, 1)  # which dimensions of another network divide is not known
     parameters = 4 * parameter_count(config)[1]
     for mesh in _meshes(config, devices, grows="tensor"):
-        if parameters / (mesh.fsdp * mesh.tensor) <= PARAMETERS_SHARE * memory:
+        if parameters / (mesh.fsdp * mesh.tensor) <= PARAMETER_FRACTION * memory:
             return mesh
     raise UserError(
         f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {parameters / 2**30:.0f} GiB of parameters in "
-        f"{PARAMETERS_SHARE:.0%} of their memory: take more devices"
+        f"{PARAMETER_FRACTION:.0%} of their memory: use more devices"
     )
 
 
 def generation_mesh(config: StudentConfig, mesh: MeshShape) -> MeshShape:
-    """The mesh to generate on while training on another: as much of fsdp as heads, mlp and vocabulary allow goes to
-    tensor, for the reason that inference_mesh gives."""
+    """The mesh for generation during training on `mesh`: as much of fsdp as heads, mlp and vocabulary allow becomes
+    tensor, for the reason stated at inference_mesh."""
     if not isinstance(config, T5Config):
         return mesh
     data, fsdp, tensor = mesh
@@ -82,7 +82,7 @@ def generation_mesh(config: StudentConfig, mesh: MeshShape) -> MeshShape:
 
 
 def _meshes(config: T5Config, devices: int, grows: Literal["fsdp", "tensor"]) -> Iterator[MeshShape]:
-    """Meshes that split every parameter, by powers of two; the axis that `grows` does so before the other is split."""
+    """Meshes of powers of two that divide every parameter; for each size of the other axis, `grows` increases."""
     for other in _powers(devices):
         for size in _powers(devices // other):
             fsdp, tensor = (size, other) if grows == "fsdp" else (other, size)

@@ -1,4 +1,4 @@
-"""A network apart from its parameters: the graph, the abstract parameters with their logical axes, how to join them."""
+"""A network without its parameters: the graph, the abstract parameters with their logical axes, and `bind`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 @dataclasses.dataclass(frozen=True)
 class ModuleDef(Generic[Module]):
-    """Everything about a network but the values of its parameters, which are a plain nested dict of float32 arrays."""
+    """A network without the values of its parameters, which are a nested dict of float32 arrays."""
 
     build: Callable[[nnx.Rngs], Module]
     graph: nnx.GraphDef
@@ -24,7 +24,7 @@ class ModuleDef(Generic[Module]):
 
     @classmethod
     def trace(cls, build: Callable[[nnx.Rngs], Module]) -> "ModuleDef[Module]":
-        """From a constructor whose parameters are made by models.layers.declare; nothing is allocated."""
+        """From a constructor whose parameters are made by `declare`; nothing is allocated."""
         graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
         axes: Params = {}
         for path, variable in nnx.to_flat_state(state):
@@ -39,7 +39,7 @@ class ModuleDef(Generic[Module]):
         return nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1])
 
     def bind(self, params: Params) -> Module:
-        """The callable network."""
+        """The network with these parameters."""
         return nnx.merge(self.graph, params)
 
 
@@ -57,10 +57,10 @@ def declare(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: 
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout; the identity without a key. Sixteen random bits an element decide, two elements a draw.
+    """Inverted dropout; the identity without a key. Sixteen random bits per element, two elements per 32-bit word.
 
-    Drawing halves the cost of the counter-based generator, which is a visible part of a training step on CPU; the rate
-    is met to within 2^-16.
+    This halves the cost of the counter-based generator, which is a measurable fraction of a training step on CPU. The
+    rate is accurate to 2^-16.
     """
     if key is None or rate == 0.0:
         return x

@@ -1,9 +1,9 @@
-"""Tensors of a `torch.save` file, read without torch and without running anything the file asks for.
+"""Tensors of a `torch.save` file, read without torch and without executing code that the file names.
 
-The format since torch 1.6 is a zip archive of stored, uncompressed entries: `data.pkl`, a pickle of the state dict in
-which every storage is a persistent id, and `data/<key>`, the raw bytes of each storage. A pickle may name any callable
-of the process; the unpickler here answers four names and the three float storage types, with stand-ins of its own that
-only describe a tensor.
+The format since torch 1.6 is a zip archive of uncompressed entries: `data.pkl`, a pickle of the state dict in which
+every storage is a persistent id, and `data/<key>`, the raw bytes of each storage. A pickle may name any callable of the
+process; the unpickler here resolves three of them and the three float storage types, to functions of its own that only
+describe a tensor, and refuses the rest.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from cotmi_jax.errors import UserError
 
 _STORAGES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"}
 _DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-# What zipfile and pickle are documented to raise, or were seen to, on malformed input.
+# What zipfile and pickle are documented or were observed to raise on malformed input.
 _MALFORMED = (
     zipfile.BadZipFile,
     pickle.UnpicklingError,
@@ -39,7 +39,7 @@ _MALFORMED = (
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of an open weight file: its shape now, its values as float32 when asked for."""
+    """A tensor of an open weight file: its shape, and a function that reads its values as float32."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -52,7 +52,7 @@ class _Storage(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A strided view of a storage; offset and strides in elements, all checked to lie within it."""
+    """A strided view of a storage; offset and strides in elements, all checked to be within it."""
 
     storage: _Storage
     offset: int
@@ -61,14 +61,14 @@ class _View(NamedTuple):
 
 
 class _StateDict(dict[str, object]):
-    """Stands for OrderedDict without its attributes: a state dict's are versions, but any could hide a method."""
+    """In place of OrderedDict, without attributes: a state dict's are versions, but any could replace a method."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 class _Unpickler(pickle.Unpickler):
-    """Answers with bound methods and strings alone: a pickle can set no attribute of those."""
+    """Resolves names to bound methods and strings only: a pickle cannot set attributes of these."""
 
     def __init__(self, data: bytes, path: Path):
         super().__init__(io.BytesIO(data))
@@ -85,7 +85,7 @@ class _Unpickler(pickle.Unpickler):
             case "torch._utils._rebuild_parameter":
                 return self._parameter
         raise UserError(
-            f"{self._path}: refused, its pickle asks for {f'{module}.{name}'!r}, which no state dict of float tensors "
+            f"{self._path}: refused, its pickle names {f'{module}.{name}'!r}, which no state dict of float tensors "
             "needs: if you trust it, load it with torch and save it as safetensors"
         )
 
@@ -101,7 +101,7 @@ class _Unpickler(pickle.Unpickler):
     def _view(self, storage: object, offset: object, shape: object, strides: object, *_: object) -> _View:
         start = (offset,)
         if not (isinstance(storage, _Storage) and _is_sizes(start) and _is_sizes(shape) and _is_sizes(strides)):
-            raise pickle.UnpicklingError("a tensor is described by other things than a storage and sizes")
+            raise pickle.UnpicklingError("a tensor is described by something other than a storage and sizes")
         last = start[0] + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if 0 not in shape and last >= storage.length:
             raise pickle.UnpicklingError(f"a tensor of shape {shape} reaches beyond its storage")
@@ -117,7 +117,7 @@ def _is_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
 
 @contextlib.contextmanager
 def open_torch_bin(path: Path) -> Iterator[dict[str, StoredTensor]]:
-    """Tensors by name, readable within the context. Raises UserError that names the file if it cannot be read."""
+    """Tensors by name, readable within the context. Raises UserError with the file if it cannot be read."""
     with contextlib.ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
@@ -135,9 +135,9 @@ def open_torch_bin(path: Path) -> Iterator[dict[str, StoredTensor]]:
 
 def _tensors(archive: zipfile.ZipFile, prefix: str, views: object, path: Path) -> dict[str, StoredTensor]:
     if not isinstance(views, dict):
-        raise UserError(f"{path}: holds a {type(views).__name__}, not a state dict: save model.state_dict()")
+        raise UserError(f"{path}: contains a {type(views).__name__}, not a state dict: save model.state_dict()")
 
-    @functools.lru_cache(maxsize=1)  # Neighbours often share a storage, and one may be most of the file.
+    @functools.lru_cache(maxsize=1)  # tensors next to each other often share a storage, which may be most of the file
     def storage(source: _Storage) -> np.ndarray:
         return np.frombuffer(_entry(archive, f"{prefix}data/{source.key}"), _DTYPES[source.dtype], source.length)
 
@@ -158,7 +158,7 @@ def _tensors(archive: zipfile.ZipFile, prefix: str, views: object, path: Path) -
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Contents of an entry, its checksum verified. torch never compresses: what is compressed may be a zip bomb."""
+    """Contents of an entry, its checksum verified. torch never compresses; a compressed entry may be a zip bomb."""
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
         raise zipfile.BadZipFile(f"entry {name} is compressed")
     return archive.read(name)
@@ -168,5 +168,5 @@ def _diagnosis(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(2)
     if start[:1] == b"\x80":
-        return "in the format of torch before 1.6, which cannot be read without running it: load it with torch and save"
-    return "corrupt or truncated: fetch it again" if start == b"PK" else "not a torch.save file"
+        return "in the format of torch before 1.6, which is not supported: load it with torch and save it again"
+    return "corrupt or truncated: download it again" if start == b"PK" else "not a torch.save file"

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints without torch: weights, vocabularies, and what is refused."""
+"""Hugging Face checkpoints without torch: weights, vocabularies, errors."""
 
 import dataclasses
 import io
@@ -57,7 +57,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def edit_weights(directory: Path, changes: dict[str, np.ndarray | None]) -> None:
-    """Rewrites model.safetensors with tensors replaced, added, or (None) removed."""
+    """Rewrite model.safetensors with tensors replaced, added, or (None) removed."""
     path = directory / "model.safetensors"
     tensors = safetensors.numpy.load_file(path) | changes
     safetensors.numpy.save_file({name: t for name, t in tensors.items() if t is not None}, path)
@@ -73,7 +73,7 @@ def edit_config(directory: Path, **fields: object) -> None:
 
 @pytest.mark.parametrize("config", [TIED, UNTIED])
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 1000])
-def test_saved_parameters_come_back(config: T5Config, max_shard_bytes: int, tmp_path: Path) -> None:
+def test_saved_parameters_are_loaded(config: T5Config, max_shard_bytes: int, tmp_path: Path) -> None:
     params, directory = make_params(config), tmp_path / "a" / "student"
     save_hf(
         jax.tree.map(jax.numpy.asarray, params),
@@ -103,7 +103,7 @@ def test_copies_of_the_embedding_must_be_copies(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name} differs from shared.weight"):
             load_hf(tmp_path / "s")
         edit_weights(tmp_path / "s", {name: params["embedding"][:-1]})
-        with pytest.raises(UserError, match=rf"{name} is \(12, 6\), by config.json it is \(13, 6\)"):
+        with pytest.raises(UserError, match=rf"{name} has shape \(12, 6\), but config.json implies \(13, 6\)"):
             load_hf(tmp_path / "s")
         edit_weights(tmp_path / "s", {name: None})
 
@@ -114,7 +114,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named(checkpoint: Path) -> No
         (query, None, f"lacks {query}"),
         ("lm_head.weight", None, "lacks lm_head.weight"),
         ("decoder.block.1.layer.1.EncDecAttention.q.bias", np.ones(4, "f"), "has unknown .*q.bias"),
-        (query, np.ones((6, 4), "f"), rf"{query} is \(6, 4\), by config.json it is \(4, 6\)"),
+        (query, np.ones((6, 4), "f"), rf"{query} has shape \(6, 4\), but config.json implies \(4, 6\)"),
         (query, np.ones((4, 6), np.float64), f"{query} is F64"),
         (query, np.ones((4, 6), np.int8), f"{query} is I8"),
     ):
@@ -123,13 +123,13 @@ def test_missing_unknown_and_misshapen_tensors_are_named(checkpoint: Path) -> No
         with pytest.raises(UserError, match=complaint):
             load_hf(checkpoint)
         safetensors.numpy.save_file(original, checkpoint / "model.safetensors")
-    edit_config(checkpoint, num_layers=3)  # Nine tensors are missing: three are shown.
+    edit_config(checkpoint, num_layers=3)  # nine tensors are missing, of which three are shown
     with pytest.raises(UserError, match="lacks encoder.block.2.*, .*, .* and 6 more: ") as raised:
         load_hf(checkpoint)
     assert str(checkpoint) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_safetensors_go_before_pickles(checkpoint: Path) -> None:
+def test_safetensors_are_preferred_to_pickles(checkpoint: Path) -> None:
     (checkpoint / "pytorch_model.bin").write_bytes(b"not to be opened")
     (checkpoint / "model.safetensors.index.json").write_text("not to be opened")
     load_hf(checkpoint)
@@ -140,7 +140,7 @@ def test_safetensors_go_before_pickles(checkpoint: Path) -> None:
     with pytest.raises(UserError, match="pytorch_model.bin: not a torch.save file"):
         load_hf(checkpoint)
     (checkpoint / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match="no weights: one of model.safetensors, "):
+    with pytest.raises(UserError, match="no weights: it must have one of model.safetensors, "):
         load_hf(checkpoint)
 
 
@@ -160,7 +160,7 @@ def test_damaged_files_are_named(checkpoint: Path) -> None:
             load_hf(checkpoint)
     for contents, complaint in (
         (b"{\n'a'}", ", line 2: not JSON"),
-        (b"[1]", ": holds a list"),
+        (b"[1]", ": contains a list"),
         (b"\xff", ": not a text"),
     ):
         (checkpoint / "config.json").write_bytes(contents)
@@ -198,7 +198,7 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
 # Export
 
 
-def test_export_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, save_file, calls = tmp_path / "student", safetensors.numpy.save_file, []
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
@@ -238,7 +238,7 @@ def test_parameters_of_another_network_are_not_exported(tmp_path: Path) -> None:
 
 
 def train_vocabulary(path: Path, **settings: Any) -> Path:
-    """A vocabulary of made-up sentences in T5's convention, normalized as T5's is."""
+    """A vocabulary from random sentences with T5's special ids and normalization."""
     draw = np.random.default_rng(0)
     words = ["".join(draw.choice(list("abcdefghij"), draw.integers(1, 7))) for _ in range(60)]
     texts = [" ".join(draw.choice(words, 8)) + f" ({draw.integers(99)} + {draw.integers(9)})." for _ in range(400)]
@@ -250,7 +250,7 @@ def train_vocabulary(path: Path, **settings: Any) -> Path:
 
 
 def ids_of_export(vocabulary: Path, vocab_size: int, directory: Path, texts: list[str]) -> tuple[list[list[int]], int]:
-    """Ids that AutoTokenizer gives after an export, and how many tokens it knows."""
+    """Ids that AutoTokenizer gives after an export, and the number of its tokens."""
     transformers = pytest.importorskip("transformers")
     config = dataclasses.replace(UNTIED, vocab_size=vocab_size)
     save_hf(make_params(config), config, directory, vocabulary_file=vocabulary)
@@ -262,8 +262,8 @@ def ids_of_export(vocabulary: Path, vocab_size: int, directory: Path, texts: lis
 
 
 @pytest.mark.parametrize(("vocab_size", "known"), [(80, 80), (179, 80), (180, 180), (256, 180)])
-def test_exported_tokenizer_gives_the_vocabularys_ids(vocab_size: int, known: int, tmp_path: Path) -> None:
-    """And never an id beyond the embeddings: sentinels are there only where there is room for them."""
+def test_exported_tokenizer_gives_the_ids_of_the_vocabulary(vocab_size: int, known: int, tmp_path: Path) -> None:
+    """Never an id beyond the embeddings: sentinels exist only if the embeddings have rows for them."""
     vocabulary = train_vocabulary(tmp_path / "vocabulary.model")
     texts = ["abc  def gh", "", "  a (12 + 3).\n\nfed\tcab ", "Zebra é ½ ﬁ", "jihgfedcba a+b"]
     ids, size = ids_of_export(vocabulary, vocab_size, tmp_path / "s", texts)

@@ -1,4 +1,4 @@
-"""What a config.json means, and what is refused of it."""
+"""Reading and writing config.json, and the fields that are refused."""
 
 import json
 
@@ -14,7 +14,7 @@ V11 = V10 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "n
 
 def test_published_families_are_read() -> None:
     old = config_from_hf(V10 | {"n_positions": 512, "output_past": True, "task_specific_params": {"a": 1}})
-    assert (old.gated, old.tied, old.num_decoder_layers) == (False, True, 2)  # as the first releases' files say it
+    assert (old.gated, old.tied, old.num_decoder_layers) == (False, True, 2)  # as in files of the first releases
     assert (old.relative_buckets, old.relative_max_distance, old.norm_epsilon, old.dropout) == (32, 128, 1e-6, 0.1)
     new = config_from_hf(V11 | {"dense_act_fn": "gelu_new", "is_gated_act": True, "_name_or_path": "x"})
     assert (new.gated, new.tied, new.num_encoder_layers, new.num_decoder_layers) == (True, False, 2, 1)
@@ -26,7 +26,7 @@ def test_published_families_are_read() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_configuration_goes_there_and_back(tied: bool) -> None:
+def test_a_written_configuration_is_read_back(tied: bool) -> None:
     config = T5Config(13, 6, 2, 5, 2, 3, 4, 8, 16, 1e-5, gated=not tied, tied=tied, pad_id=3, eos_id=2, dropout=0.2)
     assert config_from_hf(json.loads(json.dumps(config_to_hf(config)))) == config
 
@@ -60,13 +60,13 @@ def test_configuration_goes_there_and_back(tied: bool) -> None:
         ({"model_type": "mt5", "tie_word_embeddings": True}, "tie_word_embeddings = True"),
     ],
 )
-def test_what_cannot_be_honoured_is_named(changes: dict[str, object], named: str) -> None:
+def test_unsupported_fields_are_named(changes: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=f"^some/config.json: {named}") as raised:
         config_from_hf(V11 | changes, "some/config.json")
     assert "\n" not in str(raised.value)
 
 
-def test_size_has_no_default() -> None:
+def test_fields_of_the_size_have_no_default() -> None:
     for name in ("model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"):
         with pytest.raises(UserError, match=f"{name} = missing"):
             config_from_hf({key: value for key, value in V11.items() if key != name})

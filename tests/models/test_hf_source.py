@@ -1,4 +1,4 @@
-"""Finding checkpoints: directories, the cache, the hub, and a way out where there is none."""
+"""Finding checkpoints: directories, the cache, the hub, and the remedy if none has it."""
 
 import fnmatch
 import shutil
@@ -18,7 +18,7 @@ from cotmi_jax.models.hf import load_hf, resolve_source
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A directory with the files of a checkpoint, which need nothing in them to be found."""
+    """A directory with the files of a checkpoint, whose contents are not read here."""
     directory = tmp_path / "student"
     directory.mkdir()
     for name in ("config.json", "generation_config.json", "model.safetensors"):
@@ -28,13 +28,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no way to the hub."""
+    """An empty cache, and the hub offline."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "cache"
 
 
 def fill_cache(cache: Path, name: str, files: dict[str, bytes]) -> Path:
-    """Lays files out as the hub's client does: blobs by hash, a snapshot of links, a reference to the commit."""
+    """Store files as the hub's client does: blobs by hash, a snapshot of links, a reference to the commit."""
     root, commit = cache / f"models--{name.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
     for folder in ("blobs", "refs", f"snapshots/{commit}"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def contents_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_directory_is_itself(checkpoint: Path) -> None:
+def test_a_directory_is_used_directly(checkpoint: Path) -> None:
     assert resolve_source(str(checkpoint)) == resolve_source(checkpoint) == checkpoint
 
 
@@ -61,14 +61,14 @@ def test_cached_name_needs_no_network(vocabulary: dict[str, bytes], checkpoint: 
         load_hf("owner/student", cache)
 
 
-def test_name_out_of_reach_says_what_to_do(checkpoint: Path, cache: Path) -> None:
+def test_an_unreachable_name_is_refused_with_a_remedy(checkpoint: Path, cache: Path) -> None:
     def refused(name: str) -> str:
         with pytest.raises(UserError) as raised:
             resolve_source(name, cache)
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    for _ in range(2):  # Neither an empty cache nor one with half a download will do.
+    for _ in range(2):  # neither an empty cache nor an incomplete one is used
         message = refused("owner/student")
         assert "hf download owner/student --local-dir DIR" in message and "HF_HOME" in message
         shutil.rmtree(cache, ignore_errors=True)
@@ -77,18 +77,18 @@ def test_name_out_of_reach_says_what_to_do(checkpoint: Path, cache: Path) -> Non
         assert "no such directory" in refused(name)
 
 
-def test_silent_network_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that accepts connections and never answers, as behind some firewalls."""
+def test_a_host_that_never_answers_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind some firewalls, which accept connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr(hf_source, "_TIMEOUT", 0.5)
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.setenv(name, "127.0.0.1")
-        hang_up = threading.Timer(8, server.close)  # So that without a limit the test fails and does not hang.
+        hang_up = threading.Timer(8, server.close)  # without a time limit the test fails instead of hanging
         hang_up.daemon = True
         hang_up.start()
         start = time.monotonic()
-        with pytest.raises(UserError, match="the hub cannot be used"):
+        with pytest.raises(UserError, match="the hub cannot be reached"):
             resolve_source("owner/student", tmp_path)
         assert time.monotonic() - start < 5
 
@@ -114,5 +114,5 @@ def test_download_takes_pickles_only_without_safetensors(
     found = {path.name for path in resolve_source("owner/student", cache).iterdir()}
     weights = "pytorch_model.bin" if pickled_only else "model.safetensors"
     assert found == {"config.json", "generation_config.json", "spiece.model", weights}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # From now on the cache alone answers.
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # from now on only the cache is available
     assert resolve_source("owner/student", cache).is_dir()

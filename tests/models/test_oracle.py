@@ -1,4 +1,4 @@
-"""The student against transformers' torch T5, and checkpoints carried from one to the other and back."""
+"""The T5 against transformers' T5 in torch, and checkpoints converted in both directions."""
 
 import dataclasses
 import json
@@ -22,8 +22,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-IGNORED = -100  # transformers' label that has no loss
-# d_kv * num_heads != d_model, stacks of unequal depth, and sources longer than the largest distance told apart.
+IGNORED = -100  # the label that transformers excludes from the loss
+# d_kv * num_heads != d_model, stacks of unequal depth, and sources longer than relative_attention_max_distance.
 SHAPES: dict[str, dict[str, Any]] = {
     "v1.1": dict(num_layers=3, num_decoder_layers=2, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     | dict(relative_attention_num_buckets=32, relative_attention_max_distance=128),
@@ -34,7 +34,7 @@ LENGTHS = {"v1.1": (150, 140), "v1.0": (37, 30)}
 
 
 class Oracle(NamedTuple):
-    """A torch T5 in a directory, and what it makes of one batch."""
+    """A torch T5 saved in a directory, and its outputs for one batch."""
 
     model: Any
     directory: Path
@@ -62,7 +62,7 @@ def make_model(shape: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     config = transformers.T5Config(**(defaults | shape), layer_norm_epsilon=1e-5)
     model = transformers.T5ForConditionalGeneration(config).eval()
-    if not shape.get("tie_word_embeddings", True):  # transformers 5 ties what it initializes itself.
+    if not shape.get("tie_word_embeddings", True):  # transformers 5 ties the weights that it initializes
         model.lm_head.weight = torch.nn.Parameter(torch.randn(61, 24) * 0.3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,7 +74,7 @@ def make_model(shape: dict[str, Any]) -> Any:
 
 
 def make_batch(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Four examples of unequal lengths, pad and end-of-sequence ids among the inner tokens excluded."""
+    """Four examples of unequal lengths, without pad and end-of-sequence ids among the inner tokens."""
     draw = np.random.default_rng(0)
     inputs, labels = draw.integers(2, 61, (4, source)), draw.integers(2, 61, (4, target))
     for row, (s, t) in enumerate(zip((source, 3, source // 2, 1), (target // 2, target, 1, 2), strict=True)):
@@ -113,7 +113,7 @@ def logits_of(config: T5Config, params: Any, inputs: np.ndarray, targets: np.nda
 
 
 @pytest.mark.slow
-def test_logits_and_loss_are_those_of_torch_unrolled(oracle: Oracle) -> None:
+def test_logits_and_loss_of_unrolled_layers_equal_torch(oracle: Oracle) -> None:
     config, params = load_hf(oracle.directory)
     graph = graph_of(config, scan_layers=False)
     loss, logits = jax.jit(lambda p: loss_of(graph, p, oracle))(params)
@@ -122,14 +122,14 @@ def test_logits_and_loss_are_those_of_torch_unrolled(oracle: Oracle) -> None:
 
 
 @pytest.mark.slow
-def test_logits_loss_and_gradient_are_those_of_torch(oracle: Oracle, tmp_path: Path) -> None:
+def test_logits_loss_and_gradient_equal_torch(oracle: Oracle, tmp_path: Path) -> None:
     config, params = load_hf(oracle.directory)
     graph = graph_of(config, scan_layers=True)
     (loss, logits), gradient = jax.jit(jax.value_and_grad(lambda p: loss_of(graph, p, oracle), has_aux=True))(params)
     np.testing.assert_allclose(logits, oracle.logits, rtol=0, atol=1e-4)
     assert abs(float(loss) - oracle.loss) < 1e-5
 
-    # torch's gradient, stored as if it were a checkpoint, comes back in the layout of ours.
+    # torch's gradient is saved as a checkpoint, so that load_hf converts it to the layout of our parameters.
     named = dict(oracle.model.named_parameters())
     (tmp_path / "config.json").write_bytes((oracle.directory / "config.json").read_bytes())
     gradients = {name: named[name].grad for name in oracle.state()}
@@ -140,7 +140,7 @@ def test_logits_loss_and_gradient_are_those_of_torch(oracle: Oracle, tmp_path: P
         np.testing.assert_allclose(flat[path], value, rtol=1e-3, atol=1e-5 * np.abs(value).max(), err_msg=path)
 
 
-def test_every_form_of_weights_gives_the_same_parameters(oracle: Oracle, tmp_path: Path) -> None:
+def test_every_weight_format_gives_the_same_parameters(oracle: Oracle, tmp_path: Path) -> None:
     _, expected = load_hf(oracle.directory)
     forms = {name: tmp_path / name for name in ("shards", "bin", "bin_shards")}
     oracle.model.save_pretrained(forms["shards"], max_shard_size="8KB")
@@ -148,7 +148,7 @@ def test_every_form_of_weights_gives_the_same_parameters(oracle: Oracle, tmp_pat
     for name in ("bin", "bin_shards"):
         forms[name].mkdir()
         (forms[name] / "config.json").write_bytes((oracle.directory / "config.json").read_bytes())
-    state = oracle.model.state_dict()  # With the copies of the embedding, as old releases saved them.
+    state = oracle.model.state_dict()  # with the copies of the embedding, as old releases saved them
     torch.save(state, forms["bin"] / "pytorch_model.bin")
     weight_map = {name: f"pytorch_model-{1 + i % 2:05}-of-00002.bin" for i, name in enumerate(state)}
     for file in set(weight_map.values()):
@@ -172,7 +172,7 @@ def test_half_precision_is_read_exactly(dtype: str, form: str, oracle: Oracle, t
     np.testing.assert_array_equal(params["embedding"], half["shared.weight"].float().numpy())
 
 
-def test_there_and_back_every_tensor_is_bit_equal(oracle: Oracle, tmp_path: Path) -> None:
+def test_loaded_and_saved_tensors_are_bit_equal(oracle: Oracle, tmp_path: Path) -> None:
     config, params = load_hf(oracle.directory)
     save_hf(params, config, tmp_path / "back", vocabulary_file=None)
     back = safetensors_torch.load_file(tmp_path / "back" / "model.safetensors")
@@ -187,8 +187,8 @@ def test_there_and_back_every_tensor_is_bit_equal(oracle: Oracle, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["v1.0", "v1.1"])
-def test_exported_student_is_the_same_in_transformers(family: str, tmp_path: Path) -> None:
-    """Initialized here, in shards, loaded there without a missing or unexpected key."""
+def test_exported_student_gives_the_same_logits_in_transformers(family: str, tmp_path: Path) -> None:
+    """Initialized here, exported in shards, loaded by transformers without a missing or unexpected key."""
     config = T5Config(
         vocab_size=61, d_model=16, d_kv=6, d_ff=20, num_encoder_layers=2, num_decoder_layers=3, num_heads=2,
         relative_buckets=8, relative_max_distance=24, norm_epsilon=1e-5,
@@ -213,8 +213,8 @@ def test_exported_student_is_the_same_in_transformers(family: str, tmp_path: Pat
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=1e-5)
 
 
-def test_unscaled_network_that_transformers_5_tied_itself(tmp_path: Path) -> None:
-    """It is saved without an output matrix: the embedding is one, and the logits are not scaled."""
+def test_a_network_that_transformers_5_tied_is_not_scaled(tmp_path: Path) -> None:
+    """It is saved without an output matrix: the embedding is used, and the logits are not scaled."""
     shape = SHAPES["v1.1"] | {"vocab_size": 31}
     config = transformers.T5Config(d_model=16, d_ff=8, d_kv=4, num_heads=2, decoder_start_token_id=0, **shape)
     model = transformers.T5ForConditionalGeneration(config).eval()
@@ -230,7 +230,7 @@ def test_unscaled_network_that_transformers_5_tied_itself(tmp_path: Path) -> Non
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
 
-def test_mt5_is_unscaled(tmp_path: Path) -> None:
+def test_mt5_is_not_scaled(tmp_path: Path) -> None:
     config = transformers.MT5Config(
         vocab_size=31, d_model=16, d_ff=8, d_kv=4, num_heads=2, num_layers=1, decoder_start_token_id=0
     )
@@ -245,7 +245,7 @@ def test_mt5_is_unscaled(tmp_path: Path) -> None:
 
 
 def test_related_networks_are_refused() -> None:
-    """What transformers itself writes for networks of another function never passes for a T5."""
+    """Configs that transformers writes for networks of another function."""
     for config in (
         transformers.UMT5Config(),
         transformers.LongT5Config(),

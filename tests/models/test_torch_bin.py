@@ -1,4 +1,4 @@
-"""Reading torch.save files: the values torch wrote, and nothing at all run on a file's behalf."""
+"""Reading torch.save files: the values that torch wrote, and no code that a file names is executed."""
 
 import functools
 import os
@@ -44,7 +44,7 @@ class Call:
         return self.reduced
 
 
-# Opcodes by hand: pickle.Pickler cannot be made to write what is not importable here.
+# Opcodes by hand: pickle.Pickler only writes names that can be imported.
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQ"
 
 
@@ -62,7 +62,7 @@ def test_hand_written_archive_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_all(tmp_path / "a.bin")["w"], [[1, 2], [3, 4]])
 
 
-def test_values_are_those_torch_wrote(tmp_path: Path) -> None:
+def test_values_equal_those_torch_wrote(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     base = torch.randn(4, 6)
     state = OrderedDict(
@@ -87,7 +87,7 @@ def test_values_are_those_torch_wrote(tmp_path: Path) -> None:
 def test_state_dict_of_a_module_is_read(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     state = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2)).state_dict()
-    assert state._metadata  # An attribute of the OrderedDict, which the pickle therefore sets.
+    assert state._metadata  # an attribute of the OrderedDict, which the pickle sets
     torch.save(state, tmp_path / "a.bin")
     assert read_all(tmp_path / "a.bin").keys() == state.keys()
 
@@ -107,15 +107,15 @@ def test_code_in_a_pickle_is_refused_and_not_run(how: str, protocol: int, nested
     }[how]
     payload = OrderedDict(deep=[({"x": (attack,)},)]) if nested else attack
     write_archive(tmp_path / "evil.bin", pickle.dumps(payload, protocol), {})
-    with pytest.raises(UserError, match=r"evil\.bin: refused, its pickle asks for ") as raised:
+    with pytest.raises(UserError, match=r"evil\.bin: refused, its pickle names ") as raised:
         read_all(tmp_path / "evil.bin")
     assert "\n" not in str(raised.value)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("target", [b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_parameter\n", STORAGE])
-def test_pickle_cannot_change_what_the_reader_answers(target: bytes, tmp_path: Path) -> None:
-    """BUILD with a pair sets attributes of whatever is on the stack."""
+def test_a_pickle_cannot_set_attributes_of_the_reader(target: bytes, tmp_path: Path) -> None:
+    """The BUILD opcode with a pair sets attributes of the object on the stack."""
     for attribute in (b"__defaults__", b"__call__", b"key"):
         set_attribute = b"(N}X%c\x00\x00\x00" % len(attribute) + attribute + b"ctorch\nFloatStorage\nstb"
         write_archive(tmp_path / "evil.bin", b"\x80\x02" + target + set_attribute + b".", {})
@@ -132,12 +132,12 @@ def test_attributes_of_a_state_dict_are_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("offset", "shape", "strides"),
     [
-        (0, b"K\x03K\x03\x86", b"K\x03K\x01\x86"),  # nine of six
+        (0, b"K\x03K\x03\x86", b"K\x03K\x01\x86"),  # nine elements of six
         (5, b"K\x02\x85", b"K\x01\x85"),
         (6, b")", b")"),
         (0, b"K\x02\x85", b"J\xff\xff\xff\xff\x85"),  # a negative stride
         (0, b"K\x02K\x02\x86", b"K\x01\x85"),
-        (0, b"\x88\x85", b"K\x01\x85"),  # True is no size
+        (0, b"\x88\x85", b"K\x01\x85"),  # True is not a size
     ],
 )
 def test_view_outside_its_storage_is_refused(offset: int, shape: bytes, strides: bytes, tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_short_missing_or_compressed_storage_is_refused(tmp_path: Path) -> None:
             read_all(tmp_path / "bad.bin")
 
 
-def test_damage_of_any_kind_names_the_file(tmp_path: Path) -> None:
-    """Truncated anywhere, or with any byte of the pickle changed: an answer or a UserError, nothing else."""
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    """Truncated, or with a byte of the pickle changed: a result or a UserError, no other exception."""
     pickled = view(1, b"K\x02K\x02\x86", b"K\x02K\x01\x86")
     write_archive(tmp_path / "good.bin", pickled, {"0": SIX})
     whole = (tmp_path / "good.bin").read_bytes()
@@ -187,7 +187,7 @@ def test_damage_of_any_kind_names_the_file(tmp_path: Path) -> None:
     ("contents", "complaint"),
     [(b"", "not a torch.save file"), (b"GIF89a", "not a torch.save file"), (b"\x80\x02abc", "before 1.6")],
 )
-def test_other_files_are_told_apart(contents: bytes, complaint: str, tmp_path: Path) -> None:
+def test_files_of_other_formats_are_refused(contents: bytes, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "other.bin").write_bytes(contents)
     with pytest.raises(UserError, match=f"other.bin: .*{complaint}"):
         read_all(tmp_path / "other.bin")
@@ -202,7 +202,7 @@ def test_old_format_and_other_contents_are_refused(tmp_path: Path) -> None:
     for contents, complaint in (
         ({"w": torch.ones(2), "step": 3}, "'step' is not a tensor"),
         ({"model": {"w": torch.ones(2)}}, "'model' is not a tensor"),
-        ([torch.ones(2)], "holds a list"),
+        ([torch.ones(2)], "contains a list"),
         ({"w": torch.ones(2, dtype=torch.int64)}, "torch.LongStorage"),
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
     ):
@@ -238,7 +238,7 @@ def test_a_shared_storage_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
-    """The reader is for machines without torch: neither it nor the pickle may import it."""
+    """Neither the reader nor the pickle imports torch, which may be missing."""
     write_archive(tmp_path / "a.bin", view(1, b"K\x02K\x02\x86", b"K\x02K\x01\x86"), {"0": SIX})
     code = (
         "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
