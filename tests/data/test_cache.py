@@ -1,4 +1,4 @@
-"""Tokens are prepared once, whole or not at all, each process its share, and never taken for those of other data."""
+"""Tokens are prepared once, completely or not at all, and are found by the identity of their data only."""
 
 import dataclasses
 import os
@@ -35,7 +35,7 @@ TRAIN = (dataclasses.replace(SPLITS["train"][0], more=(("Again.", 0.5),), weight
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_TIMEOUT", 20.0)
 
 
@@ -45,7 +45,7 @@ def tokens_of(examples: Sequence[Example]) -> TokenizedSplit:
 
 
 class Maker:
-    """A recipe that remembers what it was asked for."""
+    """A recipe that records its calls."""
 
     def __init__(self) -> None:
         self.reads, self.tokenized = 0, []
@@ -78,7 +78,7 @@ def assert_same_split(actual: TokenizedSplit, expected: TokenizedSplit) -> None:
         np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
 
 
-def assert_whole(prepared: Prepared) -> None:
+def assert_complete(prepared: Prepared) -> None:
     assert_same_split(prepared.train, tokens_of(TRAIN))
     assert_same_split(prepared.valid, tokens_of(SPLITS["valid"]))
     assert prepared.valid_examples == SPLITS["valid"]
@@ -89,15 +89,15 @@ def test_a_second_run_reads_and_tokenizes_nothing(tmp_path: Path) -> None:
     first, second = Maker(), Maker()
     made, found = prepare(tmp_path / "cache", IDENTITY, first.recipe)
     assert not found and first.reads == 1
-    assert_whole(made)
+    assert_complete(made)
     again, found = prepare(tmp_path / "cache", IDENTITY, second.recipe)
     assert found and (second.reads, second.tokenized) == (0, [])
-    assert_whole(again)
+    assert_complete(again)
     assert again.fingerprint == made.fingerprint
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [key_of(IDENTITY)]
     in_memory, found = prepare(None, IDENTITY, Maker().recipe)
     assert not found
-    assert_whole(in_memory)
+    assert_complete(in_memory)
 
 
 def test_tokens_take_two_bytes_each_and_stay_on_disk(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_tokens_take_two_bytes_each_and_stay_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["corpus", "vocabulary", "settings"])
-def test_whatever_tokens_depend_on_is_another_cache(tmp_path: Path, changed: str) -> None:
+def test_another_identity_is_another_cache(tmp_path: Path, changed: str) -> None:
     prepare(tmp_path, IDENTITY, Maker().recipe)
     other = Maker()
     _, found = prepare(tmp_path, IDENTITY | {changed: "other"}, other.recipe)
@@ -169,31 +169,33 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path) -> None:
     maker = Maker()
     recipe = dataclasses.replace(maker.recipe, read=lambda: (TRAIN, SPLITS["valid"], {"notes": object()}))
-    with pytest.raises(TypeError):  # in the midst of writing
+    with pytest.raises(TypeError):  # while it writes
         prepare(tmp_path, IDENTITY, recipe)
     assert list(tmp_path.iterdir()) == []
 
 
 _KILLED = """
 import sys, time
-sys.path[:0] = {folders!r}
-import test_cache
-from cotmi_jax.data import cache
+sys.path.insert(0, {support!r})
 from pathlib import Path
+from splits import random_split
+from cotmi_jax.data import cache
+from cotmi_jax.data.example import Example
 save = cache._save
 def slow(path, numbers):
     save(path, numbers)
     print("saved", flush=True)
     time.sleep(0.5)
 cache._save = slow
-cache.prepare(Path({folder!r}), test_cache.IDENTITY, test_cache.Maker().recipe)
+examples = [Example(f"a/train/{{n}}", "How many?", "3", "Three.") for n in range(4)]
+recipe = cache.Recipe(lambda: (examples, examples, {{}}), lambda some, split: random_split(len(some)), lambda *_: None)
+cache.prepare(Path({folder!r}), {identity!r}, recipe)
 """
 
 
-@pytest.mark.slow
-def test_a_killed_preparation_is_no_cache_and_is_cleared_away(tmp_path: Path) -> None:
-    folders = [str(REPOSITORY / "tests" / name) for name in ("support", "data")]
-    program = _KILLED.format(folders=folders, folder=str(tmp_path))
+def test_a_killed_preparation_is_no_cache_and_is_removed(tmp_path: Path) -> None:
+    support = str(REPOSITORY / "tests" / "support")
+    program = _KILLED.format(support=support, folder=str(tmp_path), identity=IDENTITY)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
     assert process.stdout is not None
@@ -204,63 +206,35 @@ def test_a_killed_preparation_is_no_cache_and_is_cleared_away(tmp_path: Path) ->
     assert len(left) == 1 and left[0].startswith(f"{key_of(IDENTITY)}.partial-")
     prepared, found = prepare(tmp_path, IDENTITY, Maker().recipe)
     assert not found
-    assert_whole(prepared)
+    assert_complete(prepared)
     assert [path.name for path in tmp_path.iterdir()] == [key_of(IDENTITY)]
 
 
-def test_each_process_tokenizes_its_share_alone(tmp_path: Path) -> None:
-    makers, results = [Maker() for _ in range(3)], {}
-
-    def run(process: int) -> None:
-        time.sleep(0.1 * (2 - process))
-        results[process] = prepare(tmp_path, IDENTITY, makers[process].recipe, process=process, processes=3)[0]
-
-    threads = [threading.Thread(target=run, args=(process,)) for process in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    shares = [ids for maker in makers for split, ids in maker.tokenized if split == "train"]
-    assert [len(share) for share in shares] == [10, 10, 10]
-    assert sum(shares, []) == [example.id for example in TRAIN]
-    assert [split for maker in makers for split, _ in maker.tokenized].count("valid") == 1
-    for prepared in results.values():
-        assert_whole(prepared)
-    assert [path.name for path in tmp_path.iterdir()] == [key_of(IDENTITY)]
-
-
-def test_processes_that_share_no_folder_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_TIMEOUT", 0.3)
-    for process in (0, 1):
-        with pytest.raises(UserError, match="set config.data.cache to a folder that all hosts share, or to none"):
-            prepare(tmp_path / str(process), IDENTITY, Maker().recipe, process=process, processes=2)
-
-
-class Meeting:
-    """all_gather of threads that stand for the processes of a run."""
+class AllGathers:
+    """all_gather for threads in place of the processes of a run."""
 
     def __init__(self, processes: int):
-        self._said = [""] * processes
+        self._texts = [""] * processes
         self._barrier = threading.Barrier(processes, timeout=20)
 
     def of(self, process: int) -> AllGather:
         def all_gather(text: str) -> list[str]:
-            self._said[process] = text
+            self._texts[process] = text
             self._barrier.wait()
-            heard = list(self._said)
+            gathered = list(self._texts)
             self._barrier.wait()
-            return heard
+            return gathered
 
         return all_gather
 
 
-def side_by_side(run: Callable[[int, AllGather], Any], processes: int) -> list[Any]:
-    """What the processes return, or the UserError that each of them ends with."""
-    meeting, results = Meeting(processes), [None] * processes
+def run_processes(run: Callable[[int, AllGather], Any], processes: int) -> list[Any]:
+    """Runs each process in a thread; what each returns, or the UserError that it raises."""
+    all_gathers, results = AllGathers(processes), [None] * processes
 
     def target(process: int) -> None:
         try:
-            results[process] = run(process, meeting.of(process))
+            results[process] = run(process, all_gathers.of(process))
         except UserError as error:
             results[process] = error
 
@@ -272,13 +246,39 @@ def side_by_side(run: Callable[[int, AllGather], Any], processes: int) -> list[A
     return results
 
 
-def test_processes_find_out_whether_they_share_a_folder(tmp_path: Path) -> None:
+def test_each_process_tokenizes_a_piece(tmp_path: Path) -> None:
+    makers = [Maker() for _ in range(3)]
+
+    def run(process: int, _: AllGather) -> Prepared:
+        time.sleep(0.1 * (2 - process))
+        return prepare(tmp_path, IDENTITY, makers[process].recipe, process=process, processes=3)[0]
+
+    results = run_processes(run, 3)
+    pieces = [ids for maker in makers for split, ids in maker.tokenized if split == "train"]
+    assert [len(piece) for piece in pieces] == [10, 10, 10]
+    assert sum(pieces, []) == [example.id for example in TRAIN]
+    assert [split for maker in makers for split, _ in maker.tokenized].count("valid") == 1
+    for prepared in results:
+        assert_complete(prepared)
+    assert [path.name for path in tmp_path.iterdir()] == [key_of(IDENTITY)]
+
+
+def test_processes_that_share_no_folder_time_out_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_TIMEOUT", 0.3)
+    for process in (0, 1):
+        with pytest.raises(UserError, match="set config.data.cache to a folder that all hosts share, or to none"):
+            prepare(tmp_path / str(process), IDENTITY, Maker().recipe, process=process, processes=2)
+
+
+def test_processes_detect_whether_they_share_a_folder(tmp_path: Path) -> None:
     def shared(*folders: Path) -> list[bool]:
-        return side_by_side(lambda process, all_gather: is_shared(folders[process], all_gather), len(folders))
+        return run_processes(lambda process, all_gather: is_shared(folders[process], all_gather), len(folders))
 
     assert shared(tmp_path / "one", tmp_path / "one", tmp_path / "one") == [True] * 3
     assert shared(tmp_path / "one", tmp_path / "two", tmp_path / "one") == [False] * 3
-    assert [*(tmp_path / "one").iterdir(), *(tmp_path / "two").iterdir()] == []  # nothing is left behind
+    assert [*(tmp_path / "one").iterdir(), *(tmp_path / "two").iterdir()] == []  # no file is left
     (tmp_path / "file").write_text("")
     assert shared(tmp_path / "file", tmp_path / "file") == [False] * 2  # and no error
 
@@ -287,12 +287,14 @@ def test_processes_find_out_whether_they_share_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "a")])
-def test_hosts_need_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
-    parts, tokenized = threading.Lock(), []
+def test_hosts_divide_the_work_only_if_they_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    lock, tokenized = threading.Lock(), []
     tokenize = inputs.tokenize
 
     def counting(config: Any, vocabulary: Any, examples: Any, **more: Any) -> Any:
-        with parts:
+        with lock:
             tokenized.append(len(examples))
         return tokenize(config, vocabulary, examples, **more)
 
@@ -302,7 +304,7 @@ def test_hosts_need_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         config = runs.tiny_config({"data.cache": str(tmp_path / names[process])})
         return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, all_gather=all_gather)
 
-    first, second = side_by_side(prepared, 2)
+    first, second = run_processes(prepared, 2)
     assert sorted(tokenized) == ([10, 10, 500] if names == ("a", "a") else [20, 20, 500, 500])
     assert first.prepared.fingerprint == second.prepared.fingerprint
     assert {place.name for place in tmp_path.iterdir()} == set(names)
@@ -315,12 +317,12 @@ def test_hosts_with_other_data_are_refused(tmp_path: Path) -> None:
         config = runs.tiny_config({"data.cache": str(tmp_path / str(process)), "data.size": 20 + process})
         return RunData.of(config, Vocabulary(VOCABULARY_PATH), process=process, processes=2, all_gather=all_gather)
 
-    for error in side_by_side(prepared, 2):
+    for error in run_processes(prepared, 2):
         assert isinstance(error, UserError) and "process 1 has other data" in str(error)
 
 
-def test_a_killed_preparation_of_the_same_number_is_cleared_away(tmp_path: Path) -> None:
-    """Containers start again with the numbers of the processes that were killed in them."""
+def test_a_temporary_folder_of_a_killed_process_with_the_same_pid_is_removed(tmp_path: Path) -> None:
+    """A restarted container reuses the pids of processes that were killed in it."""
     left = tmp_path / f"{key_of(IDENTITY)}.partial-{socket.gethostname()}+{os.getpid()}+00000000"
     left.mkdir()
     elsewhere = left.with_name(left.name.replace(f"{socket.gethostname()}+", f"{socket.gethostname()}-2+"))
@@ -329,8 +331,8 @@ def test_a_killed_preparation_of_the_same_number_is_cleared_away(tmp_path: Path)
     assert not left.exists() and elsewhere.exists()
 
 
-def test_a_job_that_was_overtaken_takes_what_is_there(tmp_path: Path) -> None:
-    """Process 0 of two waits for a part that never comes, since another job has finished in the meantime."""
+def test_a_slower_job_uses_the_cache_that_another_has_written(tmp_path: Path) -> None:
+    """Process 0 of two waits for a piece that never appears, since another job has finished in the meantime."""
     maker = Maker()
 
     def read() -> Any:
@@ -338,10 +340,10 @@ def test_a_job_that_was_overtaken_takes_what_is_there(tmp_path: Path) -> None:
         return maker.read()
 
     prepared, _ = prepare(tmp_path, IDENTITY, dataclasses.replace(maker.recipe, read=read), processes=2)
-    assert_whole(prepared)
+    assert_complete(prepared)
 
 
-def test_shares_without_examples_are_no_error(tmp_path: Path) -> None:
+def test_empty_pieces_are_no_error(tmp_path: Path) -> None:
     """Three examples on four hosts."""
     train = TRAIN[1:4]
     makers = [Maker() for _ in range(4)]
@@ -351,16 +353,7 @@ def test_shares_without_examples_are_no_error(tmp_path: Path) -> None:
         )
         for maker in makers
     ]
-    threads = [
-        threading.Thread(
-            target=prepare, args=(tmp_path, IDENTITY, recipes[process]), kwargs={"process": process, "processes": 4}
-        )
-        for process in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_processes(lambda process, _: prepare(tmp_path, IDENTITY, recipes[process], process=process, processes=4), 4)
     prepared, found = prepare(tmp_path, IDENTITY, recipes[0])
     assert found
     assert_same_split(prepared.train, tokens_of(train))

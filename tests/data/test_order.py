@@ -1,4 +1,4 @@
-"""Which examples make up each batch: each once an epoch, mixtures at their rates, batches of balanced length."""
+"""The examples of each batch: every example once an epoch, mixtures at their rates, batches of balanced length."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_every_epoch_holds_every_example_once_without_a_gap(size: int, batch_siz
         assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_a_step_does_not_depend_on_the_steps_asked_for_before() -> None:
+def test_a_step_does_not_depend_on_earlier_calls() -> None:
     straight = [TrainOrder.of(10, 4, seed=5).picks(step).rows for step in range(9)]
     for step in (8, 2, 7, 0, 3):
         np.testing.assert_array_equal(TrainOrder.of(10, 4, seed=5).picks(step).rows, straight[step])
@@ -39,11 +39,11 @@ def test_the_stream_depends_on_the_seed_and_not_on_the_batch_size() -> None:
 
     assert stream(4, 1) == stream(6, 1) == stream(8, 1)
     assert stream(4, 1) != stream(4, 2)
-    # Neighbouring seeds must not share epochs: (seed, epoch) is not seed + epoch.
+    # Consecutive seeds must not share epochs, as they would if the generator's seed were seed + epoch.
     assert stream(4, 1)[12:] != stream(4, 2)[:12]
 
 
-def test_a_step_far_out_is_as_quick_as_the_first() -> None:
+def test_a_late_step_costs_no_more_than_the_first() -> None:
     rows = TrainOrder.of(10, 4, seed=5).picks(10**12).rows
     assert rows.shape == (4,) and set(rows.tolist()) <= set(range(10))
 
@@ -51,7 +51,7 @@ def test_a_step_far_out_is_as_quick_as_the_first() -> None:
 # Mixtures.
 
 
-def test_rates_share_an_epoch_out_and_each_part_goes_through_its_rows_evenly() -> None:
+def test_rates_divide_an_epoch_and_each_component_uses_its_rows_equally_often() -> None:
     components = make_quotas([30, 10], [1.0, 1.0])
     assert components == (ComponentQuota(30, 20), ComponentQuota(10, 20))
     order = TrainOrder(components, batch_size=8, seed=3)
@@ -62,16 +62,16 @@ def test_rates_share_an_epoch_out_and_each_part_goes_through_its_rows_evenly() -
     assert np.bincount(small)[30:].tolist() == [4] * 10
     large = np.concatenate([epoch.rows[epoch.rows < 30] for epoch in (first, second, order.epoch(2))])
     assert np.bincount(large).tolist() == [2] * 30
-    # The passes count on where the epoch before has ended.
+    # Passes continue from those of the previous epoch.
     assert sorted(set(second.passes[second.rows >= 30].tolist())) == [2, 3]
     assert sorted(set(second.passes[second.rows < 30].tolist())) == [0, 1]
-    parts = first.rows < 30
-    assert 5 < np.abs(np.diff(parts.astype(int))).sum()  # mixed, not one part after the other
+    of_large = first.rows < 30
+    assert 5 < np.abs(np.diff(of_large.astype(int))).sum()  # mixed, not concatenated
 
 
-def test_quotas_add_up_and_a_rate_that_gives_nothing_is_refused() -> None:
+def test_quotas_add_up_and_a_rate_that_gives_no_example_is_refused() -> None:
     for rates in ([1, 1, 1], [0.2, 0.3, 0.7], [5, 1, 3]):
-        assert sum(share.quota for share in make_quotas([7, 5, 8], rates)) == 20
+        assert sum(component.quota for component in make_quotas([7, 5, 8], rates)) == 20
     with pytest.raises(UserError, match=r"rate 0.001 of 1.001 gives none of an epoch's 20 examples"):
         make_quotas([10, 10], [1.0, 0.001])
 
@@ -105,7 +105,7 @@ def test_balanced_epochs_hold_every_example_once_in_batches_of_bounded_length(ba
     np.testing.assert_allclose(order.cap, batch_size * order.mean + room)
 
 
-def test_few_examples_leave_their_random_batch() -> None:
+def test_balancing_moves_few_examples() -> None:
     split = skewed(4000)
     order, plain = balanced(split, 64), TrainOrder.of(split.size, 64, 3)
     moved = order.epoch(0).rows != plain.epoch(0).rows
@@ -114,22 +114,22 @@ def test_few_examples_leave_their_random_batch() -> None:
 
 def test_balance_depends_on_seed_and_epoch_alone() -> None:
     split = skewed()
-    far = balanced(split).picks(10**9)
+    late = balanced(split).picks(10**9)
     for step in (3, 10**9 - 1):
         balanced(split).picks(step)
-    np.testing.assert_array_equal(balanced(split).picks(10**9).rows, far.rows)
-    assert not np.array_equal(balanced(split, seed=4).picks(10**9).rows, far.rows)
+    np.testing.assert_array_equal(balanced(split).picks(10**9).rows, late.rows)
+    assert not np.array_equal(balanced(split, seed=4).picks(10**9).rows, late.rows)
 
 
-def test_epochs_within_a_batch_have_nothing_to_balance() -> None:
+def test_batches_of_complete_epochs_are_not_rebalanced() -> None:
     split = random_split(6, seed=1)
-    order, plain = balanced(split, batch_size=12), TrainOrder.of(6, 12, 3)  # every batch holds two whole epochs
+    order, plain = balanced(split, batch_size=12), TrainOrder.of(6, 12, 3)  # every batch holds two complete epochs
     for step in range(5):
         np.testing.assert_array_equal(order.picks(step).rows, plain.picks(step).rows)
 
 
-def test_the_budget_is_that_of_the_passes_with_the_longest_rationales() -> None:
-    """Examples with two and with three rationales, of which the last is long: both have it in every sixth pass."""
+def test_the_budget_fits_the_passes_with_the_longest_rationales() -> None:
+    """Examples have two or three rationales, of which the last is long: all of them use it in every sixth pass."""
     split = random_split(240, rationales=3, explanations=(2, 6))
     last = np.zeros(len(split.weights), bool)
     last[split.rationale_offsets[1:][np.diff(split.rationale_offsets) > 1] - 1] = True
@@ -140,14 +140,14 @@ def test_the_budget_is_that_of_the_passes_with_the_longest_rationales() -> None:
     order = balanced(split, 24)
     found = totals(order, split, 12 * 10)
     assert (found <= order.cap).all()
-    heaviest = found[50:60].mean(axis=0)  # epoch 5
-    assert heaviest[1] > 0.97 * 24 * order.mean[1] and heaviest[1] > 1.2 * found[:10, 1].mean()
+    longest = found[50:60].mean(axis=0)  # epoch 5
+    assert longest[1] > 0.97 * 24 * order.mean[1] and longest[1] > 1.2 * found[:10, 1].mean()
     shape = make_shape(split, order, multiple=1)
     for step in range(200):
         pack(split, order.picks(step), shape)
 
 
-def test_rationales_take_turns_over_the_passes() -> None:
+def test_each_pass_uses_the_next_rationale() -> None:
     split = random_split(40, seed=2, rationales=3)
     order = TrainOrder.of(split.size, 8, 0)
     seen: dict[int, list[int]] = {}
@@ -155,6 +155,6 @@ def test_rationales_take_turns_over_the_passes() -> None:
         picks = order.epoch(epoch)
         for row, target in zip(picks.rows, split.target_rows("explain", *picks), strict=True):
             seen.setdefault(int(row), []).append(int(target - split.rationale_offsets[row]))
-    for row, turns in seen.items():
+    for row, indices in seen.items():
         number = int(split.rationale_offsets[row + 1] - split.rationale_offsets[row])
-        assert turns == [epoch % number for epoch in range(6)]
+        assert indices == [epoch % number for epoch in range(6)]

@@ -1,4 +1,4 @@
-"""tf.data gives exactly the batches of the pure function, from any step on and in any number of processes."""
+"""tf.data gives exactly the batches of the pure function, from any step and in any number of processes."""
 
 from typing import Any
 
@@ -43,19 +43,19 @@ def test_batches_are_those_of_the_pure_function(split: TokenizedSplit, start: in
         assert_same_batch(batch, gather(split, *ORDER.picks(step)))
 
 
-def test_nothing_is_left_at_the_end(split: TokenizedSplit) -> None:
+def test_an_empty_range_of_steps_gives_no_batches(split: TokenizedSplit) -> None:
     assert list(train_batches(split, ORDER, 5, 5)) == []
 
 
-def test_processes_feed_one_batch_together(split: TokenizedSplit) -> None:
+def test_processes_supply_one_batch_together(split: TokenizedSplit) -> None:
     groups = ProcessRows(0, 2, (0, 3)), ProcessRows(1, 2, (1, 2))
     streams = [train_batches(split, ORDER, 2, 8, process_rows=process_rows) for process_rows in groups]
     place = np.argsort(np.concatenate([process_rows.indices(ORDER.batch_size) for process_rows in groups]))
-    for step, shares in enumerate(zip(*streams, strict=True), 2):
-        whole = jax.tree.map(lambda *parts: np.concatenate(parts)[place], *shares)
-        assert_same_batch(whole, gather(split, *ORDER.picks(step)))
+    for step, batches in enumerate(zip(*streams, strict=True), 2):
+        joined = jax.tree.map(lambda *arrays: np.concatenate(arrays)[place], *batches)
+        assert_same_batch(joined, gather(split, *ORDER.picks(step)))
 
 
-def test_an_uneven_share_is_refused_as_bad_input(split: TokenizedSplit) -> None:
+def test_an_uneven_division_is_a_user_error(split: TokenizedSplit) -> None:
     with pytest.raises(UserError, match="does not divide into 3 shards on 3 hosts"):
         next(train_batches(split, ORDER, 0, 2, process_rows=ProcessRows(0, 3)))

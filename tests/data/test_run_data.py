@@ -1,4 +1,4 @@
-"""The data of a run: which cache it finds, what the cache depends on, and which component is of no use."""
+"""The data of a run: which cache it uses, what the cache depends on, and components that cannot be used."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import runs
 
-from cotmi_jax.data import run_data as inputs
+from cotmi_jax.data import run_data as run_data_module
 from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -16,10 +16,10 @@ from cotmi_jax.errors import UserError
 
 def test_a_cache_in_a_bucket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="config.data.cache gs://b/tokens: .* leave it empty"):
-        inputs.find_cache(runs.tiny_config({"data.cache": "gs://b/tokens"}))
-    monkeypatch.setenv(inputs.CACHE_VARIABLE, "gs://b/all")
+        run_data_module.find_cache(runs.tiny_config({"data.cache": "gs://b/tokens"}))
+    monkeypatch.setenv(run_data_module.CACHE_VARIABLE, "gs://b/all")
     with pytest.raises(UserError, match=r"\$COTMI_CACHE gs://b/all: "):
-        inputs.find_cache(runs.tiny_config({"data.cache": ""}))
+        run_data_module.find_cache(runs.tiny_config({"data.cache": ""}))
 
 
 def run_data(folder: Path | str, **changes: Any) -> RunData:
@@ -30,13 +30,13 @@ def run_data(folder: Path | str, **changes: Any) -> RunData:
 def test_a_run_finds_its_data_again_and_reads_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_data(tmp_path)
     assert not first.found and f"tokens now in {tmp_path}" in first.notes(None)[0]
-    monkeypatch.setattr(inputs, "load_corpus", lambda *arguments: pytest.fail("the corpus was read"))
+    monkeypatch.setattr(run_data_module, "load_corpus", lambda *arguments: pytest.fail("the corpus was read"))
     second = run_data(tmp_path, **{"steps": 9, "batch_size": 4, "data.packing": False})
     assert second.found and f"tokens from {tmp_path}" in second.notes(None)[0]
     assert second.prepared.fingerprint == first.prepared.fingerprint
     assert second.position(3) == {"step": 3, "examples": 12, "fingerprint": first.prepared.fingerprint}
     dss = run_data(tmp_path, **{"objective.name": "dss"})
-    assert dss.found  # it has the sequences of cotmi
+    assert dss.found  # its sequences are those of cotmi
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_a_run_with_other_data_prepares_it(tmp_path: Path, changes: dict[str, An
     assert not run_data(tmp_path, **changes).found
 
 
-def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COTMI_CACHE", str(tmp_path / "there"))
-    assert inputs.find_cache(runs.tiny_config({"data.cache": ""})) == tmp_path / "there"
-    assert inputs.find_cache(runs.tiny_config({"data.cache": "none"})) is None
+    assert run_data_module.find_cache(runs.tiny_config({"data.cache": ""})) == tmp_path / "there"
+    assert run_data_module.find_cache(runs.tiny_config({"data.cache": "none"})) is None
     monkeypatch.delenv("COTMI_CACHE")
-    assert inputs.find_cache(runs.tiny_config({"data.cache": ""})) == Path.home() / ".cache" / "cotmi_jax"
+    assert run_data_module.find_cache(runs.tiny_config({"data.cache": ""})) == Path.home() / ".cache" / "cotmi_jax"
 
 
-def test_the_manifest_says_what_a_cache_was_made_of(tmp_path: Path) -> None:
+def test_the_manifest_holds_the_identity_of_the_data(tmp_path: Path) -> None:
     run_data(tmp_path)
     (place,) = tmp_path.iterdir()
     identity = json.loads((place / "manifest.json").read_text())["identity"]

@@ -1,10 +1,12 @@
-"""Valid split, subsampling, and the way from the name of a data set to the corpus of a run."""
+"""The valid split, subsampling, and loading of a corpus by the name of its data set."""
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from releases import write_release
 
 from cotmi_jax.data import corpus as sources
 from cotmi_jax.data.corpus import Loading, load_corpus
@@ -18,13 +20,10 @@ def make_examples(count: int, split: str = "train") -> tuple[Example, ...]:
     return tuple(Example(f"made/{split}/{i}", f"in {i}", f"label {i}", f"why {i}") for i in range(count))
 
 
-def write_svamp(root, rationales, split="train", name="svamp"):
-    folder = root / name
-    (folder / "llm").mkdir(parents=True, exist_ok=True)
+def write_svamp(root: Path, rationales: list[str], split: str = "train", name: str = "svamp") -> None:
     rows = [{"input": f"{name} {i}?", "label": f"( {i}.0 + 1.0 )"} for i in range(len(rationales))]
-    (folder / f"{name}_{split}.json").write_text("\n".join(json.dumps(row) for row in rows))
-    said = [f"{rationale} The answer is ({i} + 1)." for i, rationale in enumerate(rationales)]
-    (folder / "llm" / f"{split}_CoT_0.json").write_text(json.dumps(said))
+    completions = [f"{rationale} The answer is ({i} + 1)." for i, rationale in enumerate(rationales)]
+    write_release(root, name, rows, completions, split=split)
 
 
 def load(dataset="svamp", **changes):
@@ -73,7 +72,7 @@ def test_subsample_keeps_the_end_of_the_permutation_of_its_seed(fraction, seed):
 def test_subsample_of_everything_changes_nothing():
     examples = make_examples(10)
     assert subsample(examples, 1.0, 3) == examples
-    assert len(subsample(examples, 0.7, 3)) == 6  # 1 - 0.7 is a little more than 0.3 in floats.
+    assert len(subsample(examples, 0.7, 3)) == 6  # in floating point 1 - 0.7 is slightly above 0.3
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.01, float("nan")])
@@ -141,8 +140,8 @@ def test_empty_gold_is_an_error_whatever_the_policy(root):
 
 
 def test_unparsed_completions_are_counted(root):
-    said = ["No label here."] * 3 + ["Fine. The answer is (1)."] * 27
-    (root / "svamp" / "llm" / "train_CoT_0.json").write_text(json.dumps(said))
+    completions = ["No label here."] * 3 + ["Fine. The answer is (1)."] * 27
+    (root / "svamp" / "llm" / "train_CoT_0.json").write_text(json.dumps(completions))
     unparsed = load(data_root=str(root)).unparsed
     assert unparsed["train"] + unparsed["valid"] == 3 and unparsed["test"] == 0
 
@@ -165,12 +164,12 @@ def test_bad_arguments(changes, message):
 
 
 def test_data_root_comes_from_argument_or_environment_alone(root, tmp_path_factory, monkeypatch):
-    workplace = tmp_path_factory.mktemp("place") / "repository"
-    workplace.mkdir()
-    monkeypatch.chdir(workplace)
+    folder = tmp_path_factory.mktemp("folder") / "repository"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     monkeypatch.delenv(sources.DATA_ROOT_VARIABLE, raising=False)
-    (workplace.parent / "shared").mkdir()
-    (workplace.parent / "shared" / "data").symlink_to(root)
+    (folder.parent / "shared").mkdir()
+    (folder.parent / "shared" / "data").symlink_to(root)
     with pytest.raises(
         UserError, match="no data root: set config.data.root .* or COTMI_DATA_ROOT .*dss/{set}/"
     ) as error:

@@ -1,4 +1,4 @@
-"""Tokens, tasks and vocabularies: what a student reads and writes, and which rows make up a batch."""
+"""Vocabularies, task texts, tokenized splits and padded batches."""
 
 import dataclasses
 import io
@@ -13,8 +13,8 @@ import sentencepiece
 from cotmi_jax.data import tokenize as tokenizing
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.order import eval_rows
-from cotmi_jax.data.sources import released as dss
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
+from cotmi_jax.data.sources.released import ReleasedSource
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, PREFIX, read_label, read_rationale, task_texts
 from cotmi_jax.data.tokenize import TokenLimits, check_split, tokenize_split
 from cotmi_jax.data.tokens import MULTIPLE, Ragged, TokenizedSplit, gather
@@ -51,7 +51,7 @@ def rows_of(ragged: Ragged) -> list[list[int]]:
 # Padding.
 
 
-def test_rows_are_padded_in_the_order_asked_for() -> None:
+def test_rows_are_padded_in_the_given_order() -> None:
     ragged = Ragged.of([[5, 6, 7], [], [8]])
     assert ragged.longest == 3
     padded = ragged.padded(np.array([2, 0, 1, 0, -1]), 4)
@@ -62,13 +62,13 @@ def test_rows_are_padded_in_the_order_asked_for() -> None:
 
 
 @pytest.mark.parametrize("sequences", [[], [[]], [[], []]])
-def test_nothing_is_padded_too(sequences: list[list[int]]) -> None:
+def test_empty_sequences_are_padded(sequences: list[list[int]]) -> None:
     ragged = Ragged.of(sequences)
     assert ragged.longest == 0
     np.testing.assert_array_equal(ragged.padded(np.full(2, -1), 3), np.zeros((2, 3)))
 
 
-def test_a_batch_holds_its_rows_and_says_which_are_padding(vocabulary: Vocabulary) -> None:
+def test_a_batch_holds_its_rows_and_marks_padding(vocabulary: Vocabulary) -> None:
     split = tokenized(vocabulary)
     batch = gather(split, np.array([7, -1, 2]))
     assert batch["valid"].tolist() == [True, False, True] and batch["valid"].dtype == bool
@@ -85,13 +85,13 @@ def test_a_batch_holds_its_rows_and_says_which_are_padding(vocabulary: Vocabular
 
 
 @pytest.mark.parametrize(("size", "batches"), [(1, 1), (4, 1), (5, 2), (12, 3)])
-def test_evaluation_takes_every_row_once_in_order(size: int, batches: int) -> None:
+def test_evaluation_visits_every_row_once_in_order(size: int, batches: int) -> None:
     rows = eval_rows(size, 4)
     assert len(rows) == batches and all(batch.shape == (4,) for batch in rows)
     assert np.concatenate(rows).tolist() == list(range(size)) + [-1] * (4 * batches - size)
 
 
-def test_hosts_share_a_batch_without_overlap_and_refuse_an_uneven_one() -> None:
+def test_hosts_divide_a_batch_without_overlap_and_an_uneven_one_is_refused() -> None:
     groups = [ProcessRows(0, 3, (0, 4)), ProcessRows(1, 3, (1, 2)), ProcessRows(2, 3, (3, 5))]
     assert [process_rows.indices(12).tolist() for process_rows in groups] == [
         [0, 1, 8, 9],
@@ -121,7 +121,7 @@ def test_both_tasks_have_one_input_length_and_all_lengths_are_rounded_up(
         assert (tokens.truncated_inputs, tokens.truncated_targets) == (0, 0)
 
 
-def test_what_is_too_long_is_cut_before_its_eos_and_counted(vocabulary: Vocabulary) -> None:
+def test_long_sequences_are_cut_before_their_eos_and_counted(vocabulary: Vocabulary) -> None:
     whole = tokenized(vocabulary).tasks
     lengths = sorted(len(row) for row in rows_of(whole[EXPLAIN].targets))
     target_limit, input_limit = lengths[len(lengths) // 2], len(rows_of(whole[EXPLAIN].inputs)[0])
@@ -137,7 +137,7 @@ def test_what_is_too_long_is_cut_before_its_eos_and_counted(vocabulary: Vocabula
     assert cut[EXPLAIN].truncated_targets > 0 and cut[PREDICT].truncated_targets == 0
 
 
-def test_a_limit_of_one_token_leaves_the_eos(vocabulary: Vocabulary) -> None:
+def test_a_limit_of_one_token_keeps_the_eos(vocabulary: Vocabulary) -> None:
     tokens = tokenized(vocabulary, max_target_tokens=1).tasks[PREDICT]
     assert rows_of(tokens.targets) == [[EOS_ID]] * len(EXAMPLES) and tokens.truncated_targets == len(EXAMPLES)
 
@@ -146,14 +146,14 @@ def lengths(ragged: Ragged) -> list[int]:
     return ragged.lengths.tolist()
 
 
-def test_what_is_too_long_may_be_skipped_and_counted(vocabulary: Vocabulary) -> None:
+def test_examples_with_long_sequences_can_be_skipped_and_counted(vocabulary: Vocabulary) -> None:
     whole = tokenized(vocabulary)
     explained = lengths(whole.tasks[EXPLAIN].targets)
     limit = sorted(explained)[len(explained) // 2]
     split = tokenized(vocabulary, max_target_tokens=limit, too_long="skip")
-    stays = [length <= limit for length in explained]
-    assert split.kept.tolist() == stays and split.size == sum(stays) < len(EXAMPLES)
-    kept = tuple(example for example, here in zip(EXAMPLES, stays, strict=True) if here)
+    fits = [length <= limit for length in explained]
+    assert split.kept.tolist() == fits and split.size == sum(fits) < len(EXAMPLES)
+    kept = tuple(example for example, short in zip(EXAMPLES, fits, strict=True) if short)
     for task, tokens in tokenized(vocabulary, kept).tasks.items():
         for kind in ("inputs", "targets"):
             assert rows_of(getattr(split.tasks[task], kind)) == rows_of(getattr(tokens, kind))
@@ -177,7 +177,7 @@ def test_what_is_too_long_may_be_skipped_and_counted(vocabulary: Vocabulary) -> 
         ),
     ],
 )
-def test_what_is_too_long_may_be_an_error_that_names_its_place(
+def test_a_long_sequence_can_be_an_error_that_names_its_place(
     vocabulary: Vocabulary, limits: dict[str, int], message: str
 ) -> None:
     short = Example("a/train/0", "Tom has 3 pens and buys 4.", "( 3 + 4 )", "3 + 4 = 7.")
@@ -187,7 +187,7 @@ def test_what_is_too_long_may_be_an_error_that_names_its_place(
         tokenized(vocabulary, (short, long), too_long="error", **limits)
 
 
-def test_a_split_of_which_nothing_is_left_is_refused(vocabulary: Vocabulary) -> None:
+def test_an_empty_split_is_refused(vocabulary: Vocabulary) -> None:
     limits = TokenLimits(4, 256, "skip")
     nothing = tokenized(vocabulary, max_input_tokens=4, too_long="skip")
     with pytest.raises(UserError, match="train: all 24 examples are longer than config.data.max_input_tokens 4 or"):
@@ -197,7 +197,7 @@ def test_a_split_of_which_nothing_is_left_is_refused(vocabulary: Vocabulary) -> 
     check_split("train", tokenized(vocabulary).kept, limits)
 
 
-def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> None:
+def test_each_pass_uses_the_next_rationale_as_target(vocabulary: Vocabulary) -> None:
     one, other = EXAMPLES[:2]
     several = dataclasses.replace(one, weight=0.5, more=(("Because.", 2.0), ("Thus.", 0.0)))
     for objective, task in (("dss", EXPLAIN), ("single_task", PREDICT)):
@@ -209,8 +209,8 @@ def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> N
         assert split.rationale_counts.tolist() == [3, 1]
         for number in range(5):
             batch = gather(split, np.array([0, 1, -1]), number)
-            turn = gather(expected, np.array([number % 3, 3, -1]))
-            np.testing.assert_array_equal(batch[task]["targets"], turn[task]["targets"])
+            current = gather(expected, np.array([number % 3, 3, -1]))
+            np.testing.assert_array_equal(batch[task]["targets"], current[task]["targets"])
             assert batch["weight"].tolist() == [[0.5, 2.0, 0.0][number % 3], 1.0, 0.0]
     labels = tokenized(vocabulary, (several, other)).tasks[PREDICT].targets
     assert len(rows_of(labels)) == 2
@@ -218,14 +218,16 @@ def test_rationales_are_targets_one_after_the_other(vocabulary: Vocabulary) -> N
     assert standard.rationale_counts.tolist() == [1, 1] and standard.weights.tolist() == [1.0, 1.0]
 
 
-def test_parts_make_the_split_whatever_their_size(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_split_does_not_depend_on_the_size_of_chunks(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, seen = tokenized(vocabulary), []
     monkeypatch.setattr(tokenizing, "CHUNK", 7)
     limits = TokenLimits(1024, 256)
-    parts = tokenizing.tokenize_split(
+    split = tokenizing.tokenize_split(
         EXAMPLES, vocabulary, objective="dss", label_type="gt", limits=limits, progress=seen.append
     )
-    assert parts.fingerprint() == whole.fingerprint()
+    assert split.fingerprint() == whole.fingerprint()
     assert seen == [7, 7, 7, 3]
 
 
@@ -238,7 +240,7 @@ def test_parts_make_the_split_whatever_their_size(vocabulary: Vocabulary, monkey
         ("cotmi", {PREDICT: ("predict: Two pens.", "( 1 + 1 )"), EXPLAIN: ("explain: Two pens.", "One and one.")}),
     ],
 )
-def test_each_objective_asks_for_its_own_inputs_and_targets(objective: str, expected: dict) -> None:
+def test_each_objective_has_its_inputs_and_targets(objective: str, expected: dict) -> None:
     example = Example("a/train/0", "Two pens.", "( 1 + 1 )", "One and one.", "( 1 * 1 )")
     assert {task: tuple(task_texts([example], objective, task, "gt")[0]) for task in expected} == expected
     teacher = task_texts([example], objective, PREDICT, "llm")[0].target
@@ -257,10 +259,10 @@ def test_tokens_are_those_of_the_task_texts(vocabulary: Vocabulary) -> None:
 
 
 def test_an_unreadable_teacher_label_is_an_empty_target(vocabulary: Vocabulary) -> None:
-    silent = (dataclasses.replace(EXAMPLES[0], teacher_label=None),)
-    tasks = tokenized(vocabulary, silent, label_type="llm").tasks
+    unreadable = (dataclasses.replace(EXAMPLES[0], teacher_label=None),)
+    tasks = tokenized(vocabulary, unreadable, label_type="llm").tasks
     assert rows_of(tasks[PREDICT].targets) == [[EOS_ID]]
-    assert rows_of(tasks[EXPLAIN].targets) == rows_of(tokenized(vocabulary, silent).tasks[EXPLAIN].targets)
+    assert rows_of(tasks[EXPLAIN].targets) == rows_of(tokenized(vocabulary, unreadable).tasks[EXPLAIN].targets)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_unknown_names_are_refused(vocabulary: Vocabulary, changes: dict, messag
 
 
 @pytest.mark.parametrize("rationale", ["Three and four.", "So the answer is not 3. It is 4."])
-def test_single_task_output_is_taken_apart_as_it_was_put_together(rationale: str) -> None:
+def test_label_and_rationale_are_recovered_from_the_target_of_single_task(rationale: str) -> None:
     example = Example("a/train/0", "How many?", "( 3 + 4 )", rationale)
     target = task_texts([example], "single_task", PREDICT, "gt")[0].target
     assert read_label(target, "single_task") == "( 3 + 4 )"
@@ -290,11 +292,13 @@ def test_single_task_output_is_taken_apart_as_it_was_put_together(rationale: str
         ("standard", "So the answer is no", "So the answer is no", None),
     ],
 )
-def test_labels_are_read_off_any_output(objective: str, output: str, label: str, rationale: str | None) -> None:
+def test_labels_and_rationales_are_read_from_any_output(
+    objective: str, output: str, label: str, rationale: str | None
+) -> None:
     assert (read_label(output, objective), read_rationale(output, objective)) == (label, rationale)
 
 
-def test_the_fingerprint_changes_with_any_token_and_with_nothing_else(vocabulary: Vocabulary) -> None:
+def test_the_fingerprint_changes_with_any_token_and_only_with_tokens(vocabulary: Vocabulary) -> None:
     split = tokenized(vocabulary)
     seen = {split.fingerprint(), tokenized(vocabulary, objective="cotmi").fingerprint()}
     assert len(seen) == 1
@@ -307,7 +311,7 @@ def test_the_fingerprint_changes_with_any_token_and_with_nothing_else(vocabulary
                 changed = dataclasses.replace(tokens, **{field: Ragged(flat, ragged.offsets)})
                 seen.add(dataclasses.replace(split, tasks=split.tasks | {task: changed}).fingerprint())
             offsets = ragged.offsets.copy()
-            offsets[1] += 1  # the same tokens, cut elsewhere
+            offsets[1] += 1  # the same tokens, with another boundary
             changed = dataclasses.replace(tokens, **{field: Ragged(ragged.flat, offsets)})
             seen.add(dataclasses.replace(split, tasks=split.tasks | {task: changed}).fingerprint())
     seen.add(tokenized(vocabulary, EXAMPLES[::-1]).fingerprint())
@@ -318,7 +322,7 @@ def test_the_fingerprint_changes_with_any_token_and_with_nothing_else(vocabulary
 # Vocabularies.
 
 
-def test_eos_text_stands_for_the_eos_token(vocabulary: Vocabulary) -> None:
+def test_eos_text_is_encoded_as_the_eos_token(vocabulary: Vocabulary) -> None:
     premise, hypothesis = vocabulary.encode(["Tom has 3 pens.", "Tom has 4 pens."])
     joined, after, before, alone, twice, empty = vocabulary.encode(
         ["Tom has 3 pens.</s>Tom has 4 pens.", "</s>Tom has 4 pens.", "Tom has 3 pens.</s>", "</s>", "</s></s>", ""]
@@ -328,7 +332,7 @@ def test_eos_text_stands_for_the_eos_token(vocabulary: Vocabulary) -> None:
     assert (alone, twice, empty) == ([EOS_ID], [EOS_ID, EOS_ID], [])
 
 
-def test_decoding_stops_at_eos_and_passes_over_padding_and_unknown_ids(vocabulary: Vocabulary) -> None:
+def test_decoding_stops_at_eos_and_ignores_padding_and_unknown_ids(vocabulary: Vocabulary) -> None:
     (ids,) = vocabulary.encode(["Tom has 3 pens."])
     assert vocabulary.decode(ids) == "Tom has 3 pens."
     noisy = np.array([PAD_ID, *ids[:2], vocabulary.size, *ids[2:], PAD_ID, EOS_ID, *ids], np.int32)
@@ -348,7 +352,7 @@ def test_a_vocabulary_of_another_convention_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a model\n" * 9])
-def test_what_is_no_vocabulary_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_a_vocabulary_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "spiece.model"
     if content is not None:
         path.write_bytes(content)
@@ -356,7 +360,7 @@ def test_what_is_no_vocabulary_is_refused(tmp_path: Path, content: bytes | None)
         Vocabulary(path)
 
 
-def test_a_model_that_does_not_fit_its_vocabulary_is_refused(vocabulary: Vocabulary) -> None:
+def test_a_model_that_does_not_match_its_vocabulary_is_refused(vocabulary: Vocabulary) -> None:
     check_fits(vocabulary, vocab_size=vocabulary.size, pad_id=0, eos_id=1)
     with pytest.raises(UserError, match=f"has {vocabulary.size} pieces but the model has {vocabulary.size - 1}"):
         check_fits(vocabulary, vocab_size=vocabulary.size - 1, pad_id=0, eos_id=1)
@@ -371,7 +375,7 @@ def test_ids_are_those_of_the_published_tokenizer(data_root: Path, tmp_path: Pat
     spiece = data_root / "t5" / "spiece.model"
     shutil.copyfile(spiece, tmp_path / "spiece.model")
     tokenizer = transformers.T5Tokenizer.from_pretrained(tmp_path)
-    examples = dss.ReleasedSource(data_root, name).read().splits["test"][:200]
+    examples = ReleasedSource(data_root, name).read().splits["test"][:200]
     split = tokenized(Vocabulary(spiece), examples)
     for task, prefix in ((PREDICT, "predict: "), (EXPLAIN, "explain: ")):
         expected = tokenizer([prefix + example.input for example in examples])["input_ids"]

@@ -1,4 +1,4 @@
-"""Made-up data sets in the layout of the Distilling Step-by-Step release."""
+"""Synthetic data sets in the layout of the Distilling Step-by-Step release."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ def json_lines(rows: list[dict]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def write_release(root: Path, name: str, rows: list[dict], *parts: list[str], split: str = "train") -> Path:
-    """Writes one split of a set and its completions in parts; returns the gold file."""
+def write_release(root: Path, name: str, rows: list[dict], *completions: list[str], split: str = "train") -> Path:
+    """Writes one split of a data set, with one file for each list of completions; returns the gold file."""
     (root / name / "llm").mkdir(parents=True, exist_ok=True)
-    for i, part in enumerate(parts):
-        (root / name / "llm" / f"{split}_CoT_{i}.json").write_text(json.dumps(part))
+    for i, texts in enumerate(completions):
+        (root / name / "llm" / f"{split}_CoT_{i}.json").write_text(json.dumps(texts))
     gold = root / name / f"{name}_{split}.json"
     gold.write_text(json_lines(rows), encoding="utf-8")
     return gold

@@ -1,4 +1,4 @@
-"""Made-up tokenized splits: no text, no vocabulary."""
+"""Random tokenized splits, without text or vocabulary."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ def random_split(
     explanations: tuple[int, int] = (2, 9),
     vocab_size: int = 32,
 ) -> TokenizedSplit:
-    """num examples with up to so many rationales; lengths are uniform in the given ranges, each sequence ends in eos.
+    """num examples with at most `rationales` rationales; lengths are uniform in the given ranges and include eos.
 
-    The last task writes the rationales. Weights are 1 for one rationale each, else drawn, some of them 0.
+    The targets of the last task are rationales. Their weights are 1 if rationales is 1, else random, some of them 0.
     """
     draw = np.random.default_rng(seed)
     counts = draw.integers(1, rationales + 1, num)
@@ -32,15 +32,15 @@ def random_split(
         lengths = draw.integers(between[0], between[1] + 1, size)
         return Ragged.of([[*draw.integers(2, vocab_size, length - 1).tolist(), 1] for length in lengths])
 
-    parts = {}
+    tokenized = {}
     for task in tasks:
         per_rationale = task == tasks[-1]
         targets = ragged(total, explanations) if per_rationale else ragged(num, labels)
-        parts[task] = TokenizedTask(ragged(num, inputs), targets, per_rationale, 0, 0)
+        tokenized[task] = TokenizedTask(ragged(num, inputs), targets, per_rationale, 0, 0)
     weights = np.ones(total) if rationales == 1 else draw.choice([0.0, 0.25, 1.0, 2.0], total)
-    return TokenizedSplit(parts, offsets_of(counts), weights.astype(np.float32), np.ones(num, bool))
+    return TokenizedSplit(tokenized, offsets_of(counts), weights.astype(np.float32), np.ones(num, bool))
 
 
 def sequence(ragged: Ragged, row: int) -> list[int]:
-    """One sequence."""
+    """The ids of one sequence."""
     return ragged.flat[ragged.offsets[row] : ragged.offsets[row + 1]].tolist()
