@@ -1,4 +1,4 @@
-"""The builders for TensorFlow Datasets, on made-up files, and the command that prepares the real release."""
+"""The builders for TensorFlow Datasets, on synthetic files, and the command that prepares the real release."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ROWS = {"train": 4, "valid": 2, "test": 3}
 
 
 def write_all(root: Path) -> Path:
-    """Every set of the release with two teachers; the last completion of each split holds no readable label."""
+    """Every data set with completions of both teachers; the last completion of each split has no readable label."""
     for split, count in ROWS.items():
         texts = [f"{split} {n}" for n in range(count)]
         golds = {
@@ -37,16 +37,18 @@ def write_all(root: Path) -> Path:
         }
         ends = {"svamp": "The answer is (1 + 2).", "cqa": "So the answer is (a) a cork.", "esnli": "Answer: neutral"}
         for name, rows in golds.items():
-            said = [f"Because {text}. {ends.get(name, 'So the answer is neutral.')}" for text in texts[:-1]]
-            write_release(root, name, rows, [*said, f"Who knows {texts[-1]}."], split=split)
+            completions = [f"Because {text}. {ends.get(name, 'So the answer is neutral.')}" for text in texts[:-1]]
+            write_release(root, name, rows, [*completions, f"Who knows {texts[-1]}."], split=split)
             neox = root / "gpt-neox" / name
             neox.mkdir(parents=True, exist_ok=True)
-            (neox / f"{split}.json").write_text(json.dumps([f"Neo: {completion}" for completion in [*said, "No."]]))
+            (neox / f"{split}.json").write_text(
+                json.dumps([f"Neo: {completion}" for completion in [*completions, "No."]])
+            )
     return root
 
 
 class DssBuilderTest(tfds.testing.DatasetBuilderTestCase):
-    """Registered, prepared, read, reloaded; splits do not overlap. Other configs: test_a_prepared_set below."""
+    """TensorFlow Datasets' own test of a builder, on two configs; test_a_prepared_set… covers all."""
 
     DATASET_CLASS = dss.Builder
     BUILDER_CONFIG_NAMES_TO_TEST = ["svamp", "anli1_gpt_neox"]
@@ -55,7 +57,7 @@ class DssBuilderTest(tfds.testing.DatasetBuilderTestCase):
 
 
 class AnliBuilderTest(tfds.testing.DatasetBuilderTestCase):
-    """Every round, of an archive with a row without a reason."""
+    """The same for every round, on an archive with a row without a reason."""
 
     DATASET_CLASS = anli.Builder
     SPLITS = {"train": 2, "validation": 1, "test": 1}
@@ -72,7 +74,7 @@ class AnliBuilderTest(tfds.testing.DatasetBuilderTestCase):
                     {"uid": f"{file}{i}", "context": "A boy hums.", "hypothesis": file, "label": label, "reason": "So."}
                     for i, label in enumerate(labels)
                 ]
-                del rows[-1]["reason"]  # As in part of the archive's rows.
+                del rows[-1]["reason"]  # as in some rows of the archive
                 (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -90,19 +92,19 @@ def test_a_prepared_set_gives_the_examples_of_the_release(tmp_path, name, teache
     assert corpus.splits["train"][1].place == f"{builder.info.full_name} train row 1"
 
 
-def test_a_fingerprint_follows_the_release_the_set_was_prepared_from(tmp_path):
-    release, found = write_all(tmp_path / "release"), []
+def test_the_fingerprint_depends_on_the_release_the_set_was_prepared_from(tmp_path):
+    release, fingerprints = write_all(tmp_path / "release"), []
     for folder in ("a", "b", "c"):
-        if folder == "c":  # Of the same length: sizes alone would not tell.
+        if folder == "c":  # same length: sizes alone do not differ
             gold = release / "cqa" / "cqa_test.json"
             gold.write_text(gold.read_text().replace("test 0", "text 0"))
         builder = dss.Builder(config="cqa", data_dir=tmp_path / folder)
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=release))
-        found.append(corpus_fingerprint(Loading(dataset="tfds:dss/cqa", tfds_dir=str(tmp_path / folder))))
-    assert found[0] == found[1] != found[2]
+        fingerprints.append(corpus_fingerprint(Loading(dataset="tfds:dss/cqa", tfds_dir=str(tmp_path / folder))))
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_a_damaged_file_is_noticed(tmp_path):
+def test_a_damaged_file_is_an_error(tmp_path):
     builder = dss.Builder(config="svamp", data_dir=tmp_path / "sets")
     release = write_all(tmp_path / "release")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=release))
@@ -127,8 +129,8 @@ def prepare(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_command_prepares_the_real_release(tmp_path, data_root):
     folder = "cotmi_jax/data/builders/dss"
-    done = prepare(folder, "--config=svamp", f"--data_dir={tmp_path}", f"--manual_dir={data_root}")
-    assert done.returncode == 0, done.stderr
+    finished = prepare(folder, "--config=svamp", f"--data_dir={tmp_path}", f"--manual_dir={data_root}")
+    assert finished.returncode == 0, finished.stderr
     settings = {"data_root": str(data_root), "tfds_dir": str(tmp_path)}
     stored, released = (load_corpus(Loading(dataset=name, **settings)) for name in ("tfds:dss/svamp", "svamp"))
     assert stored == released
@@ -136,9 +138,9 @@ def test_the_command_prepares_the_real_release(tmp_path, data_root):
     assert tf.io.gfile.exists(str(tmp_path / "dss" / "svamp" / "1.0.0" / "dataset_info.json"))
 
 
-def test_the_command_says_in_a_line_what_it_lacks(tmp_path):
+def test_the_command_reports_missing_input_in_one_line(tmp_path):
     for manual, message in ((tmp_path, f"{tmp_path}: holds neither svamp/"), (tmp_path / "none", "Manual directory")):
         folders = [f"--data_dir={tmp_path / 'sets'}", f"--manual_dir={manual}"]
-        done = prepare("cotmi_jax/data/builders/dss", "--config=svamp", *folders)
-        assert done.returncode == 2
-        assert f"error: {message}" in done.stderr and "Traceback" not in done.stderr
+        finished = prepare("cotmi_jax/data/builders/dss", "--config=svamp", *folders)
+        assert finished.returncode == 2
+        assert f"error: {message}" in finished.stderr and "Traceback" not in finished.stderr

@@ -1,4 +1,4 @@
-"""Model output is evaluated as arithmetic and as nothing else."""
+"""Model output is evaluated as arithmetic only."""
 
 import time
 
@@ -13,7 +13,7 @@ from cotmi_jax.data.labels import MAX_CHARACTERS, MAX_DEPTH, equal_values, evalu
         ("( 84.0 / 2.0 )", 42.0),
         ("( ( 12 + 5 ) * 3 )", 51.0),
         ("2 + 3 * 4", 14.0),
-        ("20 - 5 - 3", 12.0),  # Left to right: 20 - (5 - 3) would be 18.
+        ("20 - 5 - 3", 12.0),  # from left to right: 20 - (5 - 3) is 18
         ("64 / 4 / 2 * 3", 24.0),
         ("((((7))))", 7.0),
         ("-(3 - 5) * -2", -4.0),
@@ -67,7 +67,7 @@ def test_value_of_an_expression(text: str, value: float) -> None:
         "٣ + ٤",
         "３",
         "½",
-        "2 − 1",  # A typographic minus.
+        "2 − 1",  # a typographic minus
         "1\u00a0+ 1",
         "1 / 0",
         "1 / ( 2 - 2 )",
@@ -84,10 +84,10 @@ def test_anything_else_has_no_value_and_takes_no_time(text: str) -> None:
 def test_limits_are_the_stated_ones() -> None:
     assert evaluate_expression("1".rjust(MAX_CHARACTERS)) == 1.0
     assert evaluate_expression("1".rjust(MAX_CHARACTERS + 1)) is None
-    levels = MAX_DEPTH - 1  # The number itself is the deepest level.
+    levels = MAX_DEPTH - 1  # the number itself is the deepest level
     assert evaluate_expression("(" * levels + "1" + ")" * levels) == 1.0
     assert evaluate_expression("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH) is None
-    assert evaluate_expression(" + ".join(["( 1 )"] * 100)) == 100.0  # Depth is not the number of parentheses.
+    assert evaluate_expression(" + ".join(["( 1 )"] * 100)) == 100.0  # depth is not the number of parentheses
 
 
 def test_equal_values_is_relative_and_none_equals_nothing() -> None:

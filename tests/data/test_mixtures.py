@@ -1,4 +1,4 @@
-"""What a dataset string names, mixtures, and the fingerprint that a cache of a corpus is known by."""
+"""Data set strings, mixtures, and the fingerprint that identifies a corpus in the cache."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def write_jsonl(path: Path, count: int, label: str = "yes") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "parts"),
+    ("dataset", "components"),
     [
         ("cqa", [("released", "cqa", 1.0)]),
         ("svamp=3,arithmetic=0.5", [("released", "svamp", 3.0), ("arithmetic", "", 0.5)]),
@@ -38,8 +38,8 @@ def write_jsonl(path: Path, count: int, label: str = "yes") -> Path:
         ("tfds:anli/r2=1e-1,tfds:dss/cqa", [("tfds", "anli/r2", 0.1), ("tfds", "dss/cqa", 1.0)]),
     ],
 )
-def test_a_dataset_string_names_components_and_rates(dataset, parts):
-    assert [part[:3] for part in parse_dataset(dataset)] == parts
+def test_a_dataset_string_names_components_and_rates(dataset, components):
+    assert [spec[:3] for spec in parse_dataset(dataset)] == components
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_a_dataset_string_names_components_and_rates(dataset, parts):
         ("cqa=1,svamp,cqa=2", "dataset = 'cqa=1,svamp,cqa=2' names cqa twice: give it once"),
     ],
 )
-def test_a_dataset_string_that_names_nothing_is_refused(dataset, message):
+def test_an_invalid_dataset_string_is_refused(dataset, message):
     with pytest.raises(UserError) as error:
         parse_dataset(dataset)
     assert str(error.value).startswith(message)
 
 
-def test_components_of_one_name_are_refused(tmp_path):
+def test_components_with_the_same_name_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     paths = [write_jsonl(folder / "mine.jsonl", 3) for folder in (tmp_path, tmp_path / "other")]
     for dataset, name in ((f"jsonl:{paths[0]},jsonl:{paths[1]}", "jsonl:mine"), ("svamp,tfds:dss/svamp", "svamp")):
@@ -72,7 +72,7 @@ def test_components_of_one_name_are_refused(tmp_path):
             load_corpus(Loading(dataset=dataset, data_root="."))
 
 
-def test_a_mixture_is_its_components_one_after_the_other(tmp_path):
+def test_a_mixture_is_the_concatenation_of_its_components(tmp_path):
     mine, root = write_jsonl(tmp_path / "mine.jsonl", 20), runs.write_svamp(tmp_path / "release")
     names = (f"jsonl:{mine}", "arithmetic", "svamp")
     settings = {"data_root": str(root), "size": 30, "subsample": 0.5, "seed": 3}
@@ -131,7 +131,7 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
     before = corpus_fingerprint(plain)
     assert len(found | {before}) == len(changes) + 1
     whole = dataclasses.replace(plain, subsample=1.0)
-    assert corpus_fingerprint(whole) == corpus_fingerprint(dataclasses.replace(whole, seed=1))  # which draws nothing
+    assert corpus_fingerprint(whole) == corpus_fingerprint(dataclasses.replace(whole, seed=1))  # the seed has no effect
     moved = tmp_path / "moved"
     moved.mkdir()
     root.rename(moved / "release")
@@ -142,7 +142,7 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
 
 
 @pytest.mark.parametrize("file", ["svamp/svamp_test.json", "svamp/llm/train_CoT_0.json", "mine/valid.jsonl"])
-def test_a_fingerprint_changes_with_a_byte_of_any_file_and_is_found_without_parsing(tmp_path, file):
+def test_a_fingerprint_changes_with_a_byte_of_any_file_and_needs_no_parsing(tmp_path, file):
     runs.write_svamp(tmp_path)
     (tmp_path / "mine").mkdir()
     for split in ("train", "valid"):
@@ -183,7 +183,7 @@ def test_a_run_names_its_files_absolutely_and_needs_a_data_root_only_for_the_rel
         with_data_root(config)
 
 
-def test_teacher_labels_are_asked_for_where_there_is_no_teacher(tmp_path):
+def test_training_on_teacher_labels_without_a_teacher_is_refused(tmp_path):
     config = base()
     config.data.dataset, config.data.label_type = f"jsonl:{write_jsonl(tmp_path / 'mine.jsonl', 5)}", "llm"
     with pytest.raises(UserError, match="label_type is llm, but no train example of jsonl:mine has a teacher's label"):
@@ -192,7 +192,7 @@ def test_teacher_labels_are_asked_for_where_there_is_no_teacher(tmp_path):
 
 @pytest.fixture
 def mixture(tmp_path) -> dict[str, str]:
-    """Two folders of files, of 4 and 3 rows a split, and a bad row: the keys of config.data that mix them."""
+    """The keys of config.data for a mixture of two folders, with 4 and 3 rows per split and one bad row."""
     folders = [tmp_path / "mine", tmp_path / "other"]
     for folder, count in zip(folders, (4, 3), strict=True):
         folder.mkdir()
@@ -204,7 +204,7 @@ def mixture(tmp_path) -> dict[str, str]:
     return {"dataset": dataset, "bad_rows": "skip", "vocabulary": str(VOCABULARY_PATH)}
 
 
-def test_a_run_reports_skips_and_shares(mixture, tmp_path):
+def test_a_run_reports_skipped_rows_and_quotas(mixture, tmp_path):
     config = runs.tiny_config({f"data.{key}": value for key, value in mixture.items()})
     notes = Experiment.of(config, None).data.notes(None)
     assert "bad rows skipped: 1 of train" in notes
@@ -212,10 +212,10 @@ def test_a_run_reports_skips_and_shares(mixture, tmp_path):
     assert "an epoch draws 5 of the 4 of jsonl:mine, 2 of the 3 of jsonl:other" in notes
 
 
-def test_accuracies_of_components_come_from_their_own_examples():
-    parts = (Component("a", 5, 1.0, {"train": 5, "test": 2}), Component("b", 5, 1.0, {"train": 5}))
-    parts += (Component("c", 5, 1.0, {"train": 5, "test": 3}),)
-    found = accuracy_by_component([True, True, False, False, True], parts, "test")
+def test_the_accuracy_of_a_component_is_over_its_own_examples():
+    components = (Component("a", 5, 1.0, {"train": 5, "test": 2}), Component("b", 5, 1.0, {"train": 5}))
+    components += (Component("c", 5, 1.0, {"train": 5, "test": 3}),)
+    found = accuracy_by_component([True, True, False, False, True], components, "test")
     assert {name: (summary["accuracy"], summary["n"]) for name, summary in found.items()} == {
         "a": (1.0, 2),
         "c": (pytest.approx(1 / 3), 3),

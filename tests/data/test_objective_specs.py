@@ -1,4 +1,4 @@
-"""Objectives are found by name; a user's own is trained, cached and read by what its spec says."""
+"""Objectives are found by name; a registered one is tokenized, cached and read by its spec."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def registered() -> Iterator[str]:
     OBJECTIVES.update(before)
 
 
-def test_a_registered_objective_is_tokenized_and_read_as_its_spec_says(registered: str) -> None:
+def test_a_registered_objective_is_tokenized_and_read_by_its_spec(registered: str) -> None:
     vocabulary = Vocabulary(VOCABULARY_PATH)
     limits = TokenLimits(100, 100)
     split = tokenize_split([EXAMPLE], vocabulary, objective=registered, label_type="gt", limits=limits)
@@ -56,13 +56,13 @@ def test_the_cache_identifies_a_registered_objective_by_name_and_its_own_key(reg
     assert sequences() == ["label_first", "2"]
 
 
-def test_cache_identities_of_the_papers_objectives_are_those_of_existing_caches() -> None:
+def test_cache_keys_of_the_built_in_objectives_match_existing_caches() -> None:
     two = ["two tasks", "predict: ", "explain: "]
     expected = {"standard": ["standard"], "single_task": ["single_task"], "dss": two, "cotmi": two}
     assert {name: list(find_objective(name).cache_key) for name in expected} == expected
 
 
-def test_what_cannot_be_registered_is_refused() -> None:
+def test_invalid_objectives_are_refused() -> None:
     with pytest.raises(UserError, match="'dss' is built in: register yours under another name"):
         register_objective("dss", LABEL_FIRST)
     with pytest.raises(UserError, match="unknown objective 'gone': choose one of standard, .*config.extensions"):

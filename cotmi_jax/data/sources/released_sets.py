@@ -34,7 +34,7 @@ class ReleasedSet:
     read_row: (gold row, place) → input and gold label; place is "file:line" for messages.
     parse: completion → rationale and label, the label None where it cannot be read.
     kind: how labels are compared.
-    rule: the name of `parse` and `kind` in the `parse:` line of a prompt of `annotate`; data sets may share one.
+    rule: the name of `parse` and `kind` in a prompt of `annotate` (its key `parse`); data sets can share one.
     parse_for_teacher: parsers for those of TEACHERS whose completions differ from what `parse` reads.
     extends: the data set whose train split this one can extend (config.data.augment_asdiv); None for a data set that
       config.data.dataset can name.
@@ -146,11 +146,13 @@ def _split_at(completion: str, marker: str) -> tuple[str, str]:
 
 
 RELEASED: dict[str, ReleasedSet] = {
-    "anli1": ReleasedSet(_read_nli, parse_anli, "text", "anli", parse_for_teacher={"gpt-neox": parse_anli_gpt_neox}),
-    "cqa": ReleasedSet(_read_cqa, parse_cqa, "text", "cqa"),
-    "esnli": ReleasedSet(_read_nli, parse_esnli, "text", "esnli"),
-    "svamp": ReleasedSet(_read_svamp, parse_equation, "equation", "equation"),
-    "asdiv": ReleasedSet(_read_asdiv, parse_equation, "equation", "equation", extends="svamp"),
+    "anli1": ReleasedSet(
+        _read_nli, parse_anli, kind="text", rule="anli", parse_for_teacher={"gpt-neox": parse_anli_gpt_neox}
+    ),
+    "cqa": ReleasedSet(_read_cqa, parse_cqa, kind="text", rule="cqa"),
+    "esnli": ReleasedSet(_read_nli, parse_esnli, kind="text", rule="esnli"),
+    "svamp": ReleasedSet(_read_svamp, parse_equation, kind="equation", rule="equation"),
+    "asdiv": ReleasedSet(_read_asdiv, parse_equation, kind="equation", rule="equation", extends="svamp"),
 }
 # The data sets that config.data.dataset can name.
 RELEASED_NAMES = tuple(name for name, released in RELEASED.items() if released.extends is None)

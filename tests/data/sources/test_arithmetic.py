@@ -1,4 +1,4 @@
-"""The embedded data set: reproducible, disjoint, solvable, with a teacher that errs at exactly the stated rate."""
+"""The arithmetic data: reproducible, disjoint, solvable, with a teacher that errs at exactly the stated rate."""
 
 import hashlib
 import json
@@ -15,7 +15,6 @@ from cotmi_jax.data.example import Corpus, Example
 from cotmi_jax.data.labels import equal_values, evaluate_expression
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.sources.arithmetic_templates import TEMPLATES
-from cotmi_jax.data.sources.train_vocabulary import train_vocabulary
 from cotmi_jax.errors import UserError
 
 
@@ -52,13 +51,13 @@ def test_same_arguments_give_the_same_text_on_every_machine(corpus: Corpus) -> N
     rows = [[e.id, e.input, e.label, e.rationale, e.teacher_label] for e in _all_examples(corpus)]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     assert digest == "7201ae658b6d8d809906226254b5ebf38119511eca503e633dd5d5b5849c2a67", (
-        "the text changed: train the vocabulary anew and expect other results of every recipe"
+        "the text changed: train the vocabulary again and expect other results of every recipe"
     )
     assert make_arithmetic(1, 10).splits["train"] != make_arithmetic(0, 10).splits["train"]
 
 
 def test_inputs_are_unique_and_the_size_of_train_changes_only_its_end() -> None:
-    corpus = make_arithmetic(3, 5000)  # Left unchecked this seed repeats itself within train, and train in test.
+    corpus = make_arithmetic(3, 5000)  # without the check, this seed repeats inputs in train and test
     inputs = [example.input for example in _all_examples(corpus)]
     assert len(set(inputs)) == len(inputs) == 6000
     smaller = make_arithmetic(3, 100).splits
@@ -87,10 +86,10 @@ def test_rationale_is_the_calculation_of_the_teacher_label(corpus: Corpus) -> No
         assert example.teacher_label is not None
         assert equal_values(evaluate_expression(example.teacher_label), float(steps[-1][1])), example
         assert len(steps) == len(re.findall(r"[-+*/]", example.label))
-        assert "(" not in example.rationale  # The label is not given away.
+        assert "(" not in example.rationale  # The rationale does not contain the label.
 
 
-def test_problems_take_one_to_three_operations_and_some_hold_a_number_too_many(corpus: Corpus) -> None:
+def test_problems_have_one_to_three_operations_and_some_have_a_distractor(corpus: Corpus) -> None:
     train = corpus.splits["train"]
     operations = np.array([len(re.findall(r"[-+*/]", example.label)) for example in train])
     assert set(operations.tolist()) == {1, 2, 3}
@@ -100,28 +99,28 @@ def test_problems_take_one_to_three_operations_and_some_hold_a_number_too_many(c
 
 
 @pytest.mark.parametrize(("rate", "size", "errors"), [(0.2, 500, 100), (0.25, 10, 2), (0.0, 50, 0), (1.0, 800, 800)])
-def test_teacher_errs_on_exactly_the_stated_share(rate: float, size: int, errors: int) -> None:
+def test_the_teacher_errs_at_exactly_the_stated_rate(rate: float, size: int, errors: int) -> None:
     corpus = make_arithmetic(5, size, num_valid=size, num_test=size, teacher_error_rate=rate)
-    right = make_arithmetic(5, size, num_valid=size, num_test=size, teacher_error_rate=0.0)
+    correct = make_arithmetic(5, size, num_valid=size, num_test=size, teacher_error_rate=0.0)
     for split, examples in corpus.splits.items():
         wrong = [
             not equal_values(evaluate_expression(e.label), evaluate_expression(e.teacher_label or "")) for e in examples
         ]
         assert sum(wrong) == errors
-        for is_wrong, example, reference in zip(wrong, examples, right.splits[split], strict=True):
+        for is_wrong, example, reference in zip(wrong, examples, correct.splits[split], strict=True):
             assert (example.input, example.label) == (reference.input, reference.label)
             assert (example.rationale != reference.rationale) == is_wrong
             assert (example.teacher_label != reference.teacher_label) == is_wrong
 
 
-def test_text_is_filled_in_completely_and_reads_as_sentences(corpus: Corpus) -> None:
+def test_texts_are_complete_sentences(corpus: Corpus) -> None:
     for example in _all_examples(corpus):
         assert re.fullmatch(r"([A-Z][A-Za-z0-9 ]*\. )+[A-Z][A-Za-z0-9 ]*\?", example.input), example.input
         assert re.fullmatch(r"([A-Z][^.]*\.)( [A-Z][^.]*\.)*", example.rationale), example.rationale
         assert not re.search(r"[{}|[\]]|  ", example.input + example.rationale)
 
 
-def test_a_few_hundred_problems_show_every_kind_of_solution() -> None:
+def test_a_few_hundred_problems_cover_every_kind_of_solution() -> None:
     skeletons = {re.sub(r"\d+", "n", example.label) for example in make_arithmetic(0, 500, 0, 0).splits["train"]}
     expected = set()
     for template in TEMPLATES:
@@ -148,16 +147,12 @@ def test_impossible_arguments_are_refused(seed: int, num_train: int, num_test: i
         make_arithmetic(seed, num_train, num_test=num_test, teacher_error_rate=rate)
 
 
-def test_vocabulary_is_what_the_script_makes() -> None:
-    assert train_vocabulary() == VOCABULARY_PATH.read_bytes(), (
-        f"train it anew; it was made with sentencepiece 0.2.3, here is {sentencepiece.__version__}"
-    )
-
-
-def test_script_writes_where_it_is_told(tmp_path: pathlib.Path) -> None:
+def test_the_committed_vocabulary_is_what_the_script_writes(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, "-m", "cotmi_jax.data.sources.train_vocabulary"]
     subprocess.run([*command, f"--output={tmp_path / 'x.model'}"], check=True, cwd=VOCABULARY_PATH.parents[2])
-    assert (tmp_path / "x.model").read_bytes() == VOCABULARY_PATH.read_bytes()
+    assert (tmp_path / "x.model").read_bytes() == VOCABULARY_PATH.read_bytes(), (
+        f"train it again; it was made with sentencepiece 0.2.3, here is {sentencepiece.__version__}"
+    )
     failed = subprocess.run(
         [*command, f"--output={tmp_path / 'none' / 'x.model'}"],
         capture_output=True,

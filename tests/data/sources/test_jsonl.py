@@ -1,4 +1,4 @@
-"""One's own JSON Lines: what rows may say, and a place with a reason for every row that cannot be used."""
+"""A user's own JSON Lines: the fields of rows, and place and reason of every row that cannot be used."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ GOOD = {"input": "Is ice cold?", "label": "yes", "rationale": "Ice is frozen."}
 
 
 def write(path: Path, *rows: dict | str | bytes) -> Path:
-    """A file with one line per row; text and bytes are lines as they are."""
+    """A file with one line per row; text and bytes are written unchanged."""
     lines = [json.dumps(row) if isinstance(row, dict) else row for row in rows]
     path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
     return path
@@ -53,13 +53,13 @@ def test_a_row_becomes_an_example_with_its_place(tmp_path):
         (" ", None, [("", 0.0)]),
     ],
 )
-def test_rationales_that_teach_nothing_go(tmp_path, rationale, weight, kept):
+def test_rationales_that_are_blank_or_have_weight_zero_are_removed(tmp_path, rationale, weight, kept):
     row = {**GOOD, "rationale": rationale} | ({} if weight is None else {"weight": weight})
     (example,) = read(write(tmp_path / "mine.jsonl", row)).splits["train"]
     assert list(example.rationales) == kept
 
 
-def test_a_folder_has_a_file_per_split_and_labels_may_be_equations(tmp_path):
+def test_a_folder_has_a_file_per_split_and_labels_can_be_equations(tmp_path):
     for split in ("train", "test"):
         write(tmp_path / f"{split}.jsonl", {**GOOD, "input": split, "label": "( 1 + 2 )"})
     corpus = read(tmp_path, kind="equation")
@@ -110,7 +110,7 @@ def test_a_bad_row_is_an_error_with_its_line_or_a_counted_skip(tmp_path, row, me
     assert len(corpus.skip_notes) == 1 and corpus.skip_notes[0].startswith(message)
 
 
-def test_a_row_number_may_not_be_the_id_of_another_row(tmp_path):
+def test_a_row_number_must_not_be_the_id_of_another_row(tmp_path):
     path = write(tmp_path / "mine.jsonl", {**GOOD, "id": 1}, GOOD)
     with pytest.raises(UserError, match=f"^{path}:2: id 1 is also that of {path}:1; "):
         read(path)
@@ -129,7 +129,7 @@ def test_only_the_first_few_skips_are_described(tmp_path):
 
 
 @pytest.mark.parametrize("bad_rows", ["error", "skip"])
-def test_a_file_without_a_usable_row_is_an_error_in_any_case(tmp_path, bad_rows):
+def test_a_file_without_a_usable_row_is_always_an_error(tmp_path, bad_rows):
     path = write(tmp_path / "train.jsonl", GOOD)
     empty = write(tmp_path / "test.jsonl", "", "  ")
     with pytest.raises(UserError, match=f"^{empty}: holds nothing; restore it, or leave it out$"):

@@ -1,4 +1,4 @@
-"""A data set that a user registers is found by its name, checked, mixed, and identified by its examples or version."""
+"""A registered data set is found by name, checked, mixed, and identified by its examples or its version."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def examples(split: str, count: int, rationale: str = "One.") -> list[Example]:
 
 
 @pytest.fixture(autouse=True)
-def only_registered_here() -> Iterator[None]:
+def restore_sources() -> Iterator[None]:
     before = dict(SOURCES)
     yield
     SOURCES.clear()
@@ -31,7 +31,7 @@ def test_a_registered_set_is_loaded_alone_and_in_a_mixture() -> None:
     assert [(one.name, one.size, one.rate) for one in mixed.components] == [("mine", 4, 3.0), ("arithmetic", 5, 1.0)]
 
 
-def test_the_fingerprint_follows_the_examples_or_the_stated_version() -> None:
+def test_the_fingerprint_depends_on_the_examples_or_the_stated_version() -> None:
     def fingerprint(count: int, version: str = "", rationale: str = "One.") -> str:
         register_source("mine", lambda: {"train": examples("train", count, rationale)}, version=version)
         return corpus_fingerprint(Loading(dataset="mine"))

@@ -1,4 +1,4 @@
-"""The reader of the Distilling Step-by-Step layout: files, bad input, and the known facts of the real data."""
+"""The reader of the layout of the Distilling Step-by-Step release: files, bad input, known facts of the real data."""
 
 import collections
 import json
@@ -18,7 +18,7 @@ from cotmi_jax.errors import UserError
 SVAMP_ROWS = [
     {"input": f"Ida has {n} kites.\nHow many kites are left?", "label": f"( {n}.0 - 1.0 )"} for n in (5, 6, 7)
 ]
-SVAMP_SAID = [
+SVAMP_COMPLETIONS = [
     f"One kite of {n} is gone. The answer is ({n} - 1).\n\nQ: Next?\nA: The answer is (0)." for n in (5, 6, 7)
 ]
 
@@ -27,10 +27,10 @@ def read_dss(root: Path, name: str, **settings) -> Corpus:
     return ReleasedSource(root, name, **settings).read()
 
 
-# Layout.
+# Files.
 
 
-def test_parts_are_joined_in_numeric_order_and_aligned_by_row(tmp_path):
+def test_completion_files_are_joined_in_numeric_order_and_aligned_by_row(tmp_path):
     rows = [{"input": f"Question {i}?", "label": f"( {i}.0 + 1.0 )"} for i in range(11)]
     write_release(tmp_path, "svamp", rows, *[[f"Thought {i}. The answer is ({i} + 1)."] for i in range(11)])
     corpus = read_dss(tmp_path, "svamp")
@@ -41,8 +41,8 @@ def test_parts_are_joined_in_numeric_order_and_aligned_by_row(tmp_path):
         assert (example.rationale, example.teacher_label) == (f"Thought {i}.", f"({i} + 1)")
 
 
-def test_root_may_be_the_parent_of_dss_and_gold_may_be_a_json_list(tmp_path):
-    gold = write_release(tmp_path / "dss", "svamp", SVAMP_ROWS, SVAMP_SAID)
+def test_root_can_be_the_parent_of_dss_and_gold_can_be_a_json_list(tmp_path):
+    gold = write_release(tmp_path / "dss", "svamp", SVAMP_ROWS, SVAMP_COMPLETIONS)
     lines = read_dss(tmp_path, "svamp")
     gold.write_text(json.dumps(SVAMP_ROWS, indent=1))
     assert read_dss(tmp_path, "svamp") == lines == read_dss(tmp_path / "dss", "svamp")
@@ -50,7 +50,7 @@ def test_root_may_be_the_parent_of_dss_and_gold_may_be_a_json_list(tmp_path):
 
 def test_line_separators_inside_texts_and_blank_lines_do_not_split_rows(tmp_path):
     rows = [{"input": "One\u2028two\x85three", "label": "( 1.0 + 1.0 )"}, SVAMP_ROWS[0]]
-    gold = write_release(tmp_path, "svamp", rows, SVAMP_SAID[:2])
+    gold = write_release(tmp_path, "svamp", rows, SVAMP_COMPLETIONS[:2])
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     gold.write_text("\n\n".join(lines) + "\n\n", encoding="utf-8")
     assert [example.input for example in read_dss(tmp_path, "svamp").splits["train"]] == [r["input"] for r in rows]
@@ -65,7 +65,7 @@ def test_cqa_input_lists_the_choices(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["esnli", "anli1"])
-def test_nli_joins_sentences_with_the_eos_text_and_names_labels(tmp_path, name):
+def test_nli_sentences_are_joined_with_the_eos_text_and_labels_have_names(tmp_path, name):
     write_release(tmp_path, name, [nli_row(0), nli_row(1), nli_row(2)], ["", "", ""])
     write_release(tmp_path, name, [nli_row(2)], [""], split="valid")
     splits = read_dss(tmp_path, name).splits
@@ -74,7 +74,7 @@ def test_nli_joins_sentences_with_the_eos_text_and_names_labels(tmp_path, name):
     assert splits["valid"][0].input == "A boy hums.</s>A boy sings."
 
 
-def test_second_teacher_has_its_own_folder_and_rules(tmp_path):
+def test_the_second_teacher_has_its_own_folder_and_rules(tmp_path):
     write_release(tmp_path, "anli1", [nli_row(1)], ["First. So the answer is entailment."])
     (tmp_path / "gpt-neox" / "anli1").mkdir(parents=True)
     (tmp_path / "gpt-neox" / "anli1" / "train.json").write_text('[" Second. The answer is neutral."]')
@@ -85,8 +85,8 @@ def test_second_teacher_has_its_own_folder_and_rules(tmp_path):
 
 @pytest.mark.parametrize("original_fields", [True, False])
 def test_asdiv_extends_train_with_rationales_free_of_labels(tmp_path, original_fields):
-    write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_SAID)
-    write_release(tmp_path, "svamp", SVAMP_ROWS[:1], SVAMP_SAID[:1], split="test")
+    write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_COMPLETIONS)
+    write_release(tmp_path, "svamp", SVAMP_ROWS[:1], SVAMP_COMPLETIONS[:1], split="test")
     if original_fields:
         rows = [
             {"Body": "Two cats meet.", "Question": "How many?", "Formula": "1+1=2", "Answer": f"{n} (cats)"}
@@ -109,17 +109,17 @@ def test_asdiv_extends_train_with_rationales_free_of_labels(tmp_path, original_f
 
 
 def test_prefix_alignment_keeps_the_rows_that_have_both(tmp_path):
-    gold = write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_SAID)
+    gold = write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_COMPLETIONS)
     whole = read_dss(tmp_path, "svamp").splits["train"]
-    write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_SAID[:2])
+    write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_COMPLETIONS[:2])
     assert read_dss(tmp_path, "svamp", align="prefix").splits["train"] == whole[:2]
     with pytest.raises(UserError, match=rf"{gold}: 3 rows but 2 completions in .*llm; .*align=prefix"):
         read_dss(tmp_path, "svamp")
-    write_release(tmp_path, "svamp", SVAMP_ROWS[:1], SVAMP_SAID)
+    write_release(tmp_path, "svamp", SVAMP_ROWS[:1], SVAMP_COMPLETIONS)
     assert read_dss(tmp_path, "svamp", align="prefix").splits["train"] == whole[:1]
 
 
-# Bad input: one line that names the place.
+# Bad input is an error of one line that names the place.
 
 
 @pytest.mark.parametrize(
@@ -181,15 +181,17 @@ def test_bad_gold_rows(tmp_path, name, rows, message):
 )
 def test_bad_completions(tmp_path, content, message):
     write_release(tmp_path, "svamp", SVAMP_ROWS, [])
-    said = tmp_path / "svamp" / "llm" / "train_CoT_0.json"
-    said.write_bytes(content)
+    completions = tmp_path / "svamp" / "llm" / "train_CoT_0.json"
+    completions.write_bytes(content)
     with pytest.raises(UserError) as error:
         read_dss(tmp_path, "svamp", align="prefix")
-    assert str(error.value).startswith(f"{said}{message}") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{completions}{message}") and "\n" not in str(error.value)
 
 
 def test_missing_files_are_named(tmp_path):
-    gold = write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_SAID[:1], SVAMP_SAID[1:2], SVAMP_SAID[2:])
+    gold = write_release(
+        tmp_path, "svamp", SVAMP_ROWS, SVAMP_COMPLETIONS[:1], SVAMP_COMPLETIONS[1:2], SVAMP_COMPLETIONS[2:]
+    )
     folder = tmp_path / "svamp" / "llm"
     neox = tmp_path / "gpt-neox" / "svamp" / "train.json"
     with pytest.raises(UserError, match=f"^{neox}: No such file or directory; restore"):
@@ -220,7 +222,7 @@ def test_missing_files_are_named(tmp_path):
         ("cqa", json.dumps(cqa_row(list("abcde"))), "answer = 'a cork'; give one of the choices, a, b, c, d, e"),
     ],
 )
-def test_a_bad_row_is_an_error_or_goes_with_its_completion(tmp_path, name, row, message):
+def test_a_bad_row_is_an_error_or_is_skipped_with_its_completion(tmp_path, name, row, message):
     good = {"svamp": SVAMP_ROWS[0], "esnli": nli_row(0), "cqa": cqa_row(["a cork", *"abcd"])}[name]
     marker = {"svamp": "The answer is (1).", "esnli": "Answer: neutral", "cqa": "So the answer is (a) b."}[name]
     gold = write_release(tmp_path, name, [good], [f"Thought {i}. {marker}" for i in range(3)])
@@ -237,11 +239,11 @@ def test_a_bad_row_is_an_error_or_goes_with_its_completion(tmp_path, name, row, 
     assert corpus.skipped == {"train": 1} and corpus.skip_notes == (str(error.value),)
 
 
-def test_what_concerns_more_than_a_row_is_an_error_in_any_case(tmp_path):
+def test_a_problem_of_more_than_one_row_is_always_an_error(tmp_path):
     gold = write_release(tmp_path, "svamp", [{"input": "Why?"}], ["Thought."])
     with pytest.raises(UserError, match=f"^{gold}: none of its 1 rows is usable; bad_rows=error says what is wrong$"):
         read_dss(tmp_path, "svamp", bad_rows="skip")
-    write_release(tmp_path, "svamp", [*SVAMP_ROWS, {"input": "Why?"}], SVAMP_SAID)
+    write_release(tmp_path, "svamp", [*SVAMP_ROWS, {"input": "Why?"}], SVAMP_COMPLETIONS)
     with pytest.raises(UserError, match=f"^{gold}: 4 rows but 3 completions"):
         read_dss(tmp_path, "svamp", bad_rows="skip")
     gold.write_text("")
@@ -250,7 +252,7 @@ def test_what_concerns_more_than_a_row_is_an_error_in_any_case(tmp_path):
     gold.write_text('[{"input": "Why?"')
     with pytest.raises(UserError, match=f"^{gold}:1: broken JSON"):
         read_dss(tmp_path, "svamp", bad_rows="skip")
-    write_release(tmp_path, "svamp", SVAMP_ROWS, [*SVAMP_SAID[:2], 7])
+    write_release(tmp_path, "svamp", SVAMP_ROWS, [*SVAMP_COMPLETIONS[:2], 7])
     with pytest.raises(UserError, match="train_CoT_0.json: item 2 of the list is not a text but 7"):
         read_dss(tmp_path, "svamp", bad_rows="skip")
 
@@ -259,7 +261,7 @@ def test_what_concerns_more_than_a_row_is_an_error_in_any_case(tmp_path):
 
 
 def has_gold_value(example: Example) -> bool:
-    """Equal value as the known figures count it, by Python's eval, to which "(1 + 2) and (3 + 4)" is (3 + 4)."""
+    """Equal value as in the known figures, which use Python's eval: "(1 + 2) and (3 + 4)" is (3 + 4) there."""
     label = re.sub(r"\([^()]*\) and ", "", example.teacher_label or "")
     return equal_values(evaluate_expression(label), evaluate_expression(example.label))
 
@@ -294,11 +296,11 @@ def test_real_split(corpora, name, split, count, accuracy, unreadable, without_r
     assert [e.id for e in examples] == [f"{name}/{split}/{i}" for i in range(count)]
 
 
-def test_two_teacher_labels_of_svamp_are_right_only_as_python(corpora):
-    """Read as arithmetic, which has no "and", the teacher is right on .7325 of train."""
+def test_two_teacher_labels_of_svamp_are_correct_only_in_python(corpora):
+    """Arithmetic has no "and", so by evaluate_expression the teacher is correct on .7325 of train."""
     train = corpora["svamp"].splits["train"]
-    odd = [e for e in train if e.teacher_label and " and " in e.teacher_label]
-    assert sum(has_gold_value(e) for e in odd) == 2
+    with_and = [e for e in train if e.teacher_label and " and " in e.teacher_label]
+    assert sum(has_gold_value(e) for e in with_and) == 2
 
 
 def test_real_corpora_have_no_other_splits_and_the_known_labels(corpora):
@@ -338,9 +340,9 @@ def test_real_svamp_splits_are_the_permutation_of_the_raw_file(corpora, data_roo
     ],
 )
 def test_real_token_counts(corpora, data_root, name, field, known):
-    """The known counts are of train, before a valid split is made, with the task prefix and </s> as one token each."""
+    """The known counts are of train before a valid split is made, with the task prefix, and </s> as one token."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(data_root / "t5" / "spiece.model"))
     prefix = "predict: " if field == "input" else ""
-    parts = [(prefix + getattr(e, field)).split(EOS_TEXT) for e in corpora[name].splits["train"]]
-    lengths = [sum(len(ids) + 1 for ids in tokenizer.encode(texts)) for texts in parts]
+    sentences = [(prefix + getattr(e, field)).split(EOS_TEXT) for e in corpora[name].splits["train"]]
+    lengths = [sum(len(ids) + 1 for ids in tokenizer.encode(texts)) for texts in sentences]
     assert f"{np.mean(lengths):.1f}/{np.percentile(lengths, 95):.0f}/{max(lengths)}" == known

@@ -1,8 +1,13 @@
-"""The rules by which completions of the released sets are split into rationale and label."""
+"""The table of released data sets, and the rules that split their completions into rationale and label."""
 
 import pytest
 
+from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.sources import released_sets
+from cotmi_jax.data.sources.released_sets import RELEASED
+from cotmi_jax.errors import UserError
+from cotmi_jax.teacher.answers import RULES
+from cotmi_jax.teacher.prompt import load_prompt
 
 
 @pytest.mark.parametrize(
@@ -73,4 +78,19 @@ def test_parse_esnli(completion, rationale, label):
     ],
 )
 def test_parse_anli(completion, teacher, rationale, label):
-    assert released_sets.RELEASED["anli1"].parser(teacher)(completion) == (rationale, label)
+    assert RELEASED["anli1"].parser(teacher)(completion) == (rationale, label)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_every_data_set_is_a_component_or_extends_one_and_has_a_prompt_with_its_rule(name):
+    released = RELEASED[name]
+    if released.extends is None:
+        for written in (name, f"tfds:dss/{name}"):
+            assert parse_dataset(written)[0].written == written
+    else:
+        assert RELEASED[released.extends].extends is None
+        with pytest.raises(UserError, match="choose one of"):
+            parse_dataset(name)
+    rule = RULES[released.rule]
+    assert load_prompt(name).rule == rule and rule.kind == released.kind
+    assert rule.parse is released.parse or name == "anli1"  # for which annotate tolerates a missing full stop

@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets: human rationales through mock_data, and what is said of sets that are not prepared."""
+"""Data sets of TensorFlow Datasets: human rationales by mock_data, and errors for sets that are not prepared."""
 
 import contextlib
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ ANLI: Rows = {
 
 @contextlib.contextmanager
 def prepared(data_dir: Path, name: str, rows: Rows) -> Iterator[TfdsSource]:
-    """mock_data with the features of the builder's own code, the description it would leave in data_dir, and rows."""
+    """A source on mock_data: the features of the real builder, its metadata in data_dir, and these rows."""
 
     def as_dataset(self, split, **_):
         infos = self.info.features.get_tensor_info()
@@ -82,7 +82,7 @@ def test_esnli_has_one_explanation_in_train_and_three_held_out(tmp_path):
     assert held_out.place == "esnli/0.1.0 validation row 0"
 
 
-def test_cos_e_is_laid_out_as_the_release_lays_out_its_questions(tmp_path):
+def test_cos_e_inputs_have_the_form_of_the_release(tmp_path):
     with prepared(tmp_path, "cos_e", COS_E) as source:
         (example,) = source.read().splits["train"]
     assert example.id == "tfds:cos_e/train/f00d"
@@ -130,7 +130,7 @@ def test_bad_rows_are_named_or_counted(tmp_path, change, message):
     assert len(skipping.splits["train"]) == 1
 
 
-def test_ids_are_checked_and_splits_have_to_hold_something_usable(tmp_path):
+def test_ids_must_be_unique_and_splits_need_a_usable_row(tmp_path):
     row = COS_E["train"][0]
     with prepared(tmp_path / "a", "cos_e", {"train": [row, row]}) as source:
         with pytest.raises(
@@ -178,12 +178,16 @@ def test_the_default_folder_is_that_of_tensorflow_datasets(tmp_path, monkeypatch
         TfdsSource("cos_e").read()
 
 
-def test_a_fingerprint_is_that_of_the_prepared_set_and_the_settings(tmp_path):
-    def found(folder: str, rows: Rows, **settings: str) -> str:
+def test_the_fingerprint_depends_on_the_prepared_set_and_the_settings(tmp_path):
+    def fingerprint(folder: str, rows: Rows, **settings: str) -> str:
         with prepared(tmp_path / folder, "esnli", rows) as source:
             return corpus_fingerprint(Loading(dataset="tfds:esnli", tfds_dir=source.data_dir, **settings))
 
     fewer = {split: rows[:1] for split, rows in ESNLI.items()}
-    assert found("a", ESNLI) == found("b", ESNLI)
-    different = [found("c", fewer), found("d", ESNLI, bad_rows="skip"), found("e", ESNLI, empty_rationale="drop")]
-    assert len({found("f", ESNLI), *different}) == 4
+    assert fingerprint("a", ESNLI) == fingerprint("b", ESNLI)
+    different = [
+        fingerprint("c", fewer),
+        fingerprint("d", ESNLI, bad_rows="skip"),
+        fingerprint("e", ESNLI, empty_rationale="drop"),
+    ]
+    assert len({fingerprint("f", ESNLI), *different}) == 4
