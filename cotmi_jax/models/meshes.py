@@ -46,7 +46,8 @@ def recommended_mesh(config: T5Config, devices: int, memory: float) -> MeshShape
                 return mesh
     raise UserError(
         f"{devices} devices of {memory / 2**30:.0f} GiB do not hold {state / 2**30:.0f} GiB of parameters, gradients "
-        f"and Adam's moments in {STATE_FRACTIONS[-1]:.0%} of their memory: use more devices or adafactor"
+        f"and Adam's moments in {STATE_FRACTIONS[-1]:.0%} of their memory: use more devices, or set optimizer.name to "
+        "adafactor"
     )
 
 

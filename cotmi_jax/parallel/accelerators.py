@@ -1,4 +1,4 @@
-"""What is known of the devices a run may meet: peak speed, memory and link bandwidth. Imports nothing of jax."""
+"""Known accelerators: peak speed, memory and link bandwidth. Does not import jax."""
 
 import dataclasses
 import os
@@ -8,22 +8,22 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """One device as JAX counts them: a chip of TPU v4 and later, a core of earlier TPUs, a whole GPU.
+    """One device as JAX counts them: a chip of TPU v4 and later, a core of earlier TPUs, a GPU.
 
-    Figures are the makers' own, of dense bfloat16 (float16 where a device has no bfloat16 units). Model FLOP
-    utilization is measured against that peak whatever the run's dtype is (Chowdhery et al. 2022, appendix B).
+    Figures are those of the manufacturers, for dense bfloat16 (float16 if a device has no bfloat16 units). Model FLOP
+    utilization refers to that peak whatever the dtype of the run is (Chowdhery et al. 2022, appendix B).
     """
 
     name: str
-    kinds: tuple[str, ...]  # the first words of jax.Device.device_kind
+    kinds: tuple[str, ...]  # prefixes of jax.Device.device_kind, in whole words
     flops: float  # peak FLOP/s
     memory: float  # bytes
-    # Bytes/s out of a device over all its links to its neighbours together; 0: unknown. One direction, half of what
+    # Bytes/s that a device can send over all its inter-chip links; 0: unknown. One direction, which is half of what
     # Google publishes for both (600 GB/s for v4, 400 for v5e, 1200 for v5p, 800 for v6e).
     link_bandwidth: float = 0.0
 
 
-# Where one kind begins another, the longer one stands first.
+# A kind that is a prefix of another is listed after it.
 ACCELERATORS = (
     Accelerator("TPU v2", ("TPU v2",), 22.5e12, 8 * GIB),
     Accelerator("TPU v3", ("TPU v3",), 61.5e12, 16 * GIB),
@@ -47,20 +47,20 @@ ACCELERATORS = (
 
 
 def find_accelerator(kind: str) -> Accelerator | None:
-    """The accelerator whose jax.Device.device_kind is given; None for one not in the table, a CPU among them."""
-    return next((each for each in ACCELERATORS if any(_begins(kind, words) for words in each.kinds)), None)
+    """The accelerator of a jax.Device.device_kind; None for one that is not in the table, such as a CPU."""
+    return next((each for each in ACCELERATORS if any(_starts_with(kind, prefix) for prefix in each.kinds)), None)
 
 
-def _begins(kind: str, words: str) -> bool:
-    """Whether a kind begins with whole words: an L40 is no L4."""
-    return kind == words or kind.startswith((f"{words} ", f"{words}-"))
+def _starts_with(kind: str, prefix: str) -> bool:
+    """Whether a kind starts with a prefix in whole words: an L40 is not an L4."""
+    return kind == prefix or kind.startswith((f"{prefix} ", f"{prefix}-"))
 
 
 def set_libtpu_stack_size() -> None:
-    """Give the TPU compiler's threads 1 MiB of stack; heeded by libtpu only before its first use in a process.
+    """Give the threads of the TPU compiler 1 MiB of stack; takes effect only before the first use of libtpu.
 
-    Of their own 64 KiB its cost model needs more for the layers of xl and xxl on v5e and v6e: the process crashes
-    (libtpu 0.0.42). A size that stands in LIBTPU_INIT_ARGS already is left.
+    With the default of 64 KiB, the compiler's cost model overflows the stack for layers of xl and xxl on v5e and v6e,
+    and the process crashes (libtpu 0.0.42). A size that LIBTPU_INIT_ARGS already sets is kept.
     """
     flag, given = "--fibers_default_thread_stack_size", os.environ.get("LIBTPU_INIT_ARGS", "")
     if flag not in given:

@@ -1,4 +1,4 @@
-"""Batches on a mesh: which rows a process supplies, placement of host arrays, sharding constraints of activations."""
+"""Batches on a mesh: the rows each process supplies, placement of host arrays, sharding constraints of activations."""
 
 import functools
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ def put_batch(batch: Mapping[str, PyTree], mesh: Mesh) -> PyTree:
 
 
 def constrain_batch(x: Array) -> Array:
-    """Pin an activation's first axis to the batch axes of the current mesh; the identity without a mesh."""
+    """Constrain the first axis of an activation to the batch axes of the current mesh; the identity without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))

@@ -1,19 +1,20 @@
-"""Several processes, one per host, that train or evaluate together on JAX's distributed runtime.
+"""Several processes, one per host, that train or evaluate one model on JAX's distributed runtime.
 
-They are told of each other by environment variables, so that the command is the same on every host:
+Environment variables configure them, so that the command is the same on every host:
 
-    COTMI_COORDINATOR=HOST:PORT   where process 0 listens; with it
-    COTMI_PROCESSES=N             how many processes there are, and
-    COTMI_PROCESS_ID=I            which of them this is, 0 … N−1; or
-    COTMI_COORDINATOR=auto        alone: JAX finds all three (Cloud TPU, GKE with TPUs, SLURM, Open MPI)
-    COTMI_HEARTBEAT=SECONDS       after how long a silence a process counts as gone; 30 by default
+    COTMI_COORDINATOR=HOST:PORT   address of process 0; requires the next two
+    COTMI_PROCESSES=N             number of processes
+    COTMI_PROCESS_ID=I            index of this process, 0 … N−1
+    COTMI_COORDINATOR=auto        instead of the three: JAX finds them (Cloud TPU, GKE with TPUs, SLURM, Open MPI)
+    COTMI_HEARTBEAT=SECONDS       a process without a heartbeat for this long counts as lost; 30 by default
 
-Without any of them there is one process. All share one workdir; the first, process 0, alone writes and speaks.
+Without these variables there is one process. All processes share one workdir; only the main process, process 0, writes
+files and prints.
 
-None can go on without the others. One that fails tells them why, and they end with it. One that is killed, or whose
-host is lost, is noticed within COTMI_HEARTBEAT and a few seconds; process 0, at once. Each of the others says so in its
-last line, after the runtime's own log where that noticed first. Exit codes: in the process that fails 2 for an error of
-the user's and 1 for any other; in those that end because of it 75 (EXIT_PEER_LOST).
+If one process ends, all do. A process that fails first sends its error to the others. If a process is killed or its
+host is lost, the others detect it within COTMI_HEARTBEAT plus a few seconds (the loss of process 0, at once). They
+report it in their last line, after the runtime's own log if that detected it first. Exit codes: 2 of a process with a
+user error, 1 of one with any other error, 75 (EXIT_PEER_LOST) of those that end because of it.
 """
 
 import contextlib
@@ -33,35 +34,39 @@ from typing import Any, Final, Literal, NoReturn
 
 import jax
 
-# No public way leads to the runtime's key-value store. Orbax takes this one too.
+# There is no public access to the runtime's key-value store. Orbax uses this one too.
 from jax._src.distributed import global_state
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, failures, make_folder
 
-AllGather = Callable[[str], list[str]]  # what each process says, by its number
+AllGather = Callable[[str], list[str]]  # the text of each process, by process index
 
-EXIT_PEER_LOST: Final = 75  # EX_TEMPFAIL of sysexits.h: starting the same command again is the cure
+EXIT_PEER_LOST: Final = 75  # EX_TEMPFAIL of sysexits.h: the remedy is to start the same command again
 HEARTBEAT_SECONDS: Final = 30
-JOIN_SECONDS: Final = 300  # that processes may start apart
+JOIN_SECONDS: Final = 300  # by how much the start of processes may differ
 _COORDINATOR, _PROCESSES, _PROCESS_ID, _HEARTBEAT = (
     "COTMI_COORDINATOR", "COTMI_PROCESSES", "COTMI_PROCESS_ID", "COTMI_HEARTBEAT"
 )  # fmt: skip
-_NOTICE = "cotmi_jax/failed"  # under this key a process that fails says so
+_NOTICE = "cotmi_jax/failed"  # key of the notice that a failing process sends
 _NOTICE_SECONDS = 1.0  # for a notice to arrive
 _FOREVER = 2**31 - 1  # milliseconds
-# How a collective fails when a process is gone (Gloo on CPUs, NCCL on GPUs), and not for lack of memory.
-_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "onnection")
+# In the message of a collective that fails because a process is lost (Gloo on CPUs, NCCL on GPUs), but not in that of
+# one that fails for lack of memory.
+_PEER_LOST_SIGNS = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "onnection")
 _ADVICE = "start the job again; training resumes from its last checkpoint"
 
-_ending = threading.Lock()
+_exiting = threading.Lock()
 _joined = threading.Event()
 _libc = ctypes.CDLL(None)
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessConfig:
-    """Where a process stands among all; what is None is JAX's to find."""
+    """Arguments of jax.distributed.initialize; JAX finds those that are None.
+
+    heartbeat: seconds without a heartbeat after which a process counts as lost.
+    """
 
     coordinator: str | None
     processes: int | None
@@ -69,8 +74,8 @@ class ProcessConfig:
     heartbeat: int
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "ProcessConfig | None":
-        """From the variables above; None for a single process. Raises UserError for half of them or wrong values."""
+    def from_environment(cls, environment: Mapping[str, str]) -> "ProcessConfig | None":
+        """From the variables above; None for a single process. Raises UserError for missing or wrong values."""
         given = {name: environment[name] for name in (_COORDINATOR, _PROCESSES, _PROCESS_ID) if environment.get(name)}
         heartbeat = _number(environment.get(_HEARTBEAT) or str(HEARTBEAT_SECONDS), _HEARTBEAT, 1, 3600)
         if not given:
@@ -86,77 +91,77 @@ class ProcessConfig:
         address, processes = given[_COORDINATOR], _number(given[_PROCESSES], _PROCESSES, 1, 1_000_000)
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal():
-            raise UserError(f"{_COORDINATOR}={address}: give HOST:PORT of process 0, or auto")
+            raise UserError(f"{_COORDINATOR}={address}: must be HOST:PORT of process 0, or auto")
         return cls(address, processes, _number(given[_PROCESS_ID], _PROCESS_ID, 0, processes - 1), heartbeat)
 
 
 def _number(text: str, name: str, low: int, high: int) -> int:
     if not text.isdecimal() or not low <= int(text) <= high:
-        raise UserError(f"{name}={text}: give a whole number from {low} to {high}")
+        raise UserError(f"{name}={text}: must be a whole number from {low} to {high}")
     return int(text)
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and speaks; a single process is."""
+    """Whether this process is process 0, which writes files and prints; true for a single process."""
     return jax.process_index() == 0
 
 
 def _client() -> Any:
-    """The runtime's key-value store and barriers; there once this process has joined the others."""
+    """The runtime's key-value store and barriers; None before process_group has joined the other processes."""
     return global_state.client
 
 
-def _who() -> str:
+def _process_name() -> str:
     return f"process {global_state.process_id} of {global_state.num_processes}"
 
 
-def _end(code: int, text: str) -> NoReturn:
-    """End this process here and now; of several threads that come here the first is heard.
+def _exit(code: int, text: str) -> NoReturn:
+    """Print a text and end this process at once; if several threads call this, only the first does.
 
-    Not by way of exceptions and exit handlers: those wait for the other processes, which wait for this one.
+    Exceptions and exit handlers are not run: they would wait for the other processes, which wait for this one.
     """
-    if not _ending.acquire(blocking=False):
-        time.sleep(10 * _NOTICE_SECONDS)
+    if not _exiting.acquire(blocking=False):
+        time.sleep(10 * _NOTICE_SECONDS)  # the first thread ends the process meanwhile
     os.write(2, f"{text}\n".encode())
     os._exit(code)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
-    """Handler of SIGABRT: where the runtime learns that a process is gone, it logs that in its own way and aborts."""
-    lost = "another process is gone or cannot be reached, or this one crashed"
+    """Handler of SIGABRT: when the runtime detects that a process is lost, it logs this and calls abort()."""
+    reason = "another process is lost or cannot be reached, or this one crashed"
     if not _joined.is_set():
-        lost = f"not all processes came to {global_state.coordinator_address} within {JOIN_SECONDS} s"
-    _end(EXIT_PEER_LOST, f"error: {_who()}: {lost}: {_ADVICE}")
+        reason = f"not all processes joined {global_state.coordinator_address} within {JOIN_SECONDS} s"
+    _exit(EXIT_PEER_LOST, f"error: {_process_name()}: {reason}: {_ADVICE}")
 
 
-def _listen() -> None:
-    """Wait for a process to say that it fails, and end with it."""
+def _await_notice() -> None:
+    """Wait for the notice of a failing process, and end this one."""
     try:
         notice = _client().blocking_key_value_get(_NOTICE, _FOREVER)
     except jax.errors.JaxRuntimeError:
         return  # the runtime is shut down, or about to abort
     process, _, text = notice.partition(" ")
     if int(process) != global_state.process_id:
-        _end(EXIT_PEER_LOST, f"error: {_who()}: process {process} failed: {text}")
+        _exit(EXIT_PEER_LOST, f"error: {_process_name()}: process {process} failed: {text}")
 
 
 def _fail(code: int, text: str, reason: str) -> NoReturn:
-    """Tell the others the reason, and end this process with a text."""
+    """Send the reason to the other processes, and end this one with a text."""
     _client().key_value_set(_NOTICE, f"{global_state.process_id} {reason}", allow_overwrite=True)
     if global_state.process_id == 0:
-        time.sleep(_NOTICE_SECONDS)  # the notice goes through this process
-    _end(code, text)
+        time.sleep(_NOTICE_SECONDS)  # process 0 serves the key-value store that delivers the notice
+    _exit(code, text)
 
 
 class AbortAllOnError:
-    """A block that, left by an exception, ends this process and all others; of no effect in a single process.
+    """A block that ends all processes when it is left by an exception; without effect in a single process.
 
-    Where others wait, no `finally` outside may come first: it could wait for them in turn.
+    Enter it inside any `finally` that waits for other processes: these wait for this one.
     """
 
     def __init__(self, *, show_traceback: bool = False):
-        self._show_traceback = show_traceback  # of a user's error too
+        self._show_traceback = show_traceback  # for user errors too
 
     def __enter__(self) -> None:
         pass
@@ -167,93 +172,103 @@ class AbortAllOnError:
         if error is None or not _joined.is_set():
             return False
         reason = " ".join(str(error).split())
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in reason for sign in _LOST):
-            time.sleep(_NOTICE_SECONDS)  # if the other process could say why, _listen ends this one first
-            _end(EXIT_PEER_LOST, f"error: {_who()}: another process is gone ({reason[:200]}): {_ADVICE}")
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in reason for sign in _PEER_LOST_SIGNS):
+            time.sleep(_NOTICE_SECONDS)  # a notice of the other process ends this one first, with the reason
+            _exit(EXIT_PEER_LOST, f"error: {_process_name()}: another process is lost ({reason[:200]}): {_ADVICE}")
         if isinstance(error, UserError):
-            text = "".join(traceback.format_exception(error)) * self._show_traceback + f"error: {_who()}: {reason}"
+            text = (
+                "".join(traceback.format_exception(error)) * self._show_traceback
+                + f"error: {_process_name()}: {reason}"
+            )
             _fail(2, text, reason)
         if isinstance(error, KeyboardInterrupt):
-            _fail(130, f"error: {_who()}: interrupted", "interrupted")
+            _fail(130, f"error: {_process_name()}: interrupted", "interrupted")
         _fail(1, "".join(traceback.format_exception(error)).rstrip(), f"{type(error).__name__}: {reason[:200]}")
 
 
 @contextlib.contextmanager
 def process_group(*, preemption: bool, show_traceback: bool = False) -> Iterator[None]:
-    """Join the other processes, before any device is used, for the time of the block; end it with all of them.
+    """Join the other processes for the duration of the block, and leave it when all have reached its end.
 
-    preemption: whether SIGTERM is noted for training.interrupt, from here on; else it ends the process as ever.
+    Enter it before any device is used.
+
+    preemption: JAX's preemption service handles SIGTERM within the block, for training.preemption; otherwise SIGTERM
+      ends the process.
 
     Raises:
-      UserError: there are other processes that this one was not told of, or they cannot be joined.
+      UserError: the environment variables are incomplete or wrong, or the other processes cannot be joined.
     """
-    place = ProcessConfig.of(os.environ)
-    if place is None:
+    config = ProcessConfig.from_environment(os.environ)
+    if config is None:
         yield
         return
-    if place.coordinator and place.process == 0:
-        _check_port(place.coordinator)
+    if config.coordinator and config.process == 0:
+        _check_port(config.coordinator)
     jax.config.update("jax_enable_preemption_service", preemption)
     _libc.signal(signal.SIGABRT, _aborted)  # Python's own handlers run only where abort() has not ended the process yet
-    _join(place)
+    _join(config)
     _joined.set()
-    listener = threading.Thread(target=_listen, daemon=True)
+    listener = threading.Thread(target=_await_notice, daemon=True)
     listener.start()
     with AbortAllOnError(show_traceback=show_traceback):
         yield
-        jax.distributed.shutdown()  # waits until all are here
+        jax.distributed.shutdown()  # waits for all processes
     _joined.clear()
     listener.join()
-    _libc.signal(signal.SIGABRT, 0)  # the default: _aborted must not run in an interpreter that ends
+    _libc.signal(signal.SIGABRT, 0)  # the default: _aborted must not run while the interpreter is finalized
 
 
 def _check_port(address: str) -> None:
-    """Raises UserError where the coordinator could not listen: the runtime crashes."""
+    """Raises UserError if the coordinator cannot listen at the address: the runtime would crash."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the runtime: a port of late may be taken again
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the runtime does, so that a recently used port is free
         try:
             probe.bind(("", int(address.rpartition(":")[2])))
         except (OSError, OverflowError) as error:
-            raise UserError(f"{_COORDINATOR}={address}: cannot listen there ({error}): choose another port") from error
+            raise UserError(
+                f"{_COORDINATOR}={address}: cannot listen on this port ({error}): choose another"
+            ) from error
 
 
-def _join(place: ProcessConfig) -> None:
+def _join(config: ProcessConfig) -> None:
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            cluster_detection_method="deactivate" if place.coordinator else None,
+            config.coordinator,
+            config.processes,
+            config.process,
+            cluster_detection_method="deactivate" if config.coordinator else None,
             initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=place.heartbeat,
+            heartbeat_timeout_seconds=config.heartbeat,
         )
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
-        if place.coordinator:
-            raise UserError(f"{_COORDINATOR}={place.coordinator}: {error}") from error
+        if config.coordinator:
+            raise UserError(f"{_COORDINATOR}={config.coordinator}: {error}") from error
         raise UserError(
             f"{_COORDINATOR}=auto: JAX does not find the processes of this job ({error}): set "
             f"{_COORDINATOR}=HOST:PORT, {_PROCESSES} and {_PROCESS_ID}"
         ) from error
 
 
-def barrier(what: str) -> None:
-    """Wait until every process has come to `what`, however long that takes; collectives wait for 30 s on CPUs.
+def barrier(name: str) -> None:
+    """Wait until every process has reached the barrier of this name, without a time limit (collectives: 30 s on CPUs).
 
     Raises:
-      UserError: this process shares its devices with others, and was not told.
+      UserError: there are several processes, but the environment variables are not set.
     """
     if jax.process_count() == 1:
         return
     if not jax.distributed.is_initialized():
         raise UserError(f"{jax.process_count()} processes share these devices: set {_COORDINATOR}=auto for all of them")
-    _client().wait_at_barrier(f"cotmi_jax/{what}", _FOREVER)
+    _client().wait_at_barrier(f"cotmi_jax/{name}", _FOREVER)
 
 
 _gathered = itertools.count()
 
 
 def all_gather_text(text: str) -> list[str]:
-    """What each process says, by its number; all of them have to call it, and it waits for them, however long.
+    """The texts of all processes, by process index. All of them must call it; it waits without a time limit.
 
     Raises:
       UserError: as barrier does.
@@ -263,14 +278,14 @@ def all_gather_text(text: str) -> list[str]:
     number = next(_gathered)
     barrier(f"all_gather_text {number}")
     client, key = _client(), f"cotmi_jax/all_gather_text/{number}"
-    client.key_value_set(f"{key}/{global_state.process_id}", f"{text}.")  # no value may be empty
+    client.key_value_set(f"{key}/{global_state.process_id}", f"{text}.")  # the store does not accept an empty value
     return [client.blocking_key_value_get(f"{key}/{n}", _FOREVER)[:-1] for n in range(global_state.num_processes)]
 
 
 def is_shared(folder: Path, all_gather: AllGather = all_gather_text) -> bool:
-    """Whether all processes see one folder: each leaves a file there and looks for those of the others."""
-    name = f".seen-{secrets.token_hex(8)}"
-    # What cannot be written nobody sees: each process is on its own then, and finds out itself why not.
+    """Whether a path is one folder for all processes: each creates a file there and looks for those of the others."""
+    name = f".shared-{secrets.token_hex(8)}"
+    # If the folder cannot be written, it is not shared; the caller then fails with the reason when it writes there.
     with contextlib.suppress(*failures()):
         make_folder(folder)
         (folder / name).touch()

@@ -1,7 +1,7 @@
-"""Mesh, logical-axis table and strict resolution of shardings.
+"""The table from logical axes to mesh axes, and the shardings of parameters that follow from it.
 
-Parameters name their dimensions logically (`embed`, `mlp`, …); this file alone says which mesh axis each name uses. A
-name that the table lacks, or a dimension that its mesh axes do not divide, is an error: nothing is replicated silently.
+Parameters name their dimensions by logical axes (`embed`, `mlp`, …); only this table assigns mesh axes to them. A name
+that the table lacks, or a dimension that its mesh axis does not divide, is an error: nothing is replicated silently.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ RULES: dict[str, str | None] = {
     "norm": None,
     "buckets": None,
     "layers": None,  # the scanned dimension
-    "feature": None,  # inputs of the networks that belong to the mutual-information term
+    "feature": None,  # inputs of the networks of the mutual-information term
     "critic": "fsdp",  # their hidden units and codes
     "critic_out": None,  # their scalar outputs
 }
@@ -34,7 +34,7 @@ def resolve(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh
     spec: list[str | None] = []
     for size, axis in zip(shape, axes, strict=True):
         if axis not in RULES:
-            raise UserError(f"parameter {name}: logical axis {axis!r} is not in the sharding table")
+            raise UserError(f"parameter {name}: logical axis {axis!r} is not in parallel.sharding.RULES: add it")
         mesh_axis = RULES[axis]
         if mesh_axis is not None and size % mesh.shape[mesh_axis]:
             raise UserError(
@@ -46,7 +46,7 @@ def resolve(name: str, shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh
 
 
 def dict_keys(path: KeyPath) -> tuple[str, ...]:
-    """The dict keys of a path in a tree."""
+    """The dict keys in the path of a leaf."""
     return tuple(entry.key for entry in path if isinstance(entry, DictKey))
 
 
@@ -58,12 +58,12 @@ def param_shardings(shapes: PyTree, axes: PyTree, mesh: Mesh) -> PyTree:
 
 
 def abstract_arrays(shapes: PyTree, shardings: PyTree) -> PyTree:
-    """Shapes that carry their shardings: what arrays are restored into, or programs lowered for."""
+    """Abstract arrays with shardings, into which arrays are restored and for which programs are lowered."""
     return jax.tree.map(
-        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where), shapes, shardings
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
     )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of a value every device holds whole."""
+    """The sharding of a value that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())

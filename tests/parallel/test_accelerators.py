@@ -1,4 +1,4 @@
-"""Devices are told apart by the kind that JAX names."""
+"""Accelerators by the device_kind of JAX."""
 
 import os
 
@@ -48,7 +48,7 @@ def test_every_accelerator_is_found_by_its_own_kinds() -> None:
     assert all(find_accelerator(kind) is each for each in ACCELERATORS for kind in each.kinds)
 
 
-def test_arguments_given_to_libtpu_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_already_given_to_libtpu_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = "--fibers_default_thread_stack_size"
     for given, expected in {
         "": f"{stack}=1048576",

@@ -1,4 +1,4 @@
-"""Processes as hosts: they train as one, write once, stop together, and none outlives another."""
+"""Several processes: they train one model, write once, stop at the same step, and all end if one does."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ CONFIG = runs.tiny_config(
     {
         "steps": STEPS,
         "objective.name": "standard",
-        "model.dropout": 0.0,  # its masks go by row, and the number of processes decides which row is whose
+        "model.dropout": 0.0,  # its masks depend on the row, and the number of processes changes the order of rows
         "eval.every": 0,
     }
 )
@@ -51,7 +51,7 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def assert_same_losses(workdir: Path, reference: Path) -> None:
-    """Equal to float32's last digits: sums over all examples are taken in another order."""
+    """Equal up to the rounding of float32: examples are summed in another order."""
     actual, expected = losses(workdir), losses(reference)
     assert list(actual) == list(expected) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=2e-5)
@@ -65,11 +65,11 @@ def straight() -> Path:
     return workdir
 
 
-def _note_rows(path: Path) -> None:
-    """Have a process note the inputs of every batch that it feeds."""
+def _save_rows(path: Path) -> None:
+    """Make a process save the inputs of every batch that it supplies."""
     batches = inputs.RunData.batches
 
-    def noted(self: inputs.RunData, start: int, shape: object) -> object:
+    def saved(self: inputs.RunData, start: int, shape: object) -> object:
         for batch in batches(self, start, shape):  # type: ignore[arg-type]
             leaves = jax.tree_util.tree_leaves_with_path(batch)
             (tokens,) = [leaf for place, leaf in leaves if jax.tree_util.keystr(place).endswith("['inputs']")]
@@ -77,23 +77,23 @@ def _note_rows(path: Path) -> None:
             start += 1
             yield batch
 
-    inputs.RunData.batches = noted  # type: ignore[method-assign, assignment]
+    inputs.RunData.batches = saved  # type: ignore[method-assign, assignment]
 
 
 @pytest.fixture(scope="module")
-def fed() -> tuple[Path, Path]:
-    """Where the processes of `pair` note what they feed."""
-    folders = runs.scratch() / "fed0", runs.scratch() / "fed1"
+def supplied() -> tuple[Path, Path]:
+    """Folders in which the processes of `pair` save the inputs of their batches."""
+    folders = runs.scratch() / "supplied0", runs.scratch() / "supplied1"
     for folder in folders:
         folder.mkdir()
     return folders
 
 
 @pytest.fixture(scope="module")
-def pair(fed: tuple[Path, Path]) -> Path:
+def pair(supplied: tuple[Path, Path]) -> Path:
     """The same run by two processes with 4 devices each."""
     workdir = runs.scratch() / "pair"
-    hooks = [functools.partial(_note_rows, folder) for folder in fed]
+    hooks = [functools.partial(_save_rows, folder) for folder in supplied]
     first, second = hosts.run("train", *flags(workdir), processes=2, hooks=hooks)
     assert first.code == second.code == 0, (first, second)
     assert (second.out, second.err) == ("", "")
@@ -102,7 +102,7 @@ def pair(fed: tuple[Path, Path]) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(straight: Path, pair: Path) -> None:
+def test_two_processes_train_as_one_process_does(straight: Path, pair: Path) -> None:
     assert_same_losses(pair, straight)
     assert starts(pair) == [0]
     assert runs.steps_in(pair / "checkpoints") == runs.steps_in(straight / "checkpoints")
@@ -111,14 +111,14 @@ def test_two_processes_train_as_one(straight: Path, pair: Path) -> None:
     assert json.loads((pair / "run.json").read_text()) == json.loads((straight / "run.json").read_text())
 
 
-def test_every_process_feeds_rows_of_its_own(pair: Path, fed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_processes_supply_different_rows(pair: Path, supplied: tuple[Path, Path]) -> None:
     for step in range(STEPS):
-        first, second = ({row.tobytes() for row in np.load(folder / f"{step}.npy") if row.any()} for folder in fed)
+        first, second = ({row.tobytes() for row in np.load(folder / f"{step}.npy") if row.any()} for folder in supplied)
         assert first and second and not first & second
 
 
 def _signal_at(number: int, step: int, pause: float) -> None:
-    """Have a process send itself a signal after a step, which takes so many seconds, as do those that follow."""
+    """Make a process send itself a signal after a step; that step and later ones take `pause` seconds."""
     stops = Interrupt.stops
 
     def signalling(self: Interrupt) -> bool:
@@ -134,7 +134,7 @@ def _signal_at(number: int, step: int, pause: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 4), (signal.SIGINT, 1)])
-def test_a_stop_saves_everywhere_and_any_number_of_processes_resumes(
+def test_an_interrupted_run_is_saved_and_resumed_by_any_number_of_processes(
     straight: Path, tmp_path: Path, number: int, processes: int
 ) -> None:
     hooks = [None, functools.partial(_signal_at, number, 2, 1.0)]
@@ -151,7 +151,7 @@ def test_a_stop_saves_everywhere_and_any_number_of_processes_resumes(
     assert_same_losses(tmp_path, straight)
 
 
-def assert_ends_with_a_killed_one(workdir: Path, *, killed: int, step: int) -> None:
+def assert_killing_one_ends_the_other(workdir: Path, *, killed: int, step: int) -> None:
     hooks: list[hosts.Hook | None] = [None, None]
     hooks[killed] = functools.partial(_signal_at, signal.SIGKILL, step, 0.0)
     started = hosts.start("train", *flags(workdir), processes=2, hooks=hooks, heartbeat=HEARTBEAT)
@@ -161,14 +161,14 @@ def assert_ends_with_a_killed_one(workdir: Path, *, killed: int, step: int) -> N
     print(f"process {1 - killed} ended {time.monotonic() - since:.1f} s after process {killed}")
     assert other.code == EXIT_PEER_LOST, other
     last = other.err.splitlines()[-1]
-    assert last.startswith(f"error: process {1 - killed} of 2: another process is gone")
+    assert last.startswith(f"error: process {1 - killed} of 2: another process is lost")
     assert last.endswith("start the job again; training resumes from its last checkpoint")
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_and_nothing_is_lost(pair: Path, tmp_path: Path) -> None:
-    assert_ends_with_a_killed_one(tmp_path, killed=1, step=3)
-    assert_ends_with_a_killed_one(tmp_path, killed=0, step=5)
+def test_a_killed_process_ends_the_other_and_the_run_resumes_exactly(pair: Path, tmp_path: Path) -> None:
+    assert_killing_one_ends_the_other(tmp_path, killed=1, step=3)
+    assert_killing_one_ends_the_other(tmp_path, killed=0, step=5)
     for result in hosts.run("train", *flags(tmp_path), processes=2):
         assert result.code == 0, result
     assert len(starts(tmp_path)) == 3
@@ -176,26 +176,26 @@ def test_a_killed_process_ends_the_other_and_nothing_is_lost(pair: Path, tmp_pat
     runs.assert_same(runs.read_state(tmp_path), runs.read_state(pair))
 
 
-def _stop_beating() -> None:
-    """Have a process stand still after a step, as if its host were lost."""
+def _stop_heartbeat() -> None:
+    """Make a process stop after a step, as if its host were lost."""
     Run.save = lambda self, step: os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[method-assign, assignment]
 
 
 @pytest.mark.slow
-def test_a_silent_process_is_noticed_in_time(tmp_path: Path) -> None:
-    started = hosts.start("train", *flags(tmp_path), processes=2, hooks=[None, _stop_beating], heartbeat=5)
+def test_a_process_without_heartbeat_ends_the_other(tmp_path: Path) -> None:
+    started = hosts.start("train", *flags(tmp_path), processes=2, hooks=[None, _stop_heartbeat], heartbeat=5)
     try:
         other = started[0].result()
     finally:
         started[1].process.kill()
     assert other.code == EXIT_PEER_LOST, other
     assert other.err.splitlines()[-1] == (
-        "error: process 0 of 2: another process is gone or cannot be reached, or this one crashed: "
+        "error: process 0 of 2: another process is lost or cannot be reached, or this one crashed: "
         "start the job again; training resumes from its last checkpoint"
     )
 
 
-def _lose_data() -> None:
+def _fail_to_load_data() -> None:
     def load(_: object) -> None:
         raise UserError("no such file")
 
@@ -205,7 +205,7 @@ def _lose_data() -> None:
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_in_one_process_ends_all(tmp_path: Path, failing: int) -> None:
     hooks: list[hosts.Hook | None] = [None, None]
-    hooks[failing] = _lose_data
+    hooks[failing] = _fail_to_load_data
     results = hosts.run("train", *flags(tmp_path), processes=2, hooks=hooks)
     assert (results[failing].code, results[failing].err) == (2, f"error: process {failing} of 2: no such file\n")
     other = results[1 - failing]
@@ -252,7 +252,7 @@ def test_evaluation_by_two_processes_equals_evaluation_by_one(pair: Path, tmp_pa
     assert scores[1] == scores[0]
 
 
-# What the variables say.
+# Environment variables
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def test_evaluation_by_two_processes_equals_evaluation_by_one(pair: Path, tmp_pa
         ),
     ],
 )
-def test_the_place_of_a_process(variables: Mapping[str, str], expected: ProcessConfig | None) -> None:
-    assert ProcessConfig.of(variables) == expected
+def test_the_configuration_of_a_process(variables: Mapping[str, str], expected: ProcessConfig | None) -> None:
+    assert ProcessConfig.from_environment(variables) == expected
 
 
 @pytest.mark.parametrize(
@@ -277,18 +277,21 @@ def test_the_place_of_a_process(variables: Mapping[str, str], expected: ProcessC
         ({"COTMI_COORDINATOR": "a:1"}, "COTMI_COORDINATOR=a:1: set COTMI_COORDINATOR=HOST:PORT, "),
         ({"COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "0"}, "COTMI_PROCESSES=2 COTMI_PROCESS_ID=0: set "),
         ({"COTMI_COORDINATOR": "auto", "COTMI_PROCESS_ID": "0"}, "or COTMI_COORDINATOR=auto alone"),
-        ({"COTMI_COORDINATOR": "a", "COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "0"}, "COTMI_COORDINATOR=a: give HOST"),
+        (
+            {"COTMI_COORDINATOR": "a", "COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "0"},
+            "COTMI_COORDINATOR=a: must be HOST",
+        ),
         ({"COTMI_COORDINATOR": "a:1", "COTMI_PROCESSES": "2", "COTMI_PROCESS_ID": "2"}, "PROCESS_ID=2: .* from 0 to 1"),
         (
             {"COTMI_COORDINATOR": "a:1", "COTMI_PROCESSES": "x", "COTMI_PROCESS_ID": "0"},
-            "COTMI_PROCESSES=x: give a whole",
+            "COTMI_PROCESSES=x: must be a whole",
         ),
-        ({"COTMI_HEARTBEAT": "0"}, "COTMI_HEARTBEAT=0: give a whole number from 1 to 3600"),
+        ({"COTMI_HEARTBEAT": "0"}, "COTMI_HEARTBEAT=0: must be a whole number from 1 to 3600"),
     ],
 )
-def test_half_a_place_is_refused(variables: Mapping[str, str], message: str) -> None:
+def test_incomplete_or_wrong_variables_are_refused(variables: Mapping[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        ProcessConfig.of(variables)
+        ProcessConfig.from_environment(variables)
 
 
 def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +301,7 @@ def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for name, value in {"COORDINATOR": address, "PROCESSES": "2", "PROCESS_ID": "0"}.items():
             monkeypatch.setenv(f"COTMI_{name}", value)
-        with pytest.raises(UserError, match=f"COTMI_COORDINATOR={address}: cannot listen there .*in use"):
+        with pytest.raises(UserError, match=f"COTMI_COORDINATOR={address}: cannot listen on this port .*in use"):
             with distributed.process_group(preemption=False):
                 pass
 

@@ -1,6 +1,7 @@
-"""Where every parameter lies on every mesh, compared with a file; meshes; and what does not fit, in words.
+"""The sharding of every parameter on every mesh, against golden files; meshes, batches and their errors.
 
-`python tests/parallel/test_sharding.py` writes golden/sharding/ anew. Read its diff: each line is an array that moves.
+`python tests/parallel/test_sharding.py` regenerates golden/sharding/. Review its diff: each line is an array whose
+sharding changes.
 """
 
 import json
@@ -38,27 +39,28 @@ FOLDER = GOLDEN / "sharding"
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (4, 64, 1), (1, 16, 16))
 OPTIMIZERS = ("adamw", "adafactor")
-Spots = dict[str, tuple[tuple[int, ...], NamedSharding]]  # path → shape and sharding
+LeafShardings = dict[str, tuple[tuple[int, ...], NamedSharding]]  # path → shape and sharding
 
 
 def abstract_mesh(sizes: tuple[int, int, int]) -> Any:
-    """A mesh without devices, so that any size can be laid out."""
+    """A mesh of any size, without devices."""
     return AbstractMesh(sizes, MESH_AXES)
 
 
-def spots(shapes: Any, where: Any) -> Spots:
-    """Every leaf with its sharding. Dict keys make its path, before them the field that an optimizer keeps it in."""
-    leaves, placed = jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(where)
+def leaf_shardings(shapes: Any, shardings: Any) -> LeafShardings:
+    """Every leaf with its sharding. A path is the field of the optimizer state, if any, and the dict keys."""
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
     names = [
         "/".join(part.strip("./") for part in (jax.tree_util.keystr((entry,), simple=True) for entry in path))
         for path, _ in leaves
     ]
-    return {name: (leaf.shape, spot) for name, (_, leaf), spot in zip(names, leaves, placed, strict=True)}
+    found = zip(names, leaves, jax.tree.leaves(shardings), strict=True)
+    return {name: (leaf.shape, sharding) for name, (_, leaf), sharding in found}
 
 
-def shardings_of(network: ModuleDef, mesh: Any) -> Spots:
+def shardings_of(network: ModuleDef, mesh: Any) -> LeafShardings:
     """Of the parameters of a network."""
-    return spots(network.shapes, param_shardings(network.shapes, network.axes, mesh))
+    return leaf_shardings(network.shapes, param_shardings(network.shapes, network.axes, mesh))
 
 
 def state_of(config: T5Config, optimizer: str, sizes: tuple[int, int, int]) -> StateDef:
@@ -70,31 +72,31 @@ def state_of(config: T5Config, optimizer: str, sizes: tuple[int, int, int]) -> S
 
 def bytes_of(state: StateDef) -> int:
     """Bytes that each device holds."""
-    local = jax.tree.map(lambda leaf, spot: spot.shard_shape(leaf.shape), state.shapes, state.shardings)
+    local = jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), state.shapes, state.shardings)
     sizes = jax.tree.map(lambda leaf, shape: math.prod(shape) * leaf.dtype.itemsize, state.shapes, local)
     return sum(jax.tree.leaves(sizes))
 
 
 def describe(state: StateDef) -> dict[str, dict[str, str]]:
-    """Path → shape and, for each dimension, the mesh axis that splits it: of parameters, and of whatever an optimizer
-    keeps beside them that does not lie as its parameter does."""
+    """Path → shape and the mesh axis of each dimension: of the parameters, and of the arrays of the optimizer that are
+    not sharded as their parameter is."""
     found: dict[str, dict[str, str]] = {"parameters": {}, "optimizer": {}}
-    for name, (shape, where) in spots(state.shapes, state.shardings).items():
+    for name, (shape, where) in leaf_shardings(state.shapes, state.shardings).items():
         kind, _, path = name.partition("/")
         text = f"{list(shape)} ({', '.join(axis or '-' for axis in where.spec)})"
         if kind == "params":
             found["parameters"][path] = text
         elif shape == (1,):
-            continue  # Adafactor's placeholder for a moment that it does not keep
+            continue  # Adafactor's placeholder for a moment that it does not have
         elif not any(path.endswith(f"/{owner}") and text == its for owner, its in found["parameters"].items()):
             found["optimizer"][path or kind] = text
     return found
 
 
 def make_golden(config: T5Config) -> dict[str, dict[str, Any]]:
-    """Where every array of a state lies, and of each mesh how many bytes a device holds, or why the mesh is refused.
+    """The sharding of every array of a state, and for each mesh the bytes per device or the error.
 
-    A mesh changes how much of an array lies where, never along which of its dimensions it is split.
+    Meshes differ in the sizes of the shards, not in the dimensions that are sharded.
     """
     golden: dict[str, dict[str, Any]] = {"bytes a device": {}}
     for sizes in MESHES:
@@ -112,7 +114,7 @@ def make_golden(config: T5Config) -> dict[str, dict[str, Any]]:
     return golden
 
 
-def written(family: str, name: str) -> Path:
+def golden_file(family: str, name: str) -> Path:
     """The golden file of a preset."""
     return FOLDER / f"{family}-{name}.json"
 
@@ -120,12 +122,12 @@ def written(family: str, name: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_leaf_of_every_preset_lies_where_it_lay(family: str, name: str) -> None:
-    assert make_golden(preset(name, family)) == json.loads(written(family, name).read_text())
+def test_every_leaf_of_every_preset_is_sharded_as_in_the_golden_file(family: str, name: str) -> None:
+    assert make_golden(preset(name, family)) == json.loads(golden_file(family, name).read_text())
 
 
-def test_adam_keeps_its_moments_where_the_parameters_are() -> None:
-    """And Adafactor a row and a column of each matrix, which lie as the dimensions that they keep."""
+def test_optimizer_states_are_sharded_as_their_parameters() -> None:
+    """Adafactor's row and column factors of a matrix, as the dimensions that they retain."""
     adam, adafactor = (describe(state_of(preset("base"), name, (1, 2, 2))) for name in OPTIMIZERS)
     assert all(text == "[] ()" for text in adam["optimizer"].values())  # counts of steps
     matrix = "student/decoder/blocks/mlp/gate"
@@ -140,17 +142,17 @@ def test_adam_keeps_its_moments_where_the_parameters_are() -> None:
 
 
 @pytest.mark.parametrize("name", CRITICS)
-def test_every_critic_is_split(name: str) -> None:
-    """Its largest matrix over fsdp, and no leaf twice."""
+def test_every_critic_is_sharded(name: str) -> None:
+    """Its largest matrix over fsdp only."""
     found = shardings_of(
         networks_def(MITermConfig(critic=CriticConfig(name)), preset("base")), abstract_mesh((1, 4, 2))
     )
-    largest, where = max(found.values(), key=lambda spot: math.prod(spot[0]))
+    largest, where = max(found.values(), key=lambda each: math.prod(each[0]))
     assert math.prod(where.shard_shape(largest)) * 4 == math.prod(largest)
 
 
-def test_a_split_parameter_is_one_that_the_table_splits() -> None:
-    """By hand, for one shape of each kind; nothing that could be split is held whole."""
+def test_parameters_are_sharded_as_the_table_says() -> None:
+    """Expected by hand for one parameter of each kind; all but the norms are sharded."""
     found = shardings_of(StudentDef.of(preset("base")), abstract_mesh((1, 4, 2)))
     expected = {
         "embedding": ("tensor", "fsdp"),
@@ -166,8 +168,8 @@ def test_a_split_parameter_is_one_that_the_table_splits() -> None:
     assert {name: tuple(found[name][1].spec) for name in expected} == expected
     for name, (shape, where) in found.items():
         if "norm" not in name:
-            parts = 2 if "position" in name else 8
-            assert np.prod(where.shard_shape(shape)) * parts == np.prod(shape), name
+            shards = 2 if "position" in name else 8
+            assert np.prod(where.shard_shape(shape)) * shards == np.prod(shape), name
 
 
 def test_a_dimension_that_does_not_divide_is_refused() -> None:
@@ -182,7 +184,7 @@ def test_a_dimension_that_does_not_divide_is_refused() -> None:
 
 def test_an_axis_that_the_table_lacks_is_refused() -> None:
     with pytest.raises(
-        UserError, match="parameter critic/weight: logical axis 'critic_dim' is not in the sharding table"
+        UserError, match="parameter critic/weight: logical axis 'critic_dim' is not in parallel.sharding.RULES: add it"
     ):
         resolve("critic/weight", (8, 8), ("embed", "critic_dim"), abstract_mesh((1, 4, 2)))  # type: ignore[arg-type]
     with pytest.raises(ValueError):
@@ -217,9 +219,9 @@ def test_meshes(asked: tuple[int, ...], sizes: tuple[int, int, int]) -> None:
         ((-1, 3, 1), "'fsdp': 3.* does not cover 8 devices"),
         ((-1, 16, 1), "'fsdp': 16.* does not cover 8 devices"),
         ((2, 2, 1), "does not cover 8 devices"),
-        ((-1, -1, 1), "at most one is -1"),
-        ((8, 0, 1), "'fsdp': 0.* sizes are positive"),
-        ((-2, 1, 1), "'data': -2.* sizes are positive"),
+        ((-1, -1, 1), "at most one may be -1"),
+        ((8, 0, 1), "'fsdp': 0.* sizes must be positive"),
+        ((-2, 1, 1), "'data': -2.* sizes must be positive"),
     ],
 )
 def test_impossible_meshes_are_refused(asked: tuple[int, int, int], words: str) -> None:
@@ -228,16 +230,16 @@ def test_impossible_meshes_are_refused(asked: tuple[int, int, int], words: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_a_batch_is_split_by_rows_over_data_and_fsdp() -> None:
+def test_a_batch_is_sharded_by_rows_over_data_and_fsdp() -> None:
     mesh, batch = make_mesh(2, 2, 2), random_batch(0, 8)
-    placed = put_batch(batch, mesh)
-    for leaf, host in zip(jax.tree.leaves(placed), jax.tree.leaves(batch), strict=True):
+    on_mesh = put_batch(batch, mesh)
+    for leaf, host in zip(jax.tree.leaves(on_mesh), jax.tree.leaves(batch), strict=True):
         assert leaf.sharding.is_equivalent_to(batch_sharding(mesh), leaf.ndim)
         np.testing.assert_array_equal(leaf, host)
         assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
 
 
-def test_activations_are_pinned_where_there_is_a_mesh() -> None:
+def test_activations_are_constrained_if_there_is_a_mesh() -> None:
     x = np.arange(32.0).reshape(8, 4)
     assert constrain_batch(x) is x
     mesh = make_mesh(4, 2, 1)
@@ -248,7 +250,7 @@ def test_activations_are_pinned_where_there_is_a_mesh() -> None:
 
 
 def hosts_of(owners: list[int], sizes: tuple[int, int, int]) -> Any:
-    """A mesh of devices that say they belong to these processes, in the mesh's order."""
+    """A mesh of mock devices that belong to these processes, in the order of the mesh."""
     devices = np.array([mock.Mock(process_index=owner) for owner in owners]).reshape(sizes)
     return SimpleNamespace(devices=devices, shape=dict(zip(MESH_AXES, sizes, strict=True)))
 
@@ -259,7 +261,7 @@ def hosts_of(owners: list[int], sizes: tuple[int, int, int]) -> Any:
         ([0] * 8, (2, 2, 2), {0: ProcessRows(0, 1, (0, 1, 2, 3))}),
         ([0, 0, 0, 0, 1, 1, 1, 1], (4, 1, 2), {0: ProcessRows(0, 2, (0, 1)), 1: ProcessRows(1, 2, (2, 3))}),
         ([1, 1, 1, 1, 0, 0, 0, 0], (8, 1, 1), {1: ProcessRows(0, 2, (0, 1, 2, 3)), 0: ProcessRows(1, 2, (4, 5, 6, 7))}),
-        # The order in which make_mesh lays the chips of v5p:2x2x2 in a row.
+        # The order in which make_mesh takes the chips of v5p:2x2x2.
         ([0, 1, 0, 1, 0, 1, 0, 1], (8, 1, 1), {0: ProcessRows(0, 2, (0, 2, 4, 6)), 1: ProcessRows(1, 2, (1, 3, 5, 7))}),
         # Hosts whose chips hold the same batch shard supply the same rows.
         ([0, 0, 0, 0, 1, 1, 1, 1], (1, 1, 8), {0: ProcessRows(0, 1, (0,)), 1: ProcessRows(0, 1, (0,))}),
@@ -296,7 +298,7 @@ def test_processes_that_share_only_some_batch_shards_are_refused(
     [
         ("v5e-8", (8, 1, 1), (4, 5, 6, 7)),
         ("v5e-64", (64, 1, 1), (16, 17, 24, 25)),  # two rows of chips, two columns
-        ("v5e-64", (1, 8, 8), (0, 1)),  # shared with the host beside it
+        ("v5e-64", (1, 8, 8), (0, 1)),  # the same rows as the neighbouring host
         ("v5p-16", (2, 2, 2), None),
         ("v4-128", (2, 32, 1), None),  # no axis of its torus is as long
     ],
@@ -304,7 +306,7 @@ def test_processes_that_share_only_some_batch_shards_are_refused(
 def test_processes_of_a_tpu_slice_supply_every_row_once(
     slice_name: str, sizes: tuple[int, int, int], shards_of_host_1: tuple[int, ...] | None
 ) -> None:
-    """In the order of chips that each kind of slice really has."""
+    """In the order of chips that each kind of slice has."""
     pytest.importorskip("libtpu")
     mesh = make_mesh(*sizes, devices=topology_devices(slice_name))
     by_process = rows_of_processes(mesh)
@@ -315,8 +317,8 @@ def test_processes_of_a_tpu_slice_supply_every_row_once(
     assert shards_of_host_1 in (None, by_process[1].shards)
 
 
-def test_slices_lie_along_data() -> None:
-    """Two of them, which only the data-centre network connects."""
+def test_slices_are_placed_along_data() -> None:
+    """Two slices, connected only by the data-centre network."""
     pytest.importorskip("libtpu")
     topology_devices("v5e-8")  # sets up libtpu
     devices = topologies.get_topology_desc("v5e:2x4", platform="tpu", num_slices=2).devices
@@ -330,4 +332,4 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for family in FAMILIES:
         for name in PRESETS:
-            written(family, name).write_text(json.dumps(make_golden(preset(name, family)), indent=1) + "\n")
+            golden_file(family, name).write_text(json.dumps(make_golden(preset(name, family)), indent=1) + "\n")
