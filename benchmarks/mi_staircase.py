@@ -22,8 +22,8 @@ import optax
 from jax import Array
 
 from cotmi_jax.mi.estimate import NONPARAMETRIC
-from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Estimator, make_estimator
-from cotmi_jax.mi.fitting import CONDITIONAL, make_model
+from cotmi_jax.mi.estimators import ESTIMATORS, Estimator, conditional, make_estimator, scored
+from cotmi_jax.mi.fitting import make_model
 from cotmi_jax.mi.networks import CRITICS, CriticConfig
 
 DIMENSIONS = 20
@@ -41,8 +41,9 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """The estimator with the setting that matters."""
-        setting = {"interpolated": f" α={self.estimator.alpha:g}", "smile": f" τ={self.estimator.tau:g}"}
-        return self.estimator.name + setting.get(self.estimator.name, "")
+        shown = {"alpha": "α", "tau": "τ"}
+        settings = (f" {shown[name]}={value:g}" for name, value in self.estimator.values.items() if name in shown)
+        return self.estimator.name + "".join(settings)
 
 
 def correlation(nats: float) -> float:
@@ -98,7 +99,7 @@ def run_without_fit(name: str, *, pairs: int = 2000, sets: int = 10, seed: int =
         for nats in LEVELS
     ]
     nothing = np.full((len(LEVELS), steps), np.nan)
-    return Run(Estimator(name, "neither"), nothing, np.array(fresh), time.perf_counter() - started)
+    return Run(Estimator(name, NONPARAMETRIC[name], "neither"), nothing, np.array(fresh), time.perf_counter() - started)
 
 
 def table(runs: Sequence[Run], num_pairs: int) -> list[dict[str, object]]:
@@ -195,13 +196,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="the table as JSON")
     arguments = parser.parse_args()
-    critic = CriticConfig(arguments.critic, normalization="none")
+    critic = CriticConfig(arguments.critic)
     settings = {name: getattr(arguments, name) for name in ("num_pairs", "steps", "learning_rate", "fresh", "seed")}
     runs = []
-    for estimator in [*(make_estimator(name) for name in SCORED), make_estimator("smile", tau=1.0)]:
+    for estimator in [*(make_estimator(name) for name in scored()), make_estimator("smile", tau=1.0)]:
         runs.append(run(estimator, critic, **settings))
         print(f"{runs[-1].name}: {runs[-1].seconds:.1f} s", file=sys.stderr, flush=True)
-    for name in CONDITIONAL:  # an MLP, whatever the critic: a tenth of the quadratic critic's rate
+    for name in conditional():  # an MLP, whatever the critic: a tenth of the quadratic critic's rate
         runs.append(run(ESTIMATORS[name], critic, **settings | {"learning_rate": 1e-3}))
     for name in NONPARAMETRIC:
         runs.append(run_without_fit(name, seed=arguments.seed, steps=arguments.steps))

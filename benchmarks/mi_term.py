@@ -21,10 +21,10 @@ import jax
 import numpy as np
 import optax
 
-from cotmi_jax.mi.networks import CriticConfig
+from cotmi_jax.config import base
+from cotmi_jax.experiment import make_objective
 from cotmi_jax.models.config import preset
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
@@ -35,13 +35,22 @@ from cotmi_jax.training.step import make_train_step
 
 SEED = 0
 BASELINE = "dss"
-CLAMPED = CriticConfig(clamp=20.0)
+
+
+def _cotmi(**mi: str) -> Objective:
+    """cotmi with the term of these keys of config.mi."""
+    config = base()
+    config.objective.name, config.data.packing = "cotmi", False
+    config.mi.update(mi)
+    return make_objective(config)
+
+
 VARIANTS: dict[str, Objective] = {
     BASELINE: Objective("dss"),
-    "cotmi (infonce, decoder_mean)": Objective("cotmi", mi_term=MITermConfig("infonce", critic=CLAMPED)),
-    "barber_agakov, vocab_max": Objective("cotmi", mi_term=MITermConfig("barber_agakov")),
-    "barber_agakov, vocab_mean": Objective("cotmi", mi_term=MITermConfig("barber_agakov", "vocab_mean")),
-    "released": Objective("cotmi", mi_term=MITermConfig("released")),
+    "cotmi (infonce, decoder_mean)": _cotmi(estimator="infonce"),
+    "barber_agakov, vocab_max": _cotmi(estimator="barber_agakov"),
+    "barber_agakov, vocab_mean": _cotmi(estimator="barber_agakov", feature="vocab_mean"),
+    "released": _cotmi(estimator="released"),
 }
 
 

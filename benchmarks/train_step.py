@@ -56,10 +56,10 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
     import jax
     import optax
 
+    from cotmi_jax.config import base
+    from cotmi_jax.experiment import make_objective
     from cotmi_jax.models.config import preset
     from cotmi_jax.models.student import StudentDef
-    from cotmi_jax.objectives.mi_term import MITermConfig
-    from cotmi_jax.objectives.objective import Objective
     from cotmi_jax.parallel.batch import put_batch
     from cotmi_jax.parallel.mesh import make_mesh
     from cotmi_jax.training.rng import stream_key, train_streams
@@ -77,8 +77,10 @@ def jax_steps(arguments: argparse.Namespace, split: TokenizedSplit, vocab_size: 
     schedule = optax.constant_schedule(LEARNING_RATE)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
     state_def = StateDef.of(StudentDef.of(student), optimizer, mesh)
-    estimator = "released" if arguments.padded else "barber_agakov"
-    objective = Objective(arguments.objective, beta=BETA, mi_term=MITermConfig(estimator))
+    config = base()
+    config.objective.update(name=arguments.objective, beta=BETA)
+    config.mi.estimator, config.data.packing = ("released", False) if arguments.padded else ("barber_agakov", True)
+    objective = make_objective(config)
     step = make_train_step(state_def, objective, schedule)
     state, streams = state_def.init(stream_key(SEED, "init")), train_streams(SEED)
 

@@ -127,6 +127,7 @@ def _mi() -> ConfigDict:
     mi.alpha = 0.01  # interpolated: 0 is tuba, 1 infonce
     mi.tau = 5.0  # smile: clip of negative scores, nats
     mi.decay = 0.99  # mine: of the moving average of the partition, a step
+    mi.settings = ""  # of an estimator that a module of config.extensions registers: "name=value", separated by commas
     mi.learning_rate = 1e-3  # of the term's networks (Adam, constant, outside optimizer.clip_norm)
     mi.warmup_steps = 500  # steps in which the critic alone learns; not used without one
     mi.ramp_steps = 500  # steps of linear rise of objective.beta after them; likewise

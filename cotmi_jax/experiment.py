@@ -71,23 +71,29 @@ def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentCon
     return student, params
 
 
-def make_objective(config: ConfigDict) -> Objective:
-    """The objective with its coefficients. Raises UserError for a term that cannot be trained as configured."""
-    mi = config.mi
+def make_mi_term(mi: ConfigDict) -> MITermConfig:
+    """The mutual-information term of config.mi. Raises UserError for one that cannot be."""
     term = mi.to_dict()
     del term["learning_rate"], term["monitor"]  # of the optimizer and of the monitor
     critic, compression = CriticConfig(**term.pop("critic")), term.pop("compression")
-    mi_term = MITermConfig(
+    return MITermConfig(
         **term, critic=critic, compression=compression["name"], compression_weight=compression["weight"]
     )
-    settings = config.objective
-    objective = Objective(settings.name, settings.alpha, settings.beta, mi_term, settings.token_loss)
-    if config.data.empty_rationale == "keep" and PREDICT in find_objective(objective.name).rationale_tasks:
+
+
+def make_objective(config: ConfigDict) -> Objective:
+    """The objective with its coefficients. Raises UserError for a term that cannot be trained as configured."""
+    mi, mi_term = config.mi, make_mi_term(config.mi)
+    settings, spec = config.objective, find_objective(config.objective.name)
+    objective = Objective(
+        settings.name, settings.alpha, settings.beta, mi_term if spec.has_mi_term else None, settings.token_loss
+    )
+    if config.data.empty_rationale == "keep" and PREDICT in spec.rationale_tasks:
         raise UserError(
             f"config.data.empty_rationale keep: {objective.name} writes rationale and label as one target and "
             "cannot learn a label alone; set it to drop"
         )
-    if objective.has_mi_term:
+    if objective.mi_term is not None:
         mi_term.check_batch(config.batch_size)
         if config.mi.estimator == "released" and config.data.packing:
             raise UserError(

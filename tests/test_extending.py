@@ -15,6 +15,7 @@ from cotmi_jax.data.sources.registered import SOURCES
 from cotmi_jax.data.tasks import OBJECTIVES
 from cotmi_jax.evaluation.job import score
 from cotmi_jax.evaluation.metrics import METRICS
+from cotmi_jax.mi import ESTIMATORS
 from cotmi_jax.models.student import NETWORKS
 from cotmi_jax.objectives.token_loss import TOKEN_LOSSES
 from cotmi_jax.training.job import train
@@ -27,6 +28,8 @@ STUDY = {
     "data.vocabulary": str(VOCABULARY_PATH),
     "data.packing": False,
     "objective.name": "answer_in_rationale",
+    "mi.estimator": "tempered",
+    "mi.settings": "temperature=0.2",
     "objective.token_loss": "label_smoothing",
     "model.network": "bag",
     "optimizer.learning_rate": 0.1,
@@ -47,7 +50,7 @@ def words(predictions):
 
 @pytest.fixture(autouse=True)
 def registries_as_before() -> Iterator[None]:
-    tables = SOURCES, OBJECTIVES, METRICS, TOKEN_LOSSES, NETWORKS
+    tables = SOURCES, OBJECTIVES, METRICS, ESTIMATORS, TOKEN_LOSSES, NETWORKS
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):

@@ -20,7 +20,8 @@ from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import PAD_ID
 from cotmi_jax.errors import UserError
-from cotmi_jax.mi.estimate import Estimate, estimate_splits, make_reader
+from cotmi_jax.mi.estimate import Estimate, estimate_splits
+from cotmi_jax.mi.estimators import make_estimator
 from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.student import Params, StudentDef
@@ -80,7 +81,7 @@ def estimator_names(config: ConfigDict) -> list[str]:
     """The estimators of config.mi.monitor. Raises UserError for one that does not exist."""
     names = [name.strip() for name in config.mi.monitor.estimators.split(",") if name.strip()]
     for name in names:
-        make_reader(name)
+        make_estimator(name)
     return names
 
 
@@ -163,8 +164,8 @@ class MIMonitor:
             parts = [(left, draw.permutation(right)) for left, right in parts]
         return estimate_splits(
             *parts,
-            estimator=make_reader(name),
-            critic=CriticConfig(self._config.mi.critic.name, normalization="none"),
+            estimator=make_estimator(name),
+            critic=CriticConfig(self._config.mi.critic.name),
             config=dataclasses.replace(_FIT, num_pairs=self._config.mi.monitor.pairs),
             seed=self._config.seed,
         )

@@ -4,7 +4,7 @@
 """
 
 from cotmi_jax.mi.estimate import Estimate, estimate
-from cotmi_jax.mi.estimators import ESTIMATORS, Estimator
+from cotmi_jax.mi.estimators import ESTIMATORS, Estimator, Setting, register_estimator
 from cotmi_jax.mi.networks import CriticConfig
 
-__all__ = ["ESTIMATORS", "CriticConfig", "Estimate", "Estimator", "estimate"]
+__all__ = ["ESTIMATORS", "CriticConfig", "Estimate", "Estimator", "Setting", "estimate", "register_estimator"]

@@ -14,11 +14,10 @@ from flax import nnx
 from jax import Array
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.mi.estimators import Estimator
+from cotmi_jax.mi.estimators import CLAMP, Estimator
 from cotmi_jax.mi.networks import MLP, CriticConfig, Layers, Linear, declare, dropout, normalize
 
 PAIRWISE_BYTES = 2**30  # what the K² hidden activations of a pairwise critic may take
-CLAMP = 20.0  # soft clamp of scores, recommended where e^f enters a gradient unnormalized
 
 
 class Scores(NamedTuple):

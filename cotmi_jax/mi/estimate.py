@@ -2,20 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.critics import check_critic
-from cotmi_jax.mi.estimators import ESTIMATORS, SCORED, Direction, Estimator, make_estimator
-from cotmi_jax.mi.fitting import CONDITIONAL, FitConfig, Pairs, fit_and_evaluate
+from cotmi_jax.mi.estimators import ESTIMATORS, Direction, Estimator, make_estimator
+from cotmi_jax.mi.fitting import FitConfig, Pairs, fit_and_evaluate
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.mi.nonparametric import cca, ksg
 
 NONPARAMETRIC = {"ksg": ksg, "cca": cca}
-NAMES = (*SCORED, *CONDITIONAL, *NONPARAMETRIC)
-_SETTINGS = {"infonce": "axis", "interpolated": "alpha", "smile": "tau", "mine": "decay"}
 _LAYER_DIMS = 8  # below, mean and variance of a vector are too much of it to lose
 _FIT, _STOP = 0.6, 0.15  # shares of the pairs; the rest is read
 _SUBSETS = 10  # into which a non-parametric estimate is split for its standard error
@@ -99,18 +96,12 @@ def _standardized(parts: list[Pairs]) -> list[Pairs]:
     return list(zip(*scaled, strict=True))
 
 
-def _check_settings(name: str, settings: Mapping[str, object]) -> None:
-    """Raises UserError for a setting that the estimator would not read."""
-    takes = _SETTINGS.get(name)
-    for setting in settings:
-        if setting != takes:
-            rest = f"its setting is {takes}" if takes else "it has no settings"
-            raise UserError(f"{name} does not take {setting}: {rest}, leave {setting} out")
-
-
-def make_reader(name: str, **settings: float) -> Estimator:
-    """An estimator by name that is fitted to pairs. Raises UserError for one that does not exist."""
-    return ESTIMATORS[name] if name in CONDITIONAL else make_estimator(name, **settings)  # type: ignore[arg-type]
+def _make_fitted(name: str, settings: dict[str, float | str]) -> Estimator:
+    if name in NONPARAMETRIC:
+        raise UserError(f"{name} does not take {', '.join(settings)}: it has no settings, leave them out")
+    if name not in ESTIMATORS:
+        raise UserError(f"unknown estimator {name!r}: choose one of {', '.join((*ESTIMATORS, *NONPARAMETRIC))}")
+    return make_estimator(name, **settings)
 
 
 def estimate_splits(
@@ -132,7 +123,7 @@ def estimate_splits(
     fitting, stopping, reading = ((x.astype(np.float32), y.astype(np.float32)) for x, y in parts)
     # Four blocks at least, so that the standard error means something.
     num_pairs = min(config.num_pairs, len(fitting[0]), len(stopping[0]), len(reading[0]) // 4)
-    if estimator.name in SCORED:
+    if not estimator.conditional:
         check_critic(critic, estimator, num_pairs, standardized=standardize)
     config = dataclasses.replace(config, num_pairs=num_pairs)
     held_out = fit_and_evaluate(fitting, stopping, reading, estimator, critic, config, seed)
@@ -164,20 +155,18 @@ def estimate(
     steps: int = 2000,
     learning_rate: float = 2e-3,
     standardize: bool = True,
-    **settings: float,
+    **settings: float | str,
 ) -> Estimate:
     """I(X;Y) of paired samples x [N, D] (or [N]) and y [N, E], in nats.
 
     estimator: infonce nwj tuba interpolated dv mine js smile (with a critic), club leave_one_out (with a Gaussian
     q(y|x)), ksg cca (neither). Of N pairs, in an order drawn from the seed, 60% fit the network, 15% stop it and 25%
-    are read, num_pairs at a time; ksg and cca read all. settings: axis, alpha, tau or decay of the estimator. Raises
-    UserError for input that cannot be read, naming it.
+    are read, num_pairs at a time; ksg and cca read all. settings: axis of infonce, alpha of interpolated, tau of smile,
+    decay of mine, or those of a registered estimator. Raises UserError for input that cannot be read, naming it.
     """
-    if estimator not in NAMES:
-        raise UserError(f"unknown estimator {estimator!r}: choose one of {', '.join(NAMES)}")
-    _check_settings(estimator, settings)
+    fitted = None if estimator in NONPARAMETRIC and not settings else _make_fitted(estimator, settings)
     if isinstance(critic, str):
-        critic = CriticConfig(critic, normalization="none")
+        critic = CriticConfig(critic)
     if seed < 0:
         raise UserError(f"seed is {seed}: it must be at least 0")
     x, y = check_features(x, y)
@@ -186,7 +175,7 @@ def estimate(
         raise UserError(f"critic normalization layer throws two of {narrow} dimensions away: choose none")
     order = np.random.default_rng(seed).permutation(len(x))
     x, y = x[order], y[order]
-    if estimator in NONPARAMETRIC:
+    if fitted is None:
         return _nonparametric(x, y, estimator)
     if len(x) < 32 or num_pairs < 2:
         raise UserError(f"{estimator} on {len(x)} samples, {num_pairs} at a time: give at least 32 samples and 2 pairs")
@@ -194,7 +183,7 @@ def estimate(
     parts = [(x[rows], y[rows]) for rows in (slice(first), slice(first, second), slice(second, None))]
     return estimate_splits(
         *parts,
-        estimator=make_reader(estimator, **settings),
+        estimator=fitted,
         critic=critic,
         config=FitConfig(num_pairs, steps, learning_rate),
         seed=seed,

@@ -17,7 +17,6 @@ from flax import nnx
 from jax import Array
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.mi import bounds
 from cotmi_jax.mi.barber_agakov import gaussian_log_q, gaussian_loss
 from cotmi_jax.mi.bounds import Bound, MineState
 from cotmi_jax.mi.critics import Critic
@@ -26,7 +25,6 @@ from cotmi_jax.mi.networks import CriticConfig, GaussianHead
 
 Params = dict[str, Any]  # nested, with array leaves
 Pairs = tuple[np.ndarray, np.ndarray]  # z [N, D] and v [N, E], float32
-CONDITIONAL = ("club", "leave_one_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +69,9 @@ class Model:
     ) -> tuple[Bound, MineState | None]:
         """The estimate of a batch, whose objective is what the fit maximizes."""
         network: Any = nnx.merge(self.graph, params)
-        if self.estimator.name in CONDITIONAL:
+        if self.estimator.conditional:
             mean_KxE, log_std_KxE = network(z_KxD)
-            bound = getattr(bounds, self.estimator.name)(gaussian_log_q(v_KxE, mean_KxE, log_std_KxE))
+            bound, state = self.estimator(gaussian_log_q(v_KxE, mean_KxE, log_std_KxE), state=state)
             return bound._replace(objective=-gaussian_loss(v_KxE, mean_KxE, log_std_KxE).mean()), state
         critic: Critic = network
         scores = critic(z_KxD, v_KxE)
@@ -119,7 +117,7 @@ def make_model(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfi
     """The model of an estimator on features of these sizes."""
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
-        if estimator.name in CONDITIONAL:
+        if estimator.conditional:
             return GaussianHead(z_dim, v_dim, critic, scale=0.0, rngs=rngs)
         return Critic(z_dim, v_dim, critic, estimator, rngs=rngs)
 

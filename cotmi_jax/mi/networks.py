@@ -19,7 +19,7 @@ class CriticConfig:
     """Shape of a critic.
 
     normalization: of each input vector, "layer" (to mean 0 and variance 1 over its entries), or "none" where features
-    come standardized. clamp: scores become clamp·tanh(f / clamp); 0 for none.
+    are standardized, as those of estimate() are. clamp: scores become clamp·tanh(f / clamp); 0 for none.
     """
 
     name: str = "separable"
@@ -28,7 +28,7 @@ class CriticConfig:
     dim: int = 64  # width C of the codes that separable and hybrid multiply
     dropout: float = 0.0  # probability, after each hidden layer
     clamp: float = 0.0
-    normalization: str = "layer"
+    normalization: str = "none"
 
     def __post_init__(self) -> None:
         if self.name not in CRITICS:

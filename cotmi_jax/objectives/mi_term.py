@@ -8,7 +8,7 @@ where features are made (`gather_features`). The value of nothing depends on tha
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.mi import barber_agakov, bounds
 from cotmi_jax.mi.bounds import Axis, MineState
 from cotmi_jax.mi.critics import Critic, check_critic
-from cotmi_jax.mi.estimators import SCORED, Estimator, make_estimator
+from cotmi_jax.mi.estimators import BUILT_IN, ESTIMATORS, Estimator, make_estimator, parse_settings, scored
 from cotmi_jax.mi.networks import MLP, CriticConfig, GaussianHead, Linear, normalize
 from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef, declare
@@ -29,11 +29,10 @@ from cotmi_jax.objectives import pooling
 from cotmi_jax.objectives.forward import TaskStates
 from cotmi_jax.objectives.token_scan import Pool
 
-UNSCORED = ("released", "barber_agakov", "barber_agakov_head", "barber_agakov_gaussian")
-ESTIMATORS = (*SCORED, *UNSCORED)
 VOCABULARY_POOLS: dict[str, Pool] = {"vocab_max": "max", "vocab_mean": "mean"}
 VOCABULARY_FEATURES = tuple(VOCABULARY_POOLS)
-FEATURES = ("decoder_mean", "decoder_attention", "decoder_max", "encoder_mean", *VOCABULARY_FEATURES)
+STATE_FEATURES = ("decoder_mean", "decoder_attention", "decoder_max", "encoder_mean")
+FEATURES = (*STATE_FEATURES, *VOCABULARY_FEATURES)
 COMPRESSIONS = ("none", "club", "variational")
 
 
@@ -72,42 +71,42 @@ class Losses(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MITermConfig:
-    """The mutual-information side of an objective. Keys as in config.mi, where each is explained."""
+    """The mutual-information side of an objective: keys of config.mi, where each is explained and has its default."""
 
-    estimator: str = "infonce"
-    feature: str = ""
-    detach: str = "z"
-    axis: Axis = "row"
-    alpha: float = 0.01
-    tau: float = 5.0
-    decay: float = 0.99
-    critic: CriticConfig = CriticConfig()
-    warmup_steps: int = 0
-    ramp_steps: int = 0
-    compression: str = "none"
-    compression_weight: float = 0.0
+    estimator: str
+    feature: str
+    detach: str
+    axis: Axis
+    alpha: float
+    tau: float
+    decay: float
+    settings: str
+    critic: CriticConfig
+    warmup_steps: int
+    ramp_steps: int
+    compression: str
+    compression_weight: float
 
     def __post_init__(self) -> None:
         for key, value, choices in (
-            ("estimator", self.estimator, ESTIMATORS),
+            ("estimator", self.estimator, term_estimators()),
             ("feature", self.z_feature, FEATURES),
             ("detach", self.detach, ("z", "v", "none")),
             ("compression.name", self.compression, COMPRESSIONS),
         ):
             if value not in choices:
                 raise UserError(f"unknown mi.{key} {value!r}: choose one of {', '.join(choices)}")
-        if self.estimator in SCORED:
+        if self.scored:
             self.bound()
         elif self.detach != "z":
             raise UserError(
                 f"mi.estimator {self.estimator} needs mi.detach z, not {self.detach!r}: H(Z) must not change"
             )
-        allowed = {"released": ("vocab_max",), "barber_agakov_gaussian": FEATURES[:4]}
-        allowed |= dict.fromkeys(("barber_agakov", "barber_agakov_head"), VOCABULARY_FEATURES)
-        if self.z_feature not in allowed.get(self.estimator, FEATURES):
+        allowed = FEATURES if self.scored else UNSCORED[self.estimator].features
+        if self.z_feature not in allowed:
             raise UserError(
-                f"mi.estimator {self.estimator} cannot read mi.feature {self.feature}: choose one of "
-                f"{', '.join(allowed[self.estimator])}"
+                f"mi.estimator {self.estimator} does not take mi.feature {self.feature}: choose one of "
+                f"{', '.join(allowed)}"
             )
         if self.compression != "none":
             if self.z_feature in VOCABULARY_FEATURES:
@@ -122,12 +121,12 @@ class MITermConfig:
     @property
     def scored(self) -> bool:
         """Whether a critic scores pairs."""
-        return self.estimator in SCORED
+        return self.estimator not in UNSCORED
 
     @property
     def learns(self) -> bool:
         """Whether the term has parameters of its own."""
-        return self.estimator not in ("released", "barber_agakov") or self.compression != "none"
+        return self.scored or UNSCORED[self.estimator].learns or self.compression != "none"
 
     @property
     def couples_examples(self) -> bool:
@@ -137,16 +136,22 @@ class MITermConfig:
     @property
     def z_feature(self) -> str:
         """The feature of the label side."""
-        return self.feature or ("decoder_mean" if self.scored or "gaussian" in self.estimator else "vocab_max")
+        return self.feature or (FEATURES if self.scored else UNSCORED[self.estimator].features)[0]
 
     @property
     def v_feature(self) -> str:
         """The feature of the rationale side."""
-        return "decoder_mean" if self.estimator == "barber_agakov_head" else self.z_feature
+        return (not self.scored and UNSCORED[self.estimator].v_feature) or self.z_feature
 
     def bound(self) -> Estimator:
-        """The estimator that reads the critic's scores."""
-        return make_estimator(self.estimator, axis=self.axis, alpha=self.alpha, tau=self.tau, decay=self.decay)
+        """The estimator of the critic's scores. Raises UserError for settings that it does not have."""
+        if self.estimator not in BUILT_IN:
+            return make_estimator(self.estimator, **parse_settings(self.settings))
+        names = ESTIMATORS[self.estimator].values.keys()
+        if self.settings:
+            rest = f"set mi.{', mi.'.join(names)}" if names else "it has no settings"
+            raise UserError(f"mi.settings {self.settings!r} is for registered estimators, not {self.estimator}: {rest}")
+        return make_estimator(self.estimator, **{name: getattr(self, name) for name in names})
 
     def check_batch(self, num_pairs: int) -> None:
         """Raises UserError where batches of this size cannot be scored."""
@@ -284,7 +289,7 @@ def losses(
         # Divided by beta since the bottleneck, like all networks here, learns the term at full strength.
         extra = config.compression_weight / beta * _mean(reported["compression"], valid_B, weight)
     if not config.scored:
-        reported["mi"] = _unscored(config, networks, z_BxD, v_BxE, critic_key)
+        reported["mi"] = UNSCORED[config.estimator].loss(networks, z_BxD, v_BxE, critic_key)
         return Losses(extra + _mean(reported["mi"], valid_B, weight), reported, state)
     assert networks is not None
     if config.z_feature in VOCABULARY_FEATURES:
@@ -326,19 +331,46 @@ def _scored(
     return read, state
 
 
-def _unscored(config: MITermConfig, networks: Networks | None, z_BxD: Array, v_BxE: Array, key: Array | None) -> Array:
-    """Loss by example of the estimators without a critic."""
-    match config.estimator:
-        case "released":
-            return barber_agakov.released_loss(jnp.exp(z_BxD), jnp.exp(v_BxE))
-        case "barber_agakov":
-            return barber_agakov.vocabulary_loss(z_BxD, v_BxE)
-        case "barber_agakov_head":
-            assert networks is not None and networks.head_mlp is not None and networks.head is not None
-            return barber_agakov.vocabulary_loss(z_BxD, networks.head(networks.head_mlp(v_BxE, key)))
+def _released(networks: Networks | None, z_BxV: Array, v_BxV: Array, key: Array | None) -> Array:
+    return barber_agakov.released_loss(jnp.exp(z_BxV), jnp.exp(v_BxV))
+
+
+def _vocabulary(networks: Networks | None, z_BxV: Array, v_BxV: Array, key: Array | None) -> Array:
+    return barber_agakov.vocabulary_loss(z_BxV, v_BxV)
+
+
+def _head(networks: Networks | None, z_BxV: Array, v_BxD: Array, key: Array | None) -> Array:
+    assert networks is not None and networks.head_mlp is not None and networks.head is not None
+    return barber_agakov.vocabulary_loss(z_BxV, networks.head(networks.head_mlp(v_BxD, key)))
+
+
+def _gaussian(networks: Networks | None, z_BxD: Array, v_BxD: Array, key: Array | None) -> Array:
     assert networks is not None and networks.gaussian is not None
     # Entries of unit variance: the scale of raw states would decide how much the term weighs.
-    return barber_agakov.gaussian_loss(normalize(z_BxD, "layer"), *networks.gaussian(v_BxE, key))
+    return barber_agakov.gaussian_loss(normalize(z_BxD, "layer"), *networks.gaussian(v_BxD, key))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unscored:
+    """An estimator without a critic: its loss by example [B], the features that it takes, the default first."""
+
+    loss: Callable[[Networks | None, Array, Array, Array | None], Array]
+    features: tuple[str, ...]
+    learns: bool  # whether it has a network
+    v_feature: str = ""  # of the rationale side; "": as the label side
+
+
+UNSCORED = {
+    "released": Unscored(_released, ("vocab_max",), learns=False),
+    "barber_agakov": Unscored(_vocabulary, VOCABULARY_FEATURES, learns=False),
+    "barber_agakov_head": Unscored(_head, VOCABULARY_FEATURES, learns=True, v_feature="decoder_mean"),
+    "barber_agakov_gaussian": Unscored(_gaussian, STATE_FEATURES, learns=True),
+}
+
+
+def term_estimators() -> tuple[str, ...]:
+    """Names that config.mi.estimator may have."""
+    return (*scored(), *UNSCORED)
 
 
 def _club(networks: Networks, frozen: Networks, features: Features, valid_B: Array) -> dict[str, Array]:

@@ -49,17 +49,18 @@ class Objective:
     name: Name
     alpha: float = 0.5
     beta: float = 0.1
-    mi_term: MITermConfig = MITermConfig()  # where the spec has_mi_term
+    mi_term: MITermConfig | None = None  # where the objective's spec has_mi_term, and only there
     token_loss: str = CROSS_ENTROPY  # of training
 
     def __post_init__(self) -> None:
-        find_objective(self.name)
+        if find_objective(self.name).has_mi_term != (self.mi_term is not None):
+            raise ValueError(f"{self.name} {'lacks its' if self.mi_term is None else 'has no'} mutual-information term")
         find_token_loss(self.token_loss)
         if not 0.0 <= self.alpha <= 1.0:
             raise UserError(f"objective.alpha is {self.alpha}: it weighs the label task and lies in [0, 1]")
         if self.beta < 0.0:
             raise UserError(f"objective.beta is {self.beta}: a negative weight would minimize mutual information")
-        if self.mi_term.compression == "variational" and self.beta == 0.0:
+        if self.mi_term is not None and self.mi_term.compression == "variational" and self.beta == 0.0:
             raise UserError("objective.beta is 0: mi.compression.name variational shares its networks with the term")
 
     @property
@@ -68,14 +69,9 @@ class Objective:
         return tasks_of(self.name)
 
     @property
-    def has_mi_term(self) -> bool:
-        """Whether there is a mutual-information term."""
-        return find_objective(self.name).has_mi_term
-
-    @property
     def couples_examples(self) -> bool:
         """Whether an example's loss depends on the others of its batch."""
-        return self.has_mi_term and self.mi_term.couples_examples
+        return self.mi_term is not None and self.mi_term.couples_examples
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -83,7 +79,7 @@ class Objective:
         if EXPLAIN not in self.tasks:
             return {PREDICT: 1.0}
         coefficients = {PREDICT: self.alpha, EXPLAIN: 1.0 - self.alpha}
-        if self.has_mi_term:
+        if self.mi_term is not None:
             coefficients["mi"] = self.beta
             if self.mi_term.compression != "none":
                 coefficients["compression"] = self.mi_term.compression_weight
@@ -91,8 +87,7 @@ class Objective:
 
     def networks(self, student: StudentConfig) -> ModuleDef[Networks] | None:
         """What the mutual-information term learns beside a student; None where that is nothing."""
-        learns = self.has_mi_term and self.mi_term.learns
-        return networks_def(self.mi_term, student) if learns else None
+        return networks_def(self.mi_term, student) if self.mi_term is not None and self.mi_term.learns else None
 
     def weights(self, batch: Mapping, pad_id: int) -> dict[str, Array]:
         """The weight of each loss term, a function of the batch alone: micro-batches divide by the whole one's."""
@@ -104,7 +99,7 @@ class Objective:
 
     def ramp(self, step: Array) -> Array:
         """Share of the mutual-information term's coefficients at a step."""
-        return self.mi_term.ramp(step) if self.has_mi_term else jnp.float32(1.0)
+        return jnp.float32(1.0) if self.mi_term is None else self.mi_term.ramp(step)
 
     def pairs(self, batch: Mapping, pad_id: int) -> Array:
         """Which examples have both a label and a rationale to tie together, bool [B]; one of weight 0 is none."""
@@ -141,7 +136,7 @@ class Objective:
         """
         outputs = self.forward(student, batch, key, trains=trains)
         terms = self._token_terms(outputs, batch, student.config.pad_id)
-        if not self.has_mi_term or (self.mi_term.learns and not trains):
+        if self.mi_term is None or (self.mi_term.learns and not trains):
             return BatchOutputs(terms, None)
         label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
         return BatchOutputs(terms, gather_features(self.mi_term, networks, label, rationale, self.beta, ramp))
@@ -170,6 +165,7 @@ class Objective:
 
         `weight` is the number of valid examples of the whole batch, of which these may be a part.
         """
+        assert self.mi_term is not None
         result = losses(self.mi_term, networks, frozen, features, valid_B, weight, self.beta, key, state)
         count = valid_B.sum(dtype=jnp.float32)
         terms = {
@@ -181,10 +177,10 @@ class Objective:
     def forward(self, student: Student, batch: Mapping, key: Array | None, *, trains: bool) -> dict[str, TaskOutput]:
         """Run the student on every task of a batch, with training's token loss or, to evaluate, cross-entropy."""
         pools: dict[str, Pool] = {}
-        released = self.has_mi_term and self.mi_term.estimator == "released"
+        released = self.mi_term is not None and self.mi_term.estimator == "released"
         if released and is_packed(batch):
             raise UserError("mi.estimator released reads the padding of a padded batch: set data.packing to False")
-        if self.has_mi_term:
+        if self.mi_term is not None:
             features = {PREDICT: self.mi_term.z_feature, EXPLAIN: self.mi_term.v_feature}
             pools = {task: VOCABULARY_POOLS[name] for task, name in features.items() if name in VOCABULARY_POOLS}
         token_loss = find_token_loss(self.token_loss) if trains else None

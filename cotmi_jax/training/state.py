@@ -112,7 +112,7 @@ class StateDef:
         networks = objective.networks(student.config) if objective else None
         params, axes = {"student": student.shapes}, {"student": student.axes}
         start = None
-        if objective and networks is not None:
+        if objective and objective.mi_term and networks is not None:
             params, axes = params | {"mi": networks.shapes}, axes | {"mi": networks.axes}
             start = objective.mi_term.bound().start() if objective.mi_term.scored else None
         opt_state = jax.eval_shape(optimizer.init, params)

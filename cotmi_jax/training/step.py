@@ -129,7 +129,7 @@ def loss_and_grads(
     packed = is_packed(batch)
     parts = split_micro_batches({"rows": batch["rows"]} if packed else batch, micro_batches)
     keys, mi_keys = (_fold_in(each, micro_batches) for each in (key, mi_inputs.key))
-    if not (objective.couples_examples or packed and objective.has_mi_term):
+    if not (objective.couples_examples or packed and objective.mi_term is not None):
         grads, (terms, _) = _accumulate(functions.total_loss, params, (parts, keys, mi_keys))
         return Gradient(functions.logged_loss(terms), terms, grads, mi_inputs.state)
 

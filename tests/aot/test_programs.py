@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from mi_helpers import mi_config
 from ml_collections import ConfigDict
 from splits import TASKS, random_split
 
@@ -46,12 +47,13 @@ def test_batches_are_those_that_are_fed(name: str, tasks: tuple[str, ...]) -> No
     order = TrainOrder.of(split.size, 16, seed=1, tokens=split)
     shape = make_shape(split, order, multiple=8)
     fed = put_batch(pack(split, order.picks(0), shape), mesh)
-    assert described(packed_batch(shape, 16, Objective(name), mesh)) == described(fed)
+    objective = Objective(name, mi_term=mi_config() if name == "cotmi" else None)
+    assert described(packed_batch(shape, 16, objective, mesh)) == described(fed)
 
     fed = put_batch(gather(split, np.arange(16)), mesh)
     for task in tasks:
         fed[task]["targets"] = put_batch({"x": np.zeros((16, 16), np.int32)}, mesh)["x"]  # one length for all
-    assert described(padded_batch(16, split.input_length, 16, Objective(name), mesh)) == described(fed)
+    assert described(padded_batch(16, split.input_length, 16, objective, mesh)) == described(fed)
 
 
 def test_rows_are_given_or_one_for_each_example() -> None:

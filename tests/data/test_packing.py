@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import assert_trees_close, numpy_params, small_config, toy_student
+from mi_helpers import mi_config
 from splits import TASKS, random_split, sequence
 
 from cotmi_jax.config import base
@@ -23,7 +24,6 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import find_vocabulary
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.student import Params, StudentDef
-from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
@@ -153,19 +153,19 @@ def test_padding_of_real_data_stays_within_its_limits(data_root: Path, name: str
 
 # Losses and gradients.
 
-_CRITIC = CriticConfig("separable", hidden=8, layers=1, dim=4)
+_CRITIC = CriticConfig("separable", hidden=8, layers=1, dim=4, normalization="layer")
 MI_TERMS = {
-    "decoder_mean": MITermConfig(critic=_CRITIC),
-    "decoder_attention": MITermConfig(feature="decoder_attention", critic=_CRITIC),
-    "decoder_max": MITermConfig(feature="decoder_max", detach="none", critic=_CRITIC),
-    "encoder_mean": MITermConfig(feature="encoder_mean", detach="v", critic=_CRITIC),
-    "vocab_mean": MITermConfig(feature="vocab_mean", critic=_CRITIC),
-    "mine": MITermConfig("mine", critic=_CRITIC),
-    "club": MITermConfig(compression="club", compression_weight=0.3, critic=_CRITIC),
-    "variational": MITermConfig(compression="variational", compression_weight=0.3, critic=_CRITIC),
-    "barber_agakov": MITermConfig("barber_agakov"),
-    "barber_agakov_head": MITermConfig("barber_agakov_head", critic=_CRITIC),
-    "barber_agakov_gaussian": MITermConfig("barber_agakov_gaussian", critic=_CRITIC),
+    "decoder_mean": mi_config(critic=_CRITIC),
+    "decoder_attention": mi_config(feature="decoder_attention", critic=_CRITIC),
+    "decoder_max": mi_config(feature="decoder_max", detach="none", critic=_CRITIC),
+    "encoder_mean": mi_config(feature="encoder_mean", detach="v", critic=_CRITIC),
+    "vocab_mean": mi_config(feature="vocab_mean", critic=_CRITIC),
+    "mine": mi_config("mine", critic=_CRITIC),
+    "club": mi_config(compression="club", compression_weight=0.3, critic=_CRITIC),
+    "variational": mi_config(compression="variational", compression_weight=0.3, critic=_CRITIC),
+    "barber_agakov": mi_config("barber_agakov"),
+    "barber_agakov_head": mi_config("barber_agakov_head", critic=_CRITIC),
+    "barber_agakov_gaussian": mi_config("barber_agakov_gaussian", critic=_CRITIC),
 }
 OBJECTIVES = {name: Objective(name) for name in ("standard", "single_task", "dss")}  # type: ignore[arg-type]
 OBJECTIVES |= {name: Objective("cotmi", beta=0.7, mi_term=config) for name, config in MI_TERMS.items()}
@@ -174,7 +174,7 @@ OBJECTIVES |= {name: Objective("cotmi", beta=0.7, mi_term=config) for name, conf
 @functools.cache
 def compiled(objective: Objective, micro_batches: int, student: str) -> Callable[[Params, Batch], Gradient]:
     networks = objective.networks(STUDENTS[student].config)
-    scored = objective.has_mi_term and objective.mi_term.scored
+    scored = objective.mi_term is not None and objective.mi_term.scored
     mi_inputs = MITermInputs(networks, None, objective.mi_term.bound().start() if scored else None, 0.5)
     return jax.jit(
         lambda params, batch: loss_and_grads(
@@ -285,7 +285,7 @@ def test_batches_of_one_shape_compile_once() -> None:
 
 
 def test_the_released_loss_reads_padding_and_is_refused() -> None:
-    objective = Objective("cotmi", mi_term=MITermConfig("released"))
+    objective = Objective("cotmi", mi_term=mi_config("released"))
     split, shape = made()
     with pytest.raises(UserError, match="mi.estimator released reads the padding"):
         objective.forward(

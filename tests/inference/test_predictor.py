@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import runs
 from jax.sharding import Mesh
+from mi_helpers import mi_config
 
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
@@ -27,7 +28,6 @@ from cotmi_jax.inference import predictor as predictor_module
 from cotmi_jax.inference.predictor import Answer, Predictor
 from cotmi_jax.models.decoding import Decoding, Generated
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.sharding import param_shardings
@@ -184,7 +184,8 @@ def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
 
 
 def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator:
-    evaluated = Objective(objective, mi_term=MITermConfig("barber_agakov"))  # needs no network of its own
+    mi_term = mi_config("barber_agakov") if objective == "cotmi" else None  # needs no network of its own
+    evaluated = Objective(objective, mi_term=mi_term)
     return Evaluator(STUDENT, evaluated, VOCABULARY, mesh, batch_size=batch_size)
 
 

@@ -12,7 +12,7 @@ from helpers import assert_trees_close, numpy_params
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.critics import Critic, check_critic
-from cotmi_jax.mi.estimators import ESTIMATORS, SCORED
+from cotmi_jax.mi.estimators import ESTIMATORS, scored
 from cotmi_jax.mi.networks import CRITICS, CriticConfig
 from cotmi_jax.models.module import ModuleDef, Params
 from cotmi_jax.parallel.batch import batch_sharding
@@ -24,7 +24,7 @@ every_critic = pytest.mark.parametrize("name", CRITICS)
 
 
 def make_config(name: str, **changes: Any) -> CriticConfig:
-    return CriticConfig(name, **(dict(hidden=16, dim=8) | changes))
+    return CriticConfig(name, **(dict(hidden=16, dim=8, normalization="layer") | changes))
 
 
 @functools.cache
@@ -229,10 +229,10 @@ def test_parameters_have_axes_of_the_table_and_kernels_split(name: str, estimato
     ("config", "estimator", "num_pairs", "parts"),
     [
         (CriticConfig(), "infonce", 1, ("infonce", "1 pairs", "at least 2")),
-        (CriticConfig("bilinear", normalization="none"), "infonce", 64, ("bilinear", "normalization to layer")),
-        (CriticConfig("quadratic", normalization="none"), "js", 64, ("quadratic", "normalization to layer")),
+        (CriticConfig("bilinear"), "infonce", 64, ("bilinear", "normalization to layer")),
+        (CriticConfig("quadratic"), "js", 64, ("quadratic", "normalization to layer")),
         *[
-            (CriticConfig(normalization="none"), name, 64, (name, "clamp (say 20)", "normalization to layer"))
+            (CriticConfig(), name, 64, (name, "clamp (say 20)", "normalization to layer"))
             for name in ("nwj", "tuba", "dv", "mine")
         ],
         (CriticConfig("concat"), "infonce", 4096, ("concat", "4096 pairs", "32.0 GiB", "separable", "fewer pairs")),
@@ -251,14 +251,13 @@ def test_what_cannot_work_is_refused(
 
 
 def test_what_can_work_is_not() -> None:
-    for estimator in SCORED:
+    for estimator in scored():
         for name in CRITICS:
-            check_critic(CriticConfig(name), ESTIMATORS[estimator], 128)
-            check_critic(CriticConfig(name, normalization="none"), ESTIMATORS[estimator], 2, standardized=True)
-        check_critic(CriticConfig(normalization="none", clamp=20.0), ESTIMATORS[estimator], 2)
-        check_critic(CriticConfig("separable"), ESTIMATORS[estimator], 4096)
+            check_critic(CriticConfig(name, normalization="layer"), ESTIMATORS[estimator], 128)
+            check_critic(CriticConfig(name), ESTIMATORS[estimator], 2, standardized=True)
+        check_critic(CriticConfig(clamp=20.0), ESTIMATORS[estimator], 4096)
     for estimator in ("infonce", "interpolated", "js", "smile"):
-        check_critic(CriticConfig(normalization="none"), ESTIMATORS[estimator], 64)
+        check_critic(CriticConfig(), ESTIMATORS[estimator], 64)
     check_critic(CriticConfig("concat"), ESTIMATORS["infonce"], 724)  # just below 1 GiB
     check_critic(CriticConfig("concat", hidden=16, layers=1), ESTIMATORS["infonce"], 4096)
 

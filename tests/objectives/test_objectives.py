@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_trees_close
+from mi_helpers import mi_config
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.mi.barber_agakov import vocabulary_loss
-from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Term, Terms, token_mask
 from cotmi_jax.training.step import loss_and_grads
@@ -30,7 +30,7 @@ Logits = dict[str, Any]
 
 
 def cotmi(estimator: str, **options: Any) -> Objective:
-    return Objective("cotmi", mi_term=MITermConfig(estimator), **options)
+    return Objective("cotmi", mi_term=mi_config(estimator), **options)
 
 
 class LogitsAreParameters:
@@ -357,8 +357,11 @@ def test_impossible_objectives_are_refused() -> None:
         (dict(name="mi"), "'mi'.*standard, single_task, dss, cotmi"),
         (dict(name="dss", alpha=1.5), "alpha is 1.5"),
         (dict(name="dss", alpha=-0.1), "alpha is -0.1"),
-        (dict(name="cotmi", beta=-1.0), "beta is -1.0"),
+        (dict(name="cotmi", beta=-1.0, mi_term=mi_config()), "beta is -1.0"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             Objective(**options)
         assert "\n" not in str(caught.value)
+    for options, words in ((dict(name="cotmi"), "lacks its"), (dict(name="dss", mi_term=mi_config()), "has no")):
+        with pytest.raises(ValueError, match=f"{words} mutual-information term"):
+            Objective(**options)

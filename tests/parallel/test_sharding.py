@@ -17,6 +17,7 @@ import pytest
 from helpers import random_batch
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from mi_helpers import mi_config
 from paths import GOLDEN
 
 from cotmi_jax.aot.topology import topology_devices
@@ -26,7 +27,7 @@ from cotmi_jax.mi.networks import CRITICS, CriticConfig
 from cotmi_jax.models.config import FAMILIES, PRESETS, T5Config, preset
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import MITermConfig, networks_def
+from cotmi_jax.objectives.mi_term import networks_def
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import batch_sharding, constrain_batch, put_batch, rows_of_processes
 from cotmi_jax.parallel.mesh import MESH_AXES, batch_shards, make_mesh
@@ -67,7 +68,12 @@ def state_of(config: T5Config, optimizer: str, sizes: tuple[int, int, int]) -> S
     """The state of a run with the default objective, critic included."""
     settings = base()
     settings.optimizer.name = optimizer
-    return StateDef.of(StudentDef.of(config), make_optimizers(settings), abstract_mesh(sizes), Objective("cotmi"))
+    return StateDef.of(
+        StudentDef.of(config),
+        make_optimizers(settings),
+        abstract_mesh(sizes),
+        Objective("cotmi", mi_term=mi_config(critic=CriticConfig())),
+    )
 
 
 def bytes_of(state: StateDef) -> int:
@@ -144,9 +150,7 @@ def test_optimizer_states_are_sharded_as_their_parameters() -> None:
 @pytest.mark.parametrize("name", CRITICS)
 def test_every_critic_is_sharded(name: str) -> None:
     """Its largest matrix over fsdp only."""
-    found = shardings_of(
-        networks_def(MITermConfig(critic=CriticConfig(name)), preset("base")), abstract_mesh((1, 4, 2))
-    )
+    found = shardings_of(networks_def(mi_config(critic=CriticConfig(name)), preset("base")), abstract_mesh((1, 4, 2)))
     largest, where = max(found.values(), key=lambda each: math.prod(each[0]))
     assert math.prod(where.shard_shape(largest)) * 4 == math.prod(largest)
 

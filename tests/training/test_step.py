@@ -15,13 +15,13 @@ import optax
 import pytest
 from helpers import assert_trees_close, numpy_params, random_batch, small_config
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from mi_helpers import mi_config
 from ml_collections import ConfigDict
 from paths import REPOSITORY
 
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.student import StudentDef
-from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import BatchOutputs, Objective
 from cotmi_jax.objectives.terms import Term
 from cotmi_jax.parallel.batch import put_batch
@@ -33,7 +33,7 @@ from cotmi_jax.training.state import StateDef, TrainState, optimizer_shardings
 from cotmi_jax.training.step import Step, loss_and_grads, make_train_step
 
 STUDENT = StudentDef.of(small_config())
-OBJECTIVE = Objective("cotmi", alpha=0.4, beta=0.5, mi_term=MITermConfig("barber_agakov"))
+OBJECTIVE = Objective("cotmi", alpha=0.4, beta=0.5, mi_term=mi_config("barber_agakov"))
 ROWS = 16
 
 
