@@ -3,7 +3,7 @@
     {folder}/{key}/manifest.json                      the identity of the data, and checksums
     {folder}/{key}/{split}.json                       counts of a split
     {folder}/{key}/{split}.{task}.{inputs,targets}.npy, ….lengths.npy, {split}.{counts,weights,kept}.npy
-    {folder}/{key}/valid.jsonl                        the examples that are scored
+    {folder}/{key}/valid.jsonl                        the examples of valid
 
 A cache is written to a temporary folder that is then renamed, so that a killed process never leaves an incomplete one
 under its final name. Processes that share the folder tokenize a piece of train each, and process 0 joins the pieces;
@@ -51,13 +51,16 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to make a cache: read the examples, tokenize some of them, and check a split."""
+    """How to make a cache.
 
-    read: Callable[[], tuple[Sequence[Example], Sequence[Example], dict[str, Any]]]  # train, valid, facts
-    tokenize: Callable[[Sequence[Example], str], TokenizedSplit]  # (examples, split)
-    check: Callable[
-        [TokenizedSplit, str, dict[str, Any]], None
-    ]  # (tokens, split, facts); UserError if it cannot be used
+    read: () → examples of train, examples of valid, facts.
+    tokenize: (examples, name of the split) → tokens.
+    check: (tokens, name of the split, facts); raises UserError if the split cannot be used.
+    """
+
+    read: Callable[[], tuple[Sequence[Example], Sequence[Example], dict[str, Any]]]
+    tokenize: Callable[[Sequence[Example], str], TokenizedSplit]
+    check: Callable[[TokenizedSplit, str, dict[str, Any]], None]
 
 
 def fingerprint_of(train: TokenizedSplit, valid: TokenizedSplit) -> str:

@@ -178,32 +178,33 @@ def _budget(order: TrainOrder) -> tuple[np.ndarray, np.ndarray]:
 def _balance(order: TrainOrder, number: int, picks: Picks) -> Picks:
     """The epoch with some examples of its longest batches exchanged for examples of its shortest ones.
 
-    The two epochs of a batch that spans both are balanced separately, each with its fraction of the budget.
+    The two epochs of a batch that spans both are balanced separately, each with its fraction of the budget. N is the
+    number of examples of the epoch, B that of its batches.
     """
     assert order.tokens is not None
     mean, slack = _budget(order)
-    cost = order.tokens.token_counts(picks) / (mean + slack)  # as a fraction of the budget of one example
-    batch = (number * order.size + np.arange(order.size)) // order.batch_size
-    starts = np.flatnonzero(np.diff(batch, prepend=-1))
-    ends = np.append(starts[1:], order.size)
-    excess = np.add.reduceat(cost, starts) - (ends - starts)[:, None]  # [batches, 2]; a batch above 0 is too long
-    places = np.arange(order.size)
-    for _ in range(4 * len(starts)):
-        long = int(excess.max(axis=1).argmax())
-        if excess[long].max() <= 0.0:
+    cost_Nx2 = order.tokens.token_counts(picks) / (mean + slack)  # as a fraction of the budget of one example
+    batch_N = (number * order.size + np.arange(order.size)) // order.batch_size
+    start_B = np.flatnonzero(np.diff(batch_N, prepend=-1))
+    end_B = np.append(start_B[1:], order.size)
+    excess_Bx2 = np.add.reduceat(cost_Nx2, start_B) - (end_B - start_B)[:, None]  # above 0 the batch is too long
+    place_N = np.arange(order.size)
+    for _ in range(4 * len(start_B)):
+        long = int(excess_Bx2.max(axis=1).argmax())
+        if excess_Bx2[long].max() <= 0.0:
             break
-        short = int(excess.max(axis=1).argmin())
-        ours, theirs = (np.arange(starts[b], ends[b]) for b in (long, short))
-        change = cost[theirs][None, :] - cost[ours][:, None]  # of the longest batch, [ours, theirs, 2]
-        worst = np.maximum(excess[long] + change, excess[short] - change).max(axis=2)
-        i, j = np.unravel_index(worst.argmin(), worst.shape)
-        if worst[i, j] >= excess[long].max():
+        short = int(excess_Bx2.max(axis=1).argmin())
+        of_long_I, of_short_J = (np.arange(start_B[b], end_B[b]) for b in (long, short))
+        change_IxJx2 = cost_Nx2[of_short_J][None, :] - cost_Nx2[of_long_I][:, None]  # of the long batch
+        worst_IxJ = np.maximum(excess_Bx2[long] + change_IxJx2, excess_Bx2[short] - change_IxJx2).max(axis=2)
+        i, j = np.unravel_index(worst_IxJ.argmin(), worst_IxJ.shape)
+        if worst_IxJ[i, j] >= excess_Bx2[long].max():
             break  # no exchange helps; packed rows have some room beyond the budget
-        for array in (cost, places):
-            array[[ours[i], theirs[j]]] = array[[theirs[j], ours[i]]]
-        excess[long] += change[i, j]
-        excess[short] -= change[i, j]
-    return picks.take(places)
+        for array in (cost_Nx2, place_N):
+            array[[of_long_I[i], of_short_J[j]]] = array[[of_short_J[j], of_long_I[i]]]
+        excess_Bx2[long] += change_IxJx2[i, j]
+        excess_Bx2[short] -= change_IxJx2[i, j]
+    return picks.take(place_N)
 
 
 def eval_rows(size: int, batch_size: int) -> list[IntArray]:

@@ -16,7 +16,7 @@ from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather, offsets_of, rou
 from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
-PADDING = (0.10, 0.20)  # maximum fraction of padding among input and target tokens that is aimed at
+PADDING = (0.10, 0.20)  # preferred maximum fraction of padding among input and target tokens
 _TRIALS = 3072  # number of examples on which a shape is tried before it is chosen
 _RESERVE = 1.03  # factor on the lengths in trials, since later batches can be harder to pack
 _CAPACITIES = (1.02, 1.04, 1.06, 1.08, 1.12, 1.18, 1.25, 1.4, 1.7, 2.0, 3.0)  # tokens of all rows per token of a batch
@@ -58,15 +58,16 @@ def _group_of_each(split: TokenizedSplit, picks: Picks, groups: int) -> IntArray
     size = ProcessRows(0, groups).size(len(picks.rows))
     if groups == 1:
         return np.zeros(size, np.int64)
-    counts = split.token_counts(picks)
-    loads = counts / counts.mean(axis=0)
-    total, room = np.zeros((groups, 2)), np.full(groups, size)
-    group = np.empty(len(picks.rows), np.int64)
-    for example in np.argsort(-loads.max(axis=1), kind="stable"):
-        group[example] = np.where(room > 0, (total + loads[example]).max(axis=1), np.inf).argmin()
-        total[group[example]] += loads[example]
-        room[group[example]] -= 1
-    return group
+    count_Bx2 = split.token_counts(picks)
+    load_Bx2 = count_Bx2 / count_Bx2.mean(axis=0)
+    total_Gx2, room_G = np.zeros((groups, 2)), np.full(groups, size)
+    group_B = np.empty(len(picks.rows), np.int64)
+    for example in np.argsort(-load_Bx2.max(axis=1), kind="stable"):
+        group = np.where(room_G > 0, (total_Gx2 + load_Bx2[example]).max(axis=1), np.inf).argmin()
+        group_B[example] = group
+        total_Gx2[group] += load_Bx2[example]
+        room_G[group] -= 1
+    return group_B
 
 
 def _pairs(split: TokenizedSplit, picks: Picks) -> _Pairs:

@@ -154,9 +154,7 @@ class TokenizedSplit:
         for _, tokens in sorted(self.tasks.items()):
             for ragged in (tokens.inputs, tokens.targets):
                 crc = zlib.crc32(ragged.offsets.tobytes(), crc)
-                for start in range(
-                    0, len(ragged.flat), 1 << 20
-                ):  # in blocks, so that a memory map is not loaded as a whole
+                for start in range(0, len(ragged.flat), 1 << 20):  # in blocks: a memory map is not loaded at once
                     crc = zlib.crc32(ragged.flat[start : start + (1 << 20)].astype(np.int32).tobytes(), crc)
         return f"{crc:08x}"
 
@@ -184,5 +182,5 @@ def gather(split: TokenizedSplit, rows: IntArray, passes: IntArray | int = 0) ->
         }
         for task, tokens in split.tasks.items()
     }
-    weights = np.where(rows < 0, np.float32(0), split.weights[split.rationale_rows(rows, passes)])
-    return batch | {"valid": rows >= 0, "weight": weights}
+    weight_B = np.where(rows < 0, np.float32(0), split.weights[split.rationale_rows(rows, passes)])
+    return batch | {"valid": rows >= 0, "weight": weight_B}

@@ -130,8 +130,10 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
     found = {corpus_fingerprint(dataclasses.replace(plain, **{key: value})) for key, value in changes.items()}
     before = corpus_fingerprint(plain)
     assert len(found | {before}) == len(changes) + 1
-    whole = dataclasses.replace(plain, subsample=1.0)
-    assert corpus_fingerprint(whole) == corpus_fingerprint(dataclasses.replace(whole, seed=1))  # the seed has no effect
+    complete = dataclasses.replace(plain, subsample=1.0)
+    assert corpus_fingerprint(complete) == corpus_fingerprint(
+        dataclasses.replace(complete, seed=1)
+    )  # the seed has no effect
     moved = tmp_path / "moved"
     moved.mkdir()
     root.rename(moved / "release")

@@ -122,14 +122,14 @@ def test_both_tasks_have_one_input_length_and_all_lengths_are_rounded_up(
 
 
 def test_long_sequences_are_cut_before_their_eos_and_counted(vocabulary: Vocabulary) -> None:
-    whole = tokenized(vocabulary).tasks
-    lengths = sorted(len(row) for row in rows_of(whole[EXPLAIN].targets))
-    target_limit, input_limit = lengths[len(lengths) // 2], len(rows_of(whole[EXPLAIN].inputs)[0])
+    uncut = tokenized(vocabulary).tasks
+    lengths = sorted(len(row) for row in rows_of(uncut[EXPLAIN].targets))
+    target_limit, input_limit = lengths[len(lengths) // 2], len(rows_of(uncut[EXPLAIN].inputs)[0])
     cut = tokenized(vocabulary, max_input_tokens=input_limit, max_target_tokens=target_limit).tasks
     for task in (PREDICT, EXPLAIN):
         for limit, before, after, count in (
-            (input_limit, whole[task].inputs, cut[task].inputs, cut[task].truncated_inputs),
-            (target_limit, whole[task].targets, cut[task].targets, cut[task].truncated_targets),
+            (input_limit, uncut[task].inputs, cut[task].inputs, cut[task].truncated_inputs),
+            (target_limit, uncut[task].targets, cut[task].targets, cut[task].truncated_targets),
         ):
             expected = [row if len(row) <= limit else [*row[: limit - 1], EOS_ID] for row in rows_of(before)]
             assert rows_of(after) == expected
@@ -147,8 +147,8 @@ def lengths(ragged: Ragged) -> list[int]:
 
 
 def test_examples_with_long_sequences_can_be_skipped_and_counted(vocabulary: Vocabulary) -> None:
-    whole = tokenized(vocabulary)
-    explained = lengths(whole.tasks[EXPLAIN].targets)
+    uncut = tokenized(vocabulary)
+    explained = lengths(uncut.tasks[EXPLAIN].targets)
     limit = sorted(explained)[len(explained) // 2]
     split = tokenized(vocabulary, max_target_tokens=limit, too_long="skip")
     fits = [length <= limit for length in explained]
@@ -221,13 +221,13 @@ def test_each_pass_uses_the_next_rationale_as_target(vocabulary: Vocabulary) -> 
 def test_the_split_does_not_depend_on_the_size_of_chunks(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, seen = tokenized(vocabulary), []
+    at_once, seen = tokenized(vocabulary), []
     monkeypatch.setattr(tokenizing, "CHUNK", 7)
     limits = TokenLimits(1024, 256)
     split = tokenizing.tokenize_split(
         EXAMPLES, vocabulary, objective="dss", label_type="gt", limits=limits, progress=seen.append
     )
-    assert split.fingerprint() == whole.fingerprint()
+    assert split.fingerprint() == at_once.fingerprint()
     assert seen == [7, 7, 7, 3]
 
 

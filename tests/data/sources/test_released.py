@@ -110,13 +110,13 @@ def test_asdiv_extends_train_with_rationales_free_of_labels(tmp_path, original_f
 
 def test_prefix_alignment_keeps_the_rows_that_have_both(tmp_path):
     gold = write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_COMPLETIONS)
-    whole = read_dss(tmp_path, "svamp").splits["train"]
+    expected = read_dss(tmp_path, "svamp").splits["train"]
     write_release(tmp_path, "svamp", SVAMP_ROWS, SVAMP_COMPLETIONS[:2])
-    assert read_dss(tmp_path, "svamp", align="prefix").splits["train"] == whole[:2]
+    assert read_dss(tmp_path, "svamp", align="prefix").splits["train"] == expected[:2]
     with pytest.raises(UserError, match=rf"{gold}: 3 rows but 2 completions in .*llm; .*align=prefix"):
         read_dss(tmp_path, "svamp")
     write_release(tmp_path, "svamp", SVAMP_ROWS[:1], SVAMP_COMPLETIONS)
-    assert read_dss(tmp_path, "svamp", align="prefix").splits["train"] == whole[:1]
+    assert read_dss(tmp_path, "svamp", align="prefix").splits["train"] == expected[:1]
 
 
 # Bad input is an error of one line that names the place.

@@ -1,1 +1,1 @@
-"""ANLI with the reasons its authors were asked for, as a TensorFlow Datasets set."""
+"""ANLI with the reasons that its annotators gave, as a TensorFlow Datasets builder."""

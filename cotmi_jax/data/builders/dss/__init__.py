@@ -1,1 +1,1 @@
-"""The sets of the Distilling Step-by-Step release as a TensorFlow Datasets set."""
+"""The data sets of the Distilling Step-by-Step release as a TensorFlow Datasets builder."""
