@@ -1,1 +1,1 @@
-"""From questions to rationales: prompts, an OpenAI-compatible client, the journal of what was paid for, the filter."""
+"""Annotation with a teacher's rationales: prompts, a client of OpenAI-compatible servers, the journal, the filter."""

@@ -1,4 +1,4 @@
-"""The whole way: questions → requests → journal → filtered rationales as the JSON Lines that training reads."""
+"""An annotation run: questions → requests → journal → filtered rationales as the JSON Lines that training reads."""
 
 import asyncio
 import dataclasses
@@ -18,12 +18,12 @@ from cotmi_jax.teacher.prompt import Prompt
 from cotmi_jax.teacher.questions import Question
 from cotmi_jax.teacher.report import Prices, journal_totals, make_report, report_lines, report_row
 
-INTERRUPTED = 130  # exit status, as of a shell's command that SIGINT ended
+EXIT_INTERRUPTED = 130  # the status that shells report for a command that SIGINT ended
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """Where the teacher is. base_url None: the client's default, api.openai.com or $OPENAI_BASE_URL."""
+    """The teacher's server. base_url None: the client's default, $OPENAI_BASE_URL or api.openai.com."""
 
     model: str
     base_url: str | None
@@ -33,10 +33,10 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """One annotation as the flags describe it.
+    """An annotation as the flags describe it.
 
-    settings are the fields of a request beside model, messages and n; with model and prompt they are what a journal is
-    bound to. Policy, prices, limits and number of samples can change from run to run at no cost.
+    settings are the fields of a request other than model, messages and n. The journal accepts responses to one model,
+    prompt and settings only; policy, prices, limits and the number of samples may change from run to run.
     """
 
     questions: Sequence[Question]
@@ -53,57 +53,60 @@ class Annotation:
 
     @property
     def header(self) -> dict[str, object]:
-        """First line of the journal."""
+        """The first line of the journal: all that determines the distribution of responses."""
         settings = {f"body.{name}": value for name, value in self.settings.items()}
         return {"model": self.endpoint.model, "prompt": self.prompt.digest, **settings}
 
     def run(self) -> int:
-        """Asks what the journal lacks, then writes output and report. Returns the exit status.
+        """Requests the samples that the journal lacks, then writes output and report. Returns the exit status.
 
         Raises:
-          UserError: what ended the run; or, once output and report are written, that questions are missing.
+          UserError: the run cannot continue; or samples are missing after output and report have been written.
         """
         self._check_paths()
-        if self.rationalize:  # what the second round asks with is checked before the first is paid for
+        if self.rationalize:  # a missing hint is reported before any request is paid for
             self.prompt.text(self.questions[0].input, self.questions[0].place, "")
         with Journal(self.journal, self.header) as journal:
-            if journal.cut:
-                print(f"{self.journal}: cut off a torn last line of {journal.cut} bytes", file=sys.stderr)
-            why = {}
+            if journal.truncated_bytes:
+                print(
+                    f"{self.journal}: removed an incomplete last line of {journal.truncated_bytes} bytes",
+                    file=sys.stderr,
+                )
+            reasons = {}
             if self._requests(journal.records) or self._hinted_requests(journal.records):
                 asker = asyncio.run(self._ask(journal))
                 if asker.fatal:
                     raise asker.fatal
                 if asker.interrupted:
-                    print(f"interrupted: {self.journal} keeps what came; the same command goes on", file=sys.stderr)
-                    return INTERRUPTED
-                print(f"sent {asker.requests} requests, {asker.retries} of them were tried again", file=sys.stderr)
-                why = asker.failed
+                    print(f"interrupted: {self.journal} has all responses; the same command resumes", file=sys.stderr)
+                    return EXIT_INTERRUPTED
+                print(f"sent {asker.requests} requests, {asker.retries} of them retries", file=sys.stderr)
+                reasons = asker.failed
             self._write(journal.records)
             missing = [r.id for r in (*self._requests(journal.records), *self._hinted_requests(journal.records))]
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(self.questions)} questions are missing samples (first: {missing[0]}: "
-                f"{why.get(missing[0], 'not answered')}); the same command asks for them again"
+                f"{reasons.get(missing[0], 'not answered')}); the same command requests them again"
             )
         return 0
 
     def dry_run(self) -> None:
-        """Prints the first question as it would be asked and what the run would come to; sends and writes nothing."""
+        """Prints the first conversation and an estimate of requests, tokens and cost; sends and writes nothing."""
         first = self.prompt.text(self.questions[0].input, self.questions[0].place)
         for message in self.prompt.conversation(first, hinted=False):
             print(f"[{message['role']}]\n{message['content']}\n")
         requests = self._requests(read_journal(self.journal, self.header))
         per_request = self.limits.samples_per_request or self.samples
-        rounds = [-(-request.samples // per_request) for request in requests]
+        counts = [-(-request.samples // per_request) for request in requests]
         sizes = [estimate_tokens(self.prompt.conversation(request.text, hinted=False)) for request in requests]
-        tokens_in = sum(n * size for n, size in zip(rounds, sizes, strict=True))
+        tokens_in = sum(n * size for n, size in zip(counts, sizes, strict=True))
         tokens_out = sum(request.samples for request in requests) * self.limits.max_tokens
         dollars = self.prices.dollars(tokens_in, tokens_out)
         cost = "" if dollars is None else f", at most about ${dollars:.2f}"
         print(
-            f"{sum(rounds)} requests for {len(requests)} of {len(self.questions)} questions: about {tokens_in} tokens "
-            f"in, at most {tokens_out} out{cost}; --rationalize asks at most as much again"
+            f"{sum(counts)} requests for {len(requests)} of {len(self.questions)} questions: about {tokens_in} tokens "
+            f"in, at most {tokens_out} out{cost}; --rationalize sends at most as many again"
         )
 
     async def _ask(self, journal: Journal) -> Asker:
@@ -121,7 +124,7 @@ class Annotation:
         return asker
 
     def _requests(self, records: Records) -> list[Request]:
-        """What is still to be asked."""
+        """A request for each question that has fewer samples than wanted."""
         requests = []
         for question in self.questions:
             text = self.prompt.text(question.input, question.place)
@@ -131,7 +134,7 @@ class Annotation:
         return requests
 
     def _hinted_requests(self, records: Records) -> list[Request]:
-        """Fully answered questions, no answer of which is gold, to be asked again with the answer given."""
+        """Requests that state the answer: for questions with all their samples, none of which gives the gold label."""
         requests = []
         for question in self.questions:
             if not self.rationalize or question.label is None:
@@ -144,7 +147,7 @@ class Annotation:
         return requests
 
     def _samples(self, records: Records, question: Question) -> tuple[list[Choice], list[Choice]]:
-        """The samples to use, without and with hint."""
+        """The samples of a question that are used, without and with hint."""
         text = self.prompt.text(question.input, question.place)
         samples = _choices(records, question, text, hinted=False)[: self.samples]
         if not self.rationalize or question.label is None:
@@ -153,12 +156,12 @@ class Annotation:
         return samples, _choices(records, question, text, hinted=True)[: self.samples]
 
     def _check_paths(self) -> None:
-        """Questions and journal are not to be written over."""
-        sources = {Path(name).resolve() for name in {one.place.rpartition(":")[0] for one in self.questions}}
-        kept = sources | {self.journal.resolve()}
-        for path, others in ((self.journal, sources), (self.output, kept), (self._report, kept)):
-            if path.resolve() in others:
-                raise UserError(f"{path} would be written over; choose another --output or --journal")
+        """Raises UserError where the output would overwrite the questions or the journal."""
+        sources = {Path(name).resolve() for name in {question.place.rpartition(":")[0] for question in self.questions}}
+        inputs = sources | {self.journal.resolve()}
+        for path, protected in ((self.journal, sources), (self.output, inputs), (self._report, inputs)):
+            if path.resolve() in protected:
+                raise UserError(f"{path} would be overwritten; choose another --output or --journal")
 
     @property
     def _report(self) -> Path:
@@ -173,45 +176,45 @@ class Annotation:
         missing = sum(len(plain) < self.samples for plain, _ in samples)
         used = [choice for pair in samples for choices in pair for choice in choices]
         report = make_report(annotated, used, missing, records, self.endpoint.model, self.prompt.rule.kind, self.prices)
-        rows = [_row(one) for one in annotated if one.label is not None]
+        rows = [_row(question) for question in annotated if question.label is not None]
         _replace(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         _replace(self._report, json.dumps(report_row(report), indent=2) + "\n")
         print("\n".join(report_lines(report)))
 
 
 def request_settings(temperature: float, max_tokens: int, body: str) -> dict[str, object]:
-    """The fields of every request; those of `body`, a JSON object, come on top. UserError where it is none."""
+    """The fields of every request, overridden by those of `body`. UserError where that is not a JSON object."""
     try:
-        more = json.loads(body)
+        overrides = json.loads(body)
     except json.JSONDecodeError as error:
-        raise UserError(f"--body={body!r:.60}: broken JSON ({error.msg})") from error
-    if not isinstance(more, dict) or more.keys() & {"model", "messages", "n", "stream"}:
+        raise UserError(f"--body={body!r:.60}: not JSON ({error.msg}); give a JSON object") from error
+    if not isinstance(overrides, dict) or overrides.keys() & {"model", "messages", "n", "stream"}:
         raise UserError(f"--body={body!r:.60}: give a JSON object without model, messages, n and stream")
-    return {"temperature": temperature, "max_tokens": max_tokens, **more}
+    return {"temperature": temperature, "max_tokens": max_tokens, **overrides}
 
 
 def _choices(records: Records, question: Question, text: str, *, hinted: bool) -> list[Choice]:
-    """The samples of a question in the order in which they came; hinted ones only where they were given this answer."""
-    found = [record for record in records.get(question.id, ()) if record.hinted == hinted]
-    if not found:
+    """A question's samples in the order of their arrival; of hinted ones those whose request stated this answer."""
+    matching = [record for record in records.get(question.id, ()) if record.hinted == hinted]
+    if not matching:
         return []
     asked = digest(text)
-    if not hinted and any(record.asked != asked for record in found):
+    if not hinted and any(record.asked != asked for record in matching):
         raise UserError(
-            f"{question.place}: question {question.id!r} is not the one the journal has answers to; give it a new id, "
-            "restore its text, or choose another --journal"
+            f"{question.place}: question {question.id!r} differs from the one that the journal has answers to; give it "
+            "a new id, restore its text, or choose another --journal"
         )
-    return [choice for record in found if record.asked == asked for choice in record.choices]
+    return [choice for record in matching if record.asked == asked for choice in record.choices]
 
 
-def _row(one: Annotated) -> dict[str, object]:
+def _row(annotated: Annotated) -> dict[str, object]:
     return {
-        "id": one.question.id,
-        "input": one.question.input,
-        "label": one.label,
-        "rationale": [rationale for rationale, _ in one.rationales],
-        "weight": [weight for _, weight in one.rationales],
-        "teacher_label": one.teacher_label,
+        "id": annotated.question.id,
+        "input": annotated.question.input,
+        "label": annotated.label,
+        "rationale": [rationale for rationale, _ in annotated.rationales],
+        "weight": [weight for _, weight in annotated.rationales],
+        "teacher_label": annotated.teacher_label,
     }
 
 

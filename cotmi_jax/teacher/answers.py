@@ -1,4 +1,4 @@
-"""The rules by which completions of a chat model are taken apart: those of the released sets, and a generic one."""
+"""The rules that split a completion into rationale and answer: those of the released sets, and a generic one."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from cotmi_jax.data.tasks import ANSWER_MARK
 
 
 class Rule(NamedTuple):
-    """How a completion becomes rationale and answer, and how answers are compared."""
+    """How a completion is split into rationale and answer, and how answers are compared."""
 
     parse: ParseCompletion
     kind: LabelKind
@@ -18,17 +18,18 @@ class Rule(NamedTuple):
 def parse_generic(completion: str) -> tuple[str, str | None]:
     """Any text label: "… So the answer is X." → X, the rest of the line without its final ".".
 
-    Like the rules of the release: no answer unless the mark occurs exactly once, and a rationale that never holds it.
+    As in the rules of the released sets, there is no answer unless the mark occurs exactly once, and the rationale is
+    the text before the first mark.
     """
-    rationale, *said = completion.split(ANSWER_MARK)
-    answer = said[0].strip().removeprefix(":").strip() if len(said) == 1 else ""
+    rationale, *after = completion.split(ANSWER_MARK)
+    answer = after[0].strip().removeprefix(":").strip() if len(after) == 1 else ""
     return rationale.strip(), answer.partition("\n")[0].strip().removesuffix(".") or None
 
 
 def _parse_anli(completion: str) -> tuple[str, str | None]:
-    """The release takes the last character off unseen; chat models often leave the full stop out that it stands for."""
-    said = completion.partition("Premise:")[0].rstrip()
-    return parse_anli(said if said.endswith(".") else said + ".")
+    """parse_anli with a final full stop, which it removes without a check and which chat models often omit."""
+    text = completion.partition("Premise:")[0].rstrip()
+    return parse_anli(text if text.endswith(".") else text + ".")
 
 
 RULES = {released.rule: Rule(released.parse, released.kind) for released in RELEASED.values()} | {
@@ -38,7 +39,7 @@ RULES = {released.rule: Rule(released.parse, released.kind) for released in RELE
 
 
 def read_completion(completion: str, rule: Rule) -> tuple[str, str | None]:
-    """Rationale and answer; the answer is None where there is none, or where an equation has no value."""
+    """Rationale and answer of a completion; the answer is None if there is none or if an equation has no value."""
     rationale, answer = rule.parse(completion)
     if answer is not None and rule.kind == "equation" and evaluate_expression(answer) is None:
         answer = None

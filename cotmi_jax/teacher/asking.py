@@ -1,4 +1,4 @@
-"""Many requests at once: so many in flight, paced, tried again, journaled, and ended cleanly by a signal."""
+"""Concurrent requests to the teacher: bounded, rate limited, retried, journaled, and stopped cleanly by a signal."""
 
 import asyncio
 import dataclasses
@@ -14,14 +14,14 @@ from cotmi_jax.teacher.prompt import Message, Prompt
 from cotmi_jax.teacher.rate_limit import RateLimit, backoff
 from cotmi_jax.teacher.report import Totals
 
-# So many questions in a row without any answer: the server is down, and the run ends instead of trying them all.
+# After so many consecutive questions without a response the server counts as down, and the run ends.
 MAX_CONSECUTIVE_FAILURES = 20
-CHARACTERS_PER_TOKEN = 4  # of English, roughly
+CHARACTERS_PER_TOKEN = 4  # approximately, of English text
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How hard the server is pressed. None: no limit."""
+    """Limits on the requests, retries among them. None: no limit; samples_per_request None: all in one request."""
 
     concurrency: int
     samples_per_request: int | None
@@ -34,7 +34,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A question, as the turn that asks it, of which `samples` more are wanted."""
+    """A request for `samples` more completions of a question; text is the user message that asks it."""
 
     id: str
     text: str
@@ -43,14 +43,16 @@ class Request:
 
 
 def estimate_tokens(messages: Sequence[Message]) -> int:
-    """Tokens in a conversation, for what has to be known before the server counts them."""
+    """An estimate of the tokens of a conversation, for use before the server has counted them."""
     return sum(len(message["content"]) for message in messages) // CHARACTERS_PER_TOKEN
 
 
 class Asker:
-    """Asks and journals. After `ask`: `failed` says why a question went without, `fatal` what ended the run.
+    """Sends requests and journals the responses.
 
-    The first SIGINT or SIGTERM lets the requests in flight arrive, which are paid for; the second abandons them.
+    After `ask`, `failed` maps the id of each question without response to the reason, and `fatal` is the error that
+    ended the run. On the first SIGINT or SIGTERM the run waits for the requests in flight, which are paid for; the
+    second cancels them.
     """
 
     def __init__(self, teacher: Teacher, prompt: Prompt, journal: Journal, limits: Limits, totals: Totals):
@@ -59,8 +61,8 @@ class Asker:
         self._journal = journal
         self._limits = limits
         self._totals = totals
-        self._requests = RateLimit(limits.requests_per_minute) if limits.requests_per_minute else None
-        self._tokens = RateLimit(limits.tokens_per_minute) if limits.tokens_per_minute else None
+        self._request_rate = RateLimit(limits.requests_per_minute) if limits.requests_per_minute else None
+        self._token_rate = RateLimit(limits.tokens_per_minute) if limits.tokens_per_minute else None
         self._stop = asyncio.Event()
         self._consecutive_failures = 0
         self.interrupted = False
@@ -69,14 +71,14 @@ class Asker:
         self.requests = 0
         self.retries = 0
 
-    async def ask(self, requests: Sequence[Request], what: str) -> bool:
-        """Asks all of them; False where it ended early."""
+    async def ask(self, requests: Sequence[Request], description: str) -> bool:
+        """Sends all requests; False if the run ended before that."""
         loop = asyncio.get_running_loop()
         total = sum(request.samples for request in requests)
-        # disable=None: no bar where standard error is no terminal.
-        with tqdm(total=total, desc=what, unit="sample", dynamic_ncols=True, disable=None) as self._bar:
-            shared = iter(requests)
-            workers = [asyncio.create_task(self._work(shared)) for _ in range(self._limits.concurrency)]
+        # disable=None: no progress bar unless standard error is a terminal.
+        with tqdm(total=total, desc=description, unit="sample", dynamic_ncols=True, disable=None) as self._bar:
+            queue = iter(requests)
+            workers = [asyncio.create_task(self._work(queue)) for _ in range(self._limits.concurrency)]
             for name in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(name, self._on_signal, workers)
             try:
@@ -95,15 +97,15 @@ class Asker:
                 worker.cancel()
         self.interrupted = True
         self._stop.set()
-        self._bar.set_description("waiting for what is in flight (interrupt again to abandon it)")
+        self._bar.set_description("waiting for requests in flight (interrupt again to cancel them)")
 
     async def _work(self, requests: Iterator[Request]) -> None:
-        """One request after the other, of an iterator that all workers share."""
+        """Sends one request after the other from an iterator that all workers share."""
         try:
             for request in requests:
                 if self._stop.is_set():
                     return
-                await self._answer(request)
+                await self._send(request)
         except UserError as error:
             self.fatal = self.fatal or error
             self._stop.set()
@@ -111,7 +113,7 @@ class Asker:
             self._stop.set()
             raise
 
-    async def _answer(self, request: Request) -> None:
+    async def _send(self, request: Request) -> None:
         missing = request.samples
         while missing > 0:
             try:
@@ -134,13 +136,13 @@ class Asker:
             self._bar.set_postfix_str(f"{self._totals}, {len(self.failed)} failed")
 
     async def _reply(self, request: Request, samples: int) -> Reply | None:
-        """A response, after retries; None where the run is ending. TransientError once the retries are used up."""
+        """A response, after retries; None if the run is ending. Raises TransientError after the last retry."""
         messages = self._prompt.conversation(request.text, hinted=request.hinted)
-        guess = estimate_tokens(messages) + samples * self._limits.max_tokens
+        estimate = estimate_tokens(messages) + samples * self._limits.max_tokens
         attempt = 0
         while True:
-            await self._sleep(self._requests.reserve() if self._requests else 0.0)
-            await self._sleep(self._tokens.reserve(guess) if self._tokens else 0.0)
+            await self._sleep(self._request_rate.reserve() if self._request_rate else 0.0)
+            await self._sleep(self._token_rate.reserve(estimate) if self._token_rate else 0.0)
             if self._stop.is_set():
                 return None
             self.requests += 1
@@ -153,12 +155,12 @@ class Asker:
                 attempt += 1
                 self.retries += 1
                 continue
-            if self._tokens and reply.tokens_in is not None and reply.tokens_out is not None:
-                self._tokens.settle(reply.tokens_in + reply.tokens_out - guess)
+            if self._token_rate and reply.tokens_in is not None and reply.tokens_out is not None:
+                self._token_rate.correct(reply.tokens_in + reply.tokens_out - estimate)
             return reply
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleeps, but not beyond the end of the run."""
+        """Sleeps until the time has passed or the run is ending."""
         if seconds > 0:
             try:
                 await asyncio.wait_for(self._stop.wait(), seconds)

@@ -1,4 +1,4 @@
-"""From the samples of a question to its answer and its weighted rationales."""
+"""The label and the weighted rationales of a question, from the teacher's samples."""
 
 import dataclasses
 from collections import Counter
@@ -13,7 +13,7 @@ from cotmi_jax.teacher.questions import Question
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What becomes of rationales whose answer is not the label, and the weights of those that are not the rule."""
+    """Treatment of rationales whose answer is not the label ("drop", "keep" or "downweight"), and their weights."""
 
     inconsistent: str
     inconsistent_weight: float
@@ -22,10 +22,11 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """A question with what the teacher made of it.
+    """A question with its label and rationales.
 
-    label is gold or, without gold, the majority answer, and None where there is neither. answers are those of the
-    samples that were not given the answer, None where unreadable; counts says what became of each rationale.
+    label is the gold label or, without one, the majority answer; None if there is neither. answers has one entry for
+    each sample without hint, None if the rule reads no answer. rationales are (text, weight). counts is the number of
+    rationales by outcome (report.OUTCOMES).
     """
 
     question: Question
@@ -37,9 +38,9 @@ class Annotated:
 
 
 def majority(answers: Sequence[str | None], kind: LabelKind) -> str | None:
-    """The answer most samples give, the first seen of equals; None where none is readable.
+    """The most frequent answer, on a tie the first to occur; None if there is no answer.
 
-    Self-consistency (Wang et al. 2023, arXiv 2203.11171). Equations count as the same where their values agree.
+    Self-consistency (Wang et al. 2023, arXiv 2203.11171). Equations with the same value count as the same answer.
     """
     votes: dict[str, int] = {}
     for answer in answers:
@@ -50,7 +51,7 @@ def majority(answers: Sequence[str | None], kind: LabelKind) -> str | None:
 
 
 def agrees(samples: Sequence[Choice], label: str, rule: Rule) -> bool:
-    """Whether any of the samples gives the label."""
+    """Whether the answer of any sample is the label."""
     answers = (read_completion(sample.text, rule)[1] for sample in samples)
     return any(answer is not None and is_correct(answer, label, rule.kind) for answer in answers)
 
@@ -60,18 +61,19 @@ def annotate_question(
 ) -> Annotated:
     """Filters the rationales of a question by whether their answer is its label.
 
-    A rationale without readable answer is inconsistent. Of samples that were given the answer (hinted: Zelikman et al.
-    2022, arXiv 2203.14465) those that arrive at it count, and only where no other sample does. Of identical rationales
-    one is kept, with the largest weight: added up, they would make a question with one rationale count for more than
-    one with several, between which training alternates.
+    A rationale without an answer is inconsistent. Hinted samples, whose request stated the label (rationalization:
+    Zelikman et al. 2022, arXiv 2203.14465), are used if their answer is the label and no sample without hint has it.
+    Of identical rationales one is kept, with the largest weight. Weights are not added: training alternates between the
+    rationales of an example, so a sum would give a question with one rationale more weight than one with several.
     """
-    read = [read_completion(sample.text, rule) for sample in samples]
-    teacher_label = majority([answer for _, answer in read], rule.kind)
+    completions = [read_completion(sample.text, rule) for sample in samples]
+    teacher_label = majority([answer for _, answer in completions], rule.kind)
     label = teacher_label if question.label is None else question.label
     counts: Counter[str] = Counter()
     weights: dict[str, float] = {}
 
-    def consider(rationale: str, weight: float | None, kept: str, dropped: str) -> None:
+    def add(rationale: str, weight: float | None, kept: str, dropped: str) -> None:
+        """Adds a rationale (weight None: drops it) and counts it under the outcome `kept` or `dropped`."""
         if not rationale:
             counts["empty"] += 1
         elif weight is None:
@@ -86,15 +88,15 @@ def annotate_question(
     def is_label(answer: str | None) -> bool:
         return answer is not None and label is not None and is_correct(answer, label, rule.kind)
 
-    other = {"drop": None, "keep": 1.0, "downweight": policy.inconsistent_weight}[policy.inconsistent]
-    for rationale, answer in read:
+    inconsistent_weight = {"drop": None, "keep": 1.0, "downweight": policy.inconsistent_weight}[policy.inconsistent]
+    for rationale, answer in completions:
         if is_label(answer):
-            consider(rationale, 1.0, "consistent", "")
+            add(rationale, 1.0, "consistent", "")
         else:
-            consider(rationale, other, f"inconsistent_{policy.inconsistent}", "inconsistent_drop")
-    if not any(is_label(answer) for _, answer in read):
+            add(rationale, inconsistent_weight, f"inconsistent_{policy.inconsistent}", "inconsistent_drop")
+    if not any(is_label(answer) for _, answer in completions):
         for rationale, answer in (read_completion(sample.text, rule) for sample in hinted):
             weight = policy.rationalized_weight if is_label(answer) else None
-            consider(rationale, weight, "rationalized", "rationalized_drop")
-    answers = tuple(answer for _, answer in read)
+            add(rationale, weight, "rationalized", "rationalized_drop")
+    answers = tuple(answer for _, answer in completions)
     return Annotated(question, label, teacher_label, tuple(weights.items()), answers, counts)

@@ -1,7 +1,8 @@
-"""What was paid for: an append-only JSON Lines file of raw responses, synced line by line and never rewritten.
+"""The journal: an append-only JSON Lines file of the raw responses, flushed to disk after every line.
 
-The first line is a header with everything that shapes a response; each further line is one response. A run that was
-killed may have left a torn last line: it is cut off on opening. One process at a time may hold a journal open.
+The first line is a header with all that determines the distribution of responses; each further line is one response. A
+killed run may leave an incomplete last line, which is removed when the journal is opened. A lock admits one process at
+a time.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ FORMAT = "cotmi_jax annotations 1"
 
 
 class Choice(NamedTuple):
-    """One sample of a response, as the server gave it."""
+    """One completion of a response, unchanged."""
 
     text: str
     finish_reason: str | None
@@ -30,7 +31,7 @@ class Choice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One response. Tokens are None where the server counted none; asked is the digest of the turn that asked."""
+    """One response. Tokens are None if the server did not count them; asked is the digest of the user message."""
 
     id: str
     asked: str
@@ -45,20 +46,22 @@ Records = dict[str, list[Record]]
 
 
 def digest(text: str) -> str:
-    """Short name of the turn that asked: with the header's prompt, that of the whole conversation."""
+    """A hash of the user message; with the digest of the prompt in the header it identifies the conversation."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Journal:
-    """An open journal; a context manager. `records` holds the responses by question id, `cut` the bytes of a torn line.
+    """An open journal; a context manager.
+
+    `records` has the responses by question id, `truncated_bytes` is the length of the incomplete line that was removed.
 
     Raises:
-      UserError: another process holds it, it was made with other settings, or a line is broken.
+      UserError: another process has it open, it was made with other settings, or a line is invalid.
     """
 
     def __init__(self, path: Path, header: Mapping[str, object]):
         self.path = path
-        self.cut = 0
+        self.truncated_bytes = 0
         self._header = {"format": FORMAT, **header}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,16 +70,16 @@ class Journal:
             raise UserError(f"{path}: {error.strerror}; choose another --journal or --output") from error
         try:
             self._lock()
-            self._mend()
+            self._repair_last_line()
             self.records = read_journal(path, header)
         except BaseException:
             os.close(self._file)
             raise
 
     def append(self, record: Record) -> None:
-        """Returns once the response is on disk. UserError where the disk takes no more; then nothing of it stays."""
+        """Writes a response and returns once it is on disk. UserError if that fails; no fragment remains then."""
         row = dataclasses.asdict(record) | {"choices": [choice._asdict() for choice in record.choices]}
-        # The header comes with the first response: settings under which nothing was paid for bind nobody.
+        # The header is written with the first response: a run without responses does not fix the settings.
         self._write([row] if os.fstat(self._file).st_size else [self._header, row])
         self.records[record.id].append(record)
 
@@ -92,18 +95,18 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            why = "another run writes to it" if isinstance(error, BlockingIOError) else error.strerror
-            raise UserError(f"{self.path}: {why}; wait, or choose another --journal") from error
+            reason = "another run writes to it" if isinstance(error, BlockingIOError) else error.strerror
+            raise UserError(f"{self.path}: {reason}; wait, or choose another --journal") from error
 
-    def _mend(self) -> None:
-        """Cut off a torn last line; one that lacks its line end alone is whole, and gets it."""
+    def _repair_last_line(self) -> None:
+        """Removes an incomplete last line; to a complete one without line end it appends the line end."""
         kept, _, tail = self.path.read_bytes().rpartition(b"\n")
         if not tail:
             return
-        if _is_whole(tail):
+        if _is_complete(tail):
             os.write(self._file, b"\n")
         else:
-            self.cut = len(tail)
+            self.truncated_bytes = len(tail)
             os.ftruncate(self._file, len(kept) + 1 if kept else 0)
         os.fsync(self._file)
 
@@ -117,20 +120,20 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, size)
-            raise UserError(f"{self.path}: {error.strerror}; make room, then the same command goes on") from error
+            raise UserError(f"{self.path}: {error.strerror}; free space, then the same command resumes") from error
 
 
 def read_journal(path: Path, header: Mapping[str, object]) -> Records:
-    """The responses of a journal by question id, none where there is no file; a torn last line is passed over.
+    """The responses of a journal by question id, without an incomplete last line; empty if there is no file.
 
     Raises:
-      UserError: with the line, what is broken; or the settings in which the journal differs from the header.
+      UserError: a line is invalid, or the journal was made with other settings; the message names the line or settings.
     """
     records: Records = defaultdict(list)
     if not path.exists():
         return records
     lines = read_text(path).split("\n")
-    if lines[-1] and not _is_whole(lines[-1].encode()):
+    if lines[-1] and not _is_complete(lines[-1].encode()):
         lines.pop()
     for i, line in enumerate(lines, start=1):
         if not line:
@@ -144,13 +147,13 @@ def read_journal(path: Path, header: Mapping[str, object]) -> Records:
                 records[record.id].append(record)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}:{i}: no line of a journal ({type(error).__name__}); remove the line (its response is asked "
-                "for again), or choose another --journal"
+                f"{path}:{i}: not a line of a journal ({type(error).__name__}); remove the line (its response is "
+                "requested again), or choose another --journal"
             ) from error
     return records
 
 
-def _is_whole(line: bytes) -> bool:
+def _is_complete(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:
@@ -159,12 +162,12 @@ def _is_whole(line: bytes) -> bool:
 
 def _check_header(path: Path, found: object, header: Mapping[str, object]) -> None:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{path}:1: no journal of this program ({FORMAT!r}); choose another --journal")
-    there, now = {**dict.fromkeys(header), **found}, {**dict.fromkeys(found), **header, "format": FORMAT}
-    differing = [key for key in there if there[key] != now[key]]
+        raise UserError(f"{path}:1: not a journal ({FORMAT!r}); choose another --journal")
+    recorded, current = {**dict.fromkeys(header), **found}, {**dict.fromkeys(found), **header, "format": FORMAT}
+    differing = [key for key in recorded if recorded[key] != current[key]]
     if differing:
-        listed = ", ".join(f"{key} {there[key]!r:.60} there, {now[key]!r:.60} now" for key in differing)
-        raise UserError(f"{path}: made with other settings: {listed}; set them back, or choose another --journal")
+        listed = ", ".join(f"{key} was {recorded[key]!r:.60}, is {current[key]!r:.60}" for key in differing)
+        raise UserError(f"{path}: made with other settings: {listed}; restore them, or choose another --journal")
 
 
 def _record(row: Row) -> Record:

@@ -1,4 +1,4 @@
-"""The questions that a teacher is asked: from a user's JSON Lines file, or the gold rows of a released set."""
+"""The questions of an annotation: from a user's JSON Lines file, or the gold rows of a released set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from cotmi_jax.errors import UserError
 
 
 class Question(NamedTuple):
-    """label is the gold label, None where it is not known; place is "file:line" for messages."""
+    """A question. label is the gold label, None if it is not known; place is "file:line" for messages."""
 
     id: str
     input: str
@@ -25,12 +25,12 @@ class Question(NamedTuple):
 def load_questions(
     path: str | None, dataset: str | None, split: str, data_root: str | None, kind: LabelKind
 ) -> list[Question]:
-    """Those of the file at `path` or, where there is none, of a split of a released set."""
+    """The questions of the file at `path` or, if that is None, of a split of a released set."""
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"--questions={path}: no such file")
         return read_questions(Path(path), kind)
-    assert dataset is not None  # one of the two is given: the flags see to it
+    assert dataset is not None  # the flags require exactly one of the two
     return read_released(data_root, dataset, split)
 
 
@@ -38,8 +38,8 @@ def read_questions(path: Path, kind: LabelKind) -> list[Question]:
     """Rows with `input`, optionally `label` (gold) and `id`; the id defaults to "{file name}/{row from 0}".
 
     Raises:
-      UserError: with file and line, a row that is broken, an id that occurs twice, a label that is no text or, of the
-        kind "equation", has no value.
+      UserError: with file and line: an invalid row, an id that occurs twice, a label that is not a text or, of the kind
+        "equation", has no value.
     """
     questions = [_question(row, f"{path.stem}/{i}", place, kind) for i, (place, row) in enumerate(read_rows(path))]
     first: dict[str, str] = {}
@@ -51,7 +51,7 @@ def read_questions(path: Path, kind: LabelKind) -> list[Question]:
 
 
 def read_released(data_root: str | None, name: str, split: str) -> list[Question]:
-    """The gold rows of a released split, asdiv among them. UserError for a bad row, or where there is no such file."""
+    """The gold rows of a split of a released set. Raises UserError for an invalid row or a missing file."""
     root = find_data_root(data_root)
     path = gold_file(find_release(root, name), name, split)
     rows = enumerate(read_rows(path))
@@ -79,5 +79,5 @@ def _question(row: Row, default_id: str, place: str, kind: LabelKind) -> Questio
 
 def _not_empty(questions: Sequence[Question], where: str) -> list[Question]:
     if not questions:
-        raise UserError(f"{where}: holds no question")
+        raise UserError(f"{where}: has no question; add rows with input")
     return list(questions)

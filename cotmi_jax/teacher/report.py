@@ -1,4 +1,4 @@
-"""What the annotation came to: agreement with gold, parse failures, lengths, tokens and cost."""
+"""The report of an annotation: agreement with gold, parse failures, lengths, tokens and cost."""
 
 import dataclasses
 from collections import Counter
@@ -13,7 +13,7 @@ from cotmi_jax.evaluation.metrics import Summary, summarize
 from cotmi_jax.teacher.consistency import Annotated
 from cotmi_jax.teacher.journal import Choice, Records
 
-# What can become of a rationale, in the order of the report.
+# The possible outcomes for a rationale, in the order of the report.
 OUTCOMES = (
     "consistent",
     "inconsistent_keep",
@@ -27,13 +27,13 @@ OUTCOMES = (
 
 
 class Prices(NamedTuple):
-    """Dollars per million tokens; None where not known."""
+    """Dollars per million tokens; None if not known."""
 
     tokens_in: float | None
     tokens_out: float | None
 
     def dollars(self, tokens_in: float, tokens_out: float) -> float | None:
-        """What so many tokens cost, or None."""
+        """The cost of so many tokens in dollars; None if a price is not known."""
         if self.tokens_in is None or self.tokens_out is None:
             return None
         return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
@@ -41,7 +41,7 @@ class Prices(NamedTuple):
 
 @dataclasses.dataclass
 class Totals:
-    """Responses paid for, with the tokens of those that came with a count."""
+    """The number of responses, and the tokens of those whose server counted them."""
 
     prices: Prices
     responses: int = 0
@@ -50,7 +50,7 @@ class Totals:
     tokens_out: int = 0
 
     def add(self, tokens_in: int | None, tokens_out: int | None) -> None:
-        """One more response."""
+        """Adds a response."""
         self.responses += 1
         self.uncounted += tokens_in is None or tokens_out is None
         self.tokens_in += tokens_in or 0
@@ -58,7 +58,7 @@ class Totals:
 
     @property
     def cost(self) -> float | None:
-        """Dollars, where the prices are known."""
+        """In dollars; None if a price is not known."""
         return self.prices.dollars(self.tokens_in, self.tokens_out)
 
     def __str__(self) -> str:
@@ -67,16 +67,16 @@ class Totals:
 
 
 def journal_totals(records: Records, prices: Prices) -> Totals:
-    """The totals of a whole journal."""
+    """The totals of all responses of a journal."""
     totals = Totals(prices)
-    for listed in records.values():
-        for record in listed:
+    for responses in records.values():
+        for record in responses:
             totals.add(record.tokens_in, record.tokens_out)
     return totals
 
 
 class RationaleLengths(NamedTuple):
-    """Length of the rationales in the output, in words."""
+    """Lengths of the rationales in the output, in words."""
 
     mean: float
     p95: float
@@ -84,7 +84,7 @@ class RationaleLengths(NamedTuple):
 
 
 class AnnotationReport(NamedTuple):
-    """Shares are of samples or questions that have a gold label; cost is in dollars."""
+    """The fields that docs/annotation.md lists. Agreement needs gold labels; cost is in dollars."""
 
     questions: int
     with_gold: int
@@ -121,13 +121,13 @@ def make_report(
     Args:
       annotated: every question.
       samples: every sample of these questions, with and without hint.
-      missing: number of questions with fewer samples than asked for.
-      records: the journal, whose totals are those of all runs.
-      model: the teacher that was asked for.
+      missing: number of questions with fewer samples than requested.
+      records: the journal, whose totals include those of earlier runs.
+      model: the model that was requested.
     """
     gold = [(one, one.question.label) for one in annotated if one.question.label is not None and one.answers]
-    single = [_is(answer, label, kind) for one, label in gold for answer in one.answers]
-    voted = [_is(one.teacher_label, label, kind) for one, label in gold]
+    samples_correct = [_is_correct(answer, label, kind) for one, label in gold for answer in one.answers]
+    majority_correct = [_is_correct(one.teacher_label, label, kind) for one, label in gold]
     counts: Counter[str] = sum((one.counts for one in annotated), Counter())
     lengths = [len(rationale.split()) for one in annotated for rationale, _ in one.rationales]
     totals = journal_totals(records, prices)
@@ -140,14 +140,14 @@ def make_report(
         samples=sum(len(one.answers) for one in annotated),
         parse_failures=sum(answer is None for one in annotated for answer in one.answers),
         cut_by_length=sum(sample.finish_reason == "length" for sample in samples),
-        agreement_samples=summarize(single) if single else None,
-        agreement_majority=summarize(voted) if voted else None,
+        agreement_samples=summarize(samples_correct) if samples_correct else None,
+        agreement_majority=summarize(majority_correct) if majority_correct else None,
         rationales={outcome: counts[outcome] for outcome in OUTCOMES},
         words=RationaleLengths(float(np.mean(lengths)), float(np.percentile(lengths, 95)), max(lengths))
         if lengths
         else None,
         model=model,
-        models=dict(Counter(record.model for listed in records.values() for record in listed)),
+        models=dict(Counter(record.model for responses in records.values() for record in responses)),
         responses=totals.responses,
         responses_without_count=totals.uncounted,
         tokens_in=totals.tokens_in,
@@ -157,38 +157,39 @@ def make_report(
 
 
 def report_row(report: AnnotationReport) -> dict[str, object]:
-    """The report as JSON writes it."""
+    """The report as a JSON object."""
     return report._asdict() | {"words": report.words._asdict() if report.words else None}
 
 
 def report_lines(report: AnnotationReport) -> list[str]:
-    """The report for the terminal."""
+    """The report as text for the terminal."""
     cost = "" if report.cost is None else f", ${report.cost:.4f}"
     lines = [
         f"questions   {report.questions}, {report.with_gold} with gold; {report.missing} missing, "
         f"{report.without_label} without label, {report.without_rationale} without rationale",
-        f"samples     {report.samples}; {report.parse_failures} unreadable, {report.cut_by_length} cut by length",
-        f"agreement   samples {_share(report.agreement_samples)}; majority {_share(report.agreement_majority)}",
+        f"samples     {report.samples}; {report.parse_failures} without answer, {report.cut_by_length} cut by length",
+        f"agreement   samples {_format_accuracy(report.agreement_samples)}; "
+        f"majority {_format_accuracy(report.agreement_majority)}",
         "rationales  " + ", ".join(f"{count} {outcome}" for outcome, count in report.rationales.items() if count),
         f"tokens      {report.tokens_in} in, {report.tokens_out} out, {report.responses} responses{cost}",
     ]
     if report.words:
         lines.append(f"words       mean {report.words.mean:.1f}, p95 {report.words.p95:.0f}, max {report.words.max}")
     if report.responses_without_count:
-        lines.append(f"warning     {report.responses_without_count} responses came without a token count")
-    # Servers answer for an alias with the full name of the version it stands for.
+        lines.append(f"warning     {report.responses_without_count} responses have no token count")
+    # For an alias servers report the full name of the version, which begins with the alias.
     if others := sorted(name for name in report.models if not name.startswith(report.model)):
-        lines.append(f"warning     asked {report.model}, but {', '.join(others)} answered")
+        lines.append(f"warning     requested {report.model}, but {', '.join(others)} answered")
     elif len(report.models) > 1:
-        lines.append(f"warning     more than one version answered: {', '.join(sorted(report.models))}")
+        lines.append(f"warning     several versions answered: {', '.join(sorted(report.models))}")
     return lines
 
 
-def _is(answer: str | None, label: str, kind: LabelKind) -> bool:
+def _is_correct(answer: str | None, label: str, kind: LabelKind) -> bool:
     return answer is not None and is_correct(answer, label, kind)
 
 
-def _share(summary: Summary | None) -> str:
+def _format_accuracy(summary: Summary | None) -> str:
     if summary is None:
         return "not measured (no gold)"
     low, high = summary["interval"]

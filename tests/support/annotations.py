@@ -1,4 +1,4 @@
-"""What the tests of annotation share: questions, a description of a run, and what it leaves on disk."""
+"""Helpers for the tests of annotation: questions, runs, and readers of the output."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def sums(count: int, wrong_gold: Sequence[int] = ()) -> list[Row]:
-    """Questions q0, q1, … "What is i + 10?"; gold is right but for those of wrong_gold."""
+    """Questions q0, q1, … "What is i + 10?"; the gold label is correct except for the indices in wrong_gold."""
     return [
         {"id": f"q{i}", "input": f"What is {i} + 10?", "label": str(i + 10 + (i in wrong_gold))} for i in range(count)
     ]
@@ -31,7 +31,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def annotation(folder: Path, url: str | None, rows: Sequence[Row], **changes: Any) -> Annotation:
-    """A run over `rows` that leaves r.jsonl, r.journal.jsonl and r.report.json in the folder; retries wait little."""
+    """A run over `rows` that writes r.jsonl, r.journal.jsonl and r.report.json to the folder; retries wait 10 ms."""
     options: dict[str, Any] = dict(samples=1, rationalize=False, prompt="generic", model=MODEL, settings={})
     options |= dict(concurrency=4, samples_per_request=None, requests_per_minute=None, tokens_per_minute=None)
     options |= dict(

@@ -1,4 +1,4 @@
-"""A chat endpoint on localhost that speaks the OpenAI protocol and misbehaves on demand."""
+"""A chat endpoint on localhost with the OpenAI protocol and injected faults."""
 
 import json
 import re
@@ -9,19 +9,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "oracle-1"
-# A fault takes over the answer to a request: it writes to the handler what it likes.
+# A fault replaces the response to a request: it writes to the handler itself.
 Fault = Callable[["_Handler"], None]
 
 
 class FakeTeacher:
-    """Answers questions of the form "… 3 + 4 …" with "3 and 4 make 7. So the answer is 7." as often as `n` says.
+    """Answers questions of the form "… 3 + 4 …" with `n` completions "3 and 4 make 7. So the answer is 7.".
 
-    say: another answer, from the last user turn and the number of the sample. faults: played one after the other on
-    the first requests. requests: the bodies of all requests, in order; keys: their authorization headers.
+    complete: returns another completion, from the last user message and the index of the sample. faults: one for each
+    of the first requests. requests: the bodies of all requests, in order; keys: their authorization headers.
     """
 
-    def __init__(self, say: Callable[[str, int], str] | None = None, faults: Sequence[Fault] = (), delay_s: float = 0):
-        self.say = say or add_up
+    def __init__(
+        self, complete: Callable[[str, int], str] | None = None, faults: Sequence[Fault] = (), delay_s: float = 0
+    ):
+        self.complete = complete or add_up
         self.faults = list(faults)
         self.delay_s = delay_s
         self.largest_n = 100
@@ -49,7 +51,7 @@ class FakeTeacher:
 
     @property
     def asked(self) -> list[str]:
-        """The last user turn of every request."""
+        """The last user message of every request."""
         return [body["messages"][-1]["content"] for body in self.requests]
 
 
@@ -59,13 +61,13 @@ def add_up(text: str, sample: int) -> str:
 
 
 def completion(teacher: FakeTeacher, body: dict[str, Any]) -> dict[str, Any]:
-    """A chat completion as the protocol has it."""
+    """A chat completion in the format of the protocol."""
     samples = range(min(body.get("n", 1), teacher.largest_n))
     text = body["messages"][-1]["content"]
     choices = [
         {
             "index": k,
-            "message": {"role": "assistant", "content": teacher.say(text, k)},
+            "message": {"role": "assistant", "content": teacher.complete(text, k)},
             "finish_reason": teacher.finish_reason,
         }
         for k in samples
@@ -75,7 +77,7 @@ def completion(teacher: FakeTeacher, body: dict[str, Any]) -> dict[str, Any]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16  # head and body in one packet: in two, the second waits for the first to be acknowledged
+    wbufsize = 1 << 16  # head and body in one packet: a second packet would wait for the acknowledgement of the first
     body: dict[str, Any]
 
     def do_POST(self) -> None:
@@ -97,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.reply(200, completion(teacher, self.body))
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the client has gone: killed, or out of patience
+            pass  # the client was killed or timed out
         finally:
             with teacher.lock:
                 teacher.in_flight -= 1
@@ -118,56 +120,56 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def status(code: int, message: str = "no", headers: dict[str, str] | None = None, kind: str | None = None) -> Fault:
-    """An error as the protocol has it."""
+    """An error in the format of the protocol."""
     return lambda handler: handler.reply(code, {"error": {"message": message, "code": kind}}, headers)
 
 
 def slow(seconds: float) -> Fault:
-    """The right answer, too late."""
+    """The correct response after a delay."""
 
-    def play(handler: _Handler) -> None:
+    def fault(handler: _Handler) -> None:
         time.sleep(seconds)
         handler.reply(200, completion(handler.server.teacher, handler.body))  # type: ignore[attr-defined]
 
-    return play
+    return fault
 
 
 def trickle(seconds: float) -> Fault:
-    """A byte at a time, each in time, the whole of it not."""
+    """A response in single bytes, each within the time-out, all together beyond it."""
 
-    def play(handler: _Handler) -> None:
+    def fault(handler: _Handler) -> None:
         handler.raw(200, b" ", {}, length=1000)
         for _ in range(round(seconds / 0.05)):
             time.sleep(0.05)
             handler.wfile.write(b" ")
             handler.wfile.flush()
 
-    return play
+    return fault
 
 
 def truncated_json(handler: _Handler) -> None:
-    """Half of the answer, declared as the whole."""
+    """Half of the response, with the length of the half."""
     content = json.dumps(completion(handler.server.teacher, handler.body)).encode()  # type: ignore[attr-defined]
     handler.raw(200, content[: len(content) // 2], {})
 
 
 def cut_off(handler: _Handler) -> None:
-    """Half of the answer, then the connection ends."""
+    """Half of the response with the full length, then the connection ends."""
     content = json.dumps(completion(handler.server.teacher, handler.body)).encode()  # type: ignore[attr-defined]
     handler.raw(200, content[: len(content) // 2], {}, length=len(content))
     handler.close_connection = True
 
 
 def dropped(handler: _Handler) -> None:
-    """No answer at all, the connection ends."""
+    """No response; the connection ends."""
     handler.close_connection = True
 
 
 def web_page(handler: _Handler) -> None:
-    """A page in place of an answer, as proxies give."""
+    """An HTML page in place of a response, as proxies return."""
     handler.raw(200, b"<html>sign in</html>", {"Content-Type": "text/html"})
 
 
 def error_in_200(handler: _Handler) -> None:
-    """An error that says it is none."""
+    """An error with status 200."""
     handler.reply(200, {"error": {"message": "upstream overloaded"}})

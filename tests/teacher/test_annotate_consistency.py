@@ -1,4 +1,4 @@
-"""Majority, filter and weights of a question's samples; pacing and waits."""
+"""Majority, filter and weights of a question's samples; rate limit and backoff."""
 
 import email.utils
 import random
@@ -12,11 +12,11 @@ from cotmi_jax.teacher.journal import Choice
 from cotmi_jax.teacher.questions import Question
 from cotmi_jax.teacher.rate_limit import RateLimit, backoff, retry_after
 
-DROP, KEEP, LESS = Policy("drop", 0.25, 0.5), Policy("keep", 0.25, 0.5), Policy("downweight", 0.25, 0.5)
+DROP, KEEP, DOWNWEIGHT = Policy("drop", 0.25, 0.5), Policy("keep", 0.25, 0.5), Policy("downweight", 0.25, 0.5)
 
 
-def said(*texts: str) -> list[Choice]:
-    """Completions from "rationale > answer"; without ">" no answer is given."""
+def completions(*texts: str) -> list[Choice]:
+    """Completions from "rationale > answer"; without ">" there is no answer."""
     return [Choice(text.replace(" >", ". So the answer is") + ".", "stop") for text in texts]
 
 
@@ -46,61 +46,61 @@ def test_majority(answers, kind, expected):
     [
         (DROP, (("Warm.", 1.0),)),
         (KEEP, (("Warm.", 1.0), ("Cold.", 1.0), ("Hmm.", 1.0))),
-        (LESS, (("Warm.", 1.0), ("Cold.", 0.25), ("Hmm.", 0.25))),
+        (DOWNWEIGHT, (("Warm.", 1.0), ("Cold.", 0.25), ("Hmm.", 0.25))),
     ],
 )
-def test_rationales_of_other_answers(policy, rationales):
-    """One without readable answer is of another answer."""
-    one = annotate(said("Warm > red", "Cold > blue", "Hmm"), policy)
+def test_policies_for_inconsistent_rationales(policy, rationales):
+    """A rationale without answer is inconsistent."""
+    one = annotate(completions("Warm > red", "Cold > blue", "Hmm"), policy)
     assert one.rationales == rationales
     assert one.answers == ("red", "blue", None) and one.teacher_label == "red"
 
 
 @pytest.mark.parametrize("answers", [("blue", "red", "red"), ("red", "blue", "red"), ("red", "red", "blue")])
-def test_identical_rationales_are_one_with_the_largest_weight(answers):
-    one = annotate(said(*(f"Same > {answer}" for answer in answers)), LESS)
+def test_one_of_identical_rationales_is_kept_with_the_largest_weight(answers):
+    one = annotate(completions(*(f"Same > {answer}" for answer in answers)), DOWNWEIGHT)
     assert one.rationales == (("Same.", 1.0),)
     assert one.counts["duplicate"] == 2
 
 
-def test_gold_comes_before_the_majority():
-    one = annotate(said("A > blue", "B > blue", "C > red"))
+def test_the_gold_label_takes_precedence_over_the_majority():
+    one = annotate(completions("A > blue", "B > blue", "C > red"))
     assert (one.label, one.teacher_label, one.rationales) == ("red", "blue", (("C.", 1.0),))
 
 
-def test_without_gold_the_majority_is_what_rationales_have_to_give():
-    one = annotate(said("A > blue", "B > blue", "C > red"), label=None)
+def test_without_gold_rationales_are_filtered_by_the_majority():
+    one = annotate(completions("A > blue", "B > blue", "C > red"), label=None)
     assert (one.label, one.rationales) == ("blue", (("A.", 1.0), ("B.", 1.0)))
 
 
-def test_with_the_answer_given_only_those_that_arrive_count():
-    one = annotate(said("A > blue"), KEEP, hinted=said("B > red", "C > green", "D"))
+def test_hinted_rationales_are_used_if_they_give_the_label():
+    one = annotate(completions("A > blue"), KEEP, hinted=completions("B > red", "C > green", "D"))
     assert one.rationales == (("A.", 1.0), ("B.", 0.5))
     assert one.answers == ("blue",) and one.teacher_label == "blue"
     assert one.counts["rationalized"] == 1 and one.counts["rationalized_drop"] == 2
 
 
-def test_an_answer_found_without_help_makes_the_helped_ones_needless():
-    assert annotate(said("A > red"), hinted=said("B > red")).rationales == (("A.", 1.0),)
+def test_hinted_rationales_are_unused_if_a_sample_without_hint_gives_the_label():
+    assert annotate(completions("A > red"), hinted=completions("B > red")).rationales == (("A.", 1.0),)
 
 
-def test_an_answer_without_rationale_teaches_nothing():
+def test_an_answer_without_rationale_counts_as_empty():
     one = annotate([Choice("So the answer is red.", "stop")])
     assert one.rationales == () and one.counts["empty"] == 1 and one.teacher_label == "red"
 
 
-def test_pace_spreads_amounts_evenly_and_corrects_them():
+def test_a_rate_limit_spreads_amounts_evenly_and_corrects_them():
     now = [100.0]
-    pace = RateLimit(60.0, clock=lambda: now[0])  # one a second
-    assert [pace.reserve(), pace.reserve(), pace.reserve(3)] == [0.0, 1.0, 2.0]
-    assert pace.reserve() == 5.0
-    pace.settle(-2.0)
-    assert pace.reserve() == 4.0
+    limit = RateLimit(60.0, clock=lambda: now[0])  # one unit per second
+    assert [limit.reserve(), limit.reserve(), limit.reserve(3)] == [0.0, 1.0, 2.0]
+    assert limit.reserve() == 5.0
+    limit.correct(-2.0)
+    assert limit.reserve() == 4.0
     now[0] = 1000.0
-    assert [pace.reserve(), pace.reserve()] == [0.0, 1.0]  # time that passed unused is not saved up
+    assert [limit.reserve(), limit.reserve()] == [0.0, 1.0]  # unused time is not saved up
 
 
-def test_waits_double_up_to_a_minute_and_are_drawn_from_zero_on():
+def test_backoff_is_uniform_from_zero_and_doubles_up_to_a_minute():
     random.seed(0)
     for attempt, longest in ((0, 1.0), (3, 8.0), (20, 60.0)):
         waits = [backoff(attempt, 1.0, None) for _ in range(2000)]

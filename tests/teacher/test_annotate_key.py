@@ -1,4 +1,4 @@
-"""The key goes to the server and nowhere else; the command line around annotation."""
+"""The key is sent to the server and written nowhere; the command line of annotation."""
 
 import os
 import subprocess
@@ -36,13 +36,13 @@ def assert_without_key(folder: Path, run: subprocess.CompletedProcess[str]) -> N
 
 
 def test_the_key_is_sent_and_never_written(tmp_path):
-    """Not even where the server repeats it in an answer, or with all logging on."""
+    """Also if the server repeats it in a response, and with all logging enabled."""
 
-    def say(text: str, sample: int) -> str:
+    def complete(text: str, sample: int) -> str:
         return f"Your key is {KEY}. So the answer is 10."
 
     write_rows(tmp_path / "q.jsonl", sums(2))
-    with FakeTeacher(say, faults=(status(500, f"key {KEY} failed"),)) as teacher:
+    with FakeTeacher(complete, faults=(status(500, f"key {KEY} failed"),)) as teacher:
         teacher.model = f"oracle-1 {KEY}"
         teacher.finish_reason = f"stop {KEY}"
         run = annotate(tmp_path, f"--base_url={teacher.url}", "--verbosity=1", OPENAI_API_KEY=KEY, OPENAI_LOG="debug")
@@ -53,7 +53,7 @@ def test_the_key_is_sent_and_never_written(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "more", "lines"), [(401, "--concurrency=1", 1), (500, "--traceback", None)])
-def test_an_error_that_repeats_the_key_is_told_without_it(tmp_path, code, more, lines):
+def test_an_error_that_repeats_the_key_is_printed_without_it(tmp_path, code, more, lines):
     write_rows(tmp_path / "q.jsonl", sums(1))
     with FakeTeacher(faults=[status(code, f"Incorrect API key provided: {KEY}.")] * 9) as teacher:
         where = (f"--base_url={teacher.url}", "--key_variable=MY_KEY", "--max_retries=1")
@@ -63,38 +63,38 @@ def test_an_error_that_repeats_the_key_is_told_without_it(tmp_path, code, more, 
     assert_without_key(tmp_path, run)
 
 
-def test_a_server_of_ones_own_needs_no_key(tmp_path):
+def test_with_a_base_url_no_key_is_needed(tmp_path):
     write_rows(tmp_path / "q.jsonl", sums(1))
     with FakeTeacher() as teacher:
         assert annotate(tmp_path, OPENAI_BASE_URL=teacher.url).returncode == 0
     assert len(teacher.requests) == 1
 
 
-def test_a_filler_in_place_of_a_key_changes_no_answer(tmp_path, monkeypatch):
+def test_a_placeholder_key_is_not_redacted_from_answers(tmp_path, monkeypatch):
     monkeypatch.setenv("COTMI_TEST_KEY", "EMPTY")
     with FakeTeacher(lambda *_: "The box is EMPTY. So the answer is 10.") as teacher:
         annotation(tmp_path, teacher.url, sums(1)).run()
     assert read_rows(tmp_path / "r.jsonl")[0]["rationale"] == ["The box is EMPTY."]
 
 
-def test_without_a_key_openai_is_not_asked(tmp_path):
+def test_without_a_key_and_a_base_url_the_run_is_refused(tmp_path):
     write_rows(tmp_path / "q.jsonl", sums(1))
     run = annotate(tmp_path)
     assert run.returncode == 2
     assert "no key: set OPENAI_API_KEY in the environment, or --base_url" in run.stderr
 
 
-def test_the_key_in_place_of_its_variable_is_not_repeated(monkeypatch):
+def test_a_key_as_the_name_of_the_variable_is_refused_and_not_printed(monkeypatch):
     with pytest.raises(UserError, match="never the key itself") as raised:
         read_key(KEY, None)
     assert KEY not in str(raised.value)
     monkeypatch.setenv("COTMI_TEST_KEY", f"{KEY}\u2026")
-    with pytest.raises(UserError, match="COTMI_TEST_KEY holds characters") as raised:
+    with pytest.raises(UserError, match="COTMI_TEST_KEY has characters") as raised:
         read_key("COTMI_TEST_KEY", None)
     assert KEY not in str(raised.value)
 
 
-def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):
+def test_without_the_openai_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[teacher\]'"):
         annotation(tmp_path, "http://127.0.0.1:9/v1", sums(1)).run()
@@ -107,7 +107,7 @@ def test_annotation_loads_neither_jax_nor_tensorflow():
 
 
 def test_every_flag_reaches_the_run(tmp_path):
-    """The flags are handed over by position: none may end up in another's place."""
+    """The shell passes flags by position, so each has a value of its own here."""
     write_rows(tmp_path / "q.jsonl", sums(3, wrong_gold=[1]))
     with FakeTeacher(delay_s=0.05) as teacher:
         shape = ("--limit=2", "--samples=3", "--samples_per_request=2", "--temperature=0.3", "--max_tokens=77")
@@ -117,7 +117,10 @@ def test_every_flag_reaches_the_run(tmp_path):
         run = annotate(tmp_path, f"--base_url={teacher.url}", *shape, *limits, *policy, *more)
     assert run.returncode == 0, run.stderr
     assert [row["weight"] for row in read_rows(tmp_path / "r.jsonl")] == [[1.0], [0.125]]
-    assert [body.get("n", 1) for body in teacher.requests] == [2, 1] * 3  # two questions, and one with its answer
+    assert [body.get("n", 1) for body in teacher.requests] == [
+        2,
+        1,
+    ] * 3  # two questions, and a hinted request for one of them
     assert {(body["temperature"], body["max_tokens"], body["seed"]) for body in teacher.requests} == {(0.3, 77, 4)}
     assert teacher.most_in_flight == 1
     assert len(read_rows(tmp_path / "paid")) == 7 and "$60.0006" in run.stdout

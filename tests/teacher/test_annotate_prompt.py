@@ -1,4 +1,4 @@
-"""Prompt files: those that come with the package, what is wrong with others, and the rules that read completions."""
+"""Prompt files, built in and invalid ones; the rules that read completions; questions."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def test_worked_examples_parse_to_their_own_labels(name):
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_examples_are_written_like_the_questions_of_their_set(name):
+def test_examples_have_the_format_of_their_set(name):
     prompt = load_prompt(name)
     for example in prompt.examples:
         if name in ("esnli", "anli1"):
@@ -87,37 +87,37 @@ def test_examples_are_written_like_the_questions_of_their_set(name):
             assert example.answer in [line[4:] for line in example.input.split("\n")[2:]]
         if name in ("svamp", "asdiv"):
             assert example.input.count("\n") == 1
-    if name in ("esnli", "anli1", "cqa"):  # no answer or letter that the teacher could learn to prefer
-        said = [example.completion if name == "cqa" else example.answer for example in prompt.examples]
-        letters = [text.partition("So the answer is (")[2][:1] or text for text in said]
+    if name in ("esnli", "anli1", "cqa"):  # no answer or letter is so frequent that the teacher would prefer it
+        completions = [example.completion if name == "cqa" else example.answer for example in prompt.examples]
+        letters = [text.partition("So the answer is (")[2][:1] or text for text in completions]
         assert max(letters.count(letter) for letter in letters) <= 2
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_a_prompt_shows_no_question_of_the_real_sets(name, data_root):
+def test_no_built_in_example_is_a_question_of_the_released_sets(name, data_root):
     if name not in ("cqa", "svamp", "esnli"):
         return
-    real = {question.input for question in read_released(str(data_root), name, "train")}
-    assert not real & {example.input for example in load_prompt(name).examples}
+    released = {question.input for question in read_released(str(data_root), name, "train")}
+    assert not released & {example.input for example in load_prompt(name).examples}
 
 
-def test_a_conversation_shows_the_examples_and_asks(tmp_path):
+def test_a_conversation_is_instructions_examples_and_question(tmp_path):
     prompt = parse_prompt(write(tmp_path, OWN))
-    shown = [("system", "Answer."), ("user", "Q: Who?"), ("assistant", "Nobody came. So the answer is nobody.")]
+    context = [("system", "Answer."), ("user", "Q: Who?"), ("assistant", "Nobody came. So the answer is nobody.")]
     asked = prompt.conversation(prompt.text("Why {input}?", "f:1"), hinted=False)
-    assert [(turn["role"], turn["content"]) for turn in asked] == [*shown, ("user", "Q: Why {input}?")]
+    assert [(turn["role"], turn["content"]) for turn in asked] == [*context, ("user", "Q: Why {input}?")]
     hinted = prompt.conversation(prompt.text("Why?", "f:1", "so"), hinted=True)
     assert [turn["content"] for turn in hinted[1::2]] == ["Q: Who? It is nobody.", "Q: Why? It is so."]
 
 
-def test_premise_and_hypothesis_are_the_sides_of_the_mark():
+def test_premise_and_hypothesis_are_separated_by_the_mark():
     prompt = load_prompt("esnli")
     assert prompt.text("A dog runs.</s>It sleeps.", "f:1") == "Premise: A dog runs.\nHypothesis: It sleeps."
     with pytest.raises(UserError, match="f:7: no </s> between premise and hypothesis"):
         prompt.text("A dog runs.", "f:7")
 
 
-def test_a_prompt_without_instructions_or_examples_is_one_question(tmp_path):
+def test_a_prompt_without_instructions_or_examples_is_one_message(tmp_path):
     prompt = parse_prompt(write(tmp_path, 'parse = "generic"\nquestion = "{input}"'))
     assert prompt.conversation(prompt.text("Who?", "f:1"), hinted=False) == [{"role": "user", "content": "Who?"}]
     with pytest.raises(UserError, match="own.toml: no hint"):
@@ -164,7 +164,7 @@ def test_a_prompt_in_the_format_of_earlier_versions_is_refused_with_the_remedy(t
         parse_prompt(write(tmp_path, "parse: generic\n\n=== question\nQ: {input}\n"))
 
 
-def test_an_unknown_prompt_is_told_with_the_known_ones():
+def test_an_unknown_prompt_is_refused_with_the_known_names():
     with pytest.raises(UserError, match="no such file, and none of the built-in prompts .*generic"):
         load_prompt("gsm")
 
@@ -187,12 +187,12 @@ def test_an_unknown_prompt_is_told_with_the_known_ones():
         ("esnli", "They sleep.\nAnswer: neutral", "They sleep.", "neutral"),
     ],
 )
-def test_rules(rule, completion, rationale, answer):
+def test_rules_split_completions(rule, completion, rationale, answer):
     assert read_completion(completion, RULES[rule]) == (rationale, answer)
 
 
 @pytest.mark.parametrize(
-    ("line", "kind", "said"),
+    ("line", "kind", "message"),
     [
         ('{"input": " "}', "text", "q.jsonl:2: the input is empty"),
         ('{"question": "Who?"}', "text", "q.jsonl:2: field 'input' holds no text"),
@@ -204,10 +204,10 @@ def test_rules(rule, completion, rationale, answer):
         ('{"input": "Who?"', "text", "q.jsonl:2: broken JSON"),
     ],
 )
-def test_what_is_wrong_with_a_question_is_told_with_its_line(tmp_path, line, kind, said):
+def test_an_invalid_question_is_refused_with_its_line(tmp_path, line, kind, message):
     path = tmp_path / "q.jsonl"
     path.write_text('{"input": "First?"}\n' + line + "\n")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_questions(path, kind)
 
 
@@ -217,11 +217,11 @@ def test_questions_keep_their_order_and_ids(tmp_path):
     first, second = read_questions(path, "text")
     assert first == ("7", "B?", None, f"{path}:1") and second == ("q/1", "A?", "x", f"{path}:3")
     path.write_text("\n")
-    with pytest.raises(UserError, match="q.jsonl: holds no question"):
+    with pytest.raises(UserError, match="q.jsonl: has no question"):
         read_questions(path, "text")
 
 
-def test_the_prompt_in_the_documentation_is_whole(tmp_path):
+def test_the_prompt_in_the_documentation_is_valid(tmp_path):
     page = (REPOSITORY / "docs/annotation.md").read_text(encoding="utf-8")
     block = page.partition("This is a complete one:\n\n")[2].partition("\n|")[0]
     prompt = parse_prompt(write(tmp_path, textwrap.dedent(block)))
@@ -231,11 +231,11 @@ def test_the_prompt_in_the_documentation_is_whole(tmp_path):
 def test_every_flag_in_the_documentation_exists():
     page = (REPOSITORY / "docs/annotation.md").read_text(encoding="utf-8")
     shell = (REPOSITORY / "cotmi_jax/annotate.py").read_text(encoding="utf-8")
-    named = {name for name in re.findall(r"--([a-z_]+)", page)} - {"config", "workdir", "port"}
-    assert named and not {name for name in named if f'"{name}"' not in shell}
+    documented = {name for name in re.findall(r"--([a-z_]+)", page)} - {"config", "workdir", "port"}
+    assert documented and not {name for name in documented if f'"{name}"' not in shell}
 
 
-def test_gold_rows_of_a_released_set_are_questions_without_its_completions(tmp_path):
+def test_questions_of_a_released_set_are_its_gold_rows(tmp_path):
     (tmp_path / "asdiv").mkdir()
     rows = [{"Body": "A jar holds 9 nuts.", "Question": "How many nuts?", "Answer": "9 (nuts)"}]
     (tmp_path / "asdiv" / "asdiv_train.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
