@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that a start after the first compiles nothing."""
+"""Persistent cache of compiled programs, so that only the first start compiles."""
 
 import hashlib
 import os
@@ -18,13 +18,13 @@ from cotmi_jax.files import (
     user_error_on_failure,
 )
 
-_MIN_SECONDS = 0.1  # of compiling: less is not worth a file
+_MIN_SECONDS = 0.1  # of compilation, below which a program is not stored
 
 
 def _processor() -> str:
-    """This machine's kind of processor: programs for CPU hold its instructions, and another may lack some.
+    """Identifier of this machine's kind of processor, whose instructions a program compiled for CPU uses.
 
-    XLA loads a program compiled for another kind of CPU with only a log line, and then the process may die of SIGILL.
+    XLA loads a program compiled for another kind of CPU with only a log line, and the process may then end by SIGILL.
     """
     described = platform.machine()
     info = Path("/proc/cpuinfo")
@@ -35,18 +35,18 @@ def _processor() -> str:
 
 
 def default_folder() -> Path:
-    """The default folder of compiled programs: in the folder of prepared tokens, one for each kind of processor."""
+    """The default folder of compiled programs: within the folder of prepared tokens, one per kind of processor."""
     return as_path(absolute(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)) / "xla" / _processor()
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keep compiled programs in a folder, which may be gs://; call before anything is compiled.
+    """Store compiled programs in a folder, which may be gs://; call before anything is compiled.
 
-    "": JAX's own setting where there is one (JAX_COMPILATION_CACHE_DIR), else the default folder; if the default cannot
-    be written, this is reported and nothing is kept. "none": compile everything afresh. The files in the folder are
-    executed: others must not be able to write to it. It grows with every new configuration and may be removed.
+    "": JAX's own setting if there is one (JAX_COMPILATION_CACHE_DIR), else the default folder; if that cannot be
+    written, this is reported and nothing is stored. "none": no cache. The files in the folder are executed: others must
+    not be able to write to it. It grows with every new configuration and may be deleted.
 
-    Raises UserError where a folder that was asked for cannot be written.
+    Raises UserError if the given folder cannot be written.
     """
     if folder == "none":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -54,16 +54,16 @@ def use_compilation_cache(folder: str) -> None:
     if not folder and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     if folder:
-        place = as_path(absolute(folder))
-        with user_error_on_failure(f"cannot write to the compilation cache {place}", "name another folder, or none"):
-            check_writable(place)
+        path = as_path(absolute(folder))
+        with user_error_on_failure(f"cannot write to the compilation cache {path}", "name another folder, or none"):
+            check_writable(path)
     else:
         try:
-            place = default_folder()
-            with user_error_on_failure(f"cannot write to {place}"):
-                check_writable(place)
+            path = default_folder()
+            with user_error_on_failure(f"cannot write to {path}"):
+                check_writable(path)
         except UserError as error:
-            print(f"compiled programs are not kept: {error}", file=sys.stderr)
+            print(f"compiled programs are not stored: {error}", file=sys.stderr)
             return
-    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)

@@ -116,9 +116,9 @@ def test_an_unwritable_default_is_reported_and_an_unwritable_choice_refused(
     monkeypatch.setenv("COTMI_CACHE", str(tmp_path / "file"))
     use_compilation_cache("")
     assert cache_folder() is None
-    assert capsys.readouterr().err.startswith("compiled programs are not kept: cannot write to ")
+    assert capsys.readouterr().err.startswith("compiled programs are not stored: cannot write to ")
     monkeypatch.setenv("COTMI_CACHE", "s3://bucket")
     use_compilation_cache("")
-    assert "not kept: s3://bucket: give a local path" in capsys.readouterr().err
+    assert "not stored: s3://bucket: give a local path" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot write to the compilation cache .*file/here: Not a directory"):
         use_compilation_cache(str(tmp_path / "file" / "here"))

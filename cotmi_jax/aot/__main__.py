@@ -6,26 +6,28 @@ from absl import flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, as v5e-64 or as its grid of chips, v5e:8x8.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, such as v5e-64, or its grid of chips, v5e:8x8.")
 _ROWS = flags.DEFINE_integer("rows", 0, "Rows of a packed batch; 0: as many as config.batch_size.", lower_bound=0)
 _INPUT = flags.DEFINE_integer("input_length", 0, "Input tokens a row; 0: data.max_input_tokens.", lower_bound=0)
 _TARGET = flags.DEFINE_integer("target_length", 0, "Target tokens a row; 0: data.max_target_tokens.", lower_bound=0)
-_PROGRAMS = flags.DEFINE_list("programs", ["train", "evaluate", "generate"], "Which of the three to compile.")
-_QUICK = flags.DEFINE_bool("quick", False, "Let XLA spend less time: a rougher answer, two to three times as soon.")
-_JSON = flags.DEFINE_string("json", None, "File for the same as JSON.")
+_PROGRAMS = flags.DEFINE_list("programs", ["train", "evaluate", "generate"], "Programs to compile.")
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "Compile with less effort: two to three times as fast, memory overestimated by a few per cent."
+)
+_JSON = flags.DEFINE_string("json", None, "File for the results as JSON.")
 flags.mark_flags_as_required(["config", "topology"])
 
 
 def main() -> int:
-    """Compile from the flags; 0 where everything fits, else 1."""
+    """Compile from the flags; 0 if everything fits, else 1."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # chips of this machine, if any, stay free: nothing is run
+    jax.config.update("jax_platforms", "cpu")  # nothing is executed: leave the accelerators of this machine free
 
     import json
     from pathlib import Path
 
-    from cotmi_jax.aot.programs import chosen, default_shape, programs, summary
+    from cotmi_jax.aot.programs import check_names, default_shape, programs, summary
     from cotmi_jax.aot.report import QUICK, compile_program, format_reports, shortage
     from cotmi_jax.aot.topology import topology_devices
     from cotmi_jax.files import replace_file
@@ -37,7 +39,7 @@ def main() -> int:
     assert accelerator is not None, devices[0].device_kind
     mesh = make_mesh(**config.mesh.to_dict(), devices=devices)
     lengths = {"rows": _ROWS.value, "input_length": _INPUT.value, "target_length": _TARGET.value}
-    names, available = chosen(_PROGRAMS.value), programs(config, mesh, default_shape(config, mesh, **lengths))
+    names, available = check_names(_PROGRAMS.value), programs(config, mesh, default_shape(config, mesh, **lengths))
     reports = {}
     print(summary(config, mesh, _TOPOLOGY.value, accelerator.name), flush=True)
     with jax.set_mesh(mesh):
@@ -45,8 +47,8 @@ def main() -> int:
             reports[name] = compile_program(available[name], accelerator, QUICK if _QUICK.value else None)
     print(format_reports(reports, len(devices), accelerator))
     if _JSON.value:
-        facts = {"topology": _TOPOLOGY.value, "device": accelerator.name, "mesh": dict(mesh.shape)}
-        content = facts | {"programs": {name: report.to_json() for name, report in reports.items()}}
+        head = {"topology": _TOPOLOGY.value, "device": accelerator.name, "mesh": dict(mesh.shape)}
+        content = head | {"programs": {name: report.to_json() for name, report in reports.items()}}
         replace_file(Path(_JSON.value), json.dumps(content, indent=1) + "\n")
     short = [shortage(name, report) for name, report in reports.items() if not report.fits]
     print("\n".join(short) or "everything fits")

@@ -1,6 +1,6 @@
-"""Reads collectives out of an optimized HLO module, in XLA's text form. Imports nothing of jax.
+"""Collectives of an optimized HLO module, parsed from XLA's text form. Does not import jax.
 
-A module is what one device runs, so every figure is of one device and one execution of the program.
+A module is the program of one device, so every figure is for one device and one execution.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 
 class Instruction(NamedTuple):
-    """One line: `rest` is everything behind the opcode's opening parenthesis."""
+    """One line; `rest` is the text after the opening parenthesis of the opcode."""
 
     name: str
     type: str
@@ -35,14 +35,14 @@ class Instruction(NamedTuple):
         return _NAME.findall(self.rest[: _closing(self.rest, 1)])
 
     def attribute(self, pattern: str) -> str | None:
-        """First group of a pattern behind the operands."""
+        """First group of a pattern in the text after the operands."""
         found = re.search(pattern, self.rest[_closing(self.rest, 1) :])
         return found and found.group(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A named list of instructions in the order in which they run."""
+    """A named list of instructions in the order of execution."""
 
     name: str
     instructions: Mapping[str, Instruction]
@@ -51,43 +51,43 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective and how often a device runs it.
+    """A collective and how often a device executes it.
 
-    bytes: of the whole array once for each time it runs: the result of an all-gather, the operand of a reduce-scatter,
+    bytes: per execution, of the unsharded array: the result of an all-gather, the operand of a reduce-scatter,
       all-reduce, all-to-all or collective-permute.
-    sent: what a device sends of it, likewise. Where n devices take part: all-gather, reduce-scatter and all-to-all
-      bytes · (n−1)/n, all-reduce twice that (the rings of Patarasuk and Yuan 2009), collective-permute all.
+    sent: bytes that a device sends per execution. With n devices: all-gather, reduce-scatter and all-to-all
+      bytes · (n−1)/n, all-reduce twice that (ring algorithms, Patarasuk and Yuan 2009), collective-permute all bytes.
     """
 
     kind: str
     times: int
-    devices: int  # that take part
+    devices: int  # of a group
     bytes: float
     sent: float
-    source: str  # the operation of the program that it belongs to, as JAX names it
-    repeats: bool = False  # in an unbounded loop, at each turn
+    source: str  # op_name of the JAX operation that it implements
+    repeats: bool = False  # in an unbounded loop, once per iteration
 
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """Those of a program; with `unbounded` loops, which count as one turn, the figures are at least the true ones."""
+    """Collectives of a program. `unbounded` loops count as one iteration, so that the figures are lower bounds."""
 
     found: tuple[Collective, ...]
     unbounded: tuple[str, ...]
 
     def total(self, kind: str | None = None) -> tuple[int, float, float]:
-        """How many run, their bytes and the bytes a device sends, of a kind or of all."""
+        """Number of executions, their bytes, and the bytes that a device sends, of one kind or of all."""
         chosen = [each for each in self.found if kind in (None, each.kind)]
         times = sum(each.times for each in chosen)
         return times, sum(each.times * each.bytes for each in chosen), sum(each.times * each.sent for each in chosen)
 
-    def sent_each_turn(self) -> float:
-        """Bytes that a device sends in one turn of the unbounded loops."""
+    def sent_per_iteration(self) -> float:
+        """Bytes that a device sends in one iteration of the unbounded loops."""
         return sum(each.times * each.sent for each in self.found if each.repeats)
 
 
 def _closing(text: str, depth: int = 0) -> int:
-    """Where the parenthesis that was opened `depth` times before, or in, the text closes."""
+    """Index of the parenthesis that closes the outermost one; `depth` of them are open before the text."""
     for index, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0 and letter == ")":
@@ -96,7 +96,7 @@ def _closing(text: str, depth: int = 0) -> int:
 
 
 def array_bytes(type_text: str) -> float:
-    """Bytes of an array type or of all arrays of a tuple type, padding and layout left out."""
+    """Bytes of an array type, or of all arrays of a tuple type, without padding and layout."""
     total = 0.0
     for kind, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", type_text)):
         bits = _BITS.match(kind)
@@ -106,22 +106,22 @@ def array_bytes(type_text: str) -> float:
 
 
 def group_size(instruction: Instruction, default: int) -> int:
-    """Devices of one group of a collective, in any of the three notations; `default` where all form one group."""
+    """Devices in a group of a collective, from any of the three notations; `default` if all devices form one group."""
     rest = instruction.rest
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return int(iota.group(2))
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:[^{]*)\{([^}]*)\}", rest):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh.group(1))}
-        parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
-        return math.prod(int(part) if part else sizes[name] for name, part in parts)
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2))
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return listed.group(1).count(",") + 1
     return default
 
 
-# TPU splits an asynchronous collective over the fusions that run meanwhile, those of loops included, with a copy of it
-# in each from the one that has AsyncCollectiveStart to the one that has AsyncCollectiveDone. The first counts. Here is
-# how many are under way, by _identity, which alone would not do: collectives of two loops may have the same.
+# On TPU an asynchronous collective appears as a copy in each fusion that is executed during it (those in loops too),
+# from the fusion with AsyncCollectiveStart to the one with AsyncCollectiveDone. Only the first copy counts. This counts
+# the collectives in flight by _identity, which alone is not unique: collectives of two loops may share it.
 Running = Counter[tuple[str, str | None, str]]
 
 
@@ -139,7 +139,7 @@ class Module:
                 self.entry = computation.name
 
     def collectives(self) -> Collectives:
-        """All that a run of the program executes: loop bodies as often as they run."""
+        """The collectives that one execution of the program runs, with the trip counts of loops."""
         unbounded: list[str] = []
         found = tuple(self._walk(self.entry, 1, unbounded, Running()))
         return Collectives(found, tuple(dict.fromkeys(unbounded)))
@@ -147,7 +147,7 @@ class Module:
     def _walk(
         self, name: str, times: int, unbounded: list[str], running: Running, fused: bool = False
     ) -> Iterator[Collective]:
-        """What a computation runs; `fused`: a fusion's, which may hold copies of what is `running`."""
+        """Collectives of a computation; `fused`: of a fusion, which may hold copies of those `running`."""
         computation = self.computations[name]
         continues = fused and not _has_marker(computation, "AsyncCollectiveStart")
         for instruction in computation.instructions.values():
@@ -179,7 +179,7 @@ class Module:
         if devices == 1 or times == 0:
             return
         if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"  # TPU writes one so: an all-reduce of whose result each device takes a slice
+            kind = "reduce-scatter"  # on TPU it is an all-reduce of whose result each device takes a slice
         arrays = [computation.instructions[name].type for name in instruction.operands]
         size = sum(array_bytes(array) for array in arrays) * (devices if kind == "all-gather" else 1)
         hops = {"all-reduce": 2 * (devices - 1) / devices, "collective-permute": 1.0}.get(kind, (devices - 1) / devices)
@@ -190,8 +190,8 @@ class Module:
 def _computations(text: str) -> Iterator[tuple[Computation, bool]]:
     name, entry, root, instructions = "", False, "", dict[str, Instruction]()
     for line in text.splitlines():
-        if begun := _COMPUTATION.match(line):
-            entry, name = bool(begun.group(1)), begun.group(2)
+        if header := _COMPUTATION.match(line):
+            entry, name = bool(header.group(1)), header.group(2)
             instructions, root = {}, ""
         elif line.startswith("}") and name:
             yield Computation(name, instructions, root), entry
@@ -210,7 +210,7 @@ def _has_marker(computation: Computation, marker: str) -> bool:
 
 
 def _follow(running: Running, called: Computation) -> None:
-    """Enter what a fusion starts, and take out what it ends."""
+    """Count the collectives that a fusion starts, and discount those that it ends."""
     change = _has_marker(called, "AsyncCollectiveStart") - _has_marker(called, "AsyncCollectiveDone")
     for instruction in called.instructions.values():
         if change and _COLLECTIVE.fullmatch(instruction.opcode):
@@ -218,7 +218,7 @@ def _follow(running: Running, called: Computation) -> None:
 
 
 def _identity(instruction: Instruction) -> tuple[str, str | None, str]:
-    """What the copies of one collective share: opcode, channel and type but for the layout."""
+    """What the copies of one collective have in common: opcode, channel, and type without layout."""
     return instruction.opcode, instruction.attribute(r"channel_id=(\d+)"), re.sub(r"\{[^}]*\}", "", instruction.type)
 
 
@@ -228,10 +228,10 @@ def _branches(instruction: Instruction) -> Sequence[str]:
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """How often a loop runs, from XLA's note or from a counter that is compared with a constant; None where neither
-    says so, as where the end depends on data."""
-    if noted := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
-        return int(noted)
+    """Iterations of a loop, from XLA's annotation or from a counter that is compared with a constant; None if there is
+    neither, as in a loop whose length depends on data."""
+    if annotated := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
+        return int(annotated)
     condition, body = (
         module.computations[loop.attribute(rf"{name}=%?([\w.\-]+)") or ""] for name in ("condition", "body")
     )
@@ -251,7 +251,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
 
 
 def _source(computation: Computation, name: str) -> Instruction:
-    """What a value is a copy of."""
+    """The instruction of which a value is a copy."""
     instruction = computation.instructions[name]
     while instruction.opcode in ("copy", "bitcast", "convert", "reshape"):
         instruction = computation.instructions[instruction.operands[0]]
@@ -265,14 +265,14 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 
 def _element(computation: Computation, name: str) -> int | None:
-    """Which element of the computation's parameter a value is."""
+    """Index of the element of the computation's parameter that a value is."""
     instruction = _source(computation, name)
     index = instruction.attribute(r"index=(\d+)") if instruction.opcode == "get-tuple-element" else None
     return None if index is None else int(index)
 
 
 def _step(body: Computation, name: str) -> int | None:
-    """The constant that a counter grows by."""
+    """The constant increment of a counter."""
     addition = _source(body, name)
     if addition.opcode != "add":
         return None

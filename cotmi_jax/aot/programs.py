@@ -1,6 +1,6 @@
-"""The programs of a run as shapes: its training step, evaluation losses and generation, lowered without any array.
+"""The programs of a run (training step, evaluation losses, generation), lowered from abstract arrays.
 
-Needs no data, no weights and no devices but those of a mesh, which may be a topology's. Imports no tensorflow.
+Needs no data and no weights; the devices of the mesh may be those of a topology. Does not import tensorflow.
 """
 
 import dataclasses
@@ -35,22 +35,25 @@ from cotmi_jax.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One jitted program of a run. `flops` are the model's, of all devices; `arguments` are their bytes on each device,
-    and `beside` what it holds while the program runs without being an argument."""
+    """One jitted program of a run.
+
+    batch: its size, as text. flops: of the model, on all devices. arguments: their bytes per device. resident: bytes
+      per device of training state that stays there while the program runs without being an argument.
+    """
 
     name: str
-    batch: str  # in words
+    batch: str
     flops: float
     arguments: float
-    beside: float
+    resident: float
     lower: Callable[[], jax.stages.Lowered]
 
 
 NAMES = ("train", "evaluate", "generate")
 
 
-def chosen(names: Sequence[str]) -> list[str]:
-    """Names of programs, checked. Raises UserError for an unknown one."""
+def check_names(names: Sequence[str]) -> list[str]:
+    """The names of programs. Raises UserError for an unknown one."""
     for name in names:
         if name not in NAMES:
             raise UserError(f"unknown program {name!r}: choose from {', '.join(NAMES)}")
@@ -58,7 +61,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 
 
 def abstract_student(config: ConfigDict) -> T5Config:
-    """The student of config.model.preset and family. model.init is not read: a checkpoint need not be at hand."""
+    """The student of config.model.preset and family. model.init is not read, so that no checkpoint is needed."""
     model = config.model
     if model.network != "t5":
         raise UserError(
@@ -70,10 +73,10 @@ def abstract_student(config: ConfigDict) -> T5Config:
 def default_shape(
     config: ConfigDict, mesh: Mesh, *, rows: int = 0, input_length: int = 0, target_length: int = 0
 ) -> PackShape:
-    """Shape of a packed batch when the data is not at hand; 0 stands for a default.
+    """Shape of a packed batch without the data; 0 stands for a default.
 
-    Rows are as long as the longest sequences that the config lets through, and as many as a batch has examples: more
-    than a real batch takes, whose shape `train` prints when it starts. Raises UserError for rows that do not divide.
+    By default rows have the longest lengths that the config allows and are as many as a batch has examples: an upper
+    bound of the shape that `train` prints when it starts. Raises UserError if the rows do not divide over the mesh.
     """
     load_extensions(config.extensions)  # the objective may be defined there
     multiple = batch_shards(mesh) * config.micro_batches
@@ -82,6 +85,7 @@ def default_shape(
         raise UserError(
             f"--rows={rows} does not divide over {batch_shards(mesh)} devices of mesh data × fsdp"
             + f" and config.micro_batches {config.micro_batches}" * (config.micro_batches > 1)
+            + f": use a multiple of {multiple}"
         )
     pairs = config.batch_size * len(make_objective(config).tasks)
     data = config.data
@@ -90,36 +94,36 @@ def default_shape(
 
 
 def packed_batch(shape: PackShape, examples: int, objective: Objective, mesh: Mesh) -> PyTree:
-    """What data.packing.pack makes, as shapes on a mesh."""
+    """The batch of data.packing.pack, as abstract arrays on a mesh."""
     inputs, targets, segments = ((shape.rows, n) for n in (shape.input_length, shape.target_length, shape.segments))
-    of = _Leaves(mesh)
+    array = _BatchArrays(mesh)
     return {
         "rows": {
-            "inputs": of(inputs),
-            "input_segments": of(inputs),
-            "targets": of(targets),
-            "target_segments": of(targets),
-            "task": of(segments),
-            "weight": of(segments, jnp.float32),
+            "inputs": array(inputs),
+            "input_segments": array(inputs),
+            "targets": array(targets),
+            "target_segments": array(targets),
+            "task": array(segments),
+            "weight": array(segments, jnp.float32),
         },
         "examples": {
-            "valid": of((examples,), jnp.bool_),
-            "weight": of((examples,), jnp.float32),
-            "slots": {task: of((examples,)) for task in objective.tasks},
+            "valid": array((examples,), jnp.bool_),
+            "weight": array((examples,), jnp.float32),
+            "slots": {task: array((examples,)) for task in objective.tasks},
         },
     }
 
 
 def padded_batch(examples: int, input_length: int, target_length: int, objective: Objective, mesh: Mesh) -> PyTree:
-    """What data.tokens.gather makes, as shapes on a mesh."""
-    of = _Leaves(mesh)
-    task = {"inputs": of((examples, input_length)), "targets": of((examples, target_length))}
+    """The batch of data.tokens.gather, as abstract arrays on a mesh."""
+    array = _BatchArrays(mesh)
+    task = {"inputs": array((examples, input_length)), "targets": array((examples, target_length))}
     batch: dict[str, Any] = {name: dict(task) for name in objective.tasks}
-    return batch | {"valid": of((examples,), jnp.bool_), "weight": of((examples,), jnp.float32)}
+    return batch | {"valid": array((examples,), jnp.bool_), "weight": array((examples,), jnp.float32)}
 
 
-class _Leaves:
-    """Makes arrays of a batch: int32 unless told otherwise, split along their first axis."""
+class _BatchArrays:
+    """Makes abstract arrays of a batch, int32 by default, sharded along their first axis."""
 
     def __init__(self, mesh: Mesh):
         self._sharding = batch_sharding(mesh)
@@ -129,15 +133,15 @@ class _Leaves:
 
 
 def bytes_per_device(tree: PyTree) -> float:
-    """Bytes that each device holds of an abstract tree whose leaves carry shardings."""
+    """Bytes per device of a tree whose leaves have shardings."""
     shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
     return float(sum(size * math.prod(shape) for shape, size in shards))
 
 
 def programs(config: ConfigDict, mesh: Mesh, shape: PackShape) -> dict[str, Program]:
-    """The programs of a run by name: train, evaluate, generate. To be lowered and compiled inside jax.set_mesh(mesh).
+    """The programs of a run by name: train, evaluate, generate. Lower and compile them inside jax.set_mesh(mesh).
 
-    Raises UserError for a config that a run on this mesh would refuse.
+    Raises UserError as a run with this config on this mesh does.
     """
     load_extensions(config.extensions)
     validate(config)
@@ -164,58 +168,58 @@ def _train(config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objectiv
     inputs, targets = shape.input_length, shape.target_length
     if config.data.packing:
         rows, batch = shape.rows, packed_batch(shape, config.batch_size, objective, mesh)
-        words = f"{rows} rows of {inputs}→{targets} tokens"
+        text = f"{rows} rows of {inputs}→{targets} tokens"
     else:
         batch = padded_batch(config.batch_size, inputs, targets, objective, mesh)
-        rows, words = config.batch_size * len(objective.tasks), _padded_words(config.batch_size, shape, objective)
+        rows, text = config.batch_size * len(objective.tasks), _padded_text(config.batch_size, shape, objective)
     flops = step_flops(state_def.student.config, rows=rows, input_length=inputs, target_length=targets)
     arguments = bytes_per_device((state_def.abstract, batch))
-    return Program("train", words, flops, arguments, 0.0, lambda: _lower(step, state_def.abstract, batch, keys))
+    return Program("train", text, flops, arguments, 0.0, lambda: _lower(step, state_def.abstract, batch, keys))
 
 
-def _padded_words(examples: int, shape: PackShape, objective: Objective) -> str:
+def _padded_text(examples: int, shape: PackShape, objective: Objective) -> str:
     return f"{examples} examples × {len(objective.tasks)} of {shape.input_length}→{shape.target_length} tokens"
 
 
 def _evaluate(
     config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objective, student: StudentDef, state: TrainState
 ) -> Program:
-    """Losses of a padded batch; the optimizer's state stays where it is meanwhile."""
+    """Losses of a padded batch; the state of the optimizer stays resident."""
     examples, inputs, targets = config.eval.batch_size, shape.input_length, shape.target_length
     terms, batch = make_terms(student, objective, mesh), padded_batch(examples, inputs, targets, objective, mesh)
-    params, words = state.params["student"], _padded_words(examples, shape, objective)
+    params, text = state.params["student"], _padded_text(examples, shape, objective)
     flops = forward_flops(
         student.config, rows=examples * len(objective.tasks), input_length=inputs, target_length=targets
     )
-    beside = bytes_per_device(state) - bytes_per_device(params)
-    held = bytes_per_device((params, batch)), beside
-    return Program("evaluate", words, flops, *held, lambda: _lower(terms, params, batch))
+    resident = bytes_per_device(state) - bytes_per_device(params)
+    arguments = bytes_per_device((params, batch))
+    return Program("evaluate", text, flops, arguments, resident, lambda: _lower(terms, params, batch))
 
 
 def _generate(
     config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objective, student: StudentDef, state: TrainState
 ) -> Program:
-    """Generation for a padded batch; the state stays where it is meanwhile, its parameters too if those of generation
-    lie otherwise."""
+    """Generation for a padded batch; the state stays resident, its parameters too if generation uses another mesh and
+    hence a copy of them."""
     examples, inputs, decoding = config.eval.batch_size, shape.input_length, eval_decoding(config)
     generation = Generation(student, mesh)
     params = abstract_arrays(student.shapes, generation.shardings)
     batch = padded_batch(examples, inputs, shape.target_length, objective, generation.mesh)
-    words = f"{examples} examples of {inputs}→{decoding.max_tokens} tokens"
+    text = f"{examples} examples of {inputs}→{decoding.max_tokens} tokens"
     if generation.mesh != mesh:
-        words += f", mesh {' × '.join(map(str, generation.mesh.devices.shape))}"
+        text += f", mesh {' × '.join(map(str, generation.mesh.devices.shape))}"
     flops = forward_flops(student.config, rows=examples, input_length=inputs, target_length=decoding.max_tokens)
-    beside = bytes_per_device(state) - (bytes_per_device(params) if generation.mesh == mesh else 0.0)
+    resident = bytes_per_device(state) - (bytes_per_device(params) if generation.mesh == mesh else 0.0)
 
     def lower() -> jax.stages.Lowered:
         with jax.set_mesh(generation.mesh):
             return _lower(generation.generate, params, batch[PREDICT]["inputs"], decoding=decoding)
 
-    return Program("generate", words, flops, bytes_per_device((params, batch)), beside, lower)
+    return Program("generate", text, flops, bytes_per_device((params, batch)), resident, lower)
 
 
 def summary(config: ConfigDict, mesh: Mesh, topology: str, device: str) -> str:
-    """What is compiled for what, in words."""
+    """The topology, the student and the objective, as text."""
     model = config.model
     parameters = count_parameters(StudentDef.of(abstract_student(config)).shapes)
     lines = [

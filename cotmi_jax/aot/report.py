@@ -1,4 +1,4 @@
-"""Compiles programs and says what they need of a device: memory, operations, traffic between devices."""
+"""Compiles programs and reports what each needs of a device: memory, operations, communication volume."""
 
 import dataclasses
 import re
@@ -12,14 +12,14 @@ from cotmi_jax.aot.hlo import KINDS, Collectives, read_collectives
 from cotmi_jax.aot.programs import Program
 from cotmi_jax.parallel.accelerators import GIB, Accelerator
 
-RESERVE = GIB  # of a device's memory left to the runtime, to batches that wait and to fragmentation
-# What the TPU compiler says when it gives up, in either of its two forms. Both figures hold everything that it places,
-# arguments and outputs among it, whatever the first calls them.
+RESERVE = GIB  # of a device's memory, for the runtime, prefetched batches and fragmentation
+# The two messages of the TPU compiler when a program does not fit. Both figures include all that it allocates,
+# arguments and outputs too, although the first speaks of temporaries.
 _EXHAUSTED = (
     r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
     r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
 )
-# Compiler options for the least time; JAX 0.11 exchanged the one for the other.
+# Compiler options for the shortest compilation; JAX 0.11 replaced the first by the second.
 QUICK: dict[str, float | str] = (
     {"exec_time_optimization_effort": -1.0}
     if hasattr(jax.config, "jax_exec_time_optimization_effort")
@@ -30,25 +30,25 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. `arguments` counts what a program gives back in the same place once; `beside` is what lies
-    there meanwhile without being an argument."""
+    """Bytes of one device. `arguments` includes outputs that alias (donated) arguments; `resident` is training state
+    that stays on the device meanwhile without being an argument."""
 
     arguments: float
     outputs: float
     temporaries: float
     code: float
-    beside: float
+    resident: float
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return self.arguments + self.outputs + self.temporaries + self.code + self.beside
+        """Sum of all."""
+        return self.arguments + self.outputs + self.temporaries + self.code + self.resident
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramReport:
-    """A program on a device. collectives and flops_counted (XLA's count, loop bodies once) are None where the compiler
-    gave up for want of memory; temporaries are then all but the arguments, outputs and code among them."""
+    """A program compiled for a device. If it does not fit, collectives and flops_counted (XLA's count, with loop bodies
+    once) are None, and temporaries include outputs and code."""
 
     program: Program
     seconds: float  # of compilation
@@ -59,11 +59,13 @@ class ProgramReport:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler found room, with RESERVE to spare."""
+        """Whether the program was compiled and leaves RESERVE free."""
         return self.collectives is not None and self.memory.total + RESERVE <= self.capacity
 
     def to_json(self) -> dict[str, object]:
-        """For a results file; bytes and operations of one device, `flops_model` of all together."""
+        """For a results file; bytes and operations of one device, `flops_model` of all devices."""
+        memory = dataclasses.asdict(self.memory)
+        memory["beside"] = memory.pop("resident")
         traffic = {}
         for kind in KINDS if self.collectives else ():
             assert self.collectives is not None
@@ -72,12 +74,12 @@ class ProgramReport:
         return {
             "batch": self.program.batch,
             "fits": self.fits,
-            "memory": dataclasses.asdict(self.memory) | {"total": self.memory.total, "capacity": self.capacity},
+            "memory": memory | {"total": self.memory.total, "capacity": self.capacity},
             "flops_model": self.program.flops,
             "flops_counted": self.flops_counted,
             "collectives": traffic,
             "unbounded_loops": list(self.collectives.unbounded) if self.collectives else [],
-            "sent_each_turn": self.collectives.sent_each_turn() if self.collectives else 0.0,
+            "sent_each_turn": self.collectives.sent_per_iteration() if self.collectives else 0.0,
             "compile_seconds": round(self.seconds, 1),
         }
 
@@ -85,8 +87,8 @@ class ProgramReport:
 def compile_program(
     program: Program, accelerator: Accelerator, options: Mapping[str, Any] | None = None
 ) -> ProgramReport:
-    """Lower and compile a program inside jax.set_mesh, with options of the compiler if any."""
-    begun = time.perf_counter()
+    """Lower and compile a program; call inside jax.set_mesh. options: of the compiler."""
+    start = time.perf_counter()
     lowered = program.lower()
     try:
         compiled = lowered.compile({**options} if options else None)
@@ -94,8 +96,8 @@ def compile_program(
         needed = needed_memory(str(error))
         if needed is None:
             raise
-        memory = Memory(program.arguments, 0.0, max(0.0, needed - program.arguments), 0.0, program.beside)
-        return ProgramReport(program, time.perf_counter() - begun, memory, accelerator.memory, None, None)
+        memory = Memory(program.arguments, 0.0, max(0.0, needed - program.arguments), 0.0, program.resident)
+        return ProgramReport(program, time.perf_counter() - start, memory, accelerator.memory, None, None)
     stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     assert stats is not None and cost is not None and text is not None, "the TPU compiler gives all three"
     memory = Memory(
@@ -103,14 +105,14 @@ def compile_program(
         stats.output_size_in_bytes - stats.alias_size_in_bytes,
         stats.temp_size_in_bytes,
         stats.generated_code_size_in_bytes,
-        program.beside,
+        program.resident,
     )
-    seconds, collectives = time.perf_counter() - begun, read_collectives(text)
+    seconds, collectives = time.perf_counter() - start, read_collectives(text)
     return ProgramReport(program, seconds, memory, accelerator.memory, float(cost["flops"]), collectives)
 
 
 def needed_memory(message: str) -> float | None:
-    """Bytes of everything that the compiler would have placed, from its message; None for another kind of error."""
+    """Bytes that the compiler would have allocated, from its error message; None for another kind of error."""
     for pattern in _EXHAUSTED:
         if found := re.search(pattern, message):
             return float(found.group(1)) * _UNITS[found.group(2)]
@@ -119,11 +121,11 @@ def needed_memory(message: str) -> float | None:
 
 _MEMORY = {
     "arguments": "  arguments",
-    "beside": "  training state beside",
+    "resident": "  training state, not an argument",
     "temporaries": "  temporaries",
     "outputs": "  outputs",
     "code": "  code",
-    "total": "  together",
+    "total": "  total",
 }
 
 
@@ -131,30 +133,34 @@ def format_reports(reports: Mapping[str, ProgramReport], devices: int, accelerat
     """A table with a column for each program."""
     columns = list(reports.values())
     rows: list[tuple[str, Sequence[str]]] = [("", list(reports)), ("batch", [each.program.batch for each in columns])]
-    rows.append(("memory of a device, GiB", [""] * len(columns)))
-    for name, words in _MEMORY.items():
-        rows.append((words, [_gib(getattr(each.memory, name)) for each in columns]))
+    rows.append(("memory per device, GiB", [""] * len(columns)))
+    for name, label in _MEMORY.items():
+        rows.append((label, [_gib(getattr(each.memory, name)) for each in columns]))
     rows.append((f"  fits in {_gib(accelerator.memory)}", ["yes" if each.fits else "NO" for each in columns]))
-    rows.append(("TFLOP of a device", [""] * len(columns)))
+    rows.append(("TFLOP per device", [""] * len(columns)))
     rows.append(("  of the model", [f"{each.program.flops / devices / 1e12:.3f}" for each in columns]))
     rows.append(("  counted by XLA *", [_tera(each.flops_counted) for each in columns]))
     at_peak = [_milliseconds(each.program.flops / devices / accelerator.flops) for each in columns]
     rows.append((f"  ms at the peak of {accelerator.flops / 1e12:.0f} TFLOP/s", at_peak))
-    rows.append(("MiB a device sends", [""] * len(columns)))
+    rows.append(("MiB sent per device", [""] * len(columns)))
     for kind in KINDS:
         rows.append((f"  {kind}", [_sent(each, kind) for each in columns]))
-    rows.append(("  together", [_sent(each, None) for each in columns]))
+    rows.append(("  total", [_sent(each, None) for each in columns]))
     unbounded = [each for each in columns if each.collectives and each.collectives.unbounded]
     if unbounded:
-        rows.append(("    of it each turn ≥", [_sent_each_turn(each) if each in unbounded else "" for each in columns]))
+        rows.append(
+            ("    per loop iteration ≥", [_sent_per_iteration(each) if each in unbounded else "" for each in columns])
+        )
     if accelerator.link_bandwidth:
-        label = f"  ms at {accelerator.link_bandwidth / 1e9:.0f} GB/s, all links together"
+        label = f"  ms at {accelerator.link_bandwidth / 1e9:.0f} GB/s, all links"
         rows.append((label, [_on_links(each, accelerator) for each in columns]))
-    rows.append(("compiled in, s", [f"{each.seconds:.0f}" for each in columns]))
+    rows.append(("compilation, s", [f"{each.seconds:.0f}" for each in columns]))
     table = _align(rows)
     notes = ["* XLA counts the body of a loop once, and a stack of layers is a loop."]
     if unbounded:
-        notes.append("≥ at least: a loop that data ends counts as one turn, which in generation is a token.")
+        notes.append(
+            "≥ at least: a loop whose length depends on data counts as one iteration, which in generation is a token."
+        )
     return "\n".join([*table, *notes])
 
 
@@ -187,9 +193,9 @@ def _sent(report: ProgramReport, kind: str | None) -> str:
     return f"{bound}{report.collectives.total(kind)[2] / (1 << 20):.1f}"
 
 
-def _sent_each_turn(report: ProgramReport) -> str:
+def _sent_per_iteration(report: ProgramReport) -> str:
     assert report.collectives is not None
-    return f"{report.collectives.sent_each_turn() / (1 << 20):.1f}"
+    return f"{report.collectives.sent_per_iteration() / (1 << 20):.1f}"
 
 
 def _on_links(report: ProgramReport, accelerator: Accelerator) -> str:
@@ -200,8 +206,8 @@ def _on_links(report: ProgramReport, accelerator: Accelerator) -> str:
 
 
 def shortage(name: str, report: ProgramReport) -> str:
-    """One line for a program that does not fit."""
+    """One-line message for a program that does not fit."""
     return (
-        f"{name} does not fit: it needs {_gib(report.memory.total)} of {_gib(report.capacity)} GiB a device, of which "
-        f"{_gib(RESERVE)} are kept free"
+        f"{name} does not fit: it needs {_gib(report.memory.total)} of {_gib(report.capacity)} GiB per device, "
+        f"of which {_gib(RESERVE)} must stay free: see 'If it does not fit' in docs/scaling.md"
     )

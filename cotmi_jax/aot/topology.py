@@ -1,4 +1,4 @@
-"""Devices of a TPU slice that is not there: programs are compiled for them on any machine that has libtpu."""
+"""Devices of a TPU slice to compile for, without the slice: any machine that has libtpu can do it."""
 
 import importlib.util
 import math
@@ -13,8 +13,8 @@ from jax.experimental import topologies
 from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.accelerators import set_libtpu_stack_size
 
-# What libtpu would otherwise ask a cloud's metadata server, complaining on standard error where there is none. It would
-# also refuse to be loaded by two processes at a time, which matters to those that take a chip: compiling takes none.
+# Without these libtpu queries a cloud's metadata server and logs errors if there is none. It also refuses to be loaded
+# by two processes at once, which protects a chip in use; compiling uses none.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -27,8 +27,8 @@ _EXAMPLES = "v4-8, v5e-64, v6e-8 or, as a grid of chips, v4:2x2x1, v5e:8x8"
 
 
 class _Generation(NamedTuple):
-    dimensions: int  # of the slice's grid
-    per_chip: int  # what a slice's number counts of a chip: cores up to v5p, chips after it
+    dimensions: int  # of the grid of chips
+    per_chip: int  # how much the number of a slice counts per chip: 2 (cores) up to v5p, 1 (chips) for v5e and v6e
     chips: int  # of the largest slice whose size is a power of two
 
 
@@ -45,12 +45,12 @@ _GENERATIONS = {
 def grid(name: str) -> str:
     """The grid of chips of a slice in either notation: v5litepod-64, v5e-64 and v5e:8x8 all give v5e:8x8.
 
-    A slice is one chip or a power of two from four on, laid out as Google Cloud does: as square as can be, the longest
-    side last. Raises UserError for one that does not exist.
+    A slice has one chip, or a power of two from four on, in the grid of Google Cloud: as square as possible, the
+    longest side last. Raises UserError for a slice that does not exist.
     """
     found = re.fullmatch(r"(v\d[ep]?)(?:-(\d+)|:(\d+(?:x\d+)+))", name.replace("v5litepod", "v5e"))
     if found is None or found.group(1) not in _GENERATIONS:
-        raise UserError(f"unknown topology {name!r}: write it like {_EXAMPLES}")
+        raise UserError(f"unknown topology {name!r}: use a name like {_EXAMPLES}")
     generation, count, sides = found.groups()
     dimensions, per_chip, most = _GENERATIONS[generation]
     if sides is not None:
@@ -70,26 +70,26 @@ def grid(name: str) -> str:
             f"unknown topology {name!r}: {generation} has {', '.join(f'{generation}-{n}' for n in numbers)}"
         )
     power = powers[numbers.index(int(count))]
-    shares = [(power + index) // dimensions for index in range(dimensions)]
+    powers_of_sides = [(power + index) // dimensions for index in range(dimensions)]
     if dimensions == 3 and power == 2:
-        shares = [1, 1, 0]  # one host
-    return f"{generation}:" + "x".join(str(1 << share) for share in shares)
+        powers_of_sides = [1, 1, 0]  # one host
+    return f"{generation}:" + "x".join(str(1 << side) for side in powers_of_sides)
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
-    """The devices of a slice, to compile for. Raises UserError for an unknown one and where libtpu is missing."""
+    """The devices of a slice, to compile for. Raises UserError for an unknown slice, and if libtpu is missing."""
     layout = grid(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiling for TPUs takes libtpu: pip install -e '.[tpu]' (in the repository)")
+        raise UserError("compiling for TPUs needs libtpu: pip install -e '.[tpu]' (in the repository)")
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     set_libtpu_stack_size()
     options: dict[str, object] = {}
     if layout.startswith(("v4", "v5p")):
-        options["chip_config_name"] = "megacore"  # as their chips are set up: two cores, one device
+        options["chip_config_name"] = "megacore"  # the default of these chips: two cores form one device
     if math.prod(int(side) for side in layout.split(":")[1].split("x")) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         return topologies.get_topology_desc(layout, platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"topology {name!r}: {str(error).splitlines()[0]}; write it like {_EXAMPLES}") from error
+        raise UserError(f"topology {name!r}: {str(error).splitlines()[0]}; use a name like {_EXAMPLES}") from error

@@ -1,28 +1,25 @@
-"""The least communication volume of a training step, to compare with what a compiled program sends."""
+"""A lower bound of the communication volume of a training step, to compare with a compiled program."""
 
 import math
 
 from cotmi_jax.models.config import T5Config
-from cotmi_jax.models.meshes import (
-    MeshShape,
-    parameter_count,
-)
+from cotmi_jax.models.meshes import MeshShape, parameter_count
 
 
 def least_traffic(
     config: T5Config, mesh: MeshShape, *, rows: int, input_length: int, target_length: int, recompute: bool
 ) -> dict[str, float]:
-    """Bytes that a device has to send in a training step, by the kind of collective; rings, no overlap of data.
+    """Bytes that a device has to send in a training step, by kind of collective, with ring algorithms.
 
     fsdp (ZeRO stage 3; Rajbhandari et al. 2020, section 7.2.2): parameters of layers and head are gathered for the
       forward pass and for the backward pass, in the dtype of activations, and gradients reduce-scattered in it:
-      (f−1)/f · bytes each. Of the embedding either the rows that were looked up are exchanged, both ways, or, where
-      they are more than it has, it is gathered and its gradient scattered. A tied one comes with the head.
-    data: gradients that fsdp left, a shard each, are all-reduced: 2 (d−1)/d · bytes (Rajbhandari et al., section 7.1).
-    tensor (Megatron; Shoeybi et al. 2019, section 3): activations [rows of a device, T, D] are all-reduced behind
-      attention and mlp in the forward pass and before them in the backward pass. A layer that is recomputed from its
-      input repeats all of the forward pass but the last, the mlp's, whose sum only the next layer reads. What the
-      look-up, the head and the gradient of the encoder's states send is left out.
+      (f−1)/f · bytes each. For the embedding, either the rows looked up are exchanged (forward and backward), or, if
+      these are more bytes, it is gathered and its gradient scattered. A tied embedding is gathered as the head.
+    data: shards of gradients are all-reduced: 2 (d−1)/d · bytes (Rajbhandari et al., section 7.1).
+    tensor (Megatron; Shoeybi et al. 2019, section 3): activations [rows of a device, T, D] are all-reduced after
+      attention and mlp in the forward pass and before them in the backward pass. `recompute`: each layer repeats its
+      forward all-reduces except the mlp's, whose result only the next layer reads. Look-up, head and the gradient of
+      the encoder states are left out.
     """
     data, fsdp, tensor = mesh
     width = 2 if config.dtype == "bfloat16" else 4
@@ -45,5 +42,5 @@ def least_traffic(
 
 
 def total_bytes(traffic: dict[str, float]) -> float:
-    """Of all kinds."""
+    """Bytes of all kinds."""
     return math.fsum(traffic.values())

@@ -1,7 +1,7 @@
-"""The real programs of a run, compiled for TPU slices that are not here.
+"""The programs of a run, compiled for TPU slices that this machine does not have.
 
-`python tests/aot/test_aot.py` regenerates golden/aot.json for the installed JAX. Read its diff: each line is the memory
-of a device or its communication volume in a step.
+`python tests/aot/test_aot.py` regenerates golden/aot.json for the installed JAX. Review its diff: each line is the
+memory of a device or its communication volume in a step.
 """
 
 import json
@@ -21,10 +21,10 @@ from cotmi_jax.aot.topology import grid, topology_devices
 from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.accelerators import GIB, find_accelerator
 
-pytest.importorskip("libtpu", reason="compiling for TPUs takes libtpu: pip install -e .[tpu]")
+pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e .[tpu]")
 
 GOLDEN_FILE = GOLDEN / "aot.json"
-MARGIN = 1.1  # memory and traffic may grow by so much before someone has to look
+MARGIN = 1.1  # factor by which memory and communication volume may grow without a new golden
 RECIPE = [
     *("--config=configs/svamp.py", "--config.model.preset=small", "--config.model.dtype=bfloat16"),
     *("--rows=16", "--input_length=64", "--target_length=32", "--quick"),
@@ -41,7 +41,7 @@ def aot(*arguments: str, environment: dict[str, str] | None = None) -> subproces
 
 
 def measure(path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, dict[str, float]]]:
-    """The command on eight chips, and of each program the memory and what is sent, by kind, in bytes."""
+    """The command on eight chips; for each program the memory and the communication volume by kind, in bytes."""
     done = aot("--topology=v5e:2x4", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", f"--json={path}")
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())["programs"]
@@ -50,7 +50,7 @@ def measure(path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, dic
 
 
 @pytest.mark.slow
-def test_the_programs_compile_and_take_no_more_than_they_did(tmp_path: Path) -> None:
+def test_memory_and_communication_do_not_exceed_the_golden(tmp_path: Path) -> None:
     done, found = measure(tmp_path / "aot.json")
     assert done.stderr == ""
     lines = done.stdout.splitlines()
@@ -66,14 +66,14 @@ def test_the_programs_compile_and_take_no_more_than_they_did(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_layers_as_wide_as_those_of_xl_do_not_crash_the_compiler() -> None:
+def test_layers_of_xl_do_not_crash_the_compiler() -> None:
     wide = ["--config.model.preset=xl", "--config.model.remat=full", "--input_length=1024", "--target_length=256"]
     done = aot("--topology=v5e-8", *wide, "--programs=train", "--config.mesh.fsdp=8", "--config.batch_size=64")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_one_line_and_exit_code_1() -> None:
+def test_a_program_that_does_not_fit_is_one_line_and_exit_code_1() -> None:
     big = ["--config.model.preset=xxl", "--programs=generate", "--config.mesh.fsdp=8"]
     done = aot("--topology=v5e-8", *big)
     assert done.returncode == 1, done.stderr
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_one_line_and_exit_code_1() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments, says",
+    "arguments, message",
     [
         (["--topology=v5e-7"], "unknown topology 'v5e-7'"),
         (["--topology=v5e-8", "--config.mesh.fsdp=3"], "mesh {'data': -1, 'fsdp': 3, 'tensor': 1} does not cover 8"),
@@ -90,13 +90,13 @@ def test_what_does_not_fit_is_one_line_and_exit_code_1() -> None:
         (["--topology=v5e-8", "--programs=fly"], "unknown program 'fly'"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
     done = aot(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_slices_in_either_notation() -> None:
+def test_names_of_slices() -> None:
     for name, chips in {
         "v4-8": "v4:2x2x1",
         "v4-64": "v4:2x4x4",
@@ -113,7 +113,7 @@ def test_slices_in_either_notation() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, says",
+    "name, message",
     {
         "v5e-2": "v5e has v5e-1, v5e-4, v5e-8, v5e-16, v5e-32, v5e-64, v5e-128, v5e-256",
         "v5litepod-512": "v5e has v5e-1, v5e-4, v5e-8, v5e-16, v5e-32, v5e-64, v5e-128, v5e-256",
@@ -123,36 +123,36 @@ def test_slices_in_either_notation() -> None:
         "v5e:0x4": "a grid of v5e has 2 sides",
         "v5e:4x4x4": "a grid of v5e has 2 sides",
         "v4:2x2": "a grid of v4 has 3 sides, all 1 or the first two even, as v4:2x2x1",
-        "v4litepod-8": "write it like v4-8, v5e-64",
-        "v7-8": "write it like v4-8, v5e-64",
+        "v4litepod-8": "use a name like v4-8, v5e-64",
+        "v7-8": "use a name like v4-8, v5e-64",
     }.items(),
 )
-def test_slices_that_do_not_exist(name: str, says: str) -> None:
-    with pytest.raises(UserError, match=f"unknown topology '{name}': {says}"):
+def test_slices_that_do_not_exist_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"unknown topology '{name}': {message}"):
         grid(name)
 
 
-def test_without_libtpu_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_libtpu_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
         topology_devices("v5e-8")
 
 
-def test_what_the_compiler_says_when_it_gives_up() -> None:
-    said = "the total memory required for HLO temporaries (50.04G) exceeds available HBM (15.75G)."
-    assert needed_memory("RESOURCE_EXHAUSTED: Ran out of memory on HBM, " + said) == 50.04 * GIB
+def test_needed_memory_is_read_from_the_error_message() -> None:
+    message = "the total memory required for HLO temporaries (50.04G) exceeds available HBM (15.75G)."
+    assert needed_memory("RESOURCE_EXHAUSTED: Ran out of memory on HBM, " + message) == 50.04 * GIB
     assert needed_memory("Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm.") == 16.5 * GIB
     assert needed_memory("INTERNAL: something else") is None
 
 
-def test_what_the_compiler_gives_up_on_counts_arguments_once() -> None:
+def test_arguments_of_a_program_that_does_not_fit_count_once() -> None:
     device = topology_devices("v5e:1x1")[0]
     x = jax.ShapeDtypeStruct((16, 1 << 28), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(device))
     accelerator = find_accelerator(device.device_kind)
     assert accelerator is not None
     program = Program("add", "", 0.0, 16.0 * GIB, GIB, lambda: jax.jit(lambda x: x + 1).lower(x))
     report = compile_program(program, accelerator, QUICK)
-    assert (report.fits, report.memory.arguments, report.memory.beside) == (False, 16 * GIB, GIB)
+    assert (report.fits, report.memory.arguments, report.memory.resident) == (False, 16 * GIB, GIB)
     assert report.memory.total == pytest.approx(33 * GIB, rel=0.05)  # with the result
 
 

@@ -1,4 +1,4 @@
-"""Collectives read out of HLO: hand-written modules in each notation, and programs whose traffic is known."""
+"""Collectives parsed from HLO: hand-written modules in each notation, and programs of known communication volume."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def entry(*lines: str) -> str:
     return f"ENTRY %main (p: f32[16]) -> f32[16] {{\n{body}\n}}"
 
 
-def seen(found: Collectives) -> dict[str, tuple[int, float, float]]:
+def totals(found: Collectives) -> dict[str, tuple[int, float, float]]:
     return {kind: found.total(kind) for kind in KINDS if found.total(kind)[0]}
 
 
@@ -36,7 +36,7 @@ def test_array_bytes() -> None:
 @pytest.mark.parametrize(
     "groups", ["{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]", "mesh['a'=2,'b'=4] {'b'}", "mesh['a'=8] {'a':(1)4}"]
 )
-def test_bytes_and_what_is_sent(groups: str) -> None:
+def test_bytes_and_bytes_sent(groups: str) -> None:
     found = module(
         entry(
             "%p = f32[16]{0} parameter(0)",
@@ -48,7 +48,7 @@ def test_bytes_and_what_is_sent(groups: str) -> None:
             "ROOT %out = f32[16]{0} copy(%turn)",
         )
     )
-    assert seen(found) == {
+    assert totals(found) == {
         "all-gather": (1, 256, 192),
         "reduce-scatter": (1, 64, 48),
         "all-to-all": (1, 64, 48),
@@ -57,7 +57,7 @@ def test_bytes_and_what_is_sent(groups: str) -> None:
     }
 
 
-def test_a_group_of_one_sends_nothing_and_no_groups_are_all_devices() -> None:
+def test_a_group_of_one_sends_nothing_and_empty_groups_mean_all_devices() -> None:
     found = module(
         entry(
             "%p = f32[16]{0} parameter(0)",
@@ -65,7 +65,7 @@ def test_a_group_of_one_sends_nothing_and_no_groups_are_all_devices() -> None:
             "ROOT %all = f32[16]{0} all-reduce(%p), replica_groups={}",
         )
     )
-    assert seen(found) == {"all-reduce": (1, 64, 112)}
+    assert totals(found) == {"all-reduce": (1, 64, 112)}
 
 
 def test_asynchronous_pairs_count_once() -> None:
@@ -77,13 +77,13 @@ def test_asynchronous_pairs_count_once() -> None:
             "ROOT %end = f32[128]{0} all-gather-done(%begin)",
         )
     )
-    assert seen(found) == {"all-gather": (1, 512, 448)}
+    assert totals(found) == {"all-gather": (1, 512, 448)}
 
 
 def spread(*calls: str, inside: tuple[str, ...] = ()) -> Collectives:
-    """Parts of an asynchronous collective in the order in which the entry calls them, and a loop of three, its own."""
+    """An asynchronous collective with copies in the fusions that the entry `calls`, and in a loop of 3 iterations."""
     gather = "all-gather(%q), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}"
-    parts = [
+    fusions = [
         f"%{name} (q: f32[16]) -> f32[128] {{\n  %q = f32[16]{{0}} parameter(0)\n  %g.{name} = f32[128]{{0}} {gather}\n"
         f"  ROOT %r.{name} = f32[128]{{0}} {root}\n}}"
         for name, root in (
@@ -101,20 +101,20 @@ def spread(*calls: str, inside: tuple[str, ...] = ()) -> Collectives:
     lines["alone"] = f"%alone = f32[128]{{0}} {gather.replace('%q', '%p')}"
     note = 'backend_config={"known_trip_count":{"n":"3"}}'
     lines["loop"] = f"%w = f32[16]{{0}} while(%p), condition=%none, body=%body, {note}"
-    return module(*parts, body, entry("%p = f32[16]{0} parameter(0)", *(lines[name] for name in calls)))
+    return module(*fusions, body, entry("%p = f32[16]{0} parameter(0)", *(lines[name] for name in calls)))
 
 
-def test_a_collective_that_tpu_spreads_over_fusions_counts_once() -> None:
-    assert seen(spread("start", "meanwhile", "done")) == {"all-gather": (1, 512, 448)}
-    assert seen(spread("start", "loop", "done", inside=("meanwhile",))) == {"all-gather": (1, 512, 448)}
-    assert seen(spread("loop", inside=("start", "meanwhile", "done"))) == {"all-gather": (3, 3 * 512, 3 * 448)}
+def test_an_asynchronous_collective_copied_into_fusions_counts_once() -> None:
+    assert totals(spread("start", "meanwhile", "done")) == {"all-gather": (1, 512, 448)}
+    assert totals(spread("start", "loop", "done", inside=("meanwhile",))) == {"all-gather": (1, 512, 448)}
+    assert totals(spread("loop", inside=("start", "meanwhile", "done"))) == {"all-gather": (3, 3 * 512, 3 * 448)}
 
 
-def test_a_collective_of_the_same_channel_and_type_counts_by_itself() -> None:
+def test_a_separate_collective_of_the_same_channel_and_type_counts() -> None:
     twice = {"all-gather": (2, 2 * 512, 2 * 448)}
-    assert seen(spread("start", "done", "meanwhile")) == twice
-    assert seen(spread("start", "alone", "done")) == twice
-    assert seen(spread("start", "done", "loop", inside=("meanwhile",))) == {"all-gather": (4, 4 * 512, 4 * 448)}
+    assert totals(spread("start", "done", "meanwhile")) == twice
+    assert totals(spread("start", "alone", "done")) == twice
+    assert totals(spread("start", "done", "loop", inside=("meanwhile",))) == {"all-gather": (4, 4 * 512, 4 * 448)}
 
 
 def test_an_all_reduce_that_is_sliced_is_a_reduce_scatter() -> None:
@@ -124,7 +124,7 @@ def test_an_all_reduce_that_is_sliced_is_a_reduce_scatter() -> None:
         "  ROOT %slice = f32[2]{0} dynamic-slice(%sum, %q), dynamic_slice_sizes={2}\n}"
     )
     call = "ROOT %f = f32[2]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.3"
-    assert seen(module(fused, entry("%p = f32[16]{0} parameter(0)", call))) == {"reduce-scatter": (1, 64, 56)}
+    assert totals(module(fused, entry("%p = f32[16]{0} parameter(0)", call))) == {"reduce-scatter": (1, 64, 56)}
 
 
 def loop(bound: str, step: int = 1, note: str = "") -> Collectives:
@@ -152,31 +152,31 @@ def loop(bound: str, step: int = 1, note: str = "") -> Collectives:
     return module(body, condition, main)
 
 
-def test_loop_bodies_count_as_often_as_they_run() -> None:
-    assert seen(loop("constant(5)")) == {"all-reduce": (5, 320, 560)}
-    assert seen(loop("constant(7)", step=2)) == {"all-reduce": (4, 256, 448)}
+def test_loop_bodies_count_once_per_iteration() -> None:
+    assert totals(loop("constant(5)")) == {"all-reduce": (5, 320, 560)}
+    assert totals(loop("constant(7)", step=2)) == {"all-reduce": (4, 256, 448)}
     note = ', backend_config={"known_trip_count":{"n":"9"}}'
-    assert seen(loop("parameter(1)", note=note)) == {"all-reduce": (9, 576, 1008)}
+    assert totals(loop("parameter(1)", note=note)) == {"all-reduce": (9, 576, 1008)}
     assert not loop("constant(5)").unbounded
-    assert loop("constant(5)").sent_each_turn() == 0
+    assert loop("constant(5)").sent_per_iteration() == 0
 
 
-def test_a_loop_that_data_ends_counts_once_and_is_named() -> None:
+def test_a_loop_whose_length_depends_on_data_counts_once_and_is_named() -> None:
     found = loop("parameter(1)")
-    assert (seen(found), found.unbounded) == ({"all-reduce": (1, 64, 112)}, ("s",))
-    assert found.sent_each_turn() == 112
+    assert (totals(found), found.unbounded) == ({"all-reduce": (1, 64, 112)}, ("s",))
+    assert found.sent_per_iteration() == 112
 
 
-def test_a_conditional_counts_its_dearest_branch() -> None:
+def test_a_conditional_counts_the_branch_that_sends_most() -> None:
     branches = [
         f"%{name} (q: f32[16]) -> f32[16] {{\n  %q = f32[16]{{0}} parameter(0)\n  ROOT %r = f32[16]{{0}} {what}\n}}"
-        for name, what in (("cheap", "copy(%q)"), ("dear", "all-reduce(%q), replica_groups=[1,8]<=[8]"))
+        for name, what in (("cheap", "copy(%q)"), ("costly", "all-reduce(%q), replica_groups=[1,8]<=[8]"))
     ]
-    choice = "ROOT %c = f32[16]{0} conditional(%p, %p, %p), branch_computations={%cheap, %dear}"
-    assert seen(module(*branches, entry("%p = f32[16]{0} parameter(0)", choice))) == {"all-reduce": (1, 64, 112)}
+    choice = "ROOT %c = f32[16]{0} conditional(%p, %p, %p), branch_computations={%cheap, %costly}"
+    assert totals(module(*branches, entry("%p = f32[16]{0} parameter(0)", choice))) == {"all-reduce": (1, 64, 112)}
 
 
-def test_programs_compiled_here() -> None:
+def test_collectives_of_programs_compiled_for_cpu() -> None:
     mesh = make_mesh()
     x = jax.ShapeDtypeStruct((8, 32), jnp.float32, sharding=batch_sharding(mesh))
 
@@ -185,6 +185,6 @@ def test_programs_compiled_here() -> None:
 
     spec = PartitionSpec("data")
     summed = jax.jit(jax.shard_map(five_sums, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
-    assert seen(read_collectives(summed.lower(x).compile().as_text())) == {"all-reduce": (5, 5 * 128, 5 * 224)}
+    assert totals(read_collectives(summed.lower(x).compile().as_text())) == {"all-reduce": (5, 5 * 128, 5 * 224)}
     gathered = jax.jit(lambda x: x, out_shardings=replicated(mesh)).lower(x).compile()
-    assert seen(read_collectives(gathered.as_text())) == {"all-gather": (1, 1024, 896)}
+    assert totals(read_collectives(gathered.as_text())) == {"all-gather": (1, 1024, 896)}

@@ -1,4 +1,4 @@
-"""Programs as shapes: they are those of the batches, parameters and steps that a run makes."""
+"""Programs lowered from abstract arrays equal those of a run: batches, parameters, steps."""
 
 import jax
 import numpy as np
@@ -42,21 +42,21 @@ def recipe(**changes: object) -> ConfigDict:
 
 
 @pytest.mark.parametrize("name, tasks", OBJECTIVES.items())
-def test_batches_are_those_that_are_fed(name: str, tasks: tuple[str, ...]) -> None:
+def test_abstract_batches_equal_those_of_a_run(name: str, tasks: tuple[str, ...]) -> None:
     mesh, split = make_mesh(data=2, fsdp=4), random_split(64, tasks=tasks)
     order = TrainOrder.of(split.size, 16, seed=1, tokens=split)
     shape = make_shape(split, order, multiple=8)
-    fed = put_batch(pack(split, order.picks(0), shape), mesh)
+    batch = put_batch(pack(split, order.picks(0), shape), mesh)
     objective = Objective(name, mi_term=mi_config() if name == "cotmi" else None)
-    assert described(packed_batch(shape, 16, objective, mesh)) == described(fed)
+    assert described(packed_batch(shape, 16, objective, mesh)) == described(batch)
 
-    fed = put_batch(gather(split, np.arange(16)), mesh)
+    batch = put_batch(gather(split, np.arange(16)), mesh)
     for task in tasks:
-        fed[task]["targets"] = put_batch({"x": np.zeros((16, 16), np.int32)}, mesh)["x"]  # one length for all
-    assert described(padded_batch(16, split.input_length, 16, objective, mesh)) == described(fed)
+        batch[task]["targets"] = put_batch({"x": np.zeros((16, 16), np.int32)}, mesh)["x"]  # one length
+    assert described(padded_batch(16, split.input_length, 16, objective, mesh)) == described(batch)
 
 
-def test_rows_are_given_or_one_for_each_example() -> None:
+def test_the_default_shape_has_a_row_for_each_example() -> None:
     mesh, config = make_mesh(fsdp=8), recipe(batch_size=24)
     assert default_shape(config, mesh) == PackShape(24, 1024, 256, segments=4)
     assert default_shape(config, mesh, rows=8, input_length=64, target_length=32) == PackShape(8, 64, 32, segments=9)
@@ -66,21 +66,21 @@ def test_rows_are_given_or_one_for_each_example() -> None:
         default_shape(recipe(micro_batches=2), mesh, rows=8)
 
 
-def test_what_a_device_holds() -> None:
+def test_arguments_and_resident_state_of_a_device() -> None:
     mesh, config = make_mesh(fsdp=4, tensor=2), recipe(batch_size=8, **{"optimizer.name": "adamw"})
     shape, objective = default_shape(config, mesh, rows=8, input_length=16, target_length=8), make_objective(config)
     found = programs(config, mesh, shape)
     params = StudentDef.of(abstract_student(config)).shapes
     sharded = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4 / 8
-    norms = 2 * 32 * 8 * 4 + 128 * 12 * 4  # whole on each device
+    norms = 2 * 32 * 8 * 4 + 128 * 12 * 4  # replicated
     assert found["evaluate"].arguments == pytest.approx(sharded + norms, rel=0.05)
-    # Beside them lie Adam's two moments, and the critic with its own.
-    assert 2 * sharded < found["evaluate"].beside < 2.2 * (sharded + norms)
-    # A step takes the whole state: what an evaluation takes of it, and what then lies beside.
+    # Resident: Adam's two moments, and the critic with its moments.
+    assert 2 * sharded < found["evaluate"].resident < 2.2 * (sharded + norms)
+    # The argument of a step is the whole state: the arguments of an evaluation and what stays resident meanwhile.
     state = found["train"].arguments - bytes_per_device(packed_batch(shape, 8, objective, mesh))
     batch = bytes_per_device(padded_batch(config.eval.batch_size, 16, 8, objective, mesh))
-    assert state == found["evaluate"].arguments + found["evaluate"].beside - batch
-    assert found["train"].beside == 0
+    assert state == found["evaluate"].arguments + found["evaluate"].resident - batch
+    assert found["train"].resident == 0
     assert found["train"].flops == step_flops(abstract_student(config), rows=8, input_length=16, target_length=8)
 
 
@@ -93,7 +93,7 @@ def test_every_program_lowers(changes: dict) -> None:
             assert program.lower().as_text().startswith("module @jit_")
 
 
-def test_bytes_of_a_device_are_those_of_its_parts() -> None:
+def test_bytes_per_device_count_its_shards() -> None:
     mesh = make_mesh(data=2, fsdp=4)
-    whole, parts = np.zeros((16, 3), np.float32), put_batch({"x": np.zeros((16, 3), np.float32)}, mesh)
-    assert bytes_per_device(parts) == whole.nbytes / 8
+    x = np.zeros((16, 3), np.float32)
+    assert bytes_per_device(put_batch({"x": x}, mesh)) == x.nbytes / 8

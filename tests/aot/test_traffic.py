@@ -86,7 +86,7 @@ def test_a_token_is_generated_without_gathering_the_decoder() -> None:
     found = read_collectives(program.as_text())
     assert len(found.unbounded) == 1
     decoder = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(student.shapes["decoder"]))
-    assert 0 < found.sent_each_turn() < 0.1 * decoder
+    assert 0 < found.sent_per_iteration() < 0.1 * decoder
 
 
 def test_copy_per_shard_broadcasts_a_parameter_and_sums_its_gradient() -> None:
