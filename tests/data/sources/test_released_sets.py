@@ -1,6 +1,9 @@
 """The table of released data sets, and the rules that split their completions into rationale and label."""
 
+import re
+
 import pytest
+from paths import REPOSITORY
 
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.sources import released_sets
@@ -94,3 +97,12 @@ def test_every_data_set_is_a_component_or_extends_one_and_has_a_prompt_with_its_
     rule = RULES[released.rule]
     assert load_prompt(name).rule == rule and rule.kind == released.kind
     assert rule.parse is released.parse or name == "anli1"  # for which annotate tolerates a missing full stop
+
+
+def test_the_entry_in_the_documentation_can_be_used():
+    page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(r'^    "gsm": (ReleasedSet\(.*\)),$', page, flags=re.MULTILINE)
+    released = eval(entry, vars(released_sets))
+    assert released.read_gold({"input": "1 + 2?", "label": "3"}, "gsm_train.json:1") == ("1 + 2?", "3")
+    assert released.parser("palm")("Three. The answer is (1 + 2).") == ("Three.", "(1 + 2)")
+    assert RULES[released.rule].kind == released.kind == "equation"
