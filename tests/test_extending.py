@@ -58,6 +58,11 @@ def registries_as_before() -> Iterator[None]:
         table.update(entries)  # type: ignore[arg-type]
 
 
+def test_the_page_has_six_examples_of_at_most_twenty_lines() -> None:
+    lines = [sum(1 for line in block.splitlines() if line.strip()) for block in BLOCKS]
+    assert len(lines) == 6 and max(lines) <= 20
+
+
 def test_the_examples_of_the_page_train_a_student_that_is_evaluated(tmp_path: Path) -> None:
     study = tmp_path / "study.py"
     study.write_text("\n".join(BLOCKS))

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,9 +60,10 @@ def bag(study: Path) -> StudentDef:
 
 def test_a_registered_network_trains_scores_and_generates(study: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    changes = {"extensions": str(study), "model.network": "bag", "data.packing": False}
-    config = runs.tiny_config(changes)
-    assert train(config, str(workdir)) == 6
+    config = runpy.run_path(str(runs.RECIPE))["get_config"]("smoke")
+    changes = {"extensions": str(study), "model.network": "bag", "data.packing": False, "data.cache": "none"}
+    config.update_from_flattened_dict(changes | {"objective.name": "dss", "mi.monitor.every": 0})
+    assert train(config, str(workdir)) == 4
     record = json.loads((workdir / "run.json").read_text())
     assert record["config"]["model"]["network"] == "bag" and record["student"]["d_model"] == 8
     losses = [line["train/loss"] for line in runs.read_metrics(workdir) if "train/loss" in line]
