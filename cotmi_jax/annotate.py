@@ -1,4 +1,4 @@
-"""Ask a teacher for rationales: python -m cotmi_jax.annotate --questions=Q.jsonl --model=M --output=R.jsonl."""
+"""Request rationales from a teacher: python -m cotmi_jax.annotate --questions=Q.jsonl --model=M --output=R.jsonl."""
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 
@@ -7,40 +7,50 @@ from absl import flags
 from cotmi_jax.data.sources.released_sets import RELEASED
 
 _QUESTIONS = flags.DEFINE_string("questions", None, "JSON Lines with input and, if known, label (gold) and id.")
-_DATASET = flags.DEFINE_enum("dataset", None, sorted(RELEASED), "Or a released set.")
+_DATASET = flags.DEFINE_enum("dataset", None, sorted(RELEASED), "A released set, instead of --questions.")
 _SPLIT = flags.DEFINE_enum("split", "train", ["train", "valid", "test"], "Of --dataset.")
 _DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of --dataset; default: $COTMI_DATA_ROOT.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Only so many questions, from the first on.", lower_bound=1)
-_PROMPT = flags.DEFINE_string("prompt", None, "A file or a shipped prompt; default that of --dataset, else generic.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON Lines for training; the report goes beside it.")
-_JOURNAL = flags.DEFINE_string("journal", None, "Raw responses, appended; default OUTPUT with .journal.jsonl.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Use only the first so many questions.", lower_bound=1)
+_PROMPT = flags.DEFINE_string("prompt", None, "A file or a built-in prompt; default: that of --dataset, else generic.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON Lines for training; the report is OUTPUT with .report.json.")
+_JOURNAL = flags.DEFINE_string("journal", None, "File of raw responses; default: OUTPUT with .journal.jsonl.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the first prompt and an estimate; send nothing.")
-_MODEL = flags.DEFINE_string("model", None, "The teacher, as the server calls it.")
-_BASE_URL = flags.DEFINE_string("base_url", None, "Of the server, mostly ending in /v1; default OpenAI's.")
+_MODEL = flags.DEFINE_string("model", None, "The teacher: name of a model of the server.")
+_BASE_URL = flags.DEFINE_string("base_url", None, "Of the server, usually ending in /v1; default: OpenAI's.")
 _KEY_VARIABLE = flags.DEFINE_string("key_variable", "OPENAI_API_KEY", "Environment variable that holds the key.")
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Completions per question.", lower_bound=1)
-_SAMPLES_PER_REQUEST = flags.DEFINE_integer("samples_per_request", None, "Default: all in one.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of sampling.", lower_bound=0.0)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of one completion.", lower_bound=1)
-_BODY = flags.DEFINE_string("body", "{}", "JSON object merged into every request; null takes a field out.")
-_RATIONALIZE = flags.DEFINE_bool("rationalize", False, "Give the answer where no sample arrives at gold.")
-_INCONSISTENT = flags.DEFINE_enum("inconsistent", "drop", ["drop", "keep", "downweight"], "Answer not the label.")
-_INCONSISTENT_WEIGHT = flags.DEFINE_float("inconsistent_weight", 0.25, "Of --inconsistent=downweight.", lower_bound=0.0)
-_RATIONALIZED_WEIGHT = flags.DEFINE_float("rationalized_weight", 1.0, "Of --rationalize.", lower_bound=0.0)
-_CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Requests in flight at most.", lower_bound=1)
-_REQUESTS = flags.DEFINE_float("requests_per_minute", None, "At most; default: no limit.", lower_bound=1e-3)
-_TOKENS = flags.DEFINE_float("tokens_per_minute", None, "At most, in and out; default: no limit.", lower_bound=1.0)
-_TIMEOUT = flags.DEFINE_float("timeout", 120.0, "Seconds a request may take.", lower_bound=1e-3)
-_RETRIES = flags.DEFINE_integer("max_retries", 6, "Of a request.", lower_bound=0)
+_SAMPLES_PER_REQUEST = flags.DEFINE_integer(
+    "samples_per_request", None, "At most; default: all in one request.", lower_bound=1
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Sampling temperature.", lower_bound=0.0)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of one completion, at most.", lower_bound=1)
+_BODY = flags.DEFINE_string("body", "{}", "JSON object merged into every request; null removes a field.")
+_RATIONALIZE = flags.DEFINE_bool("rationalize", False, "State the gold label if no sample gives it.")
+_INCONSISTENT = flags.DEFINE_enum(
+    "inconsistent", "drop", ["drop", "keep", "downweight"], "Treatment of rationales whose answer is not the label."
+)
+_INCONSISTENT_WEIGHT = flags.DEFINE_float(
+    "inconsistent_weight", 0.25, "Weight of --inconsistent=downweight.", lower_bound=0.0
+)
+_RATIONALIZED_WEIGHT = flags.DEFINE_float(
+    "rationalized_weight", 1.0, "Weight of rationales of --rationalize.", lower_bound=0.0
+)
+_CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Maximal number of requests in flight.", lower_bound=1)
+_REQUESTS = flags.DEFINE_float("requests_per_minute", None, "Rate limit; default: none.", lower_bound=1e-3)
+_TOKENS = flags.DEFINE_float(
+    "tokens_per_minute", None, "Rate limit, input plus output; default: none.", lower_bound=1.0
+)
+_TIMEOUT = flags.DEFINE_float("timeout", 120.0, "Time-out of a request in seconds.", lower_bound=1e-3)
+_RETRIES = flags.DEFINE_integer("max_retries", 6, "Retries of a request.", lower_bound=0)
 _BACKOFF = flags.DEFINE_float("backoff", 1.0, "Retry k waits up to backoff * 2^k seconds, at most 60.", lower_bound=0.0)
-_PRICE_IN = flags.DEFINE_float("price_in", None, "Dollars per million tokens in.", lower_bound=0.0)
-_PRICE_OUT = flags.DEFINE_float("price_out", None, "Dollars per million tokens out.", lower_bound=0.0)
+_PRICE_IN = flags.DEFINE_float("price_in", None, "Dollars per million input tokens.", lower_bound=0.0)
+_PRICE_OUT = flags.DEFINE_float("price_out", None, "Dollars per million output tokens.", lower_bound=0.0)
 flags.mark_flags_as_required(["model", "output"])
 flags.mark_flags_as_mutual_exclusive(["questions", "dataset"], required=True)
 
 
 def main() -> int:
-    """Annotate as the flags say."""
+    """Annotates as the flags describe."""
     from pathlib import Path
 
     from cotmi_jax.teacher.annotate import Annotation, Endpoint, Limits, Policy, Prices, request_settings
@@ -50,7 +60,7 @@ def main() -> int:
     prompt = load_prompt(_PROMPT.value or _DATASET.value or "generic")
     source = (_QUESTIONS.value, _DATASET.value, _SPLIT.value, _DATA_ROOT.value)
     output = Path(_OUTPUT.value)
-    pressure = (_CONCURRENCY.value, _SAMPLES_PER_REQUEST.value, _REQUESTS.value, _TOKENS.value)
+    request_limits = (_CONCURRENCY.value, _SAMPLES_PER_REQUEST.value, _REQUESTS.value, _TOKENS.value)
     annotation = Annotation(
         load_questions(*source, prompt.rule.kind)[: _LIMIT.value],
         prompt,
@@ -58,7 +68,7 @@ def main() -> int:
         request_settings(_TEMPERATURE.value, _MAX_TOKENS.value, _BODY.value),
         _SAMPLES.value,
         _RATIONALIZE.value,
-        Limits(*pressure, _MAX_TOKENS.value, _RETRIES.value, _BACKOFF.value),
+        Limits(*request_limits, _MAX_TOKENS.value, _RETRIES.value, _BACKOFF.value),
         Policy(_INCONSISTENT.value, _INCONSISTENT_WEIGHT.value, _RATIONALIZED_WEIGHT.value),
         Prices(_PRICE_IN.value, _PRICE_OUT.value),
         output,

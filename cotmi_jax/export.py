@@ -1,17 +1,17 @@
-"""Write a student as a Hugging Face directory: python -m cotmi_jax.export --model=W --output=DIR."""
+"""Export a student as a Hugging Face directory: python -m cotmi_jax.export --model=W --output=DIR."""
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 
 from absl import flags
 
 _MODEL = flags.DEFINE_string("model", None, "Workdir of a training run, or a Hugging Face directory or hub name.")
-_OUTPUT = flags.DEFINE_string("output", None, "New folder, which transformers.T5ForConditionalGeneration then loads.")
+_OUTPUT = flags.DEFINE_string("output", None, "New folder; transformers.T5ForConditionalGeneration loads it.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a workdir: best (on the valid split), latest, or a step.")
 flags.mark_flags_as_required(["model", "output"])
 
 
 def main() -> None:
-    """Export from the flags."""
+    """Exports as the flags describe."""
     import jax
 
     from cotmi_jax.errors import UserError

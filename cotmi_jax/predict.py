@@ -1,4 +1,4 @@
-"""Answer lines from standard input as JSON lines: python -m cotmi_jax.predict --model=W --task=both < problems.txt."""
+"""Predict labels and rationales of input lines: python -m cotmi_jax.predict --model=W --task=both < problems.txt."""
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 
@@ -6,11 +6,14 @@ from absl import flags
 
 _MODEL = flags.DEFINE_string("model", None, "Workdir of a training run, or a Hugging Face directory or hub name.")
 _TASK = flags.DEFINE_enum(
-    "task", "both", ["predict", "explain", "both", "raw"], "Label, rationale, both; or raw: the line as it is."
+    "task",
+    "both",
+    ["predict", "explain", "both", "raw"],
+    "Label, rationale or both; raw: the output for the line without a prefix.",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a workdir: best (on the valid split), latest, or a step.")
-_METHOD = flags.DEFINE_enum("method", "greedy", ["greedy", "sample", "beam"], "How tokens are chosen.")
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "Tokens generated at most.")
+_METHOD = flags.DEFINE_enum("method", "greedy", ["greedy", "sample", "beam"], "Decoding method.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "Maximal number of generated tokens.")
 _BEAMS = flags.DEFINE_integer("num_beams", 4, "Beams of --method=beam.")
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Exponent of the length that divides a beam's score.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of --method=sample.")
@@ -18,7 +21,7 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most probable toke
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of --method=sample.")
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Lines answered together (one by one on a terminal).", lower_bound=1
+    "batch_size", 32, "Lines in a batch (1 if standard input is a terminal).", lower_bound=1
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: keep none."
@@ -27,7 +30,7 @@ flags.mark_flag_as_required("model")
 
 
 def main() -> None:
-    """Answer from the flags."""
+    """Predicts as the flags describe."""
     import json
     import sys
 

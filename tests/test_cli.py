@@ -278,7 +278,7 @@ def test_evaluation_refuses(tmp_path: Path) -> None:
         ([f"--workdir={tmp_path / 'empty'}"], f"no run.json in {tmp_path / 'empty'}"),
         ([f"--workdir={tmp_path / 'nowhere'}"], f"no run.json in {tmp_path / 'nowhere'}"),
         ([workdir, "--checkpoint=3"], f"no checkpoint of step 3 in {runs.trained()}"),
-        ([workdir, "--checkpoint=newest"], "--checkpoint 'newest': give best, latest or a step"),
+        ([workdir, "--checkpoint=newest"], "--checkpoint=newest: give best, latest or a step"),
         ([workdir, "--split=dev"], "--split"),
         ([workdir, "--examples=-1"], "--examples"),
     ):

@@ -1,4 +1,4 @@
-"""Generation by a student that lies on a mesh for training. Imports no tensorflow."""
+"""Generation by a student whose parameters are sharded for training. Imports no tensorflow."""
 
 import jax
 from jax.sharding import Mesh
@@ -13,22 +13,23 @@ from cotmi_jax.parallel.sharding import param_shardings, replicated
 class Generation:
     """The jitted generation of one student, on a mesh of its own.
 
-    Under fsdp every token would gather the whole decoder. So parameters are laid out anew before the first, with fsdp's
-    share along tensor as far as it divides: as many bytes on each device, beside those of training.
+    With fsdp, every generated token would gather all decoder parameters. So parameters are resharded before generation:
+    the fsdp axis is moved to tensor as far as the dimensions divide. The copy takes as many bytes on each device as the
+    parameters of training, in addition to them.
     """
 
     def __init__(self, student: StudentDef, mesh: Mesh):
         self.mesh = reshape_mesh(mesh, generation_mesh(student.config, MeshShape(*mesh.devices.shape)))
-        self._same = self.mesh == mesh
+        self._is_training_mesh = self.mesh == mesh
         self.shardings = param_shardings(student.shapes, student.axes, self.mesh)
-        self._move = jax.jit(lambda params: params, out_shardings=self.shardings)
-        # (params, inputs [B, S], decoding) → tokens [B, T] on every host, inside jax.set_mesh(self.mesh)
+        self._reshard = jax.jit(lambda params: params, out_shardings=self.shardings)
+        # (params, inputs_BxS, decoding) → tokens_BxT, replicated; call it inside jax.set_mesh(self.mesh).
         self.generate = jax.jit(
-            lambda params, inputs, decoding: generate(student.bind(params), inputs, decoding).tokens,
+            lambda params, inputs_BxS, decoding: generate(student.bind(params), inputs_BxS, decoding).tokens,
             static_argnames="decoding",
             out_shardings=replicated(self.mesh),
         )
 
     def reshard(self, params: Params) -> Params:
-        """Parameters of the mesh for training on that for generation; themselves where both are one."""
-        return params if self._same else self._move(params)
+        """Parameters on the mesh of generation; unchanged if that is the mesh of training."""
+        return params if self._is_training_mesh else self._reshard(params)

@@ -1,4 +1,4 @@
-"""A trained student from wherever it lies: a workdir, or a Hugging Face directory or hub name."""
+"""Loads a trained student from a workdir, or from a Hugging Face directory or hub name."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ CheckpointChoice = Literal["best", "latest"] | int
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStudent:
-    """A student with its parameters on a mesh, its vocabulary, and its run's config (None: not of a workdir)."""
+    """A student, its parameters on a mesh, and its vocabulary. config and step are None if it is not from a workdir."""
 
     student: StudentDef
     params: Params
@@ -39,7 +39,7 @@ class TrainedStudent:
 
     @property
     def objective(self) -> ObjectiveName | None:
-        """The name of the objective it was trained on; None: not known."""
+        """The name of the objective of its training; None if not known."""
         return None if self.config is None else self.config.objective.name
 
 
@@ -50,7 +50,7 @@ def parse_checkpoint_choice(text: str) -> CheckpointChoice:
             return text
         case _ if text.isdigit():
             return int(text)
-    raise UserError(f"--checkpoint {text!r}: give best, latest or a step")
+    raise UserError(f"--checkpoint={text}: give best, latest or a step")
 
 
 def is_workdir(source: str) -> bool:
@@ -59,21 +59,24 @@ def is_workdir(source: str) -> bool:
 
 
 def _make_inference_mesh(config: StudentConfig) -> Mesh:
-    """All devices, with parameters split as far as the devices' memory demands."""
+    """A mesh of all devices, with parameters sharded as far as the memory of a device requires."""
     devices = jax.devices()
     accelerator = find_accelerator(devices[0].device_kind)
     return make_mesh(*inference_mesh(config, len(devices), accelerator.memory if accelerator else math.inf))
 
 
 def load_workdir(workdir: Path, which: CheckpointChoice, mesh: Mesh | None = None) -> TrainedStudent:
-    """The student of a run at its best or latest checkpoint or at a step. Only its parameters are read.
+    """The student of a run at its best or latest checkpoint or at a step. Of the checkpoint only parameters are read.
 
-    Without a mesh it lies on all devices, with parameters split as far as the devices' memory demands.
+    mesh None: all devices, with parameters sharded as far as the memory of a device requires.
+
+    Raises:
+      UserError: no such run or checkpoint, or hosts that find different checkpoints.
     """
     config, student_config, vocabulary = read_run(workdir)
     found = checkpoint.find(workdir, which)
     if len(set(all_gather_text(str(found)))) > 1:
-        raise UserError(f"{workdir}: a run has just replaced its checkpoints: give the same command again")
+        raise UserError(f"{workdir}: a run replaced its checkpoints meanwhile; run the same command again")
     student, mesh = StudentDef.of(student_config), mesh or _make_inference_mesh(student_config)
     abstract = abstract_arrays(student.shapes, param_shardings(student.shapes, student.axes, mesh))
     params = checkpoint.restore_params(found, {"student": abstract})["student"]
@@ -81,7 +84,13 @@ def load_workdir(workdir: Path, which: CheckpointChoice, mesh: Mesh | None = Non
 
 
 def load_trained(source: str, which: CheckpointChoice, mesh: Mesh | None = None) -> TrainedStudent:
-    """The student at `source`, a workdir or whatever load_hf reads. `which` is for workdirs only; mesh as above."""
+    """The student of a workdir, or of a Hugging Face directory or hub name; `which` and mesh as in load_workdir.
+
+    Only workdirs have several checkpoints: for other sources `which` has no effect.
+
+    Raises:
+      UserError: no student is found at `source`, or its vocabulary does not match its config.
+    """
     if is_workdir(source):
         return load_workdir(as_path(absolute(source)), which, mesh)
     directory = resolve_source(source)

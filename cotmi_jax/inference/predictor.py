@@ -1,4 +1,4 @@
-"""Answers to free text: what `predict` prints. Imports no tensorflow."""
+"""Labels and rationales for lines of text, as `predict` prints them. Imports no tensorflow."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -20,14 +20,16 @@ from cotmi_jax.parallel.sharding import replicated
 
 Task = Literal["predict", "explain", "both", "raw"]
 Answer = dict[str, str | bool]
-_SHORTEST = 32  # padded lengths are powers of two from here on: few compilations, whatever is asked
+_MIN_LENGTH = 32  # inputs are padded to powers of two from here on, which bounds the number of compilations
 
 
 class Predictor:
-    """Answers texts with a label, a rationale or both, or continues them raw, without any prefix.
+    """Generates a label, a rationale or both for texts; for the task raw, the output without a task prefix.
 
-    objective None (a student of unknown training) takes the two-task prefixes. Raises UserError for a task that the
-    student's objective did not teach.
+    objective None (the training is not known) means the prefixes of DEFAULT_OBJECTIVE.
+
+    Raises:
+      UserError: the task needs rationales and the student's objective has none.
     """
 
     def __init__(
@@ -50,25 +52,25 @@ class Predictor:
                 f"--task={task}: this student was trained with objective {self._objective}, without rationales"
             )
         self._params, self._vocabulary, self._mesh, self._task = params, vocabulary, mesh, task
-        self._limit, self._key, self._asked = max_input_tokens, jax.random.key(seed), 0
+        self._limit, self._key, self._batches = max_input_tokens, jax.random.key(seed), 0
         self._shards = batch_shards(mesh)
         self._generate = jax.jit(
-            lambda params, inputs, key: generate(student.bind(params), inputs, decoding, key).tokens,
+            lambda params, inputs_BxS, key: generate(student.bind(params), inputs_BxS, decoding, key).tokens,
             out_shardings=replicated(mesh),
         )
 
     def _generate_texts(self, inputs: Sequence[str], batch_size: int) -> tuple[list[str], list[bool]]:
-        """The student's output for each input, and whether the input was cut to the limit."""
+        """The student's output for each input, and whether the input was truncated to the limit."""
         encoded = self._vocabulary.encode(inputs)
-        cut = [len(ids) + 1 > self._limit for ids in encoded]
+        truncated = [len(ids) + 1 > self._limit for ids in encoded]
         ragged = Ragged.of([[*ids[: self._limit - 1], EOS_ID] for ids in encoded])
-        length = max(_SHORTEST, 1 << (ragged.longest - 1).bit_length())
+        length = max(_MIN_LENGTH, 1 << (ragged.longest - 1).bit_length())
         rows = np.full(-(-batch_size // self._shards) * self._shards, -1, np.int64)
         rows[: len(inputs)] = np.arange(len(inputs))
         batch = put_batch({"inputs": ragged.padded(rows, length)}, self._mesh)
-        key, self._asked = jax.random.fold_in(self._key, self._asked), self._asked + 1
+        key, self._batches = jax.random.fold_in(self._key, self._batches), self._batches + 1
         tokens_BxT: Array = self._generate(self._params, batch["inputs"], key)
-        return [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[: len(inputs)]], cut
+        return [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[: len(inputs)]], truncated
 
     def _task_outputs(self, texts: Sequence[str], task: str, batch_size: int) -> tuple[list[str], list[bool]]:
         return self._generate_texts([task_input(text, self._objective, task) for text in texts], batch_size)
@@ -76,35 +78,35 @@ class Predictor:
     def _batch(self, texts: Sequence[str], batch_size: int) -> list[Answer]:
         answers: list[Answer] = [{"input": text} for text in texts]
         if self._task == "raw":
-            outputs, cut = self._generate_texts(texts, batch_size)
+            outputs, truncated = self._generate_texts(texts, batch_size)
             columns = {"output": outputs}
         else:
             columns = {}
             if self._task != "explain" or EXPLAIN not in self._spec.tasks:
-                outputs, cut = self._task_outputs(texts, PREDICT, batch_size)
+                outputs, truncated = self._task_outputs(texts, PREDICT, batch_size)
                 if self._task != "explain":
                     columns["label"] = [self._spec.read_label(output) for output in outputs]
                 if self._spec.read_rationale is not None and self._task != "predict":
                     columns["rationale"] = [self._spec.read_rationale(output) for output in outputs]
             if self._task != "predict" and EXPLAIN in self._spec.tasks:
-                columns["rationale"], cut = self._task_outputs(texts, EXPLAIN, batch_size)
+                columns["rationale"], truncated = self._task_outputs(texts, EXPLAIN, batch_size)
         for name, values in columns.items():
             for answer, value in zip(answers, values, strict=True):
                 answer[name] = value
-        for answer, was_cut in zip(answers, cut, strict=True):
-            if was_cut:
+        for answer, is_truncated in zip(answers, truncated, strict=True):
+            if is_truncated:
                 answer["input_truncated"] = True
         return answers
 
     def answers(self, lines: Iterable[str], batch_size: int) -> Iterator[list[Answer]]:
-        """Answers in the order of the lines, batch by batch. An empty line raises UserError, after those before it."""
+        """Batches of answers in the order of the lines. An empty line raises UserError after the answers before it."""
         batch: list[str] = []
         for number, line in enumerate(lines, 1):
             text = line.strip()
             if not text:
                 if batch:
                     yield self._batch(batch, batch_size)
-                raise UserError(f"line {number} of the input is empty: every line is a text to answer")
+                raise UserError(f"line {number} of the input is empty; remove it or write a text")
             batch.append(text)
             if len(batch) == batch_size:
                 yield self._batch(batch, batch_size)

@@ -1,4 +1,4 @@
-"""Scores and examples as text for a terminal."""
+"""Metrics and examples as text for the terminal."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from cotmi_jax.evaluation.metrics import Prediction, Score
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates
 
-_ROWS = {
+_LOSS_ROWS = {
     "predict": "token loss, label",
     "explain": "token loss, rationale",
     "mi": "mutual-information term",
@@ -17,7 +17,7 @@ _ROWS = {
 
 
 def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | None = None) -> str:
-    """A small table of what scoring found."""
+    """The results of an evaluation as a table: one line for each metric and each loss, in nats."""
     rows = [
         (
             f"{metrics['dataset']} {metrics['split']}",
@@ -30,7 +30,7 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
     for name, score in metrics["metrics"].items():
         if name != "accuracy":
             rows.append((name, _format_metric(score, metrics["n"])))
-    for name, text in _ROWS.items():
+    for name, text in _LOSS_ROWS.items():
         if name in metrics["loss"]:
             value = metrics["loss"][name]
             rows.append((text, f"{value:.1%}" if name.endswith("accuracy") else f"{value:.3f} nats"))
@@ -38,10 +38,10 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
         rows += information.lines()
     elif "information" in metrics:
         rows.append(
-            ("held-out I(Z;V)", f"not measured: it takes {MIN_PAIRS} examples to fit a critic and as many to read")
+            ("held-out I(Z;V)", f"not measured: fitting a critic needs {MIN_PAIRS} examples, and so does the estimate")
         )
     for task, counts in metrics["truncated"].items():
-        rows += [(f"cut to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
+        rows += [(f"truncated to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -59,7 +59,7 @@ def _format_metric(score: Score, examples: int) -> str:
 
 
 def format_examples(predictions: Sequence[Prediction]) -> str:
-    """Problems with the student's own label and rationale beside gold."""
+    """Inputs with the student's label and rationale, and the gold label."""
     blocks = []
     for prediction in predictions:
         mark = "right" if prediction["correct"] else "wrong"
@@ -69,9 +69,9 @@ def format_examples(predictions: Sequence[Prediction]) -> str:
         ]
         if prediction["predicted_rationale"] is not None:
             fields.append(("because", str(prediction["predicted_rationale"])))
-        blocks.append("\n".join(_wrapped(name, text) for name, text in fields))
+        blocks.append("\n".join(_wrap(name, text) for name, text in fields))
     return "\n\n".join(blocks)
 
 
-def _wrapped(name: str, text: str) -> str:
+def _wrap(name: str, text: str) -> str:
     return textwrap.fill(text, 110, initial_indent=f"  {name:<9}", subsequent_indent=" " * 11)

@@ -1,4 +1,4 @@
-"""Answers and scores: which text becomes a label or a rationale, and that batching changes none of them."""
+"""Prediction and evaluation: which text becomes a label or a rationale; results do not depend on the batch size."""
 
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ def params() -> dict[str, Any]:
 
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A student that writes what it reads."""
+    """Replaces generation by a student whose output is its input."""
 
     def generate(student: Any, inputs_BxS: jax.Array, *_: Any) -> Generated:
         return Generated(inputs_BxS, jnp.zeros(inputs_BxS.shape[0]))
@@ -65,13 +65,13 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "generate", generate)
 
 
-def ask(mesh: Mesh, lines: list[str], batch_size: int = 8, **settings: Any) -> list[Answer]:
+def predict(mesh: Mesh, lines: list[str], batch_size: int = 8, **settings: Any) -> list[Answer]:
     settings = {"task": "both", "objective": "dss", "decoding": GREEDY} | settings
     predictor = Predictor(STUDENT, params(), VOCABULARY, settings.pop("objective"), mesh, **settings)
     return [answer for answers in predictor.answers(lines, batch_size) for answer in answers]
 
 
-# Answering.
+# Prediction.
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def ask(mesh: Mesh, lines: list[str], batch_size: int = 8, **settings: Any) -> l
         ("single_task", "predict", {"label": ""}),
     ],
 )
-def test_each_task_asks_as_the_objective_taught(
+def test_inputs_have_the_prefix_of_task_and_objective(
     echo: None, mesh: Mesh, objective: str | None, task: str, expected: dict
 ) -> None:
-    assert ask(mesh, ["3 pens\n"], objective=objective, task=task) == [{"input": "3 pens"} | expected]
+    assert predict(mesh, ["3 pens\n"], objective=objective, task=task) == [{"input": "3 pens"} | expected]
 
 
 @pytest.mark.parametrize(
@@ -102,27 +102,29 @@ def test_each_task_asks_as_the_objective_taught(
         ("raw", {"output": "3 and 4. So the answer is ( 3 + 4 )"}),
     ],
 )
-def test_single_task_output_is_taken_apart(echo: None, mesh: Mesh, task: str, expected: dict) -> None:
-    (answer,) = ask(mesh, ["3 and 4. So the answer is ( 3 + 4 )"], objective="single_task", task=task)
+def test_single_task_output_is_split_into_label_and_rationale(
+    echo: None, mesh: Mesh, task: str, expected: dict
+) -> None:
+    (answer,) = predict(mesh, ["3 and 4. So the answer is ( 3 + 4 )"], objective="single_task", task=task)
     assert answer == {"input": "3 and 4. So the answer is ( 3 + 4 )"} | expected
 
 
 @pytest.mark.parametrize("task", ["explain", "both"])
-def test_a_student_without_rationales_is_not_asked_for_them(mesh: Mesh, task: str) -> None:
+def test_rationales_of_a_student_trained_without_them_are_refused(mesh: Mesh, task: str) -> None:
     with pytest.raises(UserError, match=f"--task={task}: this student was trained with objective standard"):
-        ask(mesh, ["3 pens"], objective="standard", task=task)
+        predict(mesh, ["3 pens"], objective="standard", task=task)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 20])
-def test_answers_come_in_the_order_of_the_lines(echo: None, mesh: Mesh, batch_size: int) -> None:
+def test_answers_are_in_the_order_of_the_lines(echo: None, mesh: Mesh, batch_size: int) -> None:
     lines = [f"{n} pens" for n in range(2, 13)]
-    answers = ask(mesh, [f" {line}\n" for line in lines], batch_size)
+    answers = predict(mesh, [f" {line}\n" for line in lines], batch_size)
     assert [answer["input"] for answer in answers] == lines
     assert [answer["label"] for answer in answers] == [f"predict: {line}" for line in lines]
 
 
 def test_no_lines_give_no_answers(mesh: Mesh) -> None:
-    assert ask(mesh, []) == []
+    assert predict(mesh, []) == []
 
 
 @pytest.mark.parametrize("empty", ["", "\n", " \t\n"])
@@ -135,35 +137,35 @@ def test_an_empty_line_is_refused_after_the_answers_before_it(echo: None, mesh: 
         next(answers)
 
 
-def test_what_is_cut_off_an_input_is_reported(echo: None, mesh: Mesh) -> None:
+def test_truncation_of_an_input_is_reported(echo: None, mesh: Mesh) -> None:
     (ids,) = VOCABULARY.encode(["3 pens"])
-    for limit, cut in ((len(ids), True), (len(ids) + 1, False)):
-        (answer,) = ask(mesh, ["3 pens"], task="raw", max_input_tokens=limit)
-        assert answer.get("input_truncated", False) is cut
-        assert answer["output"] == VOCABULARY.decode(ids[:-1] if cut else ids)
+    for limit, truncated in ((len(ids), True), (len(ids) + 1, False)):
+        (answer,) = predict(mesh, ["3 pens"], task="raw", max_input_tokens=limit)
+        assert answer.get("input_truncated", False) is truncated
+        assert answer["output"] == VOCABULARY.decode(ids[:-1] if truncated else ids)
 
 
 @pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch(mesh: Mesh) -> None:
     lines = [example.input for example in EXAMPLES]
-    together, alone = (ask(mesh, lines, size) for size in (8, 1))
+    together, alone = (predict(mesh, lines, size) for size in (8, 1))
     assert together == alone
     for field in ("label", "rationale"):
-        assert len({answer[field] for answer in together}) > 3  # the student says different things
+        assert len({answer[field] for answer in together}) > 3  # the outputs differ between inputs
 
 
-def test_a_seed_fixes_what_is_sampled(mesh: Mesh) -> None:
+def test_the_seed_determines_the_samples(mesh: Mesh) -> None:
     sampling = Decoding("sample", max_tokens=6)
     lines = [EXAMPLES[0].input] * 9
     first, again, other = (
-        [answer["output"] for answer in ask(mesh, lines, 8, task="raw", decoding=sampling, seed=seed)]
+        [answer["output"] for answer in predict(mesh, lines, 8, task="raw", decoding=sampling, seed=seed)]
         for seed in (1, 1, 2)
     )
     assert first == again != other
-    assert len(set(first)) > 3 and first[0] != first[8]  # each batch has its own draw
+    assert len(set(first)) > 3 and first[0] != first[8]  # each batch has its own random key
 
 
-# Scoring.
+# Evaluation.
 
 
 def tokens(objective: str, examples: tuple[Example, ...] = EXAMPLES) -> TokenizedSplit:
@@ -171,7 +173,7 @@ def tokens(objective: str, examples: tuple[Example, ...] = EXAMPLES) -> Tokenize
 
 
 def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
-    """One row of a split, padded like all."""
+    """A split with one row of another."""
 
     def pick(ragged: Ragged) -> Ragged:
         return Ragged.of([ragged.flat[ragged.offsets[row] : ragged.offsets[row + 1]].tolist()])
@@ -184,51 +186,52 @@ def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
 
 
 def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator:
-    mi_term = mi_config("barber_agakov") if objective == "cotmi" else None  # needs no network of its own
+    mi_term = mi_config("barber_agakov") if objective == "cotmi" else None  # needs no critic
     evaluated = Objective(objective, mi_term=mi_term)
     return Evaluator(STUDENT, evaluated, VOCABULARY, mesh, batch_size=batch_size)
 
 
 @pytest.mark.slow
-def test_a_padded_last_batch_scores_as_each_example_by_itself(mesh: Mesh) -> None:
-    scorer, split = make_evaluator(mesh, "cotmi"), tokens("cotmi")
+def test_a_padded_last_batch_equals_single_examples(mesh: Mesh) -> None:
+    evaluator, split = make_evaluator(mesh, "cotmi"), tokens("cotmi")
     rows = [only(split, row) for row in range(split.size)]
-    losses, texts = scorer.losses(params(), split), scorer.texts(params(), split, "predict", GREEDY)
-    alone = [scorer.losses(params(), row) for row in rows]
+    losses, texts = evaluator.losses(params(), split), evaluator.texts(params(), split, "predict", GREEDY)
+    alone = [evaluator.losses(params(), row) for row in rows]
     assert losses.keys() == {"predict", "explain", "mi", "predict_token_accuracy", "explain_token_accuracy"}
     for name, value in losses.items():
         task = name.removesuffix("_token_accuracy")
         weights = [1 if name == "mi" else len(row.tasks[task].targets.flat) for row in rows]
         np.testing.assert_allclose(value, np.average([one[name] for one in alone], weights=weights), rtol=1e-5)
-    assert texts == [text for row in rows for text in scorer.texts(params(), row, "predict", GREEDY)]
+    assert texts == [text for row in rows for text in evaluator.texts(params(), row, "predict", GREEDY)]
     assert len(set(texts)) > 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
-def test_a_student_under_fsdp_is_laid_out_anew_and_writes_the_same(mesh: Mesh, sizes: tuple[int, int, int]) -> None:
+def test_resharding_from_fsdp_keeps_the_generated_texts(mesh: Mesh) -> None:
     split = tokens("cotmi")
     expected = make_evaluator(mesh, "cotmi").texts(params(), split, "explain", GREEDY)
-    other = make_mesh(*sizes)
-    placed = jax.device_put(params(), param_shardings(STUDENT.shapes, STUDENT.axes, other))
-    with jax.set_mesh(other):
-        scorer = make_evaluator(other, "cotmi")
-        assert scorer.texts(placed, split, "explain", GREEDY) == expected
-        assert jax.sharding.get_mesh() == other
-        assert scorer.losses(placed, split).keys() >= {"predict", "explain"}
+    for sizes in ((1, 8, 1), (2, 2, 2), (1, 2, 4)):
+        other = make_mesh(*sizes)
+        sharded = jax.device_put(params(), param_shardings(STUDENT.shapes, STUDENT.axes, other))
+        with jax.set_mesh(other):
+            evaluator = make_evaluator(other, "cotmi")
+            assert evaluator.texts(sharded, split, "explain", GREEDY) == expected, sizes
+            assert jax.sharding.get_mesh() == other, sizes
+    with jax.set_mesh(other):  # after generation, losses are computed on the mesh of training
+        assert evaluator.losses(sharded, split).keys() >= {"predict", "explain"}
 
 
-def test_a_limit_takes_the_first_examples(echo: None, mesh: Mesh) -> None:
-    scorer, split = make_evaluator(mesh, "standard"), tokens("standard")
+def test_a_limit_evaluates_the_first_examples(echo: None, mesh: Mesh) -> None:
+    evaluator, split = make_evaluator(mesh, "standard"), tokens("standard")
     for limit, expected in ((0, 11), (3, 3), (8, 8), (11, 11), (99, 11)):
-        texts = scorer.texts(params(), split, "predict", GREEDY, limit=limit)
+        texts = evaluator.texts(params(), split, "predict", GREEDY, limit=limit)
         assert texts == [example.input for example in EXAMPLES[:expected]]
 
 
-def test_accuracy_is_the_share_of_labels_that_are_right(echo: None, mesh: Mesh) -> None:
-    right = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n + 1}", "One more.", kind="equation") for n in range(3)]
+def test_accuracy_is_the_fraction_of_correct_labels(echo: None, mesh: Mesh) -> None:
+    correct = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n + 1}", "One more.", kind="equation") for n in range(3)]
     wrong = [Example(f"a/test/{n}", f"( {n} + 1 )", f"{n}", "One more.", kind="equation") for n in range(3, 10)]
-    examples = (*right, *wrong)
+    examples = (*correct, *wrong)
     evaluator, split = make_evaluator(mesh, "standard"), tokens("standard", examples)
     for limit, expected, n in ((0, 0.3, 10), (4, 0.75, 4)):
         predictions = evaluator.predictions(params(), split, examples, GREEDY, limit=limit, rationales=False)
@@ -244,18 +247,18 @@ def test_accuracy_is_the_share_of_labels_that_are_right(echo: None, mesh: Mesh) 
         ("dss", "predict: Two. So the answer is ( 1 + 1 )", "explain: Two. So the answer is ( 1 + 1 )"),
     ],
 )
-def test_predictions_hold_every_example_with_what_the_student_says(
+def test_predictions_have_every_example_and_the_output_of_the_student(
     echo: None, mesh: Mesh, objective: str, label: str, rationale: str | None
 ) -> None:
-    asked = "Two. So the answer is ( 1 + 1 )"
+    text = "Two. So the answer is ( 1 + 1 )"
     examples = tuple(
-        Example(f"a/test/{n}", asked, "2", f"Rationale {n}.", f"( {n} )", kind="equation") for n in range(10)
+        Example(f"a/test/{n}", text, "2", f"Rationale {n}.", f"( {n} )", kind="equation") for n in range(10)
     )
     predictions = make_evaluator(mesh, objective).predictions(params(), tokens(objective, examples), examples, GREEDY)
     assert [prediction["id"] for prediction in predictions] == [example.id for example in examples]
     assert predictions[7] == {
         "id": "a/test/7",
-        "input": asked,
+        "input": text,
         "label": "2",
         "predicted_label": label,
         "correct": objective == "single_task",
@@ -266,11 +269,11 @@ def test_predictions_hold_every_example_with_what_the_student_says(
     labels = make_evaluator(mesh, objective).predictions(
         params(), tokens(objective, examples), examples, GREEDY, rationales=False
     )
-    free = None if objective == "dss" else rationale  # the rationale of one output with the label is read from it
-    assert labels == [prediction | {"predicted_rationale": free} for prediction in predictions]
+    without_decoding = None if objective == "dss" else rationale  # else it is part of the output with the label
+    assert labels == [prediction | {"predicted_rationale": without_decoding} for prediction in predictions]
 
 
-def test_a_report_says_what_was_scored() -> None:
+def test_the_terminal_table_has_every_result() -> None:
     metrics = {"dataset": "svamp", "split": "test", "checkpoint": {"which": "best", "step": 7}, "n": 200}
     metrics |= {
         "accuracy": 0.655,
@@ -288,7 +291,7 @@ def test_a_report_says_what_was_scored() -> None:
     assert re.search(r"^words +12, 7 examples$", text, re.M)
     for part in ("svamp test", "200 examples, checkpoint of step 7", "65.5%", "58.7% to 71.8%", "0.250 nats", "50.0%"):
         assert part in text
-    assert "cut to the limit, predict inputs  3" in text and "targets" not in text and "rationale" not in text
+    assert "truncated to the limit, predict inputs  3" in text and "targets" not in text and "rationale" not in text
     prediction = {"input": "How many?", "label": "2", "predicted_label": "( 1 + 1 )", "correct": True}
     assert format_examples([prediction | {"predicted_rationale": None}]).splitlines() == [
         "  problem  How many?",
