@@ -18,8 +18,6 @@ from cotmi_jax.evaluation.job import accuracy_by_component
 from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.report.terminal import format_scores
 
-quick_compilation, full_held_out = runs.quick_compilation, runs.full_held_out
-
 
 def write_jsonl(path: Path, count: int, label: str = "yes") -> Path:
     rows = [{"input": f"{path.stem} {n}?", "label": label, "rationale": f"Thought {n}."} for n in range(count)]

@@ -167,7 +167,7 @@ MI_TERMS = {
     "barber_agakov_head": mi_config("barber_agakov_head", critic=_CRITIC),
     "barber_agakov_gaussian": mi_config("barber_agakov_gaussian", critic=_CRITIC),
 }
-OBJECTIVES = {name: Objective(name) for name in ("standard", "single_task", "dss")}  # type: ignore[arg-type]
+OBJECTIVES = {name: Objective(name) for name in ("standard", "single_task", "dss")}
 OBJECTIVES |= {name: Objective("cotmi", beta=0.7, mi_term=config) for name, config in MI_TERMS.items()}
 
 
