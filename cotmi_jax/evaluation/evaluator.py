@@ -1,4 +1,4 @@
-"""Losses and generations of a student on a whole split, each example exactly once. Imports no tensorflow."""
+"""Losses and predictions of a student on a split, each example exactly once. Imports no tensorflow."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -40,10 +40,10 @@ class Evaluator:
         self._terms, self._generation = make_terms(student, objective, mesh), Generation(student, mesh)
 
     def _batches(self, split: TokenizedSplit, limit: int, mesh: Mesh) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches on a mesh with their global rows; −1 fills up the last one."""
+        """Batches on a mesh with their global rows; −1 pads the last one."""
         for rows in eval_rows(min(split.size, limit or split.size), self._batch_size):
-            share = rows[make_process_rows(mesh).indices(len(rows))]
-            yield put_batch(gather(split, share), mesh), rows
+            local = rows[make_process_rows(mesh).indices(len(rows))]
+            yield put_batch(gather(split, local), mesh), rows
 
     def losses(self, params: Params, split: TokenizedSplit, *, limit: int = 0) -> dict[str, float]:
         """Mean of every term of the objective over the split's first `limit` examples (0: all), without dropout."""
@@ -51,14 +51,14 @@ class Evaluator:
         for batch, _ in self._batches(split, limit, self._mesh):
             terms: Terms = jax.device_get(self._terms(params, batch))
             for name, term in terms.items():
-                # Batches add up in float64: a large split has more tokens than float32 counts exactly.
+                # In float64, since a large split has more tokens than float32 counts exactly.
                 sums[name] = sums.get(name, 0.0) + np.asarray([term.sum, term.weight], np.float64)
         return {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
 
     def texts(
         self, params: Params, split: TokenizedSplit, task: str, decoding: Decoding, *, limit: int = 0
     ) -> list[str]:
-        """What the student writes for a task, by row."""
+        """The generated text of a task, by row."""
         texts: list[str] = []
         params = self._generation.reshard(params)
         with jax.set_mesh(self._generation.mesh):

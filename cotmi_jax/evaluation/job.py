@@ -1,4 +1,4 @@
-"""Evaluation as a job of its own over a workdir: restores the parameters only, scores a split, writes the results."""
+"""Evaluation of a workdir as a job: restores the parameters only, scores a split, writes the results."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from cotmi_jax.parallel.mesh import batch_shards
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Metrics, every prediction, what was measured of mutual information, and the folder it was written to."""
+    """Metrics, all predictions, held-out mutual information (None: not estimated), and the folder they are written to."""
 
     metrics: dict[str, Any]
     predictions: list[Prediction]
@@ -35,7 +35,7 @@ class Scored:
 
 
 def accuracy_by_component(correct: list[bool], components: Sequence[Component], split: str) -> dict[str, Summary]:
-    """Accuracy of each component of a mixture that has the split; there, examples lie component by component."""
+    """Accuracy of each component of a mixture that has the split, in which examples are ordered by component."""
     found, start = {}, 0
     for component in components:
         end = start + component.sizes.get(split, 0)

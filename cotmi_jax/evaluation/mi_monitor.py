@@ -1,8 +1,8 @@
 """Held-out mutual information of a student: I(Z;V) between its two tasks, and its place in the information plane.
 
-Z and V are the mean decoder states of the label and of the rationale task, whatever the training term reads, so that
-runs with different terms, or with none, compare. X is the mean encoder state of the input. A critic is fitted on train
-examples, stopped on others of them, and read on the held-out split. Imports no tensorflow.
+Z and V are the mean decoder states of the label and of the rationale task, whatever the features of the training term,
+so that runs with different terms, or with none, are comparable. X is the mean encoder state of the input. A critic is
+fitted on train examples, stopped early on others of them, and evaluated on the held-out split. Imports no tensorflow.
 """
 
 import dataclasses
@@ -32,24 +32,25 @@ from cotmi_jax.parallel.sharding import replicated
 
 Features = dict[str, np.ndarray]  # "z", "v", "x", "first", "y": [N, D]
 MIN_PAIRS = 8  # held out: two at a time, four times
-_STOP = 0.2  # share of the train examples that stops a critic
+_VALIDATION = 0.2  # fraction of the train examples for early stopping
 _FIT = FitConfig(steps=500, every=25, patience=4)
 _LABEL_DIMS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutEstimates:
-    """What a monitor found; all in nats.
+    """The monitor's estimates, in nats.
 
-    between: by estimator, I(Z;V) and the same procedure on permuted pairs, which has to find nothing. plane: "x_z" and
-    "z_y", InfoNCE between X and Z₁ and between Z₁ and the label, where Z₁ is the decoder state that has read no label.
+    between: by estimator, I(Z;V) and, as a control, the same procedure on permuted pairs, whose true value is 0. plane:
+    "x_z" and "z_y", InfoNCE between X and Z₁ and between Z₁ and the label, where Z₁ is the first decoder state, which
+    depends on no label token.
     """
 
     between: dict[str, tuple[Estimate, Estimate]]
     plane: dict[str, Estimate]
 
     def metrics(self) -> dict[str, float]:
-        """Flat, for a run's metrics."""
+        """By name, for a run's metrics."""
         flat: dict[str, float] = {}
         for name, (found, control) in self.between.items():
             flat |= {f"mi/{name}": found.value, f"mi/{name}_error": found.standard_error}
@@ -59,7 +60,7 @@ class HeldOutEstimates:
         return flat
 
     def summary(self) -> dict[str, Any]:
-        """For a results file."""
+        """JSON values for a results file."""
 
         def plain(found: Estimate) -> dict[str, Any]:
             fields = dataclasses.asdict(found)
@@ -69,7 +70,7 @@ class HeldOutEstimates:
         return {"between": between, "plane": {name: plain(found) for name, found in self.plane.items()}}
 
     def lines(self) -> list[tuple[str, str]]:
-        """(what, description) for people."""
+        """(quantity, description) as text."""
         lines = []
         for found, control in self.between.values():
             lines.append(("held-out I(Z;V)", f"{found.description}; permuted pairs {control.amount}"))
@@ -78,7 +79,7 @@ class HeldOutEstimates:
 
 
 def estimator_names(config: ConfigDict) -> list[str]:
-    """The estimators of config.mi.monitor. Raises UserError for one that does not exist."""
+    """The estimators of config.mi.monitor. Raises UserError for an unknown one."""
     names = [name.strip() for name in config.mi.monitor.estimators.split(",") if name.strip()]
     for name in names:
         make_estimator(name)
@@ -94,12 +95,12 @@ def check_monitor(config: ConfigDict) -> None:
 
 
 def fitting_rows(size: int, config: ConfigDict) -> np.ndarray:
-    """Which train examples critics are fitted and stopped on."""
+    """Rows of the train examples that critics are fitted and stopped on."""
     return np.random.default_rng(config.seed).permutation(size)[: config.mi.monitor.examples]
 
 
 class MIMonitor:
-    """Measures students of one shape; features are compiled once."""
+    """Held-out estimates of students of one shape; features are compiled once."""
 
     def __init__(self, student: StudentDef, config: ConfigDict, mesh: Mesh, *, batch_size: int):
         self._config, self._mesh, self._batch_size = config, mesh, batch_size
@@ -123,8 +124,8 @@ class MIMonitor:
         blocks: dict[str, list[np.ndarray]] = {}
         for places in eval_rows(len(rows_N), self._batch_size):
             rows = np.where(places < 0, -1, rows_N[places])
-            share = rows[make_process_rows(self._mesh).indices(len(rows))]
-            found = self._states(params, put_batch(gather(split, share), self._mesh))
+            local = rows[make_process_rows(self._mesh).indices(len(rows))]
+            found = self._states(params, put_batch(gather(split, local), self._mesh))
             for name, feature in jax.device_get(found).items():
                 blocks.setdefault(name, []).append(feature[rows >= 0])
         labels = split.tasks[PREDICT].targets
@@ -135,7 +136,7 @@ class MIMonitor:
     def measure(
         self, params: Params, train: TokenizedSplit, rows_N: np.ndarray, held_out: TokenizedSplit, limit: int = 0
     ) -> HeldOutEstimates:
-        """Fit on rows of train, read on the first `limit` examples (0: all) of a held-out split.
+        """Fit on rows of train, evaluate on the first `limit` examples (0: all) of a held-out split.
 
         Raises UserError where that is fewer than MIN_PAIRS examples.
         """
@@ -144,9 +145,9 @@ class MIMonitor:
             raise UserError(
                 f"mutual information of {size} held-out examples, fitted on {len(rows_N)}: at least {MIN_PAIRS} of each"
             )
-        known = self.features(params, train, rows_N)
-        read = self.features(params, held_out, np.arange(size))
-        estimate = functools.partial(self._estimate, known=known, read=read)
+        fitting = self.features(params, train, rows_N)
+        test = self.features(params, held_out, np.arange(size))
+        estimate = functools.partial(self._estimate, fitting=fitting, test=test)
         between = {
             name: (estimate(name, sides=("z", "v")), estimate(name, sides=("z", "v"), permute=True))
             for name in self._estimators
@@ -155,15 +156,15 @@ class MIMonitor:
         return HeldOutEstimates(between, plane)
 
     def _estimate(
-        self, name: str, *, known: Features, read: Features, sides: tuple[str, str], permute: bool = False
+        self, name: str, *, fitting: Features, test: Features, sides: tuple[str, str], permute: bool = False
     ) -> Estimate:
         draw, (a, b) = np.random.default_rng(self._config.seed), sides
-        stop = round(_STOP * len(known[a]))
-        parts = [(known[a][stop:], known[b][stop:]), (known[a][:stop], known[b][:stop]), (read[a], read[b])]
+        stop = round(_VALIDATION * len(fitting[a]))
+        sets = [(fitting[a][stop:], fitting[b][stop:]), (fitting[a][:stop], fitting[b][:stop]), (test[a], test[b])]
         if permute:
-            parts = [(left, draw.permutation(right)) for left, right in parts]
+            sets = [(left, draw.permutation(right)) for left, right in sets]
         return estimate_splits(
-            *parts,
+            *sets,
             estimator=make_estimator(name),
             critic=CriticConfig(self._config.mi.critic.name),
             config=dataclasses.replace(_FIT, num_pairs=self._config.mi.monitor.pairs),
@@ -174,7 +175,7 @@ class MIMonitor:
 def label_features(targets_NxT: np.ndarray, vocab_size: int) -> np.ndarray:
     """A fixed random code of each label [N, 64]: the sum of its tokens' codes with signs by position.
 
-    A function of the label alone, so what it shares with anything is at most what the label does.
+    It is a function of the label, so its mutual information with any variable is at most that of the label.
     """
     draw = np.random.default_rng(0)
     code_VxC = draw.normal(size=(vocab_size, _LABEL_DIMS)).astype(np.float32)

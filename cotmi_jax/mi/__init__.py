@@ -1,6 +1,6 @@
-"""Mutual information: features of a task, critics, and estimators between the features of two tasks. Values in nats.
+"""Mutual information of two arrays of paired samples: estimators, critics and how they are fitted. Values in nats.
 
-`estimate(x, y, estimator=…, critic=…)` reads the mutual information of two arrays; see docs/mutual_information.md.
+`estimate(x, y, estimator=…, critic=…)` estimates it; see docs/mutual_information.md.
 """
 
 from cotmi_jax.mi.estimate import Estimate, estimate

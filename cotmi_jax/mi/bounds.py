@@ -1,11 +1,11 @@
-"""Estimators of mutual information that read a matrix of critic scores, as pure functions. All values in nats.
+"""Estimators of mutual information from a matrix of critic scores, as pure functions. All values in nats.
 
 score_KxK[i, j] = f(z_i, v_j): rows are Z, columns V, positives on the diagonal. D is the mean over the diagonal, O the
 mean over the K(K−1) entries off it, r the density ratio p(z, v) / p(z)p(v). Everything is float32.
 
-All take valid_K, which masks padded pairs (they are neither positives nor negatives, the same as slicing them away),
-and positive_K: f(z_i, v_i) computed apart from the matrix, so that a matrix sharded by rows need not be gathered for
-its diagonal. Fewer than two valid pairs give 0. They raise ValueError for K < 2 and for shapes that do not fit.
+All take valid_K, which masks padded pairs (they are neither positives nor negatives, as if they were sliced away),
+and positive_K: f(z_i, v_i) computed separately, so that a matrix sharded by rows need not be gathered for its diagonal.
+Fewer than two valid pairs give 0. They raise ValueError for K < 2 and for shapes that do not fit.
 """
 
 from typing import Literal, NamedTuple
@@ -15,25 +15,25 @@ import jax.numpy as jnp
 from jax import Array
 
 Axis = Literal["row", "column", "symmetric"]
-_MASKED = -1e9  # as a score: its exponential is 0, and unlike −inf it has a gradient
+_MASKED = -1e9  # as a score: its exponential is 0, and unlike −inf it gives no NaN in gradients
 
 
 class Bound(NamedTuple):
-    """`value` is what is reported; `objective` is what is maximized, and equal to it unless the estimator says so."""
+    """`value` is reported, `objective` is maximized; they are equal unless the estimator states otherwise."""
 
     value: Array
     objective: Array
 
 
 class _Pairs(NamedTuple):
-    """Scores with junk at masked entries replaced, and which of them count."""
+    """Scores with masked entries replaced by 0, and which entries count."""
 
     score_KxK: Array  # the diagonal holds the positives
     positive_K: Array
     on_K: Array
     off_KxK: Array
     num: Array  # valid pairs, float32, at least 2
-    enough: Array  # whether there are 2
+    enough: Array  # whether at least 2 pairs are valid
 
     def mean_on(self, x_K: Array) -> Array:
         """D[x]."""
@@ -73,7 +73,8 @@ def _pairs(score_KxK: Array, valid_K: Array | None, positive_K: Array | None) ->
     enough = valid_K.sum() >= 2
     both_KxK = valid_K[:, None] & valid_K[None, :]
     score_KxK, positive_K = jnp.where(both_KxK, score_KxK, 0.0), jnp.where(valid_K, positive_K, 0.0)
-    # With too few pairs everything counts, as zeros: the result is discarded, and no logarithm of nothing was taken.
+    # With fewer than two pairs all entries count, as zeros: the result is discarded, and no log(0) gives a NaN
+    # gradient.
     both_KxK = both_KxK | ~enough
     num = jnp.where(enough, valid_K.sum(dtype=jnp.float32), jnp.float32(k))
     return _Pairs(score_KxK, positive_K, valid_K | ~enough, both_KxK & ~diagonal_KxK, num, enough)
@@ -130,7 +131,8 @@ def tuba(
 
 
 def _log_sum_of_others(x_KxK: Array) -> Array:
-    """[i, j]: log Σ_{k≠i} e^{x_kj}. Subtracting an entry from the whole sum is exact but for the column's largest."""
+    """[i, j]: log Σ_{k≠i} e^{x_kj}. Subtraction from the column's sum loses precision for its largest entry only, whose
+    sum of others is computed directly."""
     largest_KxK = jax.lax.broadcasted_iota(jnp.int32, x_KxK.shape, 0) == jnp.argmax(x_KxK, axis=0)[None, :]
     top_1xK = jax.lax.stop_gradient(x_KxK.max(axis=0, keepdims=True))
     scaled_KxK = jnp.exp(x_KxK - top_1xK)
@@ -149,12 +151,12 @@ def interpolated(
 ) -> Bound:
     """Lower bound between TUBA (alpha → 0) and InfoNCE (1), at most log(K/alpha) + 1 (Poole et al. 2019, section 2).
 
-    TUBA with the baseline a = log[alpha · mean of e^f over the other z + (1 − alpha) q(v)]. The z that is left out of
-    the mean is the positive in the marginal term, and each of the others in turn beside a positive. log q is
-    log_baseline_K, 0 by default.
+    TUBA with the baseline a = log[alpha · mean of e^f over the other z + (1 − alpha) q(v)]. The z left out of the mean
+    is the positive one in the marginal term; in the joint term the value is the average over leaving out each of the
+    negatives. log q is log_baseline_K, 0 by default.
     """
     if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha is {alpha}: it lies between 0 (TUBA) and 1 (InfoNCE)")
+        raise ValueError(f"alpha is {alpha}: it must lie between 0 (TUBA) and 1 (InfoNCE)")
     pairs = _pairs(score_KxK, valid_K, positive_K)
     k = score_KxK.shape[0]
     counted_KxK = pairs.off_KxK | (jnp.eye(k, dtype=bool) & pairs.on_K[:, None])
@@ -175,13 +177,13 @@ def _dv(pairs: _Pairs) -> Array:
 
 
 def dv(score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None) -> Bound:
-    """D[f] − log O[e^f] (Donsker and Varadhan 1983): at finite K biased up, no bound."""
+    """D[f] − log O[e^f] (Donsker and Varadhan 1983): biased up at finite K, hence not a bound."""
     pairs = _pairs(score_KxK, valid_K, positive_K)
     return pairs.bound(_dv(pairs))
 
 
 class MineState(NamedTuple):
-    """Moving average of the partition O[e^f], not yet corrected for its start; float32 and int32 scalars."""
+    """Moving average of the partition O[e^f] before the correction of its bias to 0; float32 and int32 scalars."""
 
     log_sum: Array
     steps: Array
@@ -202,7 +204,7 @@ def mine(
 ) -> tuple[Bound, MineState]:
     """The value of dv; its gradient divides by a moving average of O[e^f] (Belghazi et al. 2018, section 3.2).
 
-    The average includes this batch, lives in the log domain, and is corrected for its start as Adam's moments are.
+    The average includes this batch, is computed in the log domain, and its bias is corrected as that of Adam's moments.
     """
     pairs = _pairs(score_KxK, valid_K, positive_K)
     log_partition = pairs.log_mean_off(pairs.score_KxK)
@@ -221,9 +223,9 @@ def _jensen_shannon(pairs: _Pairs) -> Array:
 
 
 def js(score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None) -> Bound:
-    """Maximizes D[−softplus(−f)] − O[softplus(f)] (Hjelm et al. 2019, eq. 4), which no e^f makes noisy.
+    """Maximizes D[−softplus(−f)] − O[softplus(f)] (Hjelm et al. 2019, eq. 4), whose variance no e^f increases.
 
-    That is no information in nats. Its optimum is f = log r, so the value is nwj at f + 1: a lower bound.
+    This objective is not an estimate in nats. Its optimum is f = log r, so the value is nwj at f + 1: a lower bound.
     """
     pairs = _pairs(score_KxK, valid_K, positive_K)
     return pairs.bound(_nwj(pairs, 1.0), _jensen_shannon(pairs))
@@ -232,9 +234,9 @@ def js(score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | No
 def smile(
     score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None, tau: float = 5.0
 ) -> Bound:
-    """D[f] − log O[e^clip(f, ±tau)], trained as js is (Song and Ermon 2020). Over-estimates.
+    """D[f] − log O[e^clip(f, ±tau)], trained as js (Song and Ermon 2020). Biased up for small tau.
 
-    Only negatives are clipped, and only in the value.
+    Only the scores of negatives are clipped, and only in the value.
     """
     pairs = _pairs(score_KxK, valid_K, positive_K)
     clipped_KxK = jnp.clip(pairs.score_KxK, -tau, tau)
@@ -242,7 +244,7 @@ def smile(
 
 
 def club(log_q_KxK: Array, valid_K: Array | None = None) -> Bound:
-    """Upper bound D[log q] − O[log q], log_q[i, j] = log q(v_j | z_i), as far as q is p (Cheng et al. 2020)."""
+    """Upper bound D[log q] − O[log q] where q = p; log_q[i, j] = log q(v_j | z_i) (Cheng et al. 2020)."""
     pairs = _pairs(log_q_KxK, valid_K, None)
     return pairs.bound(pairs.mean_on(pairs.positive_K) - pairs.mean_off(pairs.score_KxK))
 
@@ -261,6 +263,6 @@ def leave_one_out(log_q_KxK: Array, valid_K: Array | None = None) -> Bound:
 def score_statistics(
     score_KxK: Array, valid_K: Array | None = None, *, positive_K: Array | None = None
 ) -> tuple[Array, Array]:
-    """D[f] and log O[e^f]: what most estimators are made of, for those who look into a run."""
+    """D[f] and log O[e^f], the two terms of most estimators, as metrics of a run."""
     pairs = _pairs(score_KxK, valid_K, positive_K)
     return pairs.bound(pairs.mean_on(pairs.positive_K)).value, pairs.bound(pairs.log_mean_off(pairs.score_KxK)).value

@@ -1,6 +1,6 @@
 """Critics: networks that score pairs. Their parameters carry logical axes and shard with the student's.
 
-A critic maps z_KxD and v_KxE to Scores in float32. Kernels split their output dimension over the logical axis `critic`.
+A critic maps z_KxD and v_KxE to Scores in float32. The output dimension of kernels has the logical axis `critic`.
 """
 
 import dataclasses
@@ -17,24 +17,24 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.mi.estimators import CLAMP, Estimator
 from cotmi_jax.mi.networks import MLP, CriticConfig, Layers, Linear, declare, dropout, normalize
 
-PAIRWISE_BYTES = 2**30  # what the K² hidden activations of a pairwise critic may take
+PAIRWISE_BYTES = 2**30  # limit of the K² hidden activations of a pairwise critic
 
 
 class Scores(NamedTuple):
-    """score_KxK[i, j] = f(z_i, v_j), and f(z_i, v_i) computed by itself (see bounds.py)."""
+    """score_KxK[i, j] = f(z_i, v_j), and f(z_i, v_i) computed separately (see bounds.py)."""
 
     score_KxK: Array
     positive_K: Array
 
 
 def check_critic(config: CriticConfig, estimator: Estimator, num_pairs: int, *, standardized: bool = False) -> None:
-    """Raises UserError where the estimator cannot be carried by the critic at this number of pairs."""
+    """Raises UserError where the estimator cannot work with the critic at this number of pairs."""
     if num_pairs < 2:
         raise UserError(f"{estimator.name} on {num_pairs} pairs: a bound contrasts at least 2")
     raw = config.normalization == "none" and not standardized
     if config.name in ("bilinear", "quadratic") and raw:
         raise UserError(
-            f"a {config.name} critic on raw features has scores without scale: set the critic's normalization to layer"
+            f"a {config.name} critic on raw features has scores of any scale: set the critic's normalization to layer"
         )
     if estimator.exponentiates and raw and not config.clamp:
         raise UserError(
@@ -51,12 +51,12 @@ def check_critic(config: CriticConfig, estimator: Estimator, num_pairs: int, *, 
 
 
 def all_products(x_KxC: Array, y_KxC: Array) -> Array:
-    """⟨x_i, y_j⟩ for all pairs, in full float32: accelerators would by default round the factors of a product."""
+    """⟨x_i, y_j⟩ for all pairs, in full float32; by default accelerators round the factors to bfloat16."""
     return jnp.matmul(x_KxC, y_KxC.T, precision=jax.lax.Precision.HIGHEST)
 
 
 class Coder(nnx.Module):
-    """An MLP with a code [K, C] and an offset [K] as its outputs."""
+    """An MLP with a code [K, C] and an offset [K] as outputs."""
 
     def __init__(self, inputs: int, config: CriticConfig, *, scale: float, rngs: nnx.Rngs):
         self.mlp = MLP(inputs, config, rngs=rngs)
@@ -69,7 +69,7 @@ class Coder(nnx.Module):
 
 
 class Separable(nnx.Module):
-    """g(z)·h(v) + a(z) + b(v). Begins with h = 0: a critic that knows nothing reads 0, and g(z) moves h at once."""
+    """g(z)·h(v) + a(z) + b(v). Initially h = 0, so that all scores are 0 while the gradient of h is not."""
 
     def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, rngs: nnx.Rngs):
         self.z = Coder(z_dim, config, scale=config.dim**-0.5, rngs=rngs)
@@ -83,7 +83,7 @@ class Separable(nnx.Module):
 
 
 class Bilinear(nnx.Module):
-    """zᵀWv, from W = 0; `squares` adds linear and squared terms of each side, which the ratio of Gaussians has."""
+    """zᵀWv, initially W = 0; `squares` adds linear and squared terms of each side, as in the ratio of Gaussians."""
 
     def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, squares: bool, rngs: nnx.Rngs):
         self.weight = declare(rngs, (z_dim, v_dim), ("feature", "critic"), 0.0)
@@ -103,7 +103,7 @@ class Bilinear(nnx.Module):
 
 
 class Concat(nnx.Module):
-    """MLP of (z, v) for every pair. The first layer is W_z z + W_v v, so that only its sum is made K² times."""
+    """MLP of (z, v) for every pair. The first layer is W_z z + W_v v, so that only its sum is computed K² times."""
 
     def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, rngs: nnx.Rngs):
         self.z = Linear(z_dim, config.hidden, scale=1.0, rngs=rngs)
@@ -122,12 +122,12 @@ class Concat(nnx.Module):
         z_KxH = self.z(normalize(z_KxD, self.config.normalization))
         v_KxH = self.v(normalize(v_KxE, self.config.normalization))
         score_KxK = self._finish(z_KxH[:, None, :] + v_KxH[None, :, :], key_z)
-        # Dropout draws differ from the matrix's: without it both agree.
+        # Its dropout masks differ from those of the matrix; without dropout the two agree.
         return Scores(score_KxK, self._finish(z_KxH + v_KxH, key_v))
 
 
 class Hybrid(nnx.Module):
-    """A separable critic, and on its codes the cheap remainder of a pairwise one: a layer of C units for every pair."""
+    """A separable critic plus a small pairwise one on its codes: a layer of C units for every pair."""
 
     def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, *, rngs: nnx.Rngs):
         self.separable = Separable(z_dim, v_dim, config, rngs=rngs)
@@ -142,7 +142,7 @@ class Hybrid(nnx.Module):
 
 
 class Critic(nnx.Module):
-    """A critic of any kind with its soft clamp, and the baseline a(v) where the estimator needs one."""
+    """A critic of any kind with its soft clamp, and the baseline a(v) if the estimator needs one."""
 
     def __init__(self, z_dim: int, v_dim: int, config: CriticConfig, estimator: Estimator, *, rngs: nnx.Rngs):
         baseline = estimator.baseline
@@ -167,7 +167,7 @@ class Critic(nnx.Module):
         scores = self.scorer(z_KxD, v_KxE, key_z, key_v)
         if self.clamp:
             scores = Scores(*(self.clamp * jnp.tanh(score / self.clamp) for score in scores))
-        # Networks begin at a score of 0: with this, so does what is read.
+        # The initial scores are 0; with the origin the initial estimate is 0.
         return Scores(*(score + self.origin for score in scores))
 
     def baseline(self, v_KxE: Array, key: Array | None = None) -> Array | None:

@@ -13,17 +13,17 @@ from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.mi.nonparametric import cca, ksg
 
 NONPARAMETRIC = {"ksg": ksg, "cca": cca}
-_LAYER_DIMS = 8  # below, mean and variance of a vector are too much of it to lose
-_FIT, _STOP = 0.6, 0.15  # shares of the pairs; the rest is read
+_LAYER_DIMS = 8  # layer normalization removes two dimensions of a vector: too many of fewer than these
+_FIT, _VALIDATION = 0.6, 0.15  # fractions of the pairs; the rest is the test set
 _SUBSETS = 10  # into which a non-parametric estimate is split for its standard error
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """I(X;Y) in nats as one estimator reads it from `pairs` pairs that its network was not fitted to.
+    """I(X;Y) in nats by one estimator, from `pairs` test pairs, to which its network was not fitted.
 
     direction: whether the expectation of the value is a lower bound, an upper bound or neither. cap: the highest value
-    it can take with this many pairs at a time (inf: none). curve: (step, value on the stopping part) along the fit.
+    it can take with this many pairs at a time (inf: none). curve: (step, value on the validation pairs) along the fit.
     """
 
     estimator: str
@@ -37,7 +37,7 @@ class Estimate:
 
     @property
     def saturation(self) -> float:
-        """value / cap; near 1 the cap speaks, not the data. 0 without a cap."""
+        """value / cap; near 1 the value is that of the cap, not of the data. 0 without a cap."""
         return self.value / self.cap if math.isfinite(self.cap) else 0.0
 
     @property
@@ -47,8 +47,8 @@ class Estimate:
 
     @property
     def description(self) -> str:
-        """The value for people: "≥ 1.874 ± 0.040 nats (…)"."""
-        # An upper bound holds as far as q is p, and q was fitted.
+        """As text: "≥ 1.874 ± 0.040 nats (…)"."""
+        # The upper bounds hold where q = p, and q is fitted.
         sign = {"lower": "≥", "upper": "≲", "neither": "≈"}[self.direction]
         text = f"{sign} {self.amount} nats ({self.estimator}, {self.pairs:,} pairs"
         return text + (f", {self.saturation:.0%} of the cap {self.cap:.2f})" if math.isfinite(self.cap) else ")")
@@ -58,13 +58,13 @@ class Estimate:
 
 
 def check_features(x: np.ndarray, y: np.ndarray) -> Pairs:
-    """Both as float64 [N, D]. Raises UserError for shapes that are no pairs and for values that are not finite."""
+    """Both as float64 [N, D]. Raises UserError for shapes that are not paired samples and for values not finite."""
     arrays = []
     for name, array in (("x", x), ("y", y)):
         try:
             array = np.asarray(array)
         except ValueError as error:
-            raise UserError(f"{name} is no array: give samples by row, [N] or [N, D], all of one length") from error
+            raise UserError(f"{name} is not an array: give samples by row, [N] or [N, D], all of one length") from error
         if array.ndim == 1:
             array = array[:, None]
         if array.ndim != 2 or array.shape[1] == 0:
@@ -86,13 +86,13 @@ def check_features(x: np.ndarray, y: np.ndarray) -> Pairs:
     return arrays[0], arrays[1]
 
 
-def _standardized(parts: list[Pairs]) -> list[Pairs]:
-    """Every column to mean 0 and variance 1 as the first part has them; a column that is constant there becomes 0."""
+def _standardized(sets: list[Pairs]) -> list[Pairs]:
+    """Every column to mean 0 and variance 1 of the first set of pairs; a column that is constant there becomes 0."""
     scaled = []
     for side in (0, 1):
-        mean, std = parts[0][side].mean(axis=0), parts[0][side].std(axis=0)
+        mean, std = sets[0][side].mean(axis=0), sets[0][side].std(axis=0)
         scale = np.where(std > 1e-6 * max(float(std.max()), 1e-30), 1.0 / np.where(std == 0, 1.0, std), 0.0)
-        scaled.append([(part[side] - mean) * scale for part in parts])
+        scaled.append([(pairs[side] - mean) * scale for pairs in sets])
     return list(zip(*scaled, strict=True))
 
 
@@ -105,9 +105,9 @@ def _make_fitted(name: str, settings: dict[str, float | str]) -> Estimator:
 
 
 def estimate_splits(
-    fitting: Pairs,
-    stopping: Pairs,
-    reading: Pairs,
+    train: Pairs,
+    validation: Pairs,
+    test: Pairs,
     *,
     estimator: Estimator,
     critic: CriticConfig,
@@ -115,21 +115,21 @@ def estimate_splits(
     seed: int,
     standardize: bool = True,
 ) -> Estimate:
-    """Fit on the first pairs, stop on the second, report from the third."""
-    parts = [fitting, stopping, reading]
+    """Fit on the training pairs with early stopping on the validation pairs; the estimate is that of the test pairs."""
+    sets = [train, validation, test]
     if standardize:
-        parts = _standardized(parts)
-    # Not before: float32 would lose what varies beside a large mean.
-    fitting, stopping, reading = ((x.astype(np.float32), y.astype(np.float32)) for x, y in parts)
-    # Four blocks at least, so that the standard error means something.
-    num_pairs = min(config.num_pairs, len(fitting[0]), len(stopping[0]), len(reading[0]) // 4)
+        sets = _standardized(sets)
+    # After standardization, since float32 loses a small variation about a large mean.
+    train, validation, test = ((x.astype(np.float32), y.astype(np.float32)) for x, y in sets)
+    # At least four blocks, so that there is a standard error.
+    num_pairs = min(config.num_pairs, len(train[0]), len(validation[0]), len(test[0]) // 4)
     if not estimator.conditional:
         check_critic(critic, estimator, num_pairs, standardized=standardize)
     config = dataclasses.replace(config, num_pairs=num_pairs)
-    held_out = fit_and_evaluate(fitting, stopping, reading, estimator, critic, config, seed)
+    held_out = fit_and_evaluate(train, validation, test, estimator, critic, config, seed)
     if not np.isfinite(held_out.values).all():
         raise UserError(
-            f"{estimator.name} read {held_out.values.mean()}: its scores overflow; set the critic's clamp (say 20)"
+            f"{estimator.name} is {held_out.values.mean()}: its scores overflow; set the critic's clamp (say 20)"
         )
     error = float(held_out.values.std(ddof=1) / len(held_out.values) ** 0.5)
     return Estimate(
@@ -160,9 +160,10 @@ def estimate(
     """I(X;Y) of paired samples x [N, D] (or [N]) and y [N, E], in nats.
 
     estimator: infonce nwj tuba interpolated dv mine js smile (with a critic), club leave_one_out (with a Gaussian
-    q(y|x)), ksg cca (neither). Of N pairs, in an order drawn from the seed, 60% fit the network, 15% stop it and 25%
-    are read, num_pairs at a time; ksg and cca read all. settings: axis of infonce, alpha of interpolated, tau of smile,
-    decay of mine, or those of a registered estimator. Raises UserError for input that cannot be read, naming it.
+    q(y|x)), ksg cca (neither). Of N pairs, in an order drawn from the seed, 60% are training pairs of the network, 15%
+    validation pairs and 25% test pairs, num_pairs at a time; ksg and cca take all. settings: axis of infonce, alpha of
+    interpolated, tau of smile, decay of mine, or those of a registered estimator. Raises UserError for input that
+    cannot be read, naming it.
     """
     fitted = None if estimator in NONPARAMETRIC and not settings else _make_fitted(estimator, settings)
     if isinstance(critic, str):
@@ -172,17 +173,17 @@ def estimate(
     x, y = check_features(x, y)
     narrow = min(x.shape[1], y.shape[1])
     if critic.normalization == "layer" and narrow < _LAYER_DIMS:
-        raise UserError(f"critic normalization layer throws two of {narrow} dimensions away: choose none")
+        raise UserError(f"critic normalization layer removes two of {narrow} dimensions: choose none")
     order = np.random.default_rng(seed).permutation(len(x))
     x, y = x[order], y[order]
     if fitted is None:
         return _nonparametric(x, y, estimator)
     if len(x) < 32 or num_pairs < 2:
         raise UserError(f"{estimator} on {len(x)} samples, {num_pairs} at a time: give at least 32 samples and 2 pairs")
-    first, second = round(_FIT * len(x)), round((_FIT + _STOP) * len(x))
-    parts = [(x[rows], y[rows]) for rows in (slice(first), slice(first, second), slice(second, None))]
+    first, second = round(_FIT * len(x)), round((_FIT + _VALIDATION) * len(x))
+    sets = [(x[rows], y[rows]) for rows in (slice(first), slice(first, second), slice(second, None))]
     return estimate_splits(
-        *parts,
+        *sets,
         estimator=fitted,
         critic=critic,
         config=FitConfig(num_pairs, steps, learning_rate),

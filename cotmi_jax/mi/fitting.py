@@ -1,8 +1,7 @@
-"""Fitting a critic, or a Gaussian q(v|z), to pairs, and reading an estimate from other pairs.
+"""Fitting a critic, or a Gaussian q(v|z), to pairs, and evaluating the estimate on other pairs.
 
-On finite data a value read on the pairs of the fit means nothing: on independent data a critic that has seen them
-climbs to the cap. So pairs come in three parts that never mix: a critic is fitted on the first, stopped on the second,
-read on the third.
+On finite data the estimate on the training pairs is biased up: even on independent data a critic overfits until the
+estimate is at its cap. So there are three disjoint sets of pairs: training, validation (early stopping) and test.
 """
 
 import dataclasses
@@ -31,8 +30,8 @@ Pairs = tuple[np.ndarray, np.ndarray]  # z [N, D] and v [N, E], float32
 class FitConfig:
     """How a critic is fitted: Adam from learning_rate along a cosine, on batches of num_pairs.
 
-    Every `every` steps it is tried on the stopping part; after `patience` trials without a better one it ends, and the
-    best is kept.
+    Every `every` steps it is evaluated on the validation pairs; the fit ends after `patience` evaluations without an
+    improvement, and the best parameters are kept.
     """
 
     num_pairs: int = 128
@@ -45,11 +44,11 @@ class FitConfig:
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}: a critic is fitted in at least 1")
         if not 0.0 < self.learning_rate < 1.0:
-            raise UserError(f"learning_rate is {self.learning_rate}: it lies between 0 and 1 (say 2e-3)")
+            raise UserError(f"learning_rate is {self.learning_rate}: it must lie between 0 and 1 (say 2e-3)")
 
 
 class Fit(NamedTuple):
-    """A network on its way."""
+    """The state of a fit: parameters, optimizer state and, of a stateful estimator, its state."""
 
     params: Params
     opt_state: Any
@@ -58,7 +57,7 @@ class Fit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is fitted for an estimator: a critic that it scores with, or q(v|z)."""
+    """The network that is fitted for an estimator: its critic, or q(v|z)."""
 
     estimator: Estimator
     build: Callable[[nnx.Rngs], nnx.Module]
@@ -67,7 +66,7 @@ class Model:
     def score(
         self, params: Params, z_KxD: Array, v_KxE: Array, state: MineState | None
     ) -> tuple[Bound, MineState | None]:
-        """The estimate of a batch, whose objective is what the fit maximizes."""
+        """The estimate on a batch; the fit maximizes its objective."""
         network: Any = nnx.merge(self.graph, params)
         if self.estimator.conditional:
             mean_KxE, log_std_KxE = network(z_KxD)
@@ -101,12 +100,12 @@ class Model:
         return jax.lax.scan(step, fit, xs)
 
     def evaluate(self, params: Params, z_NxD: Array, v_NxE: Array, num_pairs: int) -> tuple[Array, Array]:
-        """Value and objective of every num_pairs pairs in turn, [N // num_pairs] each; the rest is left out."""
+        """Value and objective of each block of num_pairs pairs, [N // num_pairs] each; a remainder is left out."""
         blocks = z_NxD.shape[0] // num_pairs
 
         def block(pairs: tuple[Array, Array]) -> tuple[Array, Array]:
             bound, _ = self.score(params, *pairs, self.estimator.start())
-            # A moving average of one batch says nothing about a fit: its value does.
+            # The objective of a stateful estimator depends on a moving average, which one batch does not give.
             return bound.value, bound.value if self.estimator.stateful else bound.objective
 
         return jax.lax.map(block, tuple(x[: blocks * num_pairs].reshape(blocks, num_pairs, -1) for x in (z_NxD, v_NxE)))
@@ -132,7 +131,7 @@ class _Compiled(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def _compiled(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig, config: FitConfig) -> _Compiled:
-    """Kept, so that a monitor that comes back every thousand steps compiles once."""
+    """Compiled functions, kept so that a monitor compiles once in a run."""
     model = make_model(z_dim, v_dim, estimator, critic)
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
 
@@ -147,14 +146,14 @@ def _compiled(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig
 
 
 class HeldOutEstimate(NamedTuple):
-    """The estimate on each block of held-out pairs, and (step, value on the stopping part) along the fit."""
+    """The estimate on each block of test pairs, and (step, value on the validation pairs) along the fit."""
 
     values: np.ndarray
     curve: list[tuple[int, float]]
 
 
 def _batches(size: int, config: FitConfig, seed: int) -> np.ndarray:
-    """Row numbers [steps, K] of every step's pairs: whole epochs, each in an order of its own."""
+    """Row numbers [steps, K] of every step's pairs: epochs, each in another order."""
     draw = np.random.default_rng(seed)
     per_epoch = size // config.num_pairs
     epochs = [draw.permutation(size)[: per_epoch * config.num_pairs] for _ in range(-(-config.steps // per_epoch))]
@@ -162,37 +161,37 @@ def _batches(size: int, config: FitConfig, seed: int) -> np.ndarray:
 
 
 def fit_and_evaluate(
-    fitting: Pairs,
-    stopping: Pairs,
-    reading: Pairs,
+    train: Pairs,
+    validation: Pairs,
+    test: Pairs,
     estimator: Estimator,
     critic: CriticConfig,
     config: FitConfig,
     seed: int,
 ) -> HeldOutEstimate:
-    """Fit on the first pairs, stop on the second, read on the third. Raises UserError for parts below 2 pairs."""
-    sizes = [len(part[0]) for part in (fitting, stopping, reading)]
+    """Fit on training pairs, stop on validation pairs, evaluate on test pairs. UserError for fewer than 2 of each."""
+    sizes = [len(pairs[0]) for pairs in (train, validation, test)]
     num_pairs = min(config.num_pairs, *sizes)
     if num_pairs < 2:
-        raise UserError(f"{sizes} pairs to fit, stop and read with: each part needs at least 2")
+        raise UserError(f"{sizes} training, validation and test pairs: give at least 2 of each")
     config = dataclasses.replace(config, num_pairs=num_pairs)
-    functions = _compiled(fitting[0].shape[1], fitting[1].shape[1], estimator, critic, config)
+    functions = _compiled(train[0].shape[1], train[1].shape[1], estimator, critic, config)
     fit = functions.start(jax.random.key(seed))
-    best, best_objective, since = fit.params, -np.inf, 0
+    best, best_objective, evaluations = fit.params, -np.inf, 0  # evaluations since the best
     curve: list[tuple[int, float]] = []
     rows = _batches(sizes[0], config, seed)
-    # From step 0 on: where there is nothing to find, the critic that knows nothing is the best.
+    # From step 0 on: on independent data the initial critic, whose estimate is 0, is the best.
     before = 0
     for step in (*range(0, config.steps, config.every), config.steps):
         if step:
-            fit, _ = functions.advance(fit, rows[before:step], *fitting)
+            fit, _ = functions.advance(fit, rows[before:step], *train)
             before = step
-        values, objectives = functions.evaluate(fit.params, *stopping, num_pairs=num_pairs)
+        values, objectives = functions.evaluate(fit.params, *validation, num_pairs=num_pairs)
         curve.append((step, float(values.mean())))
-        since += 1
+        evaluations += 1
         if float(objectives.mean()) > best_objective:
-            best, best_objective, since = fit.params, float(objectives.mean()), 0
-        if since > config.patience:
+            best, best_objective, evaluations = fit.params, float(objectives.mean()), 0
+        if evaluations > config.patience:
             break
-    values, _ = functions.evaluate(best, *reading, num_pairs=num_pairs)
+    values, _ = functions.evaluate(best, *test, num_pairs=num_pairs)
     return HeldOutEstimate(np.asarray(values, np.float64), curve)

@@ -1,4 +1,4 @@
-"""Layers of the networks that belong to estimators, and their configuration."""
+"""Layers of the networks of estimators, and their configuration."""
 
 import dataclasses
 import itertools
@@ -58,7 +58,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 
 
 def normalize(x_KxD: Array, normalization: str) -> Array:
-    """The vectors in float32, each to mean 0 and variance 1 over its entries where asked for."""
+    """The vectors in float32; with "layer" each is scaled to mean 0 and variance 1 over its entries."""
     x_KxD = x_KxD.astype(jnp.float32)
     if normalization == "none":
         return x_KxD
@@ -80,7 +80,7 @@ class Linear(nnx.Module):
 
 
 class Layers(nnx.Module):
-    """Linear layers in a row, as attributes: parameter trees have strings as their keys."""
+    """A sequence of linear layers, as attributes, so that the keys of parameter trees are strings."""
 
     def __init__(self, layers: Sequence[Linear]):
         self.num = len(layers)

@@ -1,4 +1,4 @@
-"""Estimates without a network, for vectors of few dimensions. Numpy on the host; nats."""
+"""Estimators without a network, for vectors of few dimensions, in numpy on the host. Values in nats."""
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -22,7 +22,7 @@ def ksg(x_NxD: np.ndarray, y_NxE: np.ndarray, *, neighbours: int = 3) -> float:
                 f"ksg: rows of {name} repeat, and it needs continuous values; take an estimator with a critic"
             )
     joint = np.concatenate([x_NxD, y_NxE], axis=1).astype(np.float64)
-    # The nearest is the point itself.
+    # The nearest neighbour found is the point itself.
     distance = cKDTree(joint).query(joint, k=neighbours + 1, p=np.inf)[0][:, -1]
     radius = np.nextafter(distance, 0.0)
     counts = []
@@ -36,7 +36,7 @@ def ksg(x_NxD: np.ndarray, y_NxE: np.ndarray, *, neighbours: int = 3) -> float:
 def cca(x_NxD: np.ndarray, y_NxE: np.ndarray) -> float:
     """I(X;Y) as if both were Gaussian: −½ Σ log(1 − ρ²) over canonical correlations (Gelfand and Yaglom 1957).
 
-    Adds about D·E / 2N by chance. Raises UserError where N is not above D + E.
+    Biased up by about D·E / 2N. Raises UserError unless N > D + E.
     """
     size, dims = len(x_NxD), x_NxD.shape[1] + y_NxE.shape[1]
     if size <= dims:

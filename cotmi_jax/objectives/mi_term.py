@@ -1,8 +1,8 @@
-"""The mutual-information term of training: features Z and V of a batch in, losses and readings out.
+"""The mutual-information term of training: from features Z and V of a batch to losses and metrics.
 
-Z belongs to the label task, V to the rationale task. Gradients reach the two sides differently: the networks that
-belong to the term (critic, q, bottleneck) always learn at full strength, while what flows on into the student is scaled
-where features are made (`gather_features`). The value of nothing depends on that scale.
+Z is a feature of the label task, V of the rationale task. The term's own networks (critic, q, bottleneck) receive its
+full gradient; the gradient that reaches the student is scaled where features are computed (`gather_features`). No value
+depends on that scale.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ COMPRESSIONS = ("none", "club", "variational")
 
 
 class Features(NamedTuple):
-    """Z and V, float32; vocabulary features as logarithms. x and z_free are there for compression alone.
+    """Z and V, float32; vocabulary features as logarithms. x and z_free serve compression only.
 
     [R, N, …] as gathered, N sequence pairs a row; [B, …] by example.
     """
@@ -48,7 +48,7 @@ class Features(NamedTuple):
     z_free: Array | None  # Z again, never detached
 
     def by_example(self, slots: Mapping[str, Array] | None) -> "Features":
-        """Flat, one of each an example. slots: by task, the places [B] of packed sequence pairs (data/packing.py)."""
+        """[B, …]. slots: by task, the positions [B] of an example's sequence pair in packed rows (data/packing.py)."""
 
         def of(feature: Array | None, task: str) -> Array | None:
             if feature is None:
@@ -62,7 +62,7 @@ class Features(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The scalar whose gradient trains, and what is reported: name → value by example [B], or a scalar of the batch."""
+    """The scalar to differentiate, and metrics: name → value by example [B], or a scalar of the batch."""
 
     total: Array
     reported: dict[str, Array]
@@ -100,7 +100,7 @@ class MITermConfig:
             self.bound()
         elif self.detach != "z":
             raise UserError(
-                f"mi.estimator {self.estimator} needs mi.detach z, not {self.detach!r}: H(Z) must not change"
+                f"mi.estimator {self.estimator} needs mi.detach z, not {self.detach!r}: H(Z) must be constant"
             )
         allowed = FEATURES if self.scored else UNSCORED[self.estimator].features
         if self.z_feature not in allowed:
@@ -130,7 +130,7 @@ class MITermConfig:
 
     @property
     def couples_examples(self) -> bool:
-        """Whether an example's loss depends on the others of its batch."""
+        """Whether an example's loss depends on other examples of its batch."""
         return self.scored or self.compression == "club"
 
     @property
@@ -161,14 +161,14 @@ class MITermConfig:
             raise UserError(f"mi.compression.name {self.compression} on {num_pairs} pairs: it contrasts at least 2")
 
     def ramp(self, step: Array) -> Array:
-        """Share of beta at a step: 0 while the critic warms up, then linearly to 1. 1 without a critic."""
+        """Factor of beta at a step: 0 in the warm-up of the critic, then linearly to 1; always 1 without a critic."""
         if not self.scored:
             return jnp.float32(1.0)
         return jnp.clip((step - self.warmup_steps + 1) / (self.ramp_steps + 1), 0.0, 1.0).astype(jnp.float32)
 
 
 class Networks(nnx.Module):
-    """All that the term itself learns."""
+    """All networks of the term."""
 
     def __init__(self, config: MITermConfig, student: StudentConfig, *, rngs: nnx.Rngs):
         z_dim = student.vocab_size if config.z_feature in VOCABULARY_FEATURES else student.d_model
@@ -192,18 +192,18 @@ def _build(config: MITermConfig, student: StudentConfig, rngs: nnx.Rngs) -> Netw
 
 
 def networks_def(config: MITermConfig, student: StudentConfig) -> ModuleDef[Networks]:
-    """The term's networks apart from their parameters."""
+    """Definition of the term's networks, without parameters."""
     return ModuleDef.trace(functools.partial(_build, config, student))
 
 
 def scale_gradient(x: Array, factor: Array | float) -> Array:
-    """x, whose gradient is multiplied by factor on the way back."""
+    """x, with its gradient multiplied by factor."""
     constant = jax.lax.stop_gradient(x)
     return constant + factor * (x - constant)
 
 
 def _pool(name: str, states: TaskStates, query: Array | None) -> Array:
-    """One feature a sequence pair [R, N, …]."""
+    """A feature of each sequence pair [R, N, …]."""
     if name in VOCABULARY_FEATURES:
         assert states.log_pooled_RxNxV is not None
         return states.log_pooled_RxNxV
@@ -217,7 +217,7 @@ def _pool(name: str, states: TaskStates, query: Array | None) -> Array:
 
 
 def _through(states: TaskStates, factor: Array | float | None) -> TaskStates:
-    """A source whose gradient is scaled, or stopped (None)."""
+    """The states with their gradient scaled, or stopped (None)."""
 
     def scaled(x: Array) -> Array:
         return jax.lax.stop_gradient(x) if factor is None else scale_gradient(x, factor)
@@ -237,7 +237,7 @@ def gather_features(
     beta: float,
     ramp: Array | float,
 ) -> Features:
-    """Z and V of a batch. The student sees beta · ramp of the term's gradient, on the sides that are not detached."""
+    """Z and V of a batch. The term's gradient reaches the student times beta · ramp, on the sides not detached."""
     z_factor, v_factor = (None if config.detach == side else beta * ramp for side in ("z", "v"))
     queries = (getattr(networks, name, None) for name in ("query_z", "query_v"))
     query_z, query_v = (None if query is None else query[...] for query in queries)
@@ -247,7 +247,7 @@ def gather_features(
     if config.compression != "none":
         x = _pool("encoder_mean", _through(label, None), None)
         factor = ramp * (config.compression_weight if config.compression == "club" else beta)
-        # CLUB's penalty moves the student alone.
+        # The penalty of CLUB trains the student only.
         query = jax.lax.stop_gradient(query_z) if config.compression == "club" else query_z
         z_free = _pool(config.z_feature, _through(label, factor), query)
     return Features(z, v, x, z_free)
@@ -264,10 +264,10 @@ def losses(
     key: Array | None,
     state: MineState | None,
 ) -> Losses:
-    """The term on features by example, of a batch or of a part of one that weighs `weight` in all.
+    """The term of features by example, of a batch or of a micro-batch; `weight` is the number of pairs of the batch.
 
-    Dropout is on with a key. `frozen` holds the same parameters as `networks`, as constants.
-    Reported: `mi`, the loss whose coefficient is beta; of a critic also `mi_value` (the estimate), `mi_positive` and
+    Dropout is on with a key. `frozen` has the parameters of `networks`, as constants.
+    Reported: `mi`, the loss with coefficient beta; with a critic also `mi_value` (the estimate), `mi_positive` and
     `mi_negative` (mean score of positives, log-mean-exp of negatives) and, where there is a cap, `mi_saturation`;
     `compression` and `compression_fit`.
     """
@@ -286,7 +286,7 @@ def losses(
         noise = 0.0 if bottleneck_key is None else jax.random.normal(bottleneck_key, mean_BxC.shape, jnp.float32)
         z_BxD = mean_BxC + jnp.exp(log_std_BxC) * noise
         reported["compression"] = _divergence(*networks.bottleneck(features.z_free))
-        # Divided by beta since the bottleneck, like all networks here, learns the term at full strength.
+        # Divided by beta, because the bottleneck, like all networks of the term, receives its full gradient.
         extra = config.compression_weight / beta * _mean(reported["compression"], valid_B, weight)
     if not config.scored:
         reported["mi"] = UNSCORED[config.estimator].loss(networks, z_BxD, v_BxE, critic_key)
@@ -294,8 +294,8 @@ def losses(
     assert networks is not None
     if config.z_feature in VOCABULARY_FEATURES:
         z_BxD, v_BxE = jnp.exp(z_BxD), jnp.exp(v_BxE)
-    read, state = _scored(config, networks, z_BxD, v_BxE, valid_B, critic_key, state)
-    return Losses(extra + read["mi"], reported | read, state)
+    found, state = _scored(config, networks, z_BxD, v_BxE, valid_B, critic_key, state)
+    return Losses(extra + found["mi"], reported | found, state)
 
 
 def _mean(x_B: Array, valid_B: Array, weight: Array) -> Array:
@@ -322,13 +322,13 @@ def _scored(
         state=state,
     )
     positive, negative = bounds.score_statistics(scores.score_KxK, valid_B, positive_K=scores.positive_K)
-    read = {"mi": -bound.objective, "mi_value": bound.value, "mi_positive": positive, "mi_negative": negative}
+    metrics = {"mi": -bound.objective, "mi_value": bound.value, "mi_positive": positive, "mi_negative": negative}
     size = z_BxD.shape[0]
     if math.isfinite(estimator.cap(size)):
-        # Every cap grows with the logarithm of the pairs, which are as many as are valid.
+        # A cap is a constant plus the logarithm of the number of pairs, of which only valid ones count.
         cap = estimator.cap(size) + jnp.log(jnp.maximum(valid_B.sum(), 2) / size)
-        read["mi_saturation"] = bound.value / cap
-    return read, state
+        metrics["mi_saturation"] = bound.value / cap
+    return metrics, state
 
 
 def _released(networks: Networks | None, z_BxV: Array, v_BxV: Array, key: Array | None) -> Array:
@@ -346,7 +346,7 @@ def _head(networks: Networks | None, z_BxV: Array, v_BxD: Array, key: Array | No
 
 def _gaussian(networks: Networks | None, z_BxD: Array, v_BxD: Array, key: Array | None) -> Array:
     assert networks is not None and networks.gaussian is not None
-    # Entries of unit variance: the scale of raw states would decide how much the term weighs.
+    # Entries of unit variance, because the scale of raw states would determine the scale of the loss.
     return barber_agakov.gaussian_loss(normalize(z_BxD, "layer"), *networks.gaussian(v_BxD, key))
 
 
@@ -374,7 +374,7 @@ def term_estimators() -> tuple[str, ...]:
 
 
 def _club(networks: Networks, frozen: Networks, features: Features, valid_B: Array) -> dict[str, Array]:
-    """I(X;Z) by CLUB with q(z|x) fitted beside it: the fit moves q alone, the penalty the student alone."""
+    """I(X;Z) by CLUB with its q(z|x): the fit trains q only, the penalty the student only."""
     assert networks.club is not None and frozen.club is not None
     assert features.x is not None and features.z_free is not None
     z_BxD = normalize(features.z_free, "layer")

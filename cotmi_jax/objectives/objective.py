@@ -32,7 +32,7 @@ from cotmi_jax.objectives.token_scan import Pool
 
 
 class BatchOutputs(NamedTuple):
-    """What the rows of a batch give before examples are compared: terms by token, and the features of cotmi."""
+    """Token terms of a batch, and the features of its mutual-information term."""
 
     terms: Terms
     features: Features | None
@@ -70,7 +70,7 @@ class Objective:
 
     @property
     def couples_examples(self) -> bool:
-        """Whether an example's loss depends on the others of its batch."""
+        """Whether an example's loss depends on other examples of its batch."""
         return self.mi_term is not None and self.mi_term.couples_examples
 
     @property
@@ -86,11 +86,11 @@ class Objective:
         return coefficients
 
     def networks(self, student: StudentConfig) -> ModuleDef[Networks] | None:
-        """What the mutual-information term learns beside a student; None where that is nothing."""
+        """The networks of the mutual-information term for a student; None if it has none."""
         return networks_def(self.mi_term, student) if self.mi_term is not None and self.mi_term.learns else None
 
     def weights(self, batch: Mapping, pad_id: int) -> dict[str, Array]:
-        """The weight of each loss term, a function of the batch alone: micro-batches divide by the whole one's."""
+        """The weight of each loss term, a function of the batch only: micro-batches divide by that of the batch."""
         weights = {task: self._token_weights(batch, task, pad_id).sum() for task in self.tasks}
         others = [name for name in self.coefficients if name not in weights]
         if others:
@@ -98,11 +98,11 @@ class Objective:
         return weights
 
     def ramp(self, step: Array) -> Array:
-        """Share of the mutual-information term's coefficients at a step."""
+        """Factor of the mutual-information term's coefficients at a step."""
         return jnp.float32(1.0) if self.mi_term is None else self.mi_term.ramp(step)
 
     def pairs(self, batch: Mapping, pad_id: int) -> Array:
-        """Which examples have both a label and a rationale to tie together, bool [B]; one of weight 0 is none."""
+        """Which examples have a label and a rationale of positive weight, bool [B]."""
         examples = batch["examples"] if is_packed(batch) else batch
         valid_B = examples["valid"] & (examples["weight"] > 0)
         if not is_packed(batch):
@@ -111,7 +111,7 @@ class Objective:
         return valid_B
 
     def _token_weights(self, batch: Mapping, task: str, pad_id: int) -> Array:
-        """Weight in the loss of every target token, float32 [R, T]; 0 but at the real ones of a task."""
+        """Weight in the loss of every target token, float32 [R, T]; 0 for padding and for tokens of other tasks."""
         if is_packed(batch):
             return packed_weights(batch["rows"], self.tasks.index(task))
         mask_BxT = token_mask(batch[task]["targets"], batch["valid"], pad_id)
@@ -160,10 +160,10 @@ class Objective:
         key: Array | None,
         state: MineState | None,
     ) -> tuple[Array, Terms, MineState | None]:
-        """The mutual-information side of features by example: the scalar to differentiate, its terms, and the
+        """The mutual-information loss of features by example: the scalar to differentiate, its terms, and the
         estimator's state.
 
-        `weight` is the number of valid examples of the whole batch, of which these may be a part.
+        `weight` is the number of valid examples of the batch, of which these may be a micro-batch.
         """
         assert self.mi_term is not None
         result = losses(self.mi_term, networks, frozen, features, valid_B, weight, self.beta, key, state)

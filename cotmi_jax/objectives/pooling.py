@@ -1,8 +1,8 @@
-"""From the states of a task's tokens to one feature an example.
+"""From the states of a task's tokens to one feature for each example.
 
 States are [R, T, D] and member_RxNxT (bool) says which tokens belong to each of a row's N examples: N is 1 for padded
 batches; packed rows hold several. Features are [R, N, D] in float32. Masks are applied by `where` before any reduction:
-multiplying by them would let a NaN at a padded position through. An example without tokens has the feature 0.
+multiplication by a mask would keep a NaN at a padded position. The feature of an example without tokens is 0.
 """
 
 import jax
@@ -13,12 +13,12 @@ _MASKED = -1e9
 
 
 def members(segment_RxT: Array, num: int) -> Array:
-    """member_RxNxT of packed rows, whose tokens are numbered 1 … num by example and 0 where there is none."""
+    """member_RxNxT of packed rows, whose tokens are numbered 1 … num by example; 0 is padding."""
     return segment_RxT[:, None, :] == jnp.arange(1, num + 1)[None, :, None]
 
 
 def _clean(states_RxTxD: Array, member_RxNxT: Array) -> Array:
-    """float32 states with 0 at the tokens of no example."""
+    """float32 states, 0 at padding."""
     return jnp.where(member_RxNxT.any(axis=1)[..., None], states_RxTxD.astype(jnp.float32), 0.0)
 
 
@@ -30,7 +30,7 @@ def mean(states_RxTxD: Array, member_RxNxT: Array) -> Array:
 
 
 def maximum(states_RxTxD: Array, member_RxNxT: Array) -> Array:
-    """Largest value of each entry over an example's tokens. One example of a row after the other, to save memory."""
+    """Largest value of each entry over an example's tokens. Examples of a row one after another, to save memory."""
     states_RxTxD = _clean(states_RxTxD, member_RxNxT)
 
     def one(member_RxT: Array) -> Array:
@@ -50,6 +50,6 @@ def attention(states_RxTxD: Array, member_RxNxT: Array, query_D: Array) -> Array
 
 
 def first(states_RxTxD: Array, member_RxNxT: Array) -> Array:
-    """The state at an example's first token: in a decoder under teacher forcing, the one that has read no target."""
+    """The state at an example's first token, which under teacher forcing depends on no target."""
     is_first_RxNxT = member_RxNxT & (jnp.cumsum(member_RxNxT, axis=-1) == 1)
     return mean(states_RxTxD, is_first_RxNxT)

@@ -10,14 +10,14 @@ from cotmi_jax.objectives.pooling import members
 
 
 class Term(NamedTuple):
-    """A weighted mean before the division. Terms of parts of a batch add up to the term of the batch."""
+    """A weighted mean before the division. Terms of micro-batches add up to the term of the batch."""
 
     sum: Array
     weight: Array
 
     @property
     def mean(self) -> Array:
-        """sum / weight; 0 where nothing weighed anything."""
+        """sum / weight; 0 if the weight is 0."""
         return self.sum / jnp.where(self.weight == 0, 1.0, self.weight)
 
 
@@ -25,12 +25,12 @@ Terms = dict[str, Term]
 
 
 def is_packed(batch: Mapping) -> bool:
-    """Whether a batch is in rows of several examples (data/packing.py) rather than of one (data/tokens.py)."""
+    """Whether rows of a batch hold several examples (data/packing.py) rather than one (data/tokens.py)."""
     return "rows" in batch
 
 
 def slots_of(batch: Mapping) -> Mapping[str, Array] | None:
-    """Where the sequence pairs of a packed batch lie, by task; None for a padded one."""
+    """Positions of the sequence pairs of a packed batch, by task; None for a padded one."""
     return batch["examples"]["slots"] if is_packed(batch) else None
 
 

@@ -1,7 +1,7 @@
 """Loss, hits and pooled vocabulary features of a batch of targets, from one scan over chunks of their positions.
 
-The logits of one chunk exist at a time, forward and backward, and nothing of size [B, T, V] ever does. Letters of
-shapes: C chunks of L positions (C · L ≥ T), N segments of a row, B, T, D, V as everywhere.
+Only the logits of one chunk exist at a time, forward and backward; no array has size [B, T, V]. Shape suffixes: C
+chunks of L positions (C · L ≥ T), N segments of a row, B, T, D, V as everywhere.
 """
 
 import functools
@@ -25,15 +25,15 @@ EMPTY = -1e9
 
 
 class TokenScan(NamedTuple):
-    """What the scan leaves of the logits, all from one evaluation of them."""
+    """Results of the scan, from one evaluation of the logits."""
 
     loss_BxT: Array  # −log p(target) in nats, or the token loss given; float32
-    hit_BxT: Array  # bool, no logit is higher than the target's: a tie for the highest is a hit, a NaN is none
+    hit_BxT: Array  # bool: no logit is higher than the target's; a tie for the highest is a hit, a NaN is not
     log_pooled_BxNxV: Array | None  # log of the pooled probability, float32; EMPTY where a segment has no position
 
 
 class _Roles(NamedTuple):
-    """What each position is there for, chunk by chunk; N is 0 where nothing is pooled."""
+    """Target and segments of each position, by chunk; N is 0 if nothing is pooled."""
 
     targets_CxBxL: Array
     member_CxBxNxL: Array
@@ -46,7 +46,7 @@ class _Outputs(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass keeps: it computes the logits again, as under `jax.checkpoint`, and nothing else."""
+    """Residuals of the backward pass, which computes the logits again, as under `jax.checkpoint`."""
 
     closed: list[Array]
     states_CxBxLxD: Array
@@ -74,18 +74,19 @@ def scan_tokens(
     member_BxNxT: which positions of a row belong to which of its N segments (N = 1 unless rows are packed).
     pool: "max" is the log of the highest probability of each vocabulary entry over the segment's positions, whose
         gradient goes to the first such position; "mean" is the log of the mean probability; None pools nothing.
-    mask_BxT: where it is False the state is read as zero and belongs to no segment, so that whatever lies there, NaN
-        included, reaches no other value and no gradient; loss and hit there are finite and mean nothing. A zero
-        cotangent does not do this: 0 · NaN is NaN in the gradient of the head. None reads every position.
+    mask_BxT: where it is False the state is replaced by zero and belongs to no segment, so that no value there, not
+        even NaN, affects another value or a gradient; loss and hit there are finite and have no meaning. A zero
+        cotangent does not suffice: 0 · NaN is NaN in the gradient of the head. None: every position counts.
     chunk: most positions at a time; memory grows with B · chunk · V. T need not be a multiple of it. None: as many as
         make 256 rows on a device, at least 8. Fewer rows leave processors idle.
     token_loss: from logits and targets to losses (token_loss.py), differentiated by jax.vjp chunk by chunk. None: the
         cross-entropy, whose derivative is written in closed form since that is faster.
 
-    Over a mesh every device has a copy of what `logits` closes over, gathered once, and sums its gradient over the
-    chunks before the devices sum theirs.
+    Over a mesh the parameters that `logits` closes over are gathered once on every device, and each device sums their
+    gradient over the chunks before the sum over devices.
 
-    Reverse-mode differentiable, once. Where the caller stops the gradient of a result, its backward work is left out.
+    Reverse-mode differentiable, once. If the gradient of a result is stopped, its part of the backward pass is left
+    out.
 
     Raises:
       ValueError: one of pool and member_BxNxT without the other.
@@ -102,7 +103,7 @@ def scan_tokens(
         states_BxTxD = jnp.where(mask_BxT[..., None], states_BxTxD, 0)
         member_BxNxT = member_BxNxT & mask_BxT[:, None]
     count = -(-length // chunk)
-    chunk = -(-length // count)  # chunks as equal as can be: the last one then needs the least padding
+    chunk = -(-length // count)  # chunks of equal length need the least padding
 
     def split(x: Array, axis: int) -> Array:
         widths = [(0, count * chunk - length if i == axis else 0) for i in range(x.ndim)]
@@ -113,7 +114,8 @@ def scan_tokens(
         return jnp.moveaxis(x_CxBxL, 0, 1).reshape(batch, count * chunk)[:, :length]
 
     states_CxBxLxD, roles = split(states_BxTxD, 1), _Roles(split(targets_BxT, 1), split(member_BxNxT, 2))
-    # closure_convert remembers functions: a new one each time, lest it answer with the parameters of an earlier call.
+    # closure_convert caches by function: a new function each time, or it would return the parameters of an earlier
+    # call.
     converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0][: batch // parts])
     if parts > 1:
         converted, closed = _by_part(converted, parts), [copy_per_shard(each, parts) for each in closed]
@@ -158,7 +160,7 @@ def _scan(
 ) -> _Outputs:
     """The scan, given logits(states, *closed) that closes over nothing differentiable.
 
-    It has its own derivative since `jax.checkpoint` around the body is slower by a tenth and keeps the pooled
+    It has a derivative of its own: `jax.checkpoint` around the body is slower by a tenth and keeps the pooled
     probabilities of every chunk for the backward pass.
     """
     return _forward(logits, pool, token_loss, closed, states_CxBxLxD, roles)[0]
@@ -201,12 +203,12 @@ def _forward(
 
 
 def _log_softmax(logits_BxLxV: Array, highest_BxL: Array, log_sum_BxL: Array) -> Array:
-    """In two steps: the sum of both, subtracted at once, would round at the magnitude of the logits."""
+    """In two steps, since the sum of both normalizers would be rounded at the magnitude of the logits."""
     return (logits_BxLxV - highest_BxL[..., None]) - log_sum_BxL[..., None]
 
 
 def _add_to_max(max_BxNxV: Array, winner_BxNxV: Array, log_p_BxNxLxV: Array, positions_L: Array) -> tuple[Array, Array]:
-    """The maximum and its first position with one more chunk. Two plain reductions: faster than argmax on a CPU."""
+    """The maximum and its first position after one more chunk. Two reductions are faster than argmax on a CPU."""
     chunk_max_BxNxV = log_p_BxNxLxV.max(axis=2)
     is_max_BxNxLxV = log_p_BxNxLxV == chunk_max_BxNxV[:, :, None]
     first_BxNxV = jnp.where(is_max_BxNxLxV, positions_L[None, None, :, None], jnp.iinfo(jnp.int32).max).min(axis=2)
@@ -217,7 +219,7 @@ def _add_to_max(max_BxNxV: Array, winner_BxNxV: Array, log_p_BxNxLxV: Array, pos
 def _add_to_sum(
     log_sum_BxNxV: Array, winner_BxNxV: Array, log_p_BxNxLxV: Array, positions_L: Array
 ) -> tuple[Array, Array]:
-    """The log of the sum with one more chunk; a sum has no winner."""
+    """The log of the sum after one more chunk; there is no position of a maximum."""
     return jnp.logaddexp(log_sum_BxNxV, jax.nn.logsumexp(log_p_BxNxLxV, axis=2)), winner_BxNxV
 
 
@@ -294,7 +296,7 @@ def _backward(
         return d_closed, d_states_BxLxD
 
     operands = states_CxBxLxD, roles, _positions(roles), highest_CxBxL, log_sum_CxBxL, d_loss_CxBxL
-    # Sums over chunks are float32 whatever is summed.
+    # Sums over chunks are float32 in every dtype.
     zeros = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in closed]
     d_closed, d_states_CxBxLxD = jax.lax.scan(body, zeros, operands)
     d_closed = [total.astype(x.dtype) for total, x in zip(d_closed, closed, strict=True)]
