@@ -37,8 +37,8 @@ def equal_values(a: float | None, b: float | None) -> bool:
 class _Parser:
     """Recursive descent: a sum of products of factors.
 
-    Python's `ast` does not do: it rejects leading zeros and line ends, drops the parentheses that MAX_DEPTH counts, and
-    nests a sum of 500 terms 500 deep, so whether that has a value would depend on how deep the caller's stack is.
+    Python's `ast` is no substitute: it rejects leading zeros and line ends, drops the parentheses that MAX_DEPTH
+    counts, and nests a sum of 500 terms 500 deep, so its value would depend on the depth of the caller's stack.
     """
 
     def __init__(self, text: str):
