@@ -78,7 +78,10 @@ class Annotation:
                 if asker.fatal:
                     raise asker.fatal
                 if asker.interrupted:
-                    print(f"interrupted: {self.journal} has all responses; the same command resumes", file=sys.stderr)
+                    print(
+                        f"interrupted: {self.journal} has the responses received so far; the same command resumes",
+                        file=sys.stderr,
+                    )
                     return EXIT_INTERRUPTED
                 print(f"sent {asker.requests} requests, {asker.retries} of them retries", file=sys.stderr)
                 reasons = asker.failed

@@ -9,7 +9,7 @@ MAX_BACKOFF_S = 60.0
 
 
 class RateLimit:
-    """A limit of `per_minute` units, spread evenly: after a units the next reservation waits 60 a / per_minute seconds.
+    """A limit of `per_minute` units, spread evenly: n units delay the next reservation by 60 n / per_minute seconds.
 
     Unused time is not saved up.
     """
@@ -34,7 +34,7 @@ class RateLimit:
 def backoff(attempt: int, base_s: float, retry_after_s: float | None) -> float:
     """Seconds before retry `attempt` (from 0): uniform in [0, min(60, base · 2^attempt)], known as full jitter.
 
-    If the server sets a time, it is that time plus a uniform part of one base, so that clients do not retry at once.
+    If the server sets a time, it is that time plus a uniform part of one base, so that requests are not retried simultaneously.
     """
     if retry_after_s is not None:
         return retry_after_s + random.uniform(0.0, base_s)
