@@ -23,7 +23,7 @@ FORMAT = "cotmi_jax annotations 1"
 
 
 class Choice(NamedTuple):
-    """One completion of a response, unchanged."""
+    """One completion of a response, without the key if the server repeated it."""
 
     text: str
     finish_reason: str | None

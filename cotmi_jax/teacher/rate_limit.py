@@ -34,7 +34,7 @@ class RateLimit:
 def backoff(attempt: int, base_s: float, retry_after_s: float | None) -> float:
     """Seconds before retry `attempt` (from 0): uniform in [0, min(60, base · 2^attempt)], known as full jitter.
 
-    If the server sets a time, it is that time plus a uniform part of one base, so that requests are not retried simultaneously.
+    If the server sets a time, it is that time plus a uniform part of one base, which spreads simultaneous retries.
     """
     if retry_after_s is not None:
         return retry_after_s + random.uniform(0.0, base_s)
