@@ -45,7 +45,7 @@ def load(arguments: argparse.Namespace, cache: str) -> RunData:
 
 
 def ours(data: RunData, *, packing: bool, steps: int) -> Callable[[], Iterator[Batch]]:
-    """Batches of the first steps, as a run makes them without tf.data."""
+    """Batches of the first steps, made as in a run but without tf.data."""
     shape = data.shape(shards=1) if packing else None
 
     def batches() -> Iterator[Batch]:
@@ -55,8 +55,8 @@ def ours(data: RunData, *, packing: bool, steps: int) -> Callable[[], Iterator[B
     return batches
 
 
-def piped(data: RunData, *, steps: int) -> Callable[[], Iterator[Batch]]:
-    """The same packed batches as a run gets them, through tf.data and its threads."""
+def pipeline(data: RunData, *, steps: int) -> Callable[[], Iterator[Batch]]:
+    """The same packed batches through tf.data and its threads, as in a run."""
     from cotmi_jax.data.pipeline import train_batches
 
     shape = data.shape(shards=1)
@@ -97,11 +97,11 @@ def features(split: TokenizedSplit, row: int) -> dict[str, dict[str, list[int]]]
     return found
 
 
-def moved(data: RunData, steps: int) -> float:
+def fraction_moved(data: RunData, steps: int) -> float:
     """Fraction of the examples of the first steps that a purely random order puts into another batch."""
     plain = dataclasses.replace(data.order, tokens=None)
-    foreign = [np.setdiff1d(data.order.picks(step).rows, plain.picks(step).rows).size for step in range(steps)]
-    return sum(foreign) / (steps * data.order.batch_size)
+    moved = [np.setdiff1d(data.order.picks(step).rows, plain.picks(step).rows).size for step in range(steps)]
+    return sum(moved) / (steps * data.order.batch_size)
 
 
 def positions(batch: Batch) -> Counts:
@@ -139,7 +139,7 @@ def main() -> None:
         makers = {
             "packed": lambda: ours(data, packing=True, steps=arguments.steps),
             "padded": lambda: ours(data, packing=False, steps=arguments.steps),
-            "tf.data": lambda: piped(data, steps=arguments.steps),
+            "tf.data": lambda: pipeline(data, steps=arguments.steps),
             "torch": lambda: reference(data, steps=arguments.steps),
         }
         sides = {side: makers[side]() for side in arguments.sides}
@@ -160,7 +160,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
     }
     if "packed" in sides:
-        report |= {"shape": str(data.shape(shards=1)), "examples_moved": moved(data, arguments.steps)}
+        report |= {"shape": str(data.shape(shards=1)), "examples_moved": fraction_moved(data, arguments.steps)}
     for side, seconds_of_rounds in spent.items():
         seconds = statistics.median(seconds_of_rounds)
         padding = 1.0 - tokens / totals[side]

@@ -1,10 +1,10 @@
-"""Every estimator with a critic on Gaussians whose mutual information rises in steps: a table and a figure.
+"""All estimators on Gaussians whose mutual information increases in steps: a table and a figure.
 
     python -m benchmarks.mi_staircase --output=docs/mi_staircase.png
 
-Pairs of 20 dimensions correlate by rho in each, so I = −10·log(1 − rho²) is known. A critic is trained anew at each
-level, on fresh pairs at every step: what an estimator then misses is its own bias, not a lack of data. Levels of one
-estimator train side by side in one program. The quadratic critic contains the exact density ratio.
+Pairs of 20 dimensions have correlation rho in each, so I = −10·log(1 − rho²) is known. A new critic is trained at each
+level, with fresh pairs at every step, so that the error is the bias of the estimator, not a lack of data. The levels of
+one estimator are trained in one vectorized program. The quadratic critic contains the exact density ratio.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LEVELS = (2.0, 4.0, 6.0, 8.0, 10.0)  # nats
 
 
 class Run(NamedTuple):
-    """One estimator over all levels L: its value at every step of training, and on batches it was not trained on."""
+    """One estimator at all levels L: its value at every training step S, and on B batches after training, in nats."""
 
     estimator: Estimator
     training_LxS: np.ndarray
@@ -40,14 +40,14 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The estimator with the setting that matters."""
+        """The estimator with its α or τ, if it has one."""
         shown = {"alpha": "α", "tau": "τ"}
         settings = (f" {shown[name]}={value:g}" for name, value in self.estimator.values.items() if name in shown)
         return self.estimator.name + "".join(settings)
 
 
 def correlation(nats: float) -> float:
-    """rho of every dimension at which the pairs have this mutual information."""
+    """rho of every dimension for which the pairs have this mutual information."""
     return math.sqrt(-math.expm1(-2.0 * nats / DIMENSIONS))
 
 
@@ -69,7 +69,7 @@ def run(
     fresh: int = 200,
     seed: int = 0,
 ) -> Run:
-    """Train a critic at every level with Adam along a cosine and read `fresh` batches with what it has become."""
+    """Train a critic at every level with Adam and a cosine schedule, then evaluate it on `fresh` batches."""
     model = make_model(DIMENSIONS, DIMENSIONS, estimator, critic)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     init_key, train_key, fresh_key = jax.random.split(jax.random.key(seed), 3)
@@ -79,10 +79,10 @@ def run(
         batches = jax.random.split(train_key, steps)
         fit, training_S = model.advance(optimizer, lambda key: sample(rho, num_pairs, key), fit, batches)
 
-        def read(key: Array) -> Array:
+        def evaluate(key: Array) -> Array:
             return model.score(fit.params, *sample(rho, num_pairs, key), estimator.start())[0].value
 
-        return training_S, jax.lax.map(read, jax.random.split(fresh_key, fresh))
+        return training_S, jax.lax.map(evaluate, jax.random.split(fresh_key, fresh))
 
     started = time.perf_counter()
     rho_L = jnp.array([correlation(nats) for nats in levels])
@@ -91,19 +91,21 @@ def run(
 
 
 def run_without_fit(name: str, *, pairs: int = 2000, sets: int = 10, seed: int = 0, steps: int = 1000) -> Run:
-    """ksg or cca on `sets` sets of pairs at every level. There is no training to show: its curve is NaN."""
+    """ksg or cca on `sets` sets of pairs at every level. There is no training: its curve is NaN."""
     started = time.perf_counter()
     keys = jax.random.split(jax.random.key(seed), sets)
     fresh = [
         [NONPARAMETRIC[name](*map(np.asarray, sample(correlation(nats), pairs, key))) for key in keys]
         for nats in LEVELS
     ]
-    nothing = np.full((len(LEVELS), steps), np.nan)
-    return Run(Estimator(name, NONPARAMETRIC[name], "neither"), nothing, np.array(fresh), time.perf_counter() - started)
+    no_training = np.full((len(LEVELS), steps), np.nan)
+    return Run(
+        Estimator(name, NONPARAMETRIC[name], "neither"), no_training, np.array(fresh), time.perf_counter() - started
+    )
 
 
 def table(runs: Sequence[Run], num_pairs: int) -> list[dict[str, object]]:
-    """A row for each estimator: mean, standard error of it and standard deviation of a batch by level, in nats."""
+    """A row for each estimator: by level the mean, its standard error and the deviation of a batch, in nats."""
     rows: list[dict[str, object]] = []
     for result in runs:
         std_L = result.fresh_LxB.std(axis=1, ddof=1)
@@ -134,7 +136,7 @@ def text(rows: Sequence[dict[str, object]]) -> str:
 
 
 def draw(runs: Sequence[Run], num_pairs: int, title: str, output: str) -> None:
-    """One panel an estimator. Levels follow one another along the axis of training steps."""
+    """One panel per estimator, with the levels in sequence along the axis of training steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -173,12 +175,12 @@ def draw(runs: Sequence[Run], num_pairs: int, title: str, output: str) -> None:
     axes[0, 0].set_ylim(-0.5, top)
     axes[0, 0].set_xlim(0, edges[-1])
     axes[0, 0].set_yticks([0, *LEVELS, LEVELS[-1] + 2])
-    figure.supxlabel(f"training step (the network starts anew every {steps:,})", fontsize=10)
+    figure.supxlabel(f"training step (a new network every {steps:,})", fontsize=10)
     figure.supylabel("mutual information, nats", fontsize=10)
     figure.suptitle(title, fontsize=11)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    place = {"loc": "lower right", "bbox_to_anchor": (0.95, 0.1)}
-    legend = figure.legend(handles, labels, frameon=False, fontsize=10, **place)
+    location = {"loc": "lower right", "bbox_to_anchor": (0.95, 0.1)}
+    legend = figure.legend(handles, labels, frameon=False, fontsize=10, **location)
     for line in legend.get_lines():
         line.set_linewidth(max(line.get_linewidth(), 1.2))
     figure.savefig(output, dpi=110)
@@ -187,12 +189,12 @@ def draw(runs: Sequence[Run], num_pairs: int, title: str, output: str) -> None:
 def main() -> None:
     """Parse the command line, run every estimator in turn, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", help="PNG to write; without it, the table alone")
+    parser.add_argument("--output", help="PNG to write; default: only the table")
     parser.add_argument("--critic", choices=CRITICS, default="quadratic")
-    parser.add_argument("--num_pairs", type=int, default=128, help="contrasted at a time")
-    parser.add_argument("--steps", type=int, default=1000, help="at each level")
-    parser.add_argument("--learning_rate", type=float, default=1e-2, help="at its start; take 2e-3 with an MLP")
-    parser.add_argument("--fresh", type=int, default=200, help="batches read after training")
+    parser.add_argument("--num_pairs", type=int, default=128, help="pairs in a batch")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps at each level")
+    parser.add_argument("--learning_rate", type=float, default=1e-2, help="initial; use 2e-3 with an MLP")
+    parser.add_argument("--fresh", type=int, default=200, help="batches evaluated after training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="the table as JSON")
     arguments = parser.parse_args()
@@ -211,8 +213,8 @@ def main() -> None:
     print(json.dumps(report, indent=1) if arguments.json else text(rows))
     if arguments.output:
         title = (
-            f"{DIMENSIONS}-dimensional Gaussians, {arguments.critic} critic, K = {arguments.num_pairs} pairs at a "
-            f"time, {arguments.steps:,} steps a level"
+            f"{DIMENSIONS}-dimensional Gaussians, {arguments.critic} critic, K = {arguments.num_pairs} pairs per "
+            f"batch, {arguments.steps:,} steps per level"
         )
         draw(runs, arguments.num_pairs, title, arguments.output)
 

@@ -1,11 +1,11 @@
-"""What the mutual-information term costs: time and temporary memory of a training step beside one of `dss`.
+"""Cost of the mutual-information term: time and temporary memory of a training step relative to one of `dss`.
 
     python -m benchmarks.mi_term --preset=small --batch_size=64
 
-Random tokens in full rows, so nothing but this package's step is measured; by default of the lengths that CommonsenseQA
-is padded to. The variants take turns within one process, so that a change in the machine's load meets all of them, and
-ratios are taken turn by turn. Temporaries are what XLA says it allocates for the step beside its arguments and results.
-Imports no tensorflow. Printed as JSON.
+Batches are random tokens without padding, by default of the padded lengths of CommonsenseQA. The variants alternate
+within one process, so that a change in the machine's load affects all of them, and ratios are computed per round.
+Temporaries are what XLA reports as allocated for the step, without arguments and results. Does not import tensorflow.
+The result is printed as JSON.
 """
 
 import argparse
@@ -38,7 +38,7 @@ BASELINE = "dss"
 
 
 def _cotmi(**mi: str) -> Objective:
-    """cotmi with the term of these keys of config.mi."""
+    """cotmi with these keys of config.mi."""
     config = base()
     config.objective.name, config.data.packing = "cotmi", False
     config.mi.update(mi)
@@ -55,7 +55,7 @@ VARIANTS: dict[str, Objective] = {
 
 
 class Variant(NamedTuple):
-    """A compiled step that goes on from where it left off, and its temporaries in bytes."""
+    """A function that executes the next step and returns its seconds, and the temporaries of a step in bytes."""
 
     advance: Callable[[], float]
     temporaries: int
@@ -84,19 +84,19 @@ def make_variant(arguments: argparse.Namespace, objective: Objective, batch: Map
     optimizer = with_networks(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule)), optax.adam(1e-3))
     with jax.set_mesh(mesh):
         state_def = StateDef.of(student, optimizer, mesh, objective)
-        placed, streams = put_batch(batch, mesh), train_streams(SEED)
+        on_mesh, streams = put_batch(batch, mesh), train_streams(SEED)
         step = make_train_step(state_def, objective, schedule)
-        compiled = step.lower(state_def.abstract, placed, streams).compile()  # type: ignore[attr-defined]
+        compiled = step.lower(state_def.abstract, on_mesh, streams).compile()  # type: ignore[attr-defined]
         state = None if arguments.memory_only else state_def.init(stream_key(SEED, "init"))
 
     def advance() -> float:
         nonlocal state
-        begun = time.perf_counter()
-        state, metrics = compiled(state, placed, streams)
+        start = time.perf_counter()
+        state, metrics = compiled(state, on_mesh, streams)
         loss = float(metrics["loss"])
         if not np.isfinite(loss):
             raise FloatingPointError(f"loss {loss}")
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     return Variant(advance, compiled.memory_analysis().temp_size_in_bytes)
 
@@ -111,17 +111,17 @@ def main() -> None:
     parser.add_argument("--rationale_tokens", type=int, default=72)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--memory_only", action="store_true", help="compile, run nothing")
+    parser.add_argument("--memory_only", action="store_true", help="compile only")
     arguments = parser.parse_args()
     names = [BASELINE, *(name for name in arguments.variants if name != BASELINE)]
     batch = random_batch(arguments, preset(arguments.preset).vocab_size)
     variants = {name: make_variant(arguments, VARIANTS[name], batch) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(0 if arguments.memory_only else arguments.rounds + 1):
+    for round_ in range(0 if arguments.memory_only else arguments.rounds + 1):
         for name, variant in variants.items():
             spent = variant.advance()
-            print(f"turn {turn}: {name} {spent:.2f} s", file=sys.stderr, flush=True)
-            if turn:  # the first allocates
+            print(f"round {round_}: {name} {spent:.2f} s", file=sys.stderr, flush=True)
+            if round_:  # the first allocates
                 seconds[name].append(spent)
     report: dict[str, Any] = {
         "set-up": {key: value for key, value in vars(arguments).items() if key != "variants"},

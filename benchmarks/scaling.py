@@ -1,10 +1,11 @@
-"""What every published size takes on common TPU slices: mesh, batch, memory and traffic, from compiling the real step.
+"""Every published size on common TPU slices: mesh, batch, memory and communication, from compiling the training step.
 
     python -m benchmarks.scaling --json=scaling.json --markdown=docs/scaling.md
 
-Runs on any machine that has libtpu (pip install -e '.[tpu]'). Every cell is written to the JSON file as soon as it
-is done, and cells that stand there are not compiled again: interrupt and go on at will. Compiled with XLA's full
-effort by default; --quick takes a third of the time and finds programs that need a few per cent more memory.
+Runs on any machine that has libtpu (pip install -e '.[tpu]'). Every cell is written to the JSON file as soon as it is
+done, and cells that are in the file are not compiled again, so that the command can be interrupted and repeated.
+Compiled with XLA's full effort by default; --quick takes a third of the time and gives programs that need a few per
+cent more memory.
 """
 
 import argparse
@@ -31,15 +32,15 @@ from cotmi_jax.parallel.mesh import make_mesh
 PRESETS = ("small", "base", "large", "xl", "xxl")
 TOPOLOGIES = ("v4-8", "v5e-8", "v5e-64", "v5e-256", "v6e-8")
 INPUTS, TARGETS = 1024, 256  # tokens of a row
-EXAMPLES = 4  # of a row, two tasks each
-# The large sizes recompute their layers: kept, the activations of one row of xl are 20 GiB.
+EXAMPLES = 4  # per row, two tasks each
+# Large sizes rematerialize their layers: without it, the activations of one row of xl are 20 GiB.
 REMAT = {"small": "none", "base": "none", "large": "full", "xl": "full", "xxl": "full"}
-MOST_ROWS = 64  # of a device
+MOST_ROWS = 64  # per device
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 
 
 def recipe(name: str, mesh: MeshShape, rows: int) -> ConfigDict:
-    """The papers' set-up for a size on a mesh, in bfloat16, with so many rows a step."""
+    """The configuration of the papers for a size on a mesh, in bfloat16, with `rows` per step."""
     config = base()
     config.model.preset, config.model.dtype, config.model.remat = name, "bfloat16", REMAT[name]
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
@@ -49,7 +50,7 @@ def recipe(name: str, mesh: MeshShape, rows: int) -> ConfigDict:
 
 
 def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: bool) -> ProgramReport:
-    """The training step with so many rows on each part of the mesh."""
+    """The training step with `rows` on each batch shard."""
     devices = topology_devices(topology)
     accelerator = find_accelerator(devices[0].device_kind)
     assert accelerator is not None
@@ -61,22 +62,23 @@ def compile_step(name: str, topology: str, shape: MeshShape, rows: int, quick: b
 
 
 def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[int, ProgramReport | None]:
-    """The largest power of two of rows a device that fits, and its report; 0 and None where one row does not.
+    """The largest power of two of rows per device that fits, and its report; 0 and None if one row does not fit.
 
-    A step that is far too large is refused early and says what it would have taken, which tells what will do.
+    The compiler refuses a step that is far too large quickly and reports the memory it needs, from which the next
+    number of rows is estimated.
     """
     reports: dict[int, ProgramReport] = {}
 
     def attempt(rows: int) -> ProgramReport:
         if rows not in reports:
             report = reports[rows] = compile_step(name, topology, shape, rows, quick)
-            print(f"  {rows} rows a device: {report.memory.total / GIB:.1f} GiB, {report.seconds:.0f} s", flush=True)
+            print(f"  {rows} rows per device: {report.memory.total / GIB:.1f} GiB, {report.seconds:.0f} s", flush=True)
         return reports[rows]
 
     rows = MOST_ROWS
     while rows and not (report := attempt(rows)).fits:
-        share = _room(report) / max(report.memory.temporaries, 1.0)
-        rows = min(rows // 2, 1 << max(int(rows * share * 1.15), 1).bit_length() - 1)
+        fraction = _room(report) / max(report.memory.temporaries, 1.0)
+        rows = min(rows // 2, 1 << max(int(rows * fraction * 1.15), 1).bit_length() - 1)
     while 0 < rows < MOST_ROWS and 1.6 * reports[rows].memory.temporaries < _room(reports[rows]):
         if not attempt(2 * rows).fits:
             break
@@ -85,7 +87,7 @@ def largest(name: str, topology: str, shape: MeshShape, quick: bool) -> tuple[in
 
 
 def _room(report: ProgramReport) -> float:
-    """Bytes for temporaries."""
+    """Bytes available for temporaries."""
     return report.capacity - RESERVE - report.memory.arguments
 
 
@@ -122,7 +124,7 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
 
 
 def _seconds(report: ProgramReport, accelerator: Accelerator, devices: int) -> dict[str, float]:
-    """Of a step at peak speed: the model's operations, and the traffic."""
+    """Seconds of a step at peak speed: for the operations of the model, and for its communication."""
     assert report.collectives is not None
     sent = report.collectives.total()[2]
     return {
@@ -132,7 +134,7 @@ def _seconds(report: ProgramReport, accelerator: Accelerator, devices: int) -> d
 
 
 def _sources(report: ProgramReport) -> dict[str, float]:
-    """The ten operations of the program that send most, in bytes."""
+    """Bytes sent by the ten operations of the program that send most."""
     assert report.collectives is not None
     sums: dict[str, float] = {}
     for each in report.collectives.found:
@@ -142,7 +144,7 @@ def _sources(report: ProgramReport) -> dict[str, float]:
 
 
 def table(cells: dict[str, Any]) -> str:
-    """Markdown of the cells that are there."""
+    """The cells as a Markdown table."""
     lines = [
         "| student | slice | mesh data × fsdp × tensor | remat | rows a step (a device) | GiB of a device "
         "| gather | scatter | reduce | permute, swap | sent MiB | least MiB | ratio | ms at peak | ms on links |",
@@ -157,13 +159,13 @@ def table(cells: dict[str, Any]) -> str:
         sent = {kind: cell["collectives"][kind]["sent"] / 2**20 for kind in KINDS}
         least, everything = total_bytes(cell["least"]) / 2**20, sum(sent.values())
         memory, seconds = cell["memory"], cell["seconds"]
-        parts = cell["rows"] * cell["mesh"][0] * cell["mesh"][1]
+        total_rows = cell["rows"] * cell["mesh"][0] * cell["mesh"][1]
         columns = [
             name,
             topology,
             mesh,
             REMAT[name],
-            f"{parts:,} ({cell['rows']})",
+            f"{total_rows:,} ({cell['rows']})",
             f"{memory['total'] / GIB:.1f} / {memory['capacity'] / GIB:.0f}",
             *(f"{sent[kind]:,.0f}" for kind in ("all-gather", "reduce-scatter", "all-reduce")),
             f"{sent['collective-permute'] + sent['all-to-all']:,.0f}",
@@ -178,19 +180,21 @@ def table(cells: dict[str, Any]) -> str:
 
 
 def write_markdown(path: Path, cells: dict[str, Any]) -> None:
-    """Put the table between the markers of a page."""
+    """Write the table between the markers of a page."""
     before, rest = path.read_text().split(BEGIN)
     after = rest.split(END)[1]
     replace_file(path, f"{before}{BEGIN}\n\n{table(cells)}\n\n{END}{after}")
 
 
 def main() -> None:
-    """Compile what is missing, and write the table."""
+    """Compile the missing cells, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
-    parser.add_argument("--json", type=Path, default=Path("scaling.json"), help="results; read first if it is there")
-    parser.add_argument("--markdown", type=Path, help="page with the markers")
+    parser.add_argument(
+        "--json", type=Path, default=Path("scaling.json"), help="results; cells in it are not compiled again"
+    )
+    parser.add_argument("--markdown", type=Path, help="page with the markers, to write the table to")
     parser.add_argument("--quick", action="store_true", help="with XLA's least effort")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

@@ -34,14 +34,14 @@ from cotmi_jax.workdir.record import STARTS_FILE
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "A new folder for the runs.")
-_KILLS = flags.DEFINE_integer("kills", 20, "How often a run is killed at least.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments of the kills.")
+_KILLS = flags.DEFINE_integer("kills", 20, "Least number of kills.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the times of the kills.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """A kill: seconds after the start, phase of the run, the step it had reached, the newest one saved."""
+    """A kill: seconds after the start, phase of the run, the step it had reached, the last step saved."""
 
     seconds: float
     phase: str
@@ -55,14 +55,14 @@ class Kill:
 
 @dataclasses.dataclass(frozen=True)
 class SoakReport:
-    """What was done and found. `rounds` counts the runs from step 0 to the end that the kills were spread over."""
+    """The kills, the number of complete runs over which they were spread, and the differences found."""
 
     kills: tuple[Kill, ...]
     rounds: int
     differences: tuple[str, ...]
 
     def text(self) -> str:
-        """A few lines."""
+        """A summary and the differences, one per line."""
         phases = collections.Counter(kill.phase for kill in self.kills)
         hit = ", ".join(f"{count} {phase}" for phase, count in phases.most_common())
         again = sum(kill.step - kill.saved for kill in self.kills)
@@ -108,7 +108,7 @@ def differences(reference: Path, workdir: Path) -> list[str]:
 
 
 def _hit(workdir: Path, before: tuple[list[Json], list[Json]], seconds: float, eval_every: int) -> Kill:
-    """Read off a dead run's files where it was killed; `before` are its starts and metrics as this start found them."""
+    """Where a run was killed, from its files; `before` are its starts and metrics before this start."""
     last = saved(workdir, "latest")
     reached = last.step if last else 0
     starts, metrics = read_json_lines(workdir / STARTS_FILE), read_json_lines(workdir / METRICS_FILE)
@@ -128,7 +128,7 @@ def _hit(workdir: Path, before: tuple[list[Json], list[Json]], seconds: float, e
 
 
 def _train(command: Sequence[str], workdir: Path, seconds: float | None) -> bool:
-    """Start the trainer and kill it after so many seconds; True where it was done before. Raises UserError."""
+    """Start the trainer and kill it after `seconds`; True if it ended before. Raises UserError if it fails."""
     log = workdir.with_name(workdir.name + ".log")
     with log.open("ab") as output:
         process = subprocess.Popen([*command, f"--workdir={workdir}"], stdout=output, stderr=output)
@@ -137,19 +137,19 @@ def _train(command: Sequence[str], workdir: Path, seconds: float | None) -> bool
         except subprocess.TimeoutExpired:
             return False
         finally:
-            process.kill()  # also where this process is being interrupted
+            process.kill()  # also if this process is interrupted
             process.wait()
     if code:
-        *_, said = ["no word", *log.read_text(errors="replace").strip().splitlines()]
-        raise UserError(f"training in {workdir} failed with exit code {code}: {said} ({log})")
+        *_, last = ["no output", *log.read_text(errors="replace").strip().splitlines()]
+        raise UserError(f"training in {workdir} failed with exit code {code}: {last} ({log})")
     return True
 
 
 def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, eval_every: int) -> SoakReport:
     """Run `command` with a --workdir once undisturbed, then killed at least `kills` times and started again each time.
 
-    The moments are uniform over the time that an undisturbed run takes from start to end. A run that ends before its
-    kill is compared, and the next one begins; so the number of starts is bounded, however slowly a run proceeds.
+    The times are uniform over the duration of an undisturbed run. A run that ends before its kill is compared, and the
+    next one starts; so the number of starts is bounded, however slowly a run proceeds.
 
     Raises:
       UserError: the workdir is not local or not empty, or the trainer fails by itself.
@@ -162,19 +162,19 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
         raise UserError(f"--workdir {workdir} is not empty: give a new one")
     draw, hits, found = random.Random(seed), list[Kill](), list[str]()
     _say("the undisturbed run")
-    began = time.monotonic()
+    start = time.monotonic()
     _train(command, workdir / "reference", None)
-    whole = time.monotonic() - began
+    duration = time.monotonic() - start
     for number in itertools.count(1):
         folder = workdir / f"killed-{number}"
-        _say(f"run {number}, killed within {whole:.1f} s of each start")
+        _say(f"run {number}, killed within {duration:.1f} s of each start")
         while True:
-            seconds = draw.uniform(0.0, whole) if len(hits) < kills else None
+            seconds = draw.uniform(0.0, duration) if len(hits) < kills else None
             before = read_json_lines(folder / STARTS_FILE), read_json_lines(folder / METRICS_FILE)
-            began = time.monotonic()
+            start = time.monotonic()
             if _train(command, folder, seconds):
-                if not before[0]:  # it ran from start to end: it may have used what the first one compiled
-                    whole = min(whole, time.monotonic() - began)
+                if not before[0]:  # an undisturbed run, which may have used programs that the first one compiled
+                    duration = min(duration, time.monotonic() - start)
                 break
             assert seconds is not None
             hits.append(_hit(folder, before, seconds, eval_every))
@@ -185,7 +185,7 @@ def soak(command: Sequence[str], workdir_path: str, *, kills: int, seed: int, ev
             shutil.rmtree(folder)
         if len(hits) >= kills:
             return SoakReport(tuple(hits), number, tuple(found))
-    raise AssertionError("the count has no end")
+    raise AssertionError("itertools.count does not end")
 
 
 def _say(text: str) -> None:

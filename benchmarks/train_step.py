@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none", help="of the jax side")
     parser.add_argument("--padded", action="store_true", help="jax side: one example per row, and the released loss")
     parser.add_argument("--scan_layers", action="store_true", help="of the jax side")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps a round")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps per round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sides", nargs="+", choices=("jax", "torch"), default=("jax", "torch"))
     parser.add_argument("--side", choices=("jax", "torch"), help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
-"""A Google Cloud Storage of one bucket in memory: what its clients in this package ask for of the JSON API.
+"""A Google Cloud Storage server with one bucket in memory: the requests of the JSON API that this package makes.
 
-Clients find it by the environment of `FakeGcs.environment`: gcsfs, google-cloud-storage and tensorstore.
+Clients find it by the variables of `FakeGcs.environment`: gcsfs, google-cloud-storage and tensorstore.
 """
 
 import contextlib
@@ -21,34 +21,34 @@ _API = re.compile(rf"(?:/download|/upload)?/storage/v1/b/([^/]+)(?:/(o)(?:{_OBJE
 
 
 class FakeGcs:
-    """The bucket and what was done to it. `refuse`: answer every request with this status from now on."""
+    """The bucket and the writes to it. `refuse`: the status with which every request is answered, if not 0."""
 
     def __init__(self, bucket: str):
         self.bucket = bucket
         self.objects: dict[str, tuple[bytes, int]] = {}  # content and generation by name
         self.writes: list[str] = []
         self.refuse = 0
-        self.describes_bucket = True  # what the permission storage.buckets.get allows
+        self.describes_bucket = True  # whether the client has the permission storage.buckets.get
         self.delay = 0.0  # seconds before an answer
         self.lock = threading.Lock()
-        self.uploads: dict[str, tuple[str, bytes]] = {}  # resumable ones under way
+        self.uploads: dict[str, tuple[str, bytes]] = {}  # resumable uploads in progress
         self._generation = 0
         self.url = ""
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables for the processes that are to use it."""
+        """Environment variables of the processes that use it."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # tensorstore's
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # of tensorstore
             "FSSPEC_GCS_TOKEN": "anon",
             "NO_GCE_CHECK": "true",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks for the kind of the bucket by gRPC
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # would request the kind of the bucket by gRPC
         }
 
     def put(self, name: str, content: bytes) -> int:
-        """Write an object; its generation."""
+        """Write an object; returns its generation."""
         with self.lock:
             self._generation += 1
             self.objects[name] = (content, self._generation)
@@ -56,7 +56,7 @@ class FakeGcs:
             return self._generation
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of objects in order."""
+        """Sorted names of the objects."""
         with self.lock:
             return sorted(name for name in self.objects if name.startswith(prefix))
 
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         if store.refuse:
             return self._error(store.refuse, "refused by the test")
         if not found:
-            return self._error(501, f"the fake knows no {self.command} {parts.path}")
+            return self._error(501, f"the fake does not support {self.command} {parts.path}")
         bucket, objects, name, rewrite, target = (text and unquote(text) for text in found.groups())
         if bucket != store.bucket:
             return self._error(404, "The specified bucket does not exist.")
@@ -203,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # gcsfs drops connections whose answer it needs no more
+        if not isinstance(sys.exception(), ConnectionError):  # gcsfs closes connections whose answer it no longer needs
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
@@ -224,7 +224,7 @@ def serving(bucket: str) -> Iterator[FakeGcs]:
 
 
 def use(environment: dict[str, str], then: Callable[[], None] | None = None) -> None:
-    """Have this process take the server for Cloud Storage, which gcsfs has not been imported in."""
+    """Make this process use the server as Cloud Storage; call before gcsfs is imported."""
     os.environ.update(environment)
     fsspec.config.set_conf_env(fsspec.config.conf)
     if then is not None:
