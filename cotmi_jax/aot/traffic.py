@@ -28,7 +28,7 @@ def least_traffic(
     shard = rows / (data * fsdp) * config.d_model * width  # of one token position
     gathered, scattered = (layers + table) / tensor * width, (fsdp - 1) / fsdp
     exchanged, embedding = shard * (input_length + target_length), 0.0 if config.tied else table / tensor * width
-    exchanged, embedding = (exchanged, 0.0) if exchanged < embedding else (0.0, embedding)  # the lesser alone
+    exchanged, embedding = (exchanged, 0.0) if exchanged < embedding else (0.0, embedding)  # only the lesser
     encoder, decoder = config.num_encoder_layers * input_length, config.num_decoder_layers * target_length
     sums = 2 * (2 * encoder + 3 * decoder) + (encoder + 2 * decoder if recompute else 0)  # token positions
     return {

@@ -142,7 +142,7 @@ def _take_beams(x_BxK: Array, index_BxN: Array) -> Array:
 
 
 def _reorder_cache(cache: Cache, index_BxK: Array) -> Cache:
-    """Give every beam the cache of its parent; entries named cross_* depend on the inputs alone and are left."""
+    """Give every beam the cache of its parent; entries named cross_* depend only on the inputs and stay."""
     batch, beams = index_BxK.shape
     index_BK = (jnp.arange(batch)[:, None] * beams + index_BxK).reshape(-1)
     return {name: leaf if name.startswith("cross_") else leaf[:, index_BK] for name, leaf in cache.items()}

@@ -13,9 +13,9 @@ Length = TypeVar("Length", float, np.ndarray)  # one length, or float64 [N] with
 def forward_flops(config: T5Config, *, rows: int, input_length: Length, target_length: Length) -> Length:
     """Floating-point operations of one forward pass over rows of input_length tokens into target_length.
 
-    Counts matrix multiplications, two operations a multiply-add: projections, attention over whole rows (masked scores
-    are computed too), mlp and output head. Look-ups, norms, softmax and biases are left out, as in Chowdhery et al.
-    2022 (PaLM), appendix B.
+    Counts matrix multiplications, two operations per multiply-add: projections, attention over whole rows (masked
+    scores are computed too), mlp and output head. Look-ups, norms, softmax and biases are left out, as in Chowdhery et
+    al. 2022 (PaLM), appendix B.
 
     Raises UserError for the config of another network.
     """

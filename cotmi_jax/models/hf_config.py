@@ -52,10 +52,10 @@ class _Reader:
         value = repr(self.fields[name]) if name in self.fields else "missing"
         return UserError(f"{self.file}: {name} = {value}: {why}")
 
-    def whole(self, name: str, default: int | None = None, least: int = 1) -> int:
+    def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
         value = self.fields.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.refuse(name, f"must be a whole number of at least {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise self.refuse(name, f"must be a whole number of at least {minimum}")
         return value
 
     def number(self, name: str, default: float, below: float) -> float:
@@ -85,28 +85,28 @@ def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
     """
     read = _Reader(fields, file)
     _check_names(read)
-    num_layers = read.whole("num_layers")
+    num_layers = read.integer("num_layers")
     decoder_layers = "num_layers" if fields.get("num_decoder_layers") is None else "num_decoder_layers"
     buckets, max_distance = _relative_attention(read)
-    pad_id = read.whole("pad_token_id", 0, least=0)
+    pad_id = read.integer("pad_token_id", 0, minimum=0)
     if fields.get("decoder_start_token_id") not in (None, pad_id):
         raise read.refuse("decoder_start_token_id", f"only pad_token_id ({pad_id}) is supported as the start token")
     epsilon = read.number("layer_norm_epsilon", 1e-6, below=1)
     return T5Config(
-        vocab_size=read.whole("vocab_size"),
-        d_model=read.whole("d_model"),
-        d_kv=read.whole("d_kv"),
-        d_ff=read.whole("d_ff"),
+        vocab_size=read.integer("vocab_size"),
+        d_model=read.integer("d_model"),
+        d_kv=read.integer("d_kv"),
+        d_ff=read.integer("d_ff"),
         num_encoder_layers=num_layers,
-        num_decoder_layers=read.whole(decoder_layers),
-        num_heads=read.whole("num_heads"),
+        num_decoder_layers=read.integer(decoder_layers),
+        num_heads=read.integer("num_heads"),
         relative_buckets=buckets,
         relative_max_distance=max_distance,
         norm_epsilon=epsilon,
         gated=_gated(read),
         tied=_scaled(read),
         pad_id=pad_id,
-        eos_id=read.whole("eos_token_id", 1, least=0),
+        eos_id=read.integer("eos_token_id", 1, minimum=0),
         dropout=read.number("dropout_rate", 0.1, below=1),
     )
 
@@ -155,8 +155,8 @@ def _check_names(read: _Reader) -> None:
 
 
 def _relative_attention(read: _Reader) -> tuple[int, int]:
-    buckets = read.whole("relative_attention_num_buckets", 32, least=4)
-    max_distance = read.whole("relative_attention_max_distance", 128)
+    buckets = read.integer("relative_attention_num_buckets", 32, minimum=4)
+    max_distance = read.integer("relative_attention_max_distance", 128)
     if max_distance <= buckets // 2:  # log(max_distance / exact buckets) in relative_buckets must be positive
         raise read.refuse(
             "relative_attention_max_distance", f"must be more than half of relative_attention_num_buckets ({buckets})"

@@ -1,4 +1,4 @@
-"""What a network of a user's own needs beside its encoder and decoder, for a start."""
+"""Base classes for a first version of a user's own network: its config, and generation without a cache."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from cotmi_jax.models.t5 import Cache
 
 @dataclasses.dataclass(frozen=True)
 class BasicConfig:
-    """The fields that the config of every network has. Derive one class for each network, with its own fields."""
+    """The fields that the config of every network has. Derive a class of its own for each network."""
 
     vocab_size: int
     d_model: int = 64
@@ -24,8 +24,8 @@ class BasicConfig:
 class UncachedDecoding:
     """init_cache and decode_step of a Student from its `decode`: each step decodes the whole prefix again.
 
-    The cost of generation grows with the square of the length: for prototypes. `decode` may use inputs_BxS only to tell
-    padding from tokens, since their ids are not kept.
+    For prototypes: the number of decoded positions grows with the square of the length. `decode` may use inputs_BxS
+    only to distinguish padding from tokens, since the cache does not hold their ids.
     """
 
     config: Any
@@ -33,7 +33,7 @@ class UncachedDecoding:
     make_logits: Any
 
     def init_cache(self, encoded_BxSxD: Array, length: int) -> Cache:
-        """Encoder states, and room for the generated tokens."""
+        """The encoder states, and an array for the generated tokens, filled with pad_id."""
         tokens_1xBxT = jnp.full((1, encoded_BxSxD.shape[0], length), self.config.pad_id, jnp.int32)
         return {"cross_encoded": encoded_BxSxD[None], "tokens": tokens_1xBxT}
 

@@ -48,7 +48,7 @@ def make_process_rows(mesh: Mesh) -> ProcessRows:
 def put_batch(batch: Mapping[str, PyTree], mesh: Mesh) -> PyTree:
     """Host arrays → device arrays sharded over the mesh along their first axis.
 
-    The host arrays hold the rows that make_process_rows gives this process. Raises UserError where the rows do not
+    The host arrays hold the rows that make_process_rows gives this process. Raises UserError if the rows do not
     divide over the mesh.
     """
     sharding, process_rows = batch_sharding(mesh), make_process_rows(mesh)

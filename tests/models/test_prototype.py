@@ -1,4 +1,4 @@
-"""UncachedDecoding generates what a cache gives."""
+"""UncachedDecoding generates the same tokens as decoding with a cache."""
 
 import helpers
 import jax
