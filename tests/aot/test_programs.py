@@ -1,5 +1,7 @@
 """Programs lowered from abstract arrays equal those of a run: batches, parameters, steps."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from cotmi_jax.aot.programs import (
     programs,
 )
 from cotmi_jax.config import base, smoke
+from cotmi_jax.data import tasks
 from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.packing import PackShape, make_shape, pack
 from cotmi_jax.data.tokens import gather
@@ -64,6 +67,18 @@ def test_the_default_shape_has_a_row_for_each_example() -> None:
         default_shape(config, mesh, rows=12)
     with pytest.raises(UserError, match="config.micro_batches 2"):
         default_shape(recipe(micro_batches=2), mesh, rows=8)
+
+
+def test_an_objective_may_be_defined_in_an_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extension = tmp_path / "study.py"
+    extension.write_text(
+        "from cotmi_jax.data.tasks import OBJECTIVES, register_objective\n"
+        "register_objective('mine', OBJECTIVES['dss'])\n"
+    )
+    monkeypatch.setattr(tasks, "OBJECTIVES", dict(tasks.OBJECTIVES))
+    config = recipe(batch_size=24, extensions=str(extension), **{"objective.name": "mine"})
+    expected = default_shape(recipe(batch_size=24, **{"objective.name": "dss"}), make_mesh(fsdp=8))
+    assert default_shape(config, make_mesh(fsdp=8)) == expected
 
 
 def test_arguments_and_resident_state_of_a_device() -> None:
