@@ -25,7 +25,7 @@ from cotmi_jax.parallel.mesh import batch_shards
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Metrics, all predictions, held-out mutual information (None: not estimated), and the folder they are written to."""
+    """Metrics, predictions, held-out mutual information (None: not estimated), and the folder they are written to."""
 
     metrics: dict[str, Any]
     predictions: list[Prediction]

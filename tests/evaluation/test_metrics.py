@@ -1,4 +1,4 @@
-"""What counts as correct, and the interval around a share of correct answers."""
+"""Which labels are correct, the interval of an accuracy, and the registry of metrics."""
 
 import math
 
@@ -17,7 +17,7 @@ from cotmi_jax.evaluation.metrics import (
 )
 
 
-def test_text_has_to_match_exactly_but_for_outer_whitespace() -> None:
+def test_text_must_match_exactly_except_for_outer_whitespace() -> None:
     assert is_correct(" entailment\n", "entailment", "text")
     assert not is_correct("Entailment", "entailment", "text")
     assert not is_correct("fire place", "fireplace", "text")
@@ -42,14 +42,14 @@ def test_wilson_interval_has_the_published_values(correct: int, total: int, low:
 
 
 @pytest.mark.parametrize(("correct", "total"), [(3, 7), (136, 200), (1, 1000)])
-def test_bounds_are_where_the_score_test_turns(correct: int, total: int) -> None:
+def test_the_ends_of_the_interval_solve_the_score_test(correct: int, total: int) -> None:
     z = 2.5758293035489004  # 99.5% quantile of the standard normal distribution.
     for bound in wilson_interval(correct, total, confidence=0.99):
         score = abs(correct / total - bound) / math.sqrt(bound * (1 - bound) / total)
         assert score == pytest.approx(z, rel=1e-9)
 
 
-def test_interval_reaches_the_ends_and_not_beyond() -> None:
+def test_the_interval_stays_within_zero_and_one() -> None:
     for total in (1, 3, 10, 977):
         assert wilson_interval(0, total)[0] == 0.0
         high = wilson_interval(total, total)[1]

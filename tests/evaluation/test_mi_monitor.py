@@ -1,4 +1,4 @@
-"""Held-out mutual information: in a run, in its results, in a picture; and what ends a run whose term breaks."""
+"""Held-out mutual information in a run, in its results and in a plot; a run whose term is not finite."""
 
 import json
 import re
@@ -45,14 +45,14 @@ def short_fits() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def measured() -> Path:
-    """The workdir of a run that measured itself at steps 3 and 6."""
+    """The workdir of a run with held-out estimates at steps 3 and 6."""
     workdir = runs.scratch() / "measured"
     train(runs.tiny_config(MEASURED), str(workdir))
     return workdir
 
 
 @pytest.mark.slow
-def test_a_run_measures_itself(measured: Path) -> None:
+def test_a_run_logs_held_out_estimates(measured: Path) -> None:
     lines = read_measurements(measured)
     assert [line["step"] for line in lines] == [3, 6]
     for line in lines:
@@ -65,14 +65,14 @@ def test_a_run_measures_itself(measured: Path) -> None:
 
 
 @pytest.mark.slow
-def test_evaluation_measures_and_draws(measured: Path, tmp_path: Path) -> None:
+def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
     result = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "out"))
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["information"]
-    reading = found["between"]["infonce"]
-    assert reading["direction"] == "lower" and reading["cap"] == pytest.approx(np.log(reading["contrasted"]))
-    assert reading["pairs"] > 0.8 * runs.HELD_OUT  # pairs that do not make a whole block are left out
-    assert reading["saturation"] == pytest.approx(reading["value"] / reading["cap"])
-    assert reading["control"]["value"] <= 0.05 < reading["value"]
+    estimate = found["between"]["infonce"]
+    assert estimate["direction"] == "lower" and estimate["cap"] == pytest.approx(np.log(estimate["contrasted"]))
+    assert estimate["pairs"] > 0.8 * runs.HELD_OUT  # pairs that do not make a whole block are left out
+    assert estimate["saturation"] == pytest.approx(estimate["value"] / estimate["cap"])
+    assert estimate["control"]["value"] <= 0.05 < estimate["value"]
     assert draw_information(result.workdir, result.output / "information.png")
     assert (tmp_path / "out" / "information.png").read_bytes().startswith(b"\x89PNG")
     ((name, text), *_) = result.information.lines() if result.information else []
@@ -85,7 +85,7 @@ def test_evaluation_measures_and_draws(measured: Path, tmp_path: Path) -> None:
     assert "held-out I(Z;V)            not measured" in format_scores(few.metrics, few.information)
 
 
-def test_a_single_measurement_is_no_picture(measured: Path, tmp_path: Path) -> None:
+def test_a_single_measurement_is_not_plotted(measured: Path, tmp_path: Path) -> None:
     lines = (measured / "metrics.jsonl").read_text().splitlines(keepends=True)
     first = next(index for index, line in enumerate(lines) if "plane_x_z" in line)
     cut = lines[first][:-10]  # as a kill leaves the next one
@@ -94,7 +94,7 @@ def test_a_single_measurement_is_no_picture(measured: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_what_cannot_be_measured_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_too_few_examples_for_the_monitor_are_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(runs.tiny_config(MEASURED | {"eval.examples": 4}), str(tmp_path / "few"))
     assert "mutual information is not measured: 4 examples, at least 8 are needed" in capfd.readouterr().err
     with pytest.raises(UserError, match="config.mi.monitor.estimators 'infonce,guess': unknown estimator 'guess'"):
@@ -102,11 +102,11 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path, capfd: pytest.CaptureFi
     assert not list((tmp_path / "unknown").iterdir())
 
 
-# What a monitor reads.
+# Features and sets of a monitor.
 
 
 def split_of(size: int, seed: int) -> TokenizedSplit:
-    """Labels of one token in eight, and rationales that repeat it."""
+    """Labels of one token out of eight, and rationales that repeat it."""
     labels = np.random.default_rng(seed).integers(2, 10, size).tolist()
 
     def task(repeats: int) -> TokenizedTask:
@@ -125,7 +125,7 @@ def monitor_of(**changes: Any) -> tuple[MIMonitor, dict]:
     return MIMonitor(student, config, make_mesh(), batch_size=16), numpy_params(student)
 
 
-def test_features_are_of_the_rows_asked_for_in_their_order() -> None:
+def test_features_are_those_of_the_given_rows_in_order() -> None:
     monitor, params = monitor_of()
     split = split_of(24, 0)
     with jax.set_mesh(make_mesh()):
@@ -138,8 +138,8 @@ def test_features_are_of_the_rows_asked_for_in_their_order() -> None:
 
 
 @pytest.mark.slow
-def test_held_out_pairs_are_only_read() -> None:
-    """With other held-out examples the fit, as its curve shows, is the same; the reading is not."""
+def test_held_out_pairs_do_not_change_the_fit() -> None:
+    """With other held-out examples the curve of the fit is the same and the estimate is not."""
     monitor, params = monitor_of()
     known = split_of(128, 0)
     with jax.set_mesh(make_mesh()):
@@ -152,7 +152,7 @@ def test_held_out_pairs_are_only_read() -> None:
         monitor.measure(params, known, np.arange(128), split_of(7, 1))
 
 
-def test_labels_have_codes_of_their_own() -> None:
+def test_different_labels_have_different_codes() -> None:
     targets = np.array([[5, 7, 1, 0], [7, 5, 1, 0], [5, 7, 1, 0], [0, 0, 0, 0]])
     codes = label_features(targets, 32)
     np.testing.assert_array_equal(codes[0], codes[2])
@@ -161,26 +161,26 @@ def test_labels_have_codes_of_their_own() -> None:
     np.testing.assert_array_equal(label_features(np.pad(targets, ((0, 0), (0, 2))), 32)[0].shape, codes[0].shape)
 
 
-def test_controls_are_permuted_within_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs of the fit never reach the reading, not even taken apart."""
+def test_controls_are_permuted_within_each_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pair of the fit is among the test pairs, nor is a permuted one."""
     seen = []
-    monkeypatch.setattr(mi_monitor, "estimate_splits", lambda *parts, **_: seen.append(parts))
+    monkeypatch.setattr(mi_monitor, "estimate_splits", lambda *sets, **_: seen.append(sets))
     monitor, _ = monitor_of()
-    known, read = ({"z": x, "v": x + 0.5} for x in (np.arange(20.0)[:, None], 100.0 + np.arange(12.0)[:, None]))
-    monitor._estimate("infonce", known=known, read=read, sides=("z", "v"), permute=True)
-    ((fitting, stopping, reading),) = seen
-    for z, v in (fitting, stopping, reading):
+    fitting, test = ({"z": x, "v": x + 0.5} for x in (np.arange(20.0)[:, None], 100.0 + np.arange(12.0)[:, None]))
+    monitor._estimate("infonce", fitting=fitting, test=test, sides=("z", "v"), permute=True)
+    ((train_pairs, validation_pairs, test_pairs),) = seen
+    for z, v in (train_pairs, validation_pairs, test_pairs):
         np.testing.assert_array_equal(np.sort(v, axis=0), z + 0.5)
         assert (v != z + 0.5).any()
-    assert not set(stopping[0].ravel()) & set(fitting[0].ravel()) and reading[0].min() == 100.0
+    assert not set(validation_pairs[0].ravel()) & set(train_pairs[0].ravel()) and test_pairs[0].min() == 100.0
 
 
-# A term that breaks.
+# A term that is not finite.
 
 
 @pytest.mark.slow
-def test_a_term_that_is_not_finite_ends_the_run_with_its_parts(tmp_path: Path) -> None:
-    """And leaves the last good checkpoint intact."""
+def test_a_term_that_is_not_finite_ends_the_run_and_names_its_components(tmp_path: Path) -> None:
+    """The last good checkpoint remains."""
     changes = {"mi.estimator": "nwj", "mi.learning_rate": 1e3, "mi.critic.clamp": 0.0, "checkpoint.every": 1}
     with pytest.raises(UserError) as caught:
         train(runs.tiny_config(changes), str(tmp_path / "run"))

@@ -24,7 +24,7 @@ Theirs = Callable[[np.ndarray, np.ndarray], float]  # score, side
 
 
 class Case(NamedTuple):
-    """A bound, its oracle and whether positives may be given apart. `side_K` is the baseline of those that have one."""
+    """A bound, its oracle and whether it takes separate positives. `side_K` is the baseline of those that have one."""
 
     ours: Ours
     value: Theirs
@@ -77,7 +77,7 @@ CASES: dict[str, Case] = {
         lambda f, _: oracle.leave_one_out(f),
         takes_positive=False,
     ),
-    # The first step: the average is the batch's own partition function, and the gradient that of DV. More steps below.
+    # At the first step the average is the batch's partition function, and the gradient that of DV. More steps below.
     "mine": Case(
         lambda f, _, valid, p: bounds.mine(f, MineState.start(), valid, positive_K=p)[0],
         lambda f, _: oracle.dv(f),
@@ -133,7 +133,7 @@ def test_value_objective_and_gradient_match_the_oracle(name: str, size: int, see
 
 
 def test_values_known_in_closed_form() -> None:
-    """At f = 0 the critic is exact for independent pairs: every estimator reads 0, except NWJ, whose optimum is 1."""
+    """At f = 0 the critic is exact for independent pairs: every estimator is 0 except NWJ, whose optimum is f = 1."""
     flat, zeros = jnp.zeros((8, 8)), jnp.zeros(8)
     for name in CASES:
         assert_close(compiled(name)(flat, zeros).value, -1 / math.e if name == "nwj" else 0.0)
@@ -173,7 +173,7 @@ def test_row_infonce_ignores_offsets_of_rows_and_only_those() -> None:
 
 
 def test_bounds_with_a_baseline_ignore_offsets_of_columns_that_the_baseline_follows() -> None:
-    """The baseline belongs to v: c(v) added to the scores and to it cancels. Leave-one-out makes its own."""
+    """c(v) added to the scores and to the baseline a(v) cancels. The baseline of leave-one-out follows the scores."""
     score, side = scores(10, 8)
     moved = f32(score + side[None, :])
     assert_close(bounds.tuba(moved, f32(side)).value, oracle.tuba(score, [0.0] * 8))
@@ -183,12 +183,12 @@ def test_bounds_with_a_baseline_ignore_offsets_of_columns_that_the_baseline_foll
     assert_close(bounds.leave_one_out(moved).value, oracle.leave_one_out(score))
 
 
-# Positives given apart, and the mask
+# Separate positives, and the mask
 
 
 @pytest.mark.parametrize("junk", [7.5, math.nan])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.takes_positive])
-def test_positives_given_apart_replace_the_diagonal(name: str, junk: float) -> None:
+def test_separate_positives_replace_the_diagonal(name: str, junk: float) -> None:
     case = CASES[name]
     score, side = scores(11, 8)
     without = np.where(np.eye(8, dtype=bool), junk, score)
@@ -203,7 +203,7 @@ def test_positives_given_apart_replace_the_diagonal(name: str, junk: float) -> N
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
 @every_bound
 def test_mask_equals_slicing(name: str, junk: float) -> None:
-    """Rows and columns of padded pairs hold junk everywhere, baselines and separate positives included."""
+    """Rows and columns of padded pairs, their baselines and their separate positives have arbitrary values."""
     case = CASES[name]
     score, side = scores(12, 8)
     valid = np.array([True, False, True, True, False, True, True, True])
@@ -229,7 +229,7 @@ def test_mask_equals_slicing(name: str, junk: float) -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 @every_bound
-def test_fewer_than_two_valid_pairs_read_zero(name: str, count: int) -> None:
+def test_fewer_than_two_valid_pairs_give_zero(name: str, count: int) -> None:
     score, side = scores(13, 8)
     valid = np.arange(8) < count
     padded = np.where(valid[:, None] & valid[None, :], score, math.nan)
@@ -244,7 +244,7 @@ def test_fewer_than_two_valid_pairs_read_zero(name: str, count: int) -> None:
 
 @every_bound
 def test_extreme_scores_stay_finite_and_right(name: str) -> None:
-    """e^100 overflows float32, not the oracle."""
+    """e^100 overflows in float32 but not in the oracle."""
     score = np.where(np.eye(8, dtype=bool), 100.0, 60.0)
     read = compiled(name)(f32(score), jnp.zeros(8))
     assert all(np.all(np.isfinite(x)) for x in read[:4])
@@ -272,7 +272,7 @@ def test_ratios_of_exponentials_are_right_where_each_overflows(name: str) -> Non
         ("upper", ["club", "leave_one_out"]),
     ],
 )
-def test_estimators_know_their_direction_and_cap(direction: str, names: list[str]) -> None:
+def test_estimators_state_their_direction_and_cap(direction: str, names: list[str]) -> None:
     for name in names:
         estimator = ESTIMATORS[name]
         assert (estimator.name, estimator.direction) == (name, direction)
@@ -280,8 +280,8 @@ def test_estimators_know_their_direction_and_cap(direction: str, names: list[str
         assert estimator.cap(64) == pytest.approx(caps.get(name, math.inf))
 
 
-def test_no_score_passes_the_cap() -> None:
-    """The contrastive part of `interpolated` leaves one out: it reaches the cap's K but for that one."""
+def test_no_score_gives_a_value_above_the_cap() -> None:
+    """The contrastive term of `interpolated` leaves one pair out, so that it is bounded by K − 1 in place of K."""
     separated = jnp.where(jnp.eye(8, dtype=bool), 50.0, -50.0)
     for name in ("infonce", "infonce column", "infonce symmetric"):
         assert_close(compiled(name)(separated, jnp.zeros(8)).value, ESTIMATORS["infonce"].cap(8))
@@ -321,7 +321,7 @@ def test_an_unknown_axis_is_an_error() -> None:
     ("name", "apart"),
     [(name, apart) for name, case in CASES.items() for apart in (False, True) if case.takes_positive or not apart],
 )
-def test_rows_split_over_eight_devices_change_nothing(name: str, apart: bool) -> None:
+def test_sharding_rows_over_eight_devices_changes_nothing(name: str, apart: bool) -> None:
     score, side = scores(40, 8)
     score /= 2
     inputs = [f32(score), f32(side), jnp.arange(8) != 4, f32(np.diagonal(score)) if apart else None]

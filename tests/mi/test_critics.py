@@ -1,4 +1,4 @@
-"""Critics: what they score, in which order, in which precision, over which devices, and which are refused."""
+"""Critics: scores, order of rows and columns, precision, sharding, and configurations that are refused."""
 
 import functools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def make_config(name: str, **changes: Any) -> CriticConfig:
 
 @functools.cache
 def define(config: CriticConfig, estimator: str = "infonce") -> tuple[ModuleDef[Critic], Params]:
-    """A critic with parameters none of which is 0, as some are at the start."""
+    """A critic without zero parameters; initially some are 0."""
     definition = ModuleDef.trace(lambda rngs: Critic(Z, V, config, ESTIMATORS[estimator], rngs=rngs))
     return definition, numpy_params(definition, seed=1)  # type: ignore[arg-type]
 
@@ -69,7 +69,7 @@ def by_hand(config: CriticConfig, z: np.ndarray, v: np.ndarray) -> np.ndarray:
         return affine(node["code"], hidden), float(affine(node["offset"], hidden)[0])
 
     def concat(node: Params, x: np.ndarray, y: np.ndarray) -> float:
-        """An MLP of the two in one vector: the first layer's kernels are one above the other."""
+        """An MLP of the concatenated vectors: the kernels of the first layer are stacked."""
         kernel = np.concatenate([node["z"]["kernel"], node["v"]["kernel"]])
         first = {"kernel": kernel, "bias": node["z"]["bias"] + node["v"]["bias"]}
         *rest, last = layers(node["rest"])
@@ -93,7 +93,7 @@ def by_hand(config: CriticConfig, z: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 @every_critic
 def test_rows_are_z_and_columns_v(name: str) -> None:
-    """Entry (i, j) is the score of z_i with v_j: by the formula, and as the critic gives it for that pair by itself."""
+    """Entry (i, j) is the score of z_i with v_j: by the formula, and as the critic scores that pair separately."""
     z, v = pairs()
     scores = critic(make_config(name))(z, v)
     expected = by_hand(make_config(name), z, v)
@@ -116,7 +116,7 @@ def test_positives_are_the_diagonal_also_under_a_clamp(name: str) -> None:
 
 @every_critic
 def test_scores_are_float32_of_bfloat16_features(name: str) -> None:
-    """And computed in it: what differs is the rounding of the features."""
+    """They are computed in float32: only the rounding of the features differs."""
     z, v = (jnp.asarray(x, jnp.bfloat16) for x in pairs())
     scores = critic(make_config(name))(z, v)
     assert scores.score_KxK.dtype == scores.positive_K.dtype == jnp.float32
@@ -134,7 +134,7 @@ def test_the_clamp_bounds_scores_softly(name: str) -> None:
 
 
 @every_critic
-def test_layer_normalization_takes_scale_and_offset_away(name: str) -> None:
+def test_layer_normalization_removes_scale_and_offset(name: str) -> None:
     z, v = pairs()
     moved = 30.0 * z + 5.0, 0.5 * v - 2.0
     with_norm, without = (make_config(name, normalization=choice) for choice in ("layer", "none"))
@@ -144,8 +144,7 @@ def test_layer_normalization_takes_scale_and_offset_away(name: str) -> None:
 
 @pytest.mark.slow
 @every_critic
-def test_a_critic_begins_by_knowing_nothing(name: str) -> None:
-    """All scores 0, and yet something that moves it."""
+def test_initial_scores_are_zero_and_have_a_gradient(name: str) -> None:
     definition, _ = define(make_config(name))
     params, (z, v) = definition.init(jax.random.key(0)), pairs()
     assert not np.asarray(definition.bind(params)(z, v).score_KxK).any()
@@ -154,7 +153,7 @@ def test_a_critic_begins_by_knowing_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CRITICS if name not in ("bilinear", "quadratic")])
-def test_dropout_is_on_with_a_key_alone(name: str) -> None:
+def test_dropout_is_on_only_with_a_key(name: str) -> None:
     z, v = pairs()
     plain, dropping = critic(make_config(name)), critic(make_config(name, dropout=0.5))
     expected = plain(z, v).score_KxK
@@ -166,7 +165,7 @@ def test_dropout_is_on_with_a_key_alone(name: str) -> None:
         assert np.abs(one.score_KxK - different).max() > 1e-2
 
 
-def test_a_baseline_is_there_for_who_needs_it() -> None:
+def test_an_estimator_with_a_baseline_has_one() -> None:
     """A function of v alone."""
     _, v = pairs()
     assert critic(make_config("separable"))(*pairs()) is not None
@@ -193,8 +192,8 @@ def evaluate(definition: ModuleDef[Critic]) -> Callable:
 
 @pytest.mark.slow
 @every_critic
-def test_over_eight_devices_a_critic_is_the_same(name: str) -> None:
-    """Split by its own axes, or with the pairs' rows split."""
+def test_a_critic_on_eight_devices_is_that_on_one(name: str) -> None:
+    """Sharded by its own axes, or by the rows of the pairs."""
     definition, params = define(make_config(name))
     z, v = pairs(16)
     expected = evaluate(definition)(params, z, v)
@@ -210,7 +209,7 @@ def test_over_eight_devices_a_critic_is_the_same(name: str) -> None:
 
 @every_critic
 @pytest.mark.parametrize("estimator", ["infonce", "tuba"])
-def test_parameters_have_axes_of_the_table_and_kernels_split(name: str, estimator: str) -> None:
+def test_parameters_have_axes_of_the_table_and_kernels_are_sharded(name: str, estimator: str) -> None:
     definition, _ = define(make_config(name), estimator)
     axes = jax.tree.leaves(definition.axes, is_leaf=lambda node: isinstance(node, tuple))
     assert len(axes) == len(jax.tree.leaves(definition.shapes))
@@ -222,7 +221,7 @@ def test_parameters_have_axes_of_the_table_and_kernels_split(name: str, estimato
     assert any("baseline" in path for path in split) == (estimator == "tuba")
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -241,7 +240,7 @@ def test_parameters_have_axes_of_the_table_and_kernels_split(name: str, estimato
     ],
     ids=str,
 )
-def test_what_cannot_work_is_refused(
+def test_critics_that_an_estimator_cannot_use_are_refused(
     config: CriticConfig, estimator: str, num_pairs: int, parts: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -250,7 +249,7 @@ def test_what_cannot_work_is_refused(
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-def test_what_can_work_is_not() -> None:
+def test_other_critics_are_accepted() -> None:
     for estimator in scored():
         for name in CRITICS:
             check_critic(CriticConfig(name, normalization="layer"), ESTIMATORS[estimator], 128)
@@ -282,7 +281,7 @@ def test_impossible_critics_are_refused(changes: dict[str, Any], parts: tuple[st
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-def test_features_come_in_pairs() -> None:
+def test_unpaired_features_are_an_error() -> None:
     z, v = pairs()
     with pytest.raises(ValueError, match="8 z and 7 v"):
         critic(make_config("separable"))(z, v[:7])

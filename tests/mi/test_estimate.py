@@ -1,4 +1,4 @@
-"""Estimates of mutual information from what is trained and read: known values, held-out pairs, refused input."""
+"""Estimates of mutual information: known values, test pairs, refused input."""
 
 import importlib
 import math
@@ -27,7 +27,7 @@ RAW = CriticConfig(hidden=32, layers=1, dim=16)
 
 @pytest.fixture(scope="module", autouse=True)
 def optimized() -> Iterator[None]:
-    """Thousands of steps run here: compiling well pays."""
+    """Thousands of steps run here, so full optimization by the compiler pays."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -35,24 +35,24 @@ def optimized() -> Iterator[None]:
 
 
 def gaussians(size: int, dims: int, rho: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of unit normals that correlate by rho in every dimension."""
+    """Pairs of unit normals with correlation rho in every dimension."""
     draw = np.random.default_rng(seed)
     x = draw.standard_normal((size, dims))
     return x, rho * x + math.sqrt(1 - rho**2) * draw.standard_normal((size, dims))
 
 
 def nats(rho: float, dims: int) -> float:
-    """What gaussians() share."""
+    """The mutual information of gaussians() in nats."""
     return -0.5 * dims * math.log1p(-(rho**2))
 
 
-# --- A critic trained on fresh pairs, d = 20, K = 128, read on 200 fresh batches
+# --- A critic trained on new pairs, d = 20, K = 128, evaluated on 200 new batches
 
 
 def trained(
     name: str, levels: Sequence[float], critic: CriticConfig, learning_rate: float, **settings: float
 ) -> list[float]:
-    """What the estimator reads at each level of information; the levels train side by side."""
+    """The estimate at each level of mutual information; the levels are trained in one program."""
     model = make_model(20, 20, make_estimator(name, **settings), critic)  # type: ignore[arg-type]
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, 1000))
     init, train, fresh = jax.random.split(jax.random.key(0), 3)
@@ -90,7 +90,7 @@ ACCEPTED: dict[str, tuple[dict[str, float], dict[float, tuple[float, float]]]] =
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_a_trained_critic_reads_the_known_values(case: str) -> None:
+def test_a_trained_critic_gives_the_known_values(case: str) -> None:
     settings, accepted = ACCEPTED[case]
     values = trained(case.split(",")[0], list(accepted), QUADRATIC, 1e-2, **settings)
     for (level, (low, high)), value in zip(accepted.items(), values, strict=True):
@@ -98,7 +98,7 @@ def test_a_trained_critic_reads_the_known_values(case: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_separable_critic_falls_short_of_the_exact_one() -> None:
+def test_a_separable_critic_gives_less_than_the_exact_one() -> None:
     values = trained("infonce", [2, 4], CriticConfig(hidden=128), 2e-3)
     assert 1.68 <= values[0] <= 1.893 and 3.10 <= values[1] <= 3.343
 
@@ -107,7 +107,7 @@ def test_a_separable_critic_falls_short_of_the_exact_one() -> None:
 
 
 def quick(x: Any, y: Any, estimator: str = "infonce", **options: Any) -> Estimate:
-    """An estimate with a critic that learns Gaussians in few steps."""
+    """An estimate with a critic that fits Gaussians in few steps."""
     options = {"critic": QUADRATIC, "steps": 300, "learning_rate": 1e-2} | options
     return estimate(x, y, estimator=estimator, **options)
 
@@ -118,16 +118,16 @@ INDEPENDENT = gaussians(512, 20, 0.0)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FITTED)
-def test_independent_arrays_share_nothing(name: str) -> None:
+def test_estimates_of_independent_arrays_are_zero(name: str) -> None:
     read = quick(*INDEPENDENT, name)
     assert abs(read.value) <= 0.05
-    # It did learn something of the pairs it was fitted on, which is worth nothing on others.
+    # The critic has fitted its training pairs, which gives nothing on other pairs.
     assert max(abs(value) for _, value in read.curve) > 0.05
     assert ("≥" in str(read)) == (ESTIMATORS[name].direction == "lower")
 
 
 @pytest.mark.slow
-def test_a_critic_read_on_its_own_pairs_finds_what_is_not_there() -> None:
+def test_an_estimate_on_the_training_pairs_is_biased_up() -> None:
     x, y = (side[:307].astype(np.float32) for side in INDEPENDENT)
     config = FitConfig(num_pairs=32, steps=300, learning_rate=1e-2)
     critic = CriticConfig(hidden=64)
@@ -136,7 +136,7 @@ def test_a_critic_read_on_its_own_pairs_finds_what_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["ksg", "cca"])
-def test_independent_arrays_of_few_dimensions_share_nothing(name: str) -> None:
+def test_nonparametric_estimates_of_independent_arrays_are_zero(name: str) -> None:
     read = estimate(*gaussians(2000, 2, 0.0), estimator=name)
     assert abs(read.value) <= 0.05 and "≈" in str(read)
 
@@ -146,14 +146,14 @@ GAUSSIAN = gaussians(4000, 2, 0.8)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["infonce", "nwj", "js"])
-def test_gaussian_arrays_read_near_the_truth(name: str) -> None:
+def test_estimates_of_gaussian_arrays_are_near_the_truth(name: str) -> None:
     read, truth = quick(*GAUSSIAN, name), nats(0.8, 2)
     assert 0.75 * truth <= read.value <= truth + 3 * read.standard_error
     assert read.direction == ESTIMATORS[name].direction and read.pairs == 896 and read.contrasted == 128
 
 
 @pytest.mark.slow
-def test_conditional_estimates_come_in_order() -> None:
+def test_leave_one_out_is_at_most_club() -> None:
     head = CriticConfig(hidden=32, layers=1)
     club, out = (quick(*GAUSSIAN, name, critic=head) for name in conditional())
     assert nats(0.8, 2) - 0.15 <= out.value <= club.value
@@ -162,7 +162,7 @@ def test_conditional_estimates_come_in_order() -> None:
 
 
 @pytest.mark.slow
-def test_pairs_are_read_that_were_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_pairs_are_not_training_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("cotmi_jax.mi.estimate")
     seen: list[list[np.ndarray]] = []
 
@@ -178,7 +178,7 @@ def test_pairs_are_read_that_were_not_fitted(monkeypatch: pytest.MonkeyPatch) ->
     assert sorted(fitted + stopped + read) == list(range(len(x)))
 
     def without(rows: list[int]) -> float:
-        """The estimate where these rows are paired at random."""
+        """The estimate with these rows paired at random."""
         shuffled = y.copy()
         shuffled[rows] = y[np.random.default_rng(1).permutation(rows)]
         return quick(x, shuffled, critic=RAW, standardize=False).value
@@ -188,29 +188,29 @@ def test_pairs_are_read_that_were_not_fitted(monkeypatch: pytest.MonkeyPatch) ->
     assert without(read) < 0.05  # learned, but not there
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_estimate() -> None:
     assert quick(*GAUSSIAN) == quick(*GAUSSIAN)
     assert quick(*GAUSSIAN, seed=1).value != quick(*GAUSSIAN).value
 
 
-def test_the_fit_ends_at_the_step_that_was_asked_for() -> None:
+def test_the_fit_ends_at_its_last_step() -> None:
     assert [step for step, _ in quick(*GAUSSIAN, steps=70).curve] == [0, 50, 70]
 
 
-def test_neither_scale_nor_offset_of_the_arrays_matters() -> None:
+def test_scale_and_offset_of_the_arrays_change_nothing() -> None:
     x, y = GAUSSIAN
     assert quick(1e8 + x, 1e-12 * y - 1.0).value == pytest.approx(quick(x, y).value, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["infonce", "ksg", "cca"])
-def test_the_standard_error_is_about_right(name: str) -> None:
+def test_the_standard_error_is_that_of_repeated_estimates(name: str) -> None:
     reads = [quick(*gaussians(2000, 2, 0.7, seed), name) for seed in range(12)]
     spread = float(np.std([read.value for read in reads], ddof=1))
     reported = float(np.mean([read.standard_error for read in reads]))
     assert spread / 2.5 <= reported <= spread * 2.5
 
 
-def test_saturation_is_the_share_of_the_cap() -> None:
+def test_saturation_is_value_over_cap() -> None:
     strong = quick(*gaussians(4000, 8, 0.99), num_pairs=16)
     assert strong.cap == pytest.approx(math.log(16)) and 0.8 < strong.saturation <= 1.0
     assert f"{strong.saturation:.0%} of the cap 2.77" in str(strong)
@@ -242,7 +242,7 @@ def test_the_bound_of_barber_and_agakov_is_tight_at_the_exact_decoder() -> None:
     assert barber_agakov(sent, log_q) == pytest.approx(CHANNEL, abs=0.01)
 
 
-def test_one_hot_arrays_read_no_more_than_the_channel_carries() -> None:
+def test_estimates_of_one_hot_arrays_are_at_most_the_information_of_the_channel() -> None:
     read = quick(*channel(8000))
     assert 0.75 <= read.value <= CHANNEL + 3 * read.standard_error
 
@@ -258,7 +258,7 @@ def test_nonparametric_estimates_match_the_closed_form(name: str, rho: float, di
     assert read.value == pytest.approx(nats(rho, dims), abs=0.05) and read.pairs == 5000
 
 
-def test_nearest_neighbours_do_not_mind_a_monotone_map() -> None:
+def test_ksg_is_invariant_under_monotone_maps() -> None:
     x, y = gaussians(5000, 1, 0.9)
     assert ksg(np.exp(x), y**3) == pytest.approx(ksg(x, y), abs=0.03)
 
@@ -279,14 +279,14 @@ SPOILED[7, 2], ENDLESS[399, 0] = math.nan, -math.inf
         (GOOD[0], GOOD[1][:399], "x has 400 rows and y 399"),
         (GOOD[0][:, :, None], GOOD[1], r"x has shape \(400, 3, 1\): give samples by row"),
         (GOOD[0], GOOD[1][:, :0], r"y has shape \(400, 0\)"),
-        ([[1.0, 2.0], [3.0]], [1.0, 2.0], "x is no array: give samples by row"),
+        ([[1.0, 2.0], [3.0]], [1.0, 2.0], "x is not an array: give samples by row"),
         (["a"] * 400, GOOD[1], "x holds <U1: give real numbers"),
         (GOOD[0].astype(object), GOOD[1], "x holds object: give real numbers"),
         (GOOD[0], GOOD[1] + 1j, "y holds complex128: give real numbers"),
         (GOOD[0][:31], GOOD[1][:31], "31 samples.*give at least 32"),
     ],
 )
-def test_arrays_that_cannot_be_read_are_refused(x: Any, y: Any, message: str) -> None:
+def test_arrays_that_are_not_paired_samples_are_refused(x: Any, y: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
         quick(x, y)
     assert "\n" not in str(refused.value)
@@ -303,7 +303,7 @@ def test_arrays_that_cannot_be_read_are_refused(x: Any, y: Any, message: str) ->
         ({"critic": CriticConfig("concat", hidden=2**20)}, "GiB.*separable critic, fewer pairs"),
         (
             {"critic": CriticConfig(normalization="layer")},
-            "normalization layer throws two of 3 dimensions away: choose none",
+            "normalization layer removes two of 3 dimensions: choose none",
         ),
         ({"estimator": "interpolated", "alpha": 1.0}, "alpha of interpolated is 1.0: it must lie between 0 and 1"),
         ({"estimator": "smile", "tau": -1.0}, "tau of smile is -1.0: it must lie between"),
@@ -313,18 +313,18 @@ def test_arrays_that_cannot_be_read_are_refused(x: Any, y: Any, message: str) ->
         ({"estimator": "club", "alpha": 0.5}, "club does not take alpha"),
         ({"estimator": "ksg", "neighbors": 5}, "ksg does not take neighbors"),
         ({"steps": 0}, "steps is 0"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0: it lies between"),
-        ({"learning_rate": math.nan}, "learning_rate is nan: it lies between"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0: it must lie between"),
+        ({"learning_rate": math.nan}, "learning_rate is nan: it must lie between"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
         quick(*GOOD, **options)
     assert "\n" not in str(refused.value)
 
 
-def test_nonparametric_estimates_say_what_they_need() -> None:
+def test_nonparametric_estimators_state_how_many_samples_they_need() -> None:
     x, y = GOOD
     with pytest.raises(UserError, match="cca on 60 samples.*at least 70"):
         estimate(x[:60], y[:60], estimator="cca")
@@ -337,7 +337,7 @@ def test_nonparametric_estimates_say_what_they_need() -> None:
 # --- The document
 
 
-def test_code_in_the_document_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_the_page_prints_its_output(capsys: pytest.CaptureFixture[str]) -> None:
     """Figures of the printed lines may differ by .05 from machine to machine."""
     text = DOCUMENT.read_text()
     blocks = re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```)?", text, flags=re.DOTALL)

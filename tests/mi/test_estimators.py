@@ -56,14 +56,14 @@ def test_a_registered_estimator_is_used_by_arrays_and_by_the_term() -> None:
     np.testing.assert_allclose(jax.jit(lambda scores: term(scores)[0].value)(SCORES), cold(SCORES)[0].value, rtol=1e-6)
 
 
-def test_settings_are_read_from_text() -> None:
+def test_settings_are_parsed_from_text() -> None:
     assert parse_settings("") == {} and parse_settings(" a=1e-2, mode = fast,") == {"a": 0.01, "mode": "fast"}
     for text in ("a", "a=", "=1", "a=1,a=2", "a b=1"):
         with pytest.raises(UserError, match="give each once as name=value"):
             parse_settings(text)
 
 
-def test_what_an_estimator_does_not_take_is_refused() -> None:
+def test_unknown_settings_and_bad_values_are_refused() -> None:
     register()
     for call, words in (
         (lambda: make_estimator("infonce", tau=1.0), "infonce does not take tau: its settings are axis, leave tau out"),

@@ -1,4 +1,4 @@
-"""What every bound reads of the exact critic of correlated Gaussians, beside what is known of it."""
+"""Every bound with the exact critic of correlated Gaussians, against the known values."""
 
 import functools
 import math
@@ -63,7 +63,7 @@ def exact_scores(z: Array, v: Array, rho: Array | float) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def readings(names: tuple[str, ...], z: Array, noise: Array, rho: float) -> dict[str, Array]:
-    """What each estimator reads on every batch of z and noise [batches, K, dimensions]."""
+    """The value of each estimator on every batch of z and noise [batches, K, dimensions]."""
 
     def one(batch: tuple[Array, Array]) -> dict[str, Array]:
         z, noise = batch
@@ -75,7 +75,7 @@ def readings(names: tuple[str, ...], z: Array, noise: Array, rho: float) -> dict
 
 @pytest.fixture(scope="module")
 def exact_critic() -> dict[tuple[str, int], list[np.ndarray]]:
-    """Reading of every batch, per row of the table, for MI = 2, 4, 6, 8, 10."""
+    """Value of every batch, per row of the table, for MI = 2, 4, 6, 8, 10."""
     draw = np.random.default_rng(2019)
     table: dict[tuple[str, int], list[np.ndarray]] = {row: [] for row in READINGS}
     jax.config.update("jax_disable_most_optimizations", False)  # here the time goes into arithmetic
@@ -92,7 +92,7 @@ def exact_critic() -> dict[tuple[str, int], list[np.ndarray]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", READINGS, ids=lambda row: f"{row[0]}-{row[1]}")
-def test_exact_critic_reads_the_known_values(
+def test_the_exact_critic_gives_the_known_values(
     row: tuple[str, int], exact_critic: dict[tuple[str, int], list[np.ndarray]]
 ) -> None:
     """Accepted within five standard errors, or .03 where those are smaller."""
@@ -102,7 +102,7 @@ def test_exact_critic_reads_the_known_values(
 
 
 def test_the_exact_critic_is_the_log_density_ratio() -> None:
-    """Some bounds ignore an error of the critic in one variable: the table alone would not show it."""
+    """Some bounds are invariant under an error of the critic in one variable, which the table would not show."""
     z, v = np.random.default_rng(5).normal(size=(2, 3, DIMENSIONS))
     expected = [[oracle.gaussian_log_ratio(a, b, RHO[6]) for b in v] for a in z]
     scores, _ = exact_scores(jnp.asarray(z, jnp.float32), jnp.asarray(v, jnp.float32), RHO[6])

@@ -1,4 +1,4 @@
-"""MINE: its moving average over steps, and the gradient that follows from it, against the float64 oracle."""
+"""MINE: its moving average over steps and its gradient, against the float64 oracle."""
 
 import math
 
@@ -15,7 +15,7 @@ from cotmi_jax.mi.bounds import MineState
 
 
 @pytest.mark.parametrize("decay", [0.99, 0.5])
-def test_mine_accumulates_and_its_gradient_lags_behind_that_of_dv(decay: float) -> None:
+def test_the_average_of_mine_and_its_gradient_match_the_oracle(decay: float) -> None:
     state, terms = MineState.start(), []
     step = jax.jit(lambda f, state: bounds.mine(f, state, decay=decay))
     objective = jax.jit(jax.grad(lambda f, state: bounds.mine(f, state, decay=decay)[0].objective))
@@ -43,7 +43,7 @@ def test_mine_uses_a_decay_of_99_percent_by_default() -> None:
         assert_close(last, oracle.gradient(lambda f, average=average: oracle.mine_objective(f, average), score))
 
 
-def test_mine_carries_no_gradient_in_its_state() -> None:
+def test_the_state_of_mine_has_no_gradient() -> None:
     first, second = (f32(scores(seed, 5)[0]) for seed in (31, 32))
 
     def two_steps(f: Array) -> Array:
@@ -53,8 +53,8 @@ def test_mine_carries_no_gradient_in_its_state() -> None:
     assert np.all(np.asarray(jax.grad(two_steps)(first)) == 0)
 
 
-def test_mine_keeps_its_average_where_its_exponential_overflows() -> None:
-    """Shifting all scores by one constant changes no gradient: the average must hold e^120."""
+def test_the_average_of_mine_is_exact_where_its_exponential_overflows() -> None:
+    """Adding a constant to all scores changes no gradient: the average must represent e^120."""
     state = {shift: MineState.start() for shift in (0, 120)}
     for seed in (33, 34, 35):
         score = scores(seed, 5)[0]

@@ -1,4 +1,4 @@
-"""The mutual-information term in training: what learns from it, how strongly, and that parts make up the whole."""
+"""The mutual-information term in training: its gradients and their scale; micro-batches and devices equal the batch."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ STUDENTS = {"toy": toy_student(), "t5": StudentDef.of(small_config())}
 
 
 def make_batch() -> dict[str, Any]:
-    """One row is not valid, one has no label and one no rationale."""
+    """One row is not valid, one has no label, and one has no rationale."""
     batch = random_batch(3, 8)
     batch["valid"][2] = False
     batch["predict"]["targets"][4] = batch["explain"]["targets"][5] = 0
@@ -51,7 +51,7 @@ def make_params(kind: str, config: MITermConfig) -> Params:
 def compiled(kind: str, objective: Objective, micro_batches: int = 1) -> Callable[..., Gradient]:
     """(params, batch, ramp) → Gradient, without dropout or noise."""
     student, config = STUDENTS[kind], objective.mi_term
-    start = config.bound().start() if config.scored else None
+    start = config.bound().start() if config is not None and config.scored else None
     networks = objective.networks(student.config)
 
     def run(params: Params, batch: Any, ramp: float) -> Gradient:
@@ -85,7 +85,7 @@ assert set(TERMS) == set(term_estimators()) and {term.z_feature for term in TERM
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TERMS)
-def test_every_estimator_teaches_student_and_networks(name: str) -> None:
+def test_every_estimator_has_gradients_for_student_and_networks(name: str) -> None:
     result, without = (compute("toy", TERMS[name], ramp=ramp) for ramp in (1.0, 0.0))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
     assert differ(result.grads["student"], without.grads["student"])
@@ -94,17 +94,17 @@ def test_every_estimator_teaches_student_and_networks(name: str) -> None:
     assert ("mi" in result.grads) == (name not in ("released", "barber_agakov"))
 
 
-# Those that need most beside scores, and those that need no scores.
+# Estimators that need the most besides scores, and those without scores.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tuba", "mine", "js", "barber_agakov_gaussian"])
-def test_micro_batches_are_the_batch(name: str) -> None:
-    """Loss, every term, every gradient and the estimator's state: negatives are those of the whole batch."""
+def test_micro_batches_equal_the_batch(name: str) -> None:
+    """Loss, every term, every gradient and the estimator's state: negatives are those of the batch."""
     whole = compute("toy", TERMS[name])
     assert_trees_close(compute("toy", TERMS[name], micro_batches=4), whole, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_micro_batches_of_a_t5_are_the_batch() -> None:
+def test_micro_batches_of_a_t5_equal_the_batch() -> None:
     whole = compute("t5", mi_config())
     assert_trees_close(compute("t5", mi_config(), micro_batches=4), whole, rtol=1e-4, atol=1e-6)
 
@@ -113,8 +113,8 @@ def test_micro_batches_of_a_t5_are_the_batch() -> None:
 @pytest.mark.parametrize(
     ("kind", "sizes"), [("toy", (8, 1, 1)), ("toy", (1, 8, 1)), ("t5", (2, 2, 2)), ("t5", (1, 2, 4))], ids=str
 )
-def test_eight_devices_are_one(kind: str, sizes: tuple[int, int, int]) -> None:
-    """Each holds a row or two: negatives are on the others."""
+def test_eight_devices_equal_one(kind: str, sizes: tuple[int, int, int]) -> None:
+    """Each device has one or two rows: negatives are on other devices."""
     objective, mesh, params = objective_of(mi_config()), make_mesh(*sizes), make_params(kind, mi_config())
     networks = objective.networks(STUDENTS[kind].config)
     assert networks is not None
@@ -127,8 +127,8 @@ def test_eight_devices_are_one(kind: str, sizes: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_the_student_learns_beta_and_ramp_and_the_critic_neither() -> None:
-    """In the warm-up the student learns what dss teaches it."""
+def test_beta_and_ramp_scale_the_gradient_of_the_student_only() -> None:
+    """In the warm-up the gradient of the student is that of dss."""
     config = mi_config()
     off, half, full = (compute("toy", config, ramp=ramp) for ramp in (0.0, 0.5, 1.0))
     other = compute("toy", config, beta=2 * BETA, ramp=0.25)
@@ -156,7 +156,7 @@ def test_the_ramp_rises_after_the_warm_up() -> None:
     assert ramp(estimator="barber_agakov") == [1.0] * 8  # nothing there to warm up
 
 
-def test_a_row_without_label_or_rationale_is_no_pair() -> None:
+def test_a_row_without_label_or_rationale_is_not_a_pair() -> None:
     objective, batch, params = objective_of(mi_config()), make_batch(), make_params("toy", mi_config())
     kept = np.array([0, 1, 3, 6, 7])
     assert objective.weights(batch, 0)["mi"] == len(kept)
@@ -211,8 +211,8 @@ def test_the_state_of_mine_is_the_moving_average(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_streams_and_step_make_a_step(run: Run) -> None:
-    """The same again with the same; other dropout in another step or with another seed."""
+def test_a_step_is_determined_by_state_and_streams(run: Run) -> None:
+    """The same state and streams give the same step; another step or seed gives other dropout masks."""
 
     def again(step: int, seed: int) -> float:
         state = dataclasses.replace(jax.device_put(run.states[1], run.definition.shardings), step=jnp.int32(step))
@@ -222,8 +222,8 @@ def test_streams_and_step_make_a_step(run: Run) -> None:
     assert len({again(1, 0), again(5, 0), again(1, 1)}) == 3
 
 
-def test_a_checkpoint_holds_networks_and_state(run: Run, tmp_path: Path) -> None:
-    """To the bit; and the student's parameters are read without them."""
+def test_a_checkpoint_contains_networks_and_estimator_state(run: Run, tmp_path: Path) -> None:
+    """Bit by bit; the student's parameters are restored without them."""
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(jax.device_put(run.states[2], run.definition.shardings).items(), 2, {}, {})
     checkpoints.close()
@@ -236,7 +236,7 @@ def test_a_checkpoint_holds_networks_and_state(run: Run, tmp_path: Path) -> None
 
 
 def test_the_critic_s_gradient_does_not_clip_the_student_s() -> None:
-    """Nor is its own clipped; each group has its own rate."""
+    """Nor is its own clipped; each group has its own learning rate."""
     optimizer, params = make_optimizers(optimizer_config()), {"student": np.ones(4), "mi": np.ones(4)}
     for critic in (1e-2, 1e6):
         grads = {"student": np.full(4, 0.1, np.float32), "mi": np.full(4, critic, np.float32)}
@@ -248,7 +248,7 @@ def test_the_critic_s_gradient_does_not_clip_the_student_s() -> None:
             np.testing.assert_allclose(moment[name], 0.1 * grads[name], rtol=1e-5)
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from cotmi_jax.training.step import loss_and_grads
 
 V = 11
 WIDTHS = {"predict": 5, "explain": 8}
-# Of the targets of four examples. No row fills its columns: padding beyond the longest is there as well.
+# Of the targets of four examples. Every row has padding, also beyond the longest example.
 LENGTHS = {"predict": (3, 1, 2, 4), "explain": (6, 2, 7, 3)}
 PEAK_V = 20.0 * np.eye(V)[4]  # a token sure enough to show in any maximum
 ESTIMATORS = ("released", "barber_agakov")
@@ -34,7 +34,7 @@ def cotmi(estimator: str, **options: Any) -> Objective:
 
 
 class LogitsAreParameters:
-    """Stands in for a student definition: bound to {task: logits [B, T, V]}, which it tells apart by their width T."""
+    """In place of a student definition: bound to {task: logits [B, T, V]}, which are distinguished by their width T."""
 
     config = SimpleNamespace(pad_id=0)
 
@@ -104,7 +104,7 @@ def full_loss(objective: Objective, logits: Logits, batch: dict[str, Any]) -> tu
 
 
 def pad(batch: dict[str, Any], logits: Logits, extra: int, fill: np.ndarray) -> tuple[dict[str, Any], Logits]:
-    """The same with more columns of padding in every target, where the student's logits are `fill`."""
+    """The same with more padding columns in every target, where the student's logits are `fill`."""
     wider = {task: batch[task] | {"targets": np.pad(batch[task]["targets"], ((0, 0), (0, extra)))} for task in WIDTHS}
     columns = np.broadcast_to(fill.astype(np.float32), (4, extra, V))
     more = {task: np.concatenate([leaf, columns], axis=1) for task, leaf in logits.items()}
@@ -117,7 +117,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def numpy_barber_agakov(logits: Logits, batch: dict[str, Any], *, z_from: Logits | None = None) -> float:
-    """Float64, example by example; z_from: where z is taken from, if not from the same logits."""
+    """In float64, example by example; z_from: the logits of z, if not the same logits."""
     total = 0.0
     for row in np.flatnonzero(batch["valid"]):
         features = {}
@@ -131,7 +131,7 @@ def numpy_barber_agakov(logits: Logits, batch: dict[str, Any], *, z_from: Logits
 
 @pytest.mark.slow
 def test_released_is_the_loss_of_the_paper_s_code() -> None:
-    """Method section 2 in torch, on logits cut at the longest target of each task, as its batches are."""
+    """The released formula in torch, on logits cut at the longest target of each task, as its batches are."""
     torch = pytest.importorskip("torch")
     batch, logits = make_batch(), make_logits()
     tensors = {task: torch.tensor(leaf, requires_grad=True) for task, leaf in logits.items()}
@@ -149,7 +149,7 @@ def test_released_is_the_loss_of_the_paper_s_code() -> None:
 
 
 @pytest.mark.slow
-def test_padding_enters_released_up_to_the_longest_example_only() -> None:
+def test_padding_affects_released_up_to_the_longest_example_only() -> None:
     objective, batch, logits = cotmi("released"), make_batch(), make_logits()
     value, grads = mean_and_grad(objective, "mi", logits, batch)
     wider_value, wider_grads = mean_and_grad(objective, "mi", *reversed(pad(batch, logits, 3, PEAK_V)))
@@ -165,7 +165,7 @@ def test_padding_enters_released_up_to_the_longest_example_only() -> None:
 
 @pytest.mark.slow
 def test_barber_agakov_value_and_gradient() -> None:
-    """Against float64 numpy; the gradient along random directions, with z held still."""
+    """Against float64 numpy; the gradient along random directions, with z constant."""
     objective, batch, logits = cotmi("barber_agakov"), make_batch(), make_logits()
     value, grads = mean_and_grad(objective, "mi", logits, batch)
     np.testing.assert_allclose(value, numpy_barber_agakov(logits, batch), rtol=1e-5)
@@ -183,7 +183,7 @@ def test_barber_agakov_value_and_gradient() -> None:
 
 
 def test_barber_agakov_is_cross_entropy_of_distributions() -> None:
-    """Least where v is z, and there the entropy of z; it sees proportions only."""
+    """Its minimum is at v = z, where it is the entropy of z; it is invariant under scale."""
     z, v = (np.random.default_rng(seed).dirichlet(np.ones(V), 3).astype(np.float32) for seed in (0, 1))
     entropy = -(z * np.log(z)).sum(axis=-1)
     log_z, log_v = np.log(z), np.log(v)
@@ -193,7 +193,7 @@ def test_barber_agakov_is_cross_entropy_of_distributions() -> None:
 
 
 @pytest.mark.parametrize("name", ["barber_agakov", "predict", "explain"])
-def test_neither_more_padding_nor_what_lies_there_changes_a_loss(name: str) -> None:
+def test_padding_changes_no_loss(name: str) -> None:
     objective, term = cotmi("barber_agakov"), "mi" if name == "barber_agakov" else name
     batch, logits = make_batch(), make_logits()
     value, grads = mean_and_grad(objective, term, logits, batch)
@@ -213,7 +213,7 @@ def test_neither_more_padding_nor_what_lies_there_changes_a_loss(name: str) -> N
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_label_side_is_detached(estimator: Any) -> None:
-    """Its value matters, but the term teaches the rationale task alone."""
+    """Its value affects the loss, but only the rationale side has a gradient."""
     objective, batch, logits = cotmi(estimator), make_batch(), make_logits()
     value, grads = mean_and_grad(objective, "mi", logits, batch)
     assert not np.asarray(grads["predict"]).any() and np.asarray(grads["explain"]).any()
@@ -239,8 +239,8 @@ def test_cross_entropy_is_the_mean_over_all_real_tokens() -> None:
         np.testing.assert_allclose(terms[f"{task}_token_accuracy"].mean, np.mean(hits), rtol=1e-6)
 
 
-def test_weights_of_rationales_flow_into_the_rationales_loss_alone() -> None:
-    """A weighted mean over the rationales' tokens; at 0 the example teaches its label alone and is no pair."""
+def test_rationale_weights_affect_the_rationale_loss_only() -> None:
+    """A weighted mean over the rationales' tokens; an example of weight 0 trains its label only and is not a pair."""
     batch, logits = make_batch() | {"weight": np.array([1.0, 0.0, 0.5, 3.0], np.float32)}, make_logits()
     objective = Objective("dss")
     plain, weighted = (terms_of(objective, logits, each) for each in (make_batch(), batch))
@@ -260,7 +260,7 @@ def test_weights_of_rationales_flow_into_the_rationales_loss_alone() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [cotmi(name) for name in ESTIMATORS], ids=ESTIMATORS)
 def test_invalid_rows_change_nothing(objective: Objective) -> None:
-    """Neither values nor gradients, whatever they hold; weights count the valid rows' tokens."""
+    """Neither values nor gradients, for any content; weights count the tokens of valid rows."""
     batch, logits = make_batch(), make_logits()
     draw = np.random.default_rng(4)
     filled: dict[str, Any] = {"valid": np.array([True, False, True, True, True, False]), "weight": np.ones(6, "f4")}
@@ -286,7 +286,7 @@ def test_invalid_rows_change_nothing(objective: Objective) -> None:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e30])
 def test_extreme_logits_and_empty_targets_stay_finite(estimator: Any, scale: float) -> None:
-    """Probabilities that underflow, a row without a target, and a batch without any."""
+    """Probabilities that underflow, a row without a target, and a batch without targets."""
     objective, batch, logits = cotmi(estimator), make_batch(), make_logits(scale)
     batch["explain"]["targets"][0] = batch["predict"]["targets"][1] = 0
     empty = make_batch()
@@ -298,7 +298,7 @@ def test_extreme_logits_and_empty_targets_stay_finite(estimator: Any, scale: flo
     assert loss == 0
 
 
-def test_an_example_without_targets_is_no_pair() -> None:
+def test_an_example_without_targets_is_not_a_pair() -> None:
     batch, logits = make_batch(), make_logits()
     for task in WIDTHS:
         batch[task]["targets"][2] = 0
@@ -335,7 +335,7 @@ def test_the_loss_weighs_the_terms(objective: Objective, coefficients: dict[str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_without_beta_cotmi_teaches_what_dss_teaches(estimator: Any) -> None:
+def test_cotmi_without_beta_is_dss(estimator: Any) -> None:
     batch, logits = make_batch(), make_logits()
     dss = full_loss(Objective("dss", alpha=0.3), logits, batch)
     off, on = (full_loss(cotmi(estimator, alpha=0.3, beta=beta), logits, batch) for beta in (0.0, 0.5))
@@ -345,7 +345,7 @@ def test_without_beta_cotmi_teaches_what_dss_teaches(estimator: Any) -> None:
     np.testing.assert_allclose(on[0], dss[0] + 0.5 * mi_value, rtol=1e-6)
 
 
-def test_terms_divide_once_and_nothing_weighs_nothing() -> None:
+def test_terms_are_divided_once_and_weight_zero_gives_zero() -> None:
     assert Term(jnp.array(6.0), jnp.array(4.0)).mean == 1.5
     assert Term(jnp.array(0.0), jnp.array(0.0)).mean == 0.0
     mask = token_mask(jnp.array([[5, 1, 0], [5, 1, 0]]), jnp.array([True, False]), 0)

@@ -14,7 +14,7 @@ from cotmi_jax.objectives import pooling
 D = 4
 QUERY = np.array([1.5, -1.0, 0.5, 2.0], np.float32)
 LENGTHS = (6, 3, 1, 0)  # of padded rows, the last without a token
-# Two packed rows of up to three examples: uneven, padding between and behind, the second row's first without a token.
+# Two packed rows of up to three examples, with padding between and after them; the first of the second row is empty.
 SEGMENTS = np.array([[1, 1, 1, 2, 0, 3, 3, 0], [2, 2, 2, 2, 3, 0, 0, 0]])
 NUM = 3
 
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_loop(name: str) -> None:
 
 @every_pooling
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e30])
-def test_what_lies_at_padding_reaches_neither_features_nor_gradients(name: str, junk: float) -> None:
+def test_values_at_padding_affect_neither_features_nor_gradients(name: str, junk: float) -> None:
     for states, member in (padded(), (make_states(2, 8), np.asarray(pooling.members(SEGMENTS, NUM)))):
         clean = pool(name, states, member)
         filled = np.where(member.any(axis=1)[..., None], states, np.float32(junk))
@@ -127,8 +127,8 @@ def test_members_of_packed_rows() -> None:
 
 
 @every_pooling
-def test_packed_examples_are_those_in_rows_of_their_own(name: str) -> None:
-    """The same tokens, one example a row: features, and what each token and the query learn."""
+def test_packed_examples_equal_those_in_separate_rows(name: str) -> None:
+    """The same tokens, one example a row: features, and the gradients of each token and of the query."""
     states, member = make_states(2, 8, seed=2), np.asarray(pooling.members(SEGMENTS, NUM))
     alone, own = np.zeros((2 * NUM, 8, D), np.float32), np.zeros((2 * NUM, 8), bool)
     for index, row in enumerate(member.reshape(-1, 8)):
@@ -153,7 +153,7 @@ def test_first_is_the_first_token_of_each_example() -> None:
 
 @every_pooling
 def test_features_are_float32_of_bfloat16_states(name: str) -> None:
-    """Reduced in float32: rounding is that of the states alone."""
+    """Reduced in float32: only the states are rounded."""
     states, member = padded()
     rounded = jnp.asarray(states, jnp.bfloat16)
     features = POOLINGS[name](rounded, jnp.asarray(member), jnp.asarray(QUERY))

@@ -1,4 +1,4 @@
-"""The mutual-information term by itself, on made-up states of two tasks: who gets which gradient, and compression."""
+"""The mutual-information term on random states of two tasks: gradients of each side, and compression."""
 
 import dataclasses
 import functools
@@ -97,8 +97,8 @@ def gathered(feature: str) -> Callable[[Arrays, Arrays], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("feature", "read"), READS.items())
-def test_detaching_stops_a_side_s_gradient(feature: str, read: str) -> None:
-    """The other side's stays as it is, and only the states that a feature reads have one."""
+def test_detaching_stops_the_gradient_of_one_side(feature: str, read: str) -> None:
+    """That of the other side is unchanged, and only the states that a feature depends on have one."""
     by_detached = gathered(feature)(make_states(0), make_states(1))
     found = {detach: tuple(touched(side) for side in grads) for detach, (grads, _) in by_detached.items()}
     assert found == {"none": ({read}, {read}), "z": (set(), {read}), "v": ({read}, set())}
@@ -109,7 +109,7 @@ def test_detaching_stops_a_side_s_gradient(feature: str, read: str) -> None:
 
 
 @pytest.mark.parametrize("feature", [feature for feature in READS if feature != "vocab_mean"])
-def test_what_lies_at_padding_and_in_invalid_rows_changes_nothing(feature: str) -> None:
+def test_values_at_padding_and_in_invalid_rows_change_nothing(feature: str) -> None:
     filled = (make_states(0), make_states(1))
     for states in filled:
         states["encoded_RxSxD"][~MEMBER["input"]] = np.nan
@@ -128,8 +128,8 @@ def with_club(config: MITermConfig) -> tuple[Any, Params, Params]:
 
 
 @pytest.mark.slow
-def test_club_fits_q_and_restrains_the_student() -> None:
-    """The fit moves q alone, at full strength; the penalty the student alone, by its weight and the ramp."""
+def test_club_trains_q_by_its_fit_and_the_student_by_its_penalty() -> None:
+    """The fit trains q only, with its full gradient; the penalty the student only, times its weight and the ramp."""
     plain, club = mi_config(), mi_config(compression="club", compression_weight=0.2)
     networks, params, critic_alone = with_club(club)
     without, full, half = pull(plain, params=critic_alone), pull(club), pull(club, ramp=0.5)
@@ -166,8 +166,8 @@ def pooled(states: np.ndarray, member: np.ndarray) -> jax.Array:
 
 
 @pytest.mark.slow
-def test_the_penalty_of_club_leaves_an_attention_query_alone() -> None:
-    """A query belongs to the term's networks: by it the penalty would have a strength of its own."""
+def test_the_penalty_of_club_has_no_gradient_for_an_attention_query() -> None:
+    """A query is one of the term's networks, in which the penalty would not be scaled."""
     plain = mi_config(feature="decoder_attention")
     club = dataclasses.replace(plain, compression="club", compression_weight=0.2)
     _, params, kept = with_club(club)
@@ -176,7 +176,7 @@ def test_the_penalty_of_club_leaves_an_attention_query_alone() -> None:
 
 
 @pytest.mark.slow
-def test_a_variational_bottleneck_is_charged_its_divergence() -> None:
+def test_a_variational_bottleneck_adds_its_divergence() -> None:
     config = mi_config(compression="variational", compression_weight=0.2)
     networks: Any = objective_of(config).networks(SHAPE)
     params = numpy_params(networks)

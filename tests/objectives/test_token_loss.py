@@ -109,7 +109,7 @@ def test_training_minimizes_the_token_loss_and_evaluation_reports_the_cross_entr
     helpers.assert_trees_close(*scores, rtol=0, atol=0)
 
 
-def test_a_loss_that_is_no_loss_by_token_is_an_error() -> None:
+def test_a_token_loss_of_another_shape_is_an_error() -> None:
     with pytest.raises(UserError, match=r"a token loss gives float32\[\] for targets \[4, 4\]: it must be one float"):
         scanned(4, lambda logits, targets: z_loss(logits, targets).mean(), None, *operands())
 

@@ -1,4 +1,4 @@
-"""The scan over chunks of positions against the whole logits at once: values, gradients, memory, work, meshes."""
+"""The scan over chunks of positions against all logits at once: values, gradients, memory, FLOPs, meshes."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def one_segment(lengths: tuple[int, ...], width: int = T) -> Array:
 def objective(
     scan: Scan, pool: str | None, states: Array, head: Array, targets: Array, member: Array, used: Array | float = 1.0
 ) -> tuple[Array, TokenScan]:
-    """A scalar that weighs every loss that is used and every pooled entry differently, and the results."""
+    """A scalar with a different weight for every loss that is used and every pooled entry, and the results."""
 
     def logits(states: Array) -> Array:
         return jnp.matmul(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
@@ -75,7 +75,7 @@ def objective(
     result = scan(states, targets, logits, member=None if pool is None else member, pool=pool)
     total = jnp.where(jnp.equal(used, 1), weighted(result.loss_BxT), 0.0).sum()
     if result.log_pooled_BxNxV is not None:
-        # Scaled, not masked: an empty segment is to have a gradient of 0 by itself.
+        # Scaled, not masked: the gradient of an empty segment must be 0 without a mask.
         scale = jnp.where(result.log_pooled_BxNxV == EMPTY, -1.0 / EMPTY, 1.0)
         total += weighted(scale * result.log_pooled_BxNxV).sum()
     return total, result
@@ -97,7 +97,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("chunk", [1, 4, 64], ids="chunk{}".format)
-def test_any_chunk_gives_the_values_and_gradients_of_the_whole(pool: str | None, chunk: int) -> None:
+def test_any_chunk_gives_the_values_and_gradients_of_the_plain_form(pool: str | None, chunk: int) -> None:
     states, head, targets = make()
     operands = states, head, targets, one_segment((10, 7, 1, 4))
     (_, result), grads = differentiate(chunked(chunk), pool)(*operands)
@@ -110,7 +110,7 @@ def test_any_chunk_gives_the_values_and_gradients_of_the_whole(pool: str | None,
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_far_apart_logits_stay_exact(pool: str | None) -> None:
+def test_logits_of_large_scale_stay_exact(pool: str | None) -> None:
     """Probabilities that underflow in float32: their logarithms and the gradients through them do not."""
     states, head, targets = make(scale=60.0)
     operands = states, head, targets, one_segment((10, 7, 1, 4))
@@ -119,13 +119,13 @@ def test_far_apart_logits_stay_exact(pool: str | None) -> None:
     if result.log_pooled_BxNxV is not None:
         assert result.log_pooled_BxNxV.min() < -300
     assert_close(result[::2], expected[::2])
-    # The share of a position in a sum is the difference of two logarithms, here of hundreds of nats.
+    # The fraction of a position in a sum is the difference of two logarithms, here of hundreds of nats.
     assert_close(grads, expected_grads, 5e-5 if pool == "mean" else 1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS[1:])
-def test_packed_segments_are_rows_of_their_own(pool: str) -> None:
+def test_packed_segments_equal_separate_rows(pool: str) -> None:
     states, head, targets = make(batch=2)
     spans = [[(0, 2), (2, 9), (9, 9)], [(5, 10), (0, 1), (1, 4)]]  # in any order, one empty, gaps between them
     member = np.zeros((2, 3, T), bool)
@@ -156,7 +156,7 @@ def test_packed_segments_are_rows_of_their_own(pool: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("junk", [np.nan, np.inf])
 @pytest.mark.parametrize("pool", POOLS)
-def test_what_lies_at_masked_positions_reaches_nothing(pool: str | None, junk: float) -> None:
+def test_values_at_masked_positions_change_nothing(pool: str | None, junk: float) -> None:
     states, head, targets = make()
     lengths = (10, 7, 0, 4)
     used = one_segment(lengths)[:, 0]
@@ -185,7 +185,7 @@ def test_a_segment_without_positions_is_constant(pool: str) -> None:
     assert not d_states[[1, 3]].any() and d_states[0].any() and d_states[2, :3].any() and not d_states[2, 3:].any()
 
 
-def test_nan_at_a_position_that_counts_is_not_hidden() -> None:
+def test_a_nan_at_a_valid_position_is_visible() -> None:
     states, head, targets = make()
     states = states.at[1, 5].set(np.nan)
     for pool in POOLS[1:]:
@@ -195,7 +195,7 @@ def test_nan_at_a_position_that_counts_is_not_hidden() -> None:
 
 
 def test_ties() -> None:
-    """Two positions alike: the first has the gradient of their maximum. Two logits alike: either is a hit."""
+    """Of two equal positions the first has the gradient of their maximum. Of two equal logits either is a hit."""
     states, head, targets = make()
     states = states.at[:, 7].set(states[:, 2])
     member = jnp.zeros((B, 1, T), bool).at[:, :, (2, 7)].set(True)
@@ -209,7 +209,7 @@ def test_ties() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_micro_batches_in_bfloat16(pool: str | None) -> None:
-    """The gradient taken inside a scan over single rows, as the training step takes it over micro-batches."""
+    """The gradient inside a scan over single rows, as in the training step over micro-batches."""
     states, head, targets = make()
     states, member = states.astype(jnp.bfloat16), one_segment((10, 7, 1, 4))
 
@@ -232,7 +232,7 @@ def test_micro_batches_in_bfloat16(pool: str | None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_gradients_reach_the_parameters_of_a_student(tied: bool) -> None:
-    """The head is its own, or the embedding transposed."""
+    """The head has its own parameters, or is the embedding transposed."""
     student = StudentDef.of(small_config(tied=tied))
     params = numpy_params(student)
     draw = np.random.default_rng(1)
@@ -250,7 +250,7 @@ def test_gradients_reach_the_parameters_of_a_student(tied: bool) -> None:
     assert_trees_close(grads, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_parameters_that_change_between_calls_are_read_anew() -> None:
+def test_changed_parameters_change_the_result() -> None:
     class Student:
         def __init__(self, head: Array) -> None:
             self.head = head
@@ -269,7 +269,7 @@ def test_parameters_that_change_between_calls_are_read_anew() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
-def test_a_mesh_gives_what_one_device_gives(sizes: tuple[int, int, int]) -> None:
+def test_a_mesh_gives_the_results_of_one_device(sizes: tuple[int, int, int]) -> None:
     """The batch over data and fsdp, the head over fsdp and tensor, packed segments."""
     states, head, targets = make(batch=8)
     states, head = (jnp.concatenate([x, -x], axis=axis) for x, axis in ((states, 2), (head, 0)))  # D = 12, by 4
@@ -289,7 +289,7 @@ def test_a_mesh_gives_what_one_device_gives(sizes: tuple[int, int, int]) -> None
 
 @pytest.fixture
 def optimized() -> Iterator[None]:
-    """Compile as in earnest: how much memory a program takes depends on it."""
+    """Compile with full optimization, on which the memory of a program depends."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -297,7 +297,7 @@ def optimized() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-def test_nothing_of_the_size_of_the_logits_is_held() -> None:
+def test_no_temporary_has_the_size_of_the_logits() -> None:
     """Temporaries of the gradient in GB, compiled and never run. The logits are 1.05 GB, pooled features 8 MB."""
     batch, length, width, vocab_size = 64, 128, 64, 32128
     shapes = ((batch, length, width), (width, vocab_size), (batch, length), (batch, 1, length))
@@ -318,7 +318,7 @@ def test_nothing_of_the_size_of_the_logits_is_held() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
-def test_detached_features_cost_no_backward_work() -> None:
+def test_detached_features_add_no_flops_to_the_backward_pass() -> None:
     states, head, targets = make()
 
     def detached(*args: Any, **options: Any) -> TokenScan:
@@ -335,7 +335,7 @@ def test_detached_features_cost_no_backward_work() -> None:
         assert flops(detached, pool) == unpooled < flops(chunked(4), pool)
 
 
-def test_pool_and_member_belong_together() -> None:
+def test_pool_needs_members() -> None:
     states, head, targets = make()
     for options in (dict(pool="max"), dict(member_BxNxT=one_segment((T,) * B))):
         with pytest.raises(ValueError, match="together"):

@@ -1,4 +1,4 @@
-"""Bounds of mutual information in float64, term by term from the papers: nothing here is vectorized or stabilized.
+"""Bounds of mutual information in float64, term by term from the papers, neither vectorized nor stabilized.
 
 `score[i, j]` = f(z_i, v_j), positives on the diagonal, nats. Every function takes the whole matrix of valid pairs.
 """
@@ -35,7 +35,7 @@ def infonce_row(score: Matrix) -> float:
 
 
 def infonce_column(score: Matrix) -> float:
-    """The same with the parts exchanged: each v chooses its z."""
+    """The same with the sides exchanged: each v chooses its z."""
     pairs = range(len(score))
     return mean(math.log(math.exp(score[j, j]) / mean(math.exp(score[i, j]) for i in pairs)) for j in pairs)
 
@@ -97,7 +97,7 @@ def smile_value(score: Matrix, tau: float) -> float:
 
 
 def moving_average(terms: Sequence[float], decay: float) -> float:
-    """Exponential moving average of all terms, corrected for its start at zero (Kingma and Ba 2015, section 3)."""
+    """Exponential moving average of all terms with the bias correction of Adam (Kingma and Ba 2015, section 3)."""
     total = 0.0
     for term in terms:
         total = decay * total + (1 - decay) * term
@@ -131,7 +131,7 @@ def gradient(function: Callable[[np.ndarray], float], point: np.ndarray, step: f
 
 
 def gaussian_log_ratio(z: np.ndarray, v: np.ndarray, rho: float) -> float:
-    """log p(z, v) / (p(z) p(v)) of unit normals that correlate by rho in every dimension."""
+    """log p(z, v) / (p(z) p(v)) of unit normals with correlation rho in every dimension."""
     return sum(
         gaussian_log_density(b, rho * a, 1 - rho**2) - gaussian_log_density(b, 0, 1) for a, b in zip(z, v, strict=True)
     )
