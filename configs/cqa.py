@@ -1,13 +1,13 @@
 """CommonsenseQA (CoS-E v1.11) with PaLM's rationales, as the papers train it.
 
-Claim to reach (accuracy on the 1,221 test questions, T5-base, gold labels): standard 62.19%, single task 61.37%, DSS
+Expected result (accuracy on the 1,221 test questions, T5-base, gold labels): standard 62.19%, single task 61.37%, DSS
 63.29%, MI 63.88%; one run's standard error is 1.4 points. Cost: 10,000 steps of 64 examples of two tasks, packed into
 26 rows of 256 input and 96 target tokens.
 
     python -m cotmi_jax.train --config=configs/cqa.py --workdir=runs/cqa
     python -m cotmi_jax.evaluate --workdir=runs/cqa --split=test
 
-Other rows of the papers' tables, and training without network: configs/README.md.
+Other rows of the papers' tables, and training without internet access: configs/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
 """Your own questions, with rationales from your own teacher or written by hand, as JSON Lines: see docs/data.md.
 
-Claim: none, it is your data. The path names a folder with train.jsonl, valid.jsonl and test.jsonl, or
-one file of train rows, a tenth of which becomes valid.
+No expected result, since the data are yours. The path names a folder with train.jsonl and optionally valid.jsonl and
+test.jsonl, or one file of train rows. Without a valid split, a tenth of train becomes one.
 
     python -m cotmi_jax.train --config=configs/own.py --config.data.dataset=jsonl:rationales.jsonl --workdir=runs/own
 
 An example without a rationale trains the label task only. Equations as labels: --config.data.label_kind=equation.
-Without network: --config.model.init=DIR, a downloaded checkpoint, or random, with --config.data.vocabulary=FILE.
+Without internet access: --config.model.init=DIR, a downloaded checkpoint, or random, with --config.data.vocabulary=F.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
 """SVAMP, arithmetic word problems with PaLM's rationales, as the papers train it.
 
-Claim to reach (accuracy on the 200 test problems, T5-base, gold labels): standard 62.63%, single task 63.00%, DSS
+Expected result (accuracy on the 200 test problems, T5-base, gold labels): standard 62.63%, single task 63.00%, DSS
 65.50%, MI 68.00%; one run's standard error is 3.4 points. Cost: 10,000 steps of 64 examples of two tasks, packed into
 18 rows of 328 input and 208 target tokens.
 
     python -m cotmi_jax.train --config=configs/svamp.py --workdir=runs/svamp
     python -m cotmi_jax.evaluate --workdir=runs/svamp --split=test
 
-Other rows of the papers' tables, and training without network: configs/README.md.
+Other rows of the papers' tables, and training without internet access: configs/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,7 @@ Train on TPU slices of a GKE cluster that XPK made (xpk cluster create).
   --max-restarts=50   how often XPK starts the workload again after a lost host
   --grace=300         seconds between SIGTERM and SIGKILL, in which a worker saves
   --env=NAME          pass this variable to the run (repeatable). Name only: xpk reads the value from this
-                      environment. In the cluster, whoever may read the workload's specification can read it
+                      environment. Users of the cluster who may read the workload's specification can read it
   --priority=P        very-low, low, medium, high, very-high; --spot, --on-demand, --reservation=R as for xpk
   --python=python3    interpreter in the image; --module=M instead of cotmi_jax.train
   --xpk-flag=F        further flags for xpk workload create (repeatable)

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# What the launchers share: flags, quoting, and a dry run that prints exactly the commands that would be run.
+# Functions of all launchers: flags, quoting, and a dry run that prints exactly the commands that would be run.
 set -euo pipefail
 
 die() {

@@ -29,7 +29,7 @@ Train on a Cloud TPU VM: a single host, or a slice of several hosts.
   --python=PYTHON     interpreter on the workers for setup (3.11 or newer; default: found, or installed by uv)
   --module=M          instead of cotmi_jax.train
   --shared-workdir    the local --workdir is on a file system that all workers mount and that outlives the TPU
-  --retries=0         watch: restarts after failures of the program itself; preemptions are not counted
+  --retries=0         watch: number of restarts after failures of the program itself; preemptions are not counted
   --poll=60           seconds between two queries of the state
   --create-flag=F, --ssh-flag=F   further flags for gcloud … create, and for gcloud … ssh and scp (repeatable)
   --dry-run           print the commands and run none
@@ -91,7 +91,7 @@ delete() {
   fi
 }
 
-# Whether the TPU has more than one host. One holds 8 chips of v5e and v6e, and 4 chips, which count as 8 cores, of v2
+# Whether the TPU has more than one host. A host has 8 chips of v5e and v6e, or 4 chips, which count as 8 cores, of v2
 # to v5p.
 several_hosts() { ((${type##*-} > 8)); }
 

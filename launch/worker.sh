@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
   cat <<'HELP'
-A run on one machine. The other launchers call this script; it also works by itself.
+A run on one machine. The other launchers, except local.sh, call this script; it also works by itself.
 
   launch/worker.sh setup  --venv=DIR [--extras=tpu] [--python=PYTHON]   make the virtual environment
   launch/worker.sh start  --dir=DIR [--env-file=FILE] -- COMMAND…        run COMMAND; continues after this shell exits
@@ -17,8 +17,8 @@ A run on one machine. The other launchers call this script; it also works by its
 
 --dir       a different directory for each run; holds log, pid, exit (the exit code) and lock (held while COMMAND runs).
 --env-file  is sourced, and deleted, before COMMAND starts.
---lift      for srun, which returns the highest exit code of all tasks: COMMAND's own, but 1 to 74 as 181 to 254, above
-            the 75 of the tasks that end because another failed, and above 128 and the number of a signal
+--lift      exit with COMMAND's code, but with 181 to 254 in place of 1 to 74. srun returns the highest code of all
+            tasks, which then is that of the failed task: the others end with 75, or with 128 plus a signal's number
 setup uses the first of python3.12, python3.11 and python3 that is at least 3.11, or else installs 3.12 with uv.
 HELP
 }
@@ -105,7 +105,7 @@ status() {
   elif running; then
     echo "running pid $(cat "$dir/pid"): $(tr '\r' '\n' <"$dir/log" | tail -n 1)"
   elif [[ ! -e $dir/exit ]]; then
-    echo interrupted # foreground ended too and wrote no exit code, for example at a reboot
+    echo interrupted # `foreground` ended without writing an exit code, for example at a reboot
   else
     case $(<"$dir/exit") in
       0) echo finished ;;
