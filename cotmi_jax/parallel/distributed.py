@@ -8,8 +8,8 @@ Environment variables configure them, so that the command is the same on every h
     COTMI_COORDINATOR=auto        instead of the three: JAX finds them (Cloud TPU, GKE with TPUs, SLURM, Open MPI)
     COTMI_HEARTBEAT=SECONDS       a process without a heartbeat for this long counts as lost; 30 by default
 
-Without these variables there is one process. All processes share one workdir; only the main process, process 0, writes
-files and prints.
+Without these variables there is one process. All processes share one workdir and write its checkpoints; all other
+output is that of the main process, process 0.
 
 If one process ends, all do. A process that fails first sends its error to the others. If a process is killed or its
 host is lost, the others detect it within COTMI_HEARTBEAT plus a few seconds (the loss of process 0, at once). They
@@ -102,7 +102,7 @@ def _number(text: str, name: str, low: int, high: int) -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is process 0, which writes files and prints; true for a single process."""
+    """Whether this is process 0, which prints and writes all files but checkpoints; true for a single process."""
     return jax.process_index() == 0
 
 
@@ -157,7 +157,7 @@ def _fail(code: int, text: str, reason: str) -> NoReturn:
 class AbortAllOnError:
     """A block that ends all processes when it is left by an exception; without effect in a single process.
 
-    Enter it inside any `finally` that waits for other processes: these wait for this one.
+    Make it the innermost block: the cleanup of an outer one may wait for other processes, which wait for this one.
     """
 
     def __init__(self, *, show_traceback: bool = False):
@@ -176,11 +176,8 @@ class AbortAllOnError:
             time.sleep(_NOTICE_SECONDS)  # a notice of the other process ends this one first, with the reason
             _exit(EXIT_PEER_LOST, f"error: {_process_name()}: another process is lost ({reason[:200]}): {_ADVICE}")
         if isinstance(error, UserError):
-            text = (
-                "".join(traceback.format_exception(error)) * self._show_traceback
-                + f"error: {_process_name()}: {reason}"
-            )
-            _fail(2, text, reason)
+            shown = "".join(traceback.format_exception(error)) * self._show_traceback
+            _fail(2, f"{shown}error: {_process_name()}: {reason}", reason)
         if isinstance(error, KeyboardInterrupt):
             _fail(130, f"error: {_process_name()}: interrupted", "interrupted")
         _fail(1, "".join(traceback.format_exception(error)).rstrip(), f"{type(error).__name__}: {reason[:200]}")
@@ -221,9 +218,8 @@ def process_group(*, preemption: bool, show_traceback: bool = False) -> Iterator
 def _check_port(address: str) -> None:
     """Raises UserError if the coordinator cannot listen at the address: the runtime would crash."""
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as the runtime does, so that a recently used port is free
+        # As the runtime does, so that a recently used port is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", int(address.rpartition(":")[2])))
         except (OSError, OverflowError) as error:
