@@ -87,8 +87,8 @@ def trained() -> Path:
 
 
 def _compile_quickly(folder: Path | None) -> None:
-    """Compile with few optimizations and keep executables in the folder; None: as users do."""
-    jax.config.update("jax_disable_most_optimizations", folder is not None)
+    """Compile with few optimizations, as conftest.py sets it, and store executables in the folder; None: do not."""
+    jax.config.update("jax_disable_most_optimizations", True)  # processes of commands do not read conftest.py
     jax.config.update("jax_compilation_cache_dir", folder and str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if folder else 1.0)
     compilation_cache.reset_cache()
