@@ -8,24 +8,24 @@ from cotmi_jax.data.sources.released_sets import RELEASED
 
 _QUESTIONS = flags.DEFINE_string("questions", None, "JSON Lines with input and, if known, label (gold) and id.")
 _DATASET = flags.DEFINE_enum("dataset", None, sorted(RELEASED), "A released set, instead of --questions.")
-_SPLIT = flags.DEFINE_enum("split", "train", ["train", "valid", "test"], "Of --dataset.")
+_SPLIT = flags.DEFINE_enum("split", "train", ["train", "valid", "test"], "Split of --dataset.")
 _DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of --dataset; default: $COTMI_DATA_ROOT.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Use only the first so many questions.", lower_bound=1)
+_LIMIT = flags.DEFINE_integer("limit", None, "Number of questions to use, from the first; default: all.", lower_bound=1)
 _PROMPT = flags.DEFINE_string("prompt", None, "A file or a built-in prompt; default: that of --dataset, else generic.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON Lines for training; the report is OUTPUT with .report.json.")
 _JOURNAL = flags.DEFINE_string("journal", None, "File of raw responses; default: OUTPUT with .journal.jsonl.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the first prompt and an estimate; send nothing.")
 _MODEL = flags.DEFINE_string("model", None, "The teacher: name of a model of the server.")
-_BASE_URL = flags.DEFINE_string("base_url", None, "Of the server, usually ending in /v1; default: OpenAI's.")
+_BASE_URL = flags.DEFINE_string("base_url", None, "URL of the server, usually ending in /v1; default: OpenAI's.")
 _KEY_VARIABLE = flags.DEFINE_string("key_variable", "OPENAI_API_KEY", "Environment variable that holds the key.")
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Completions per question.", lower_bound=1)
 _SAMPLES_PER_REQUEST = flags.DEFINE_integer(
-    "samples_per_request", None, "At most; default: all in one request.", lower_bound=1
+    "samples_per_request", None, "Maximal number of samples per request; default: all.", lower_bound=1
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Sampling temperature.", lower_bound=0.0)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of one completion, at most.", lower_bound=1)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Maximal number of tokens of a completion.", lower_bound=1)
 _BODY = flags.DEFINE_string("body", "{}", "JSON object merged into every request; null removes a field.")
-_RATIONALIZE = flags.DEFINE_bool("rationalize", False, "State the gold label if no sample gives it.")
+_RATIONALIZE = flags.DEFINE_bool("rationalize", False, "Ask again, stating the gold label, if no sample gives it.")
 _INCONSISTENT = flags.DEFINE_enum(
     "inconsistent", "drop", ["drop", "keep", "downweight"], "Treatment of rationales whose answer is not the label."
 )
@@ -50,7 +50,7 @@ flags.mark_flags_as_mutual_exclusive(["questions", "dataset"], required=True)
 
 
 def main() -> int:
-    """Annotates as the flags describe."""
+    """Annotate from the flags; returns the exit code."""
     from pathlib import Path
 
     from cotmi_jax.teacher.annotate import Annotation, Endpoint, Limits, Policy, Prices, request_settings

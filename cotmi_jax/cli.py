@@ -1,4 +1,4 @@
-"""What all commands share: parsing of flags, and one-line error messages."""
+"""Common to all commands: parsing of flags, and one-line error messages."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 # Before tensorflow is imported: hides its start-up notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced at start-up otherwise; batches need no such kernels
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else tensorflow prints a notice; batches need no such kernels
 
 from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
@@ -31,7 +31,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     except flags.Error as error:
         _fail(str(error).replace("\n", " "))
     except (AttributeError, KeyError) as error:
-        # ml_collections gives the repr of a message of two lines.
+        # The text of ml_collections' exception is the repr of a message of two lines.
         unknown = " ".join(str(error.args[0]).encode().decode("unicode_escape").replace("'", "").split())
         _fail(f"--config has no key {unknown} (all keys: cotmi_jax/config.py)")
     except (TypeError, ValueError, SyntaxError, UserError) as error:
@@ -52,9 +52,9 @@ def loaded_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
 
 
 def guard(main: Callable[[], int | None]) -> int | None:
-    """Run main once flags are parsed; a UserError becomes one line on standard error and exit code 2."""
+    """Run main after flags are parsed; a UserError becomes one line on standard error and exit code 2."""
     set_libtpu_stack_size()
-    if not flags.FLAGS["verbosity"].present:  # the libraries' notices are asked for with --verbosity=0
+    if not flags.FLAGS["verbosity"].present:  # --verbosity=0 shows the notices of the libraries
         absl_logging.set_verbosity(absl_logging.ERROR)
         logging.getLogger().setLevel(logging.ERROR)
     try:
@@ -62,7 +62,7 @@ def guard(main: Callable[[], int | None]) -> int | None:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader of the output, such as head, has ended. Python would flush again at exit, and report an error.
+        # The process that reads the output, such as head, has ended. Without this, Python's flush at exit fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:

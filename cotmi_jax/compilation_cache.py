@@ -18,7 +18,7 @@ from cotmi_jax.files import (
     user_error_on_failure,
 )
 
-_MIN_SECONDS = 0.1  # of compilation, below which a program is not stored
+_MIN_SECONDS = 0.1  # programs that compile faster are not stored
 
 
 def _processor() -> str:
@@ -35,7 +35,7 @@ def _processor() -> str:
 
 
 def default_folder() -> Path:
-    """The default folder of compiled programs: within the folder of prepared tokens, one per kind of processor."""
+    """The default folder of compiled programs: a subfolder, per kind of processor, of the folder of prepared tokens."""
     return as_path(absolute(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)) / "xla" / _processor()
 
 
@@ -43,8 +43,8 @@ def use_compilation_cache(folder: str) -> None:
     """Store compiled programs in a folder, which may be gs://; call before anything is compiled.
 
     "": JAX's own setting if there is one (JAX_COMPILATION_CACHE_DIR), else the default folder; if that cannot be
-    written, this is reported and nothing is stored. "none": no cache. The files in the folder are executed: others must
-    not be able to write to it. It grows with every new configuration and may be deleted.
+    written, this is reported and nothing is stored. "none": no cache. The files in the folder are executed: other users
+    must not have write access. It grows with every new configuration and may be deleted.
 
     Raises UserError if the given folder cannot be written.
     """

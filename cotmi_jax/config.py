@@ -26,13 +26,12 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of parameters, dropout, order of the data and subsampling
     config.steps = 10_000  # optimizer steps
-    # Modules of the user's own that register objectives, estimators and the like, separated by commas: Python files, or
-    # importable names. A recipe that registers names itself: config.extensions = __file__.
+    # The user's modules that register objectives, estimators and the like (docs/extending.md), separated by commas:
+    # Python files, or importable names. A recipe that registers extensions sets config.extensions = __file__.
     config.extensions = ""
     config.batch_size = 64  # examples a step, over all devices
-    config.micro_batches = (
-        1  # micro-batches that a batch is split into, run in sequence to save memory; the loss stays the same
-    )
+    # Micro-batches that a batch is split into; they run in sequence to save memory, and the loss is unchanged.
+    config.micro_batches = 1
 
     config.data = ConfigDict()
     # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their weights in the training stream:
@@ -40,29 +39,28 @@ def base() -> ConfigDict:
     config.data.dataset = "cqa"
     config.data.root = ""  # folder of the release, may be gs://; "": $COTMI_DATA_ROOT
     config.data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
-    config.data.align = "strict"  # rows and completions must be as many; prefix: use those that both have
+    config.data.align = "strict"  # rows and completions must be equally many; prefix: use the rows that have both
     config.data.augment_asdiv = False  # add ASDiv to SVAMP's train split
     config.data.subsample = 1.0  # fraction of the train split kept, drawn with the seed
-    config.data.bad_rows = "error"  # or skip: leave rows that cannot be used out, count and report them
-    config.data.empty_rationale = "error"  # or drop: leave such train examples out, counted; keep: learn their label
+    config.data.bad_rows = "error"  # or skip: leave out rows that cannot be used, count and report them
+    config.data.empty_rationale = "error"  # or drop: leave out such train examples; keep: train on their label alone
     config.data.labels = ""  # labels that rows of jsonl may have, separated by commas; "": any
-    config.data.label_kind = "text"  # how labels of jsonl are scored: text, or equation: by value
+    config.data.label_kind = "text"  # how labels of jsonl are compared: as text, or equation: by value
     config.data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
     config.data.size = 16_000  # train examples of the generated set (arithmetic only)
     config.data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
-    config.data.vocabulary = (
-        ""  # SentencePiece file; "": the set's own, the initial model's, else {root}/t5/spiece.model
-    )
-    config.data.max_input_tokens = 1024  # with the eos
-    config.data.max_target_tokens = 256  # with the eos
-    config.data.too_long = "cut"  # longer sequences are cut and counted; skip: their train examples are; or error
+    # SentencePiece file; "": that of the model.init checkpoint, else that of arithmetic, else {root}/t5/spiece.model.
+    config.data.vocabulary = ""
+    config.data.max_input_tokens = 1024  # including eos
+    config.data.max_target_tokens = 256  # including eos
+    config.data.too_long = "cut"  # cut longer sequences; skip: leave out their train examples; or error
     config.data.packing = True  # several examples and both tasks in a row; False: an example a row, padded
     config.data.cache = ""  # folder of prepared tokens; "": $COTMI_CACHE, else ~/.cache/cotmi_jax; none: in memory
 
     config.model = ConfigDict()
     config.model.network = "t5"  # or the name of a network that a module of config.extensions registers
-    config.model.preset = "base"  # tiny mini small base large xl xxl; not used where init names a checkpoint
-    config.model.family = "v1.1"  # v1.0 or v1.1; likewise
+    config.model.preset = "base"  # tiny mini small base large xl xxl; not used if init names a checkpoint
+    config.model.family = "v1.1"  # v1.0 or v1.1; not used if init names a checkpoint
     config.model.vocab_size = 0  # embeddings; 0: 32128, or the vocabulary's own size where that is smaller than 32000
     config.model.init = "random"  # or a Hugging Face directory or hub name, e.g. google/t5-v1_1-base
     config.model.dropout = 0.1  # probability
@@ -79,9 +77,9 @@ def base() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or adafactor
-    config.optimizer.learning_rate = 5e-5  # at its peak
+    config.optimizer.learning_rate = 5e-5  # maximum of the schedule
     config.optimizer.schedule = "linear"  # decay to 0 at the last step: linear or cosine; or constant
-    config.optimizer.warmup_steps = 0  # steps of linear rise before it
+    config.optimizer.warmup_steps = 0  # steps of linear increase before the decay
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
     config.optimizer.beta1 = 0.9  # adamw
@@ -89,10 +87,10 @@ def base() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = 250  # steps between evaluations on the valid split; 0: never
-    config.eval.examples = 0  # examples of it that are used; 0: all
+    config.eval.examples = 0  # examples of the valid split that are used; 0: all
     config.eval.batch_size = 64  # examples, over all devices
     config.eval.metrics = ""  # registered metrics besides accuracy, separated by commas
-    config.eval.max_decode_tokens = 64  # tokens generated greedily at most
+    config.eval.max_decode_tokens = 64  # maximal number of generated tokens (greedy decoding)
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 250  # steps between checkpoints; the last step is always saved
@@ -107,9 +105,9 @@ def base() -> ConfigDict:
     config.compilation_cache = ""
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that split the batch only; -1: all that are left
-    config.mesh.fsdp = 1  # devices that split batch and parameters
-    config.mesh.tensor = 1  # devices that split heads, mlp and vocabulary
+    config.mesh.data = -1  # devices over which only the batch is sharded; -1: all that fsdp and tensor leave
+    config.mesh.fsdp = 1  # devices over which batch and parameters are sharded
+    config.mesh.tensor = 1  # devices over which heads, mlp and vocabulary are sharded
     return config.lock()
 
 
@@ -120,32 +118,32 @@ def _mi() -> ConfigDict:
     # barber_agakov_head or barber_agakov_gaussian; released: the loss of the paper's code, with its defects.
     mi.estimator = "infonce"
     # decoder_mean decoder_attention decoder_max encoder_mean vocab_max vocab_mean; "": decoder_mean, or vocab_max for
-    # the estimators that read distributions over the vocabulary.
+    # the estimators of distributions over the vocabulary.
     mi.feature = ""
     mi.detach = "z"  # side that gets no gradient: z (label), v (rationale) or none
     mi.axis = "row"  # infonce contrasts each z with all v; column: each v with all z; symmetric: both
     mi.alpha = 0.01  # interpolated: 0 is tuba, 1 infonce
     mi.tau = 5.0  # smile: clip of negative scores, nats
-    mi.decay = 0.99  # mine: of the moving average of the partition, a step
-    mi.settings = ""  # of an estimator that a module of config.extensions registers: "name=value", separated by commas
+    mi.decay = 0.99  # mine: decay per step of the moving average of the partition function
+    mi.settings = ""  # settings of an estimator of config.extensions: "name=value", separated by commas
     mi.learning_rate = 1e-3  # of the term's networks (Adam, constant, outside optimizer.clip_norm)
-    mi.warmup_steps = 500  # steps in which the critic alone learns; not used without one
-    mi.ramp_steps = 500  # steps of linear rise of objective.beta after them; likewise
+    mi.warmup_steps = 500  # steps in which only the critic is trained; not used without a critic
+    mi.ramp_steps = 500  # steps of linear increase of objective.beta after the warm-up; not used without a critic
     mi.critic = ConfigDict()
-    mi.critic.name = "separable"  # bilinear concat hybrid quadratic
+    mi.critic.name = "separable"  # or bilinear concat hybrid quadratic
     mi.critic.hidden = 256  # width of hidden layers
     mi.critic.layers = 2  # hidden layers
     mi.critic.dim = 64  # width of the codes that are multiplied
     mi.critic.dropout = 0.0  # probability
-    mi.critic.clamp = 20.0  # scores stay within ± this, softly, nats; 0: no clamp
+    mi.critic.clamp = 20.0  # soft limit of the absolute value of scores, nats; 0: no limit
     mi.critic.normalization = "layer"  # of each feature vector to mean 0 and variance 1, or none
     mi.compression = ConfigDict()
-    mi.compression.name = "none"  # club or variational: an upper bound on I(X;Z) joins the loss
-    mi.compression.weight = 0.001  # of it
+    mi.compression.name = "none"  # or club, variational: an upper bound of I(X;Z) is added to the loss
+    mi.compression.weight = 0.001  # coefficient of that bound
     mi.monitor = ConfigDict()
     mi.monitor.every = 1000  # steps between held-out measurements of I(Z;V), I(X;Z) and I(Z;Y); 0: never
-    mi.monitor.estimators = "infonce,interpolated"  # what measures I(Z;V), separated by commas
-    mi.monitor.examples = 4096  # train examples a critic is fitted on, at most
+    mi.monitor.estimators = "infonce,interpolated"  # estimators of I(Z;V), separated by commas
+    mi.monitor.examples = 4096  # maximal number of train examples to which a critic is fitted
     mi.monitor.pairs = 128  # pairs that are contrasted at a time
     return mi
 
@@ -203,14 +201,14 @@ def validate(config: ConfigDict) -> None:
                 raise UserError(f"config.{key} is {flat[key]}: it must be at least {lowest}")
     if config.batch_size % config.micro_batches:
         raise UserError(
-            f"config.batch_size {config.batch_size} does not divide into config.micro_batches {config.micro_batches}"
+            f"config.batch_size {config.batch_size} is not a multiple of config.micro_batches {config.micro_batches}"
         )
     if config.optimizer.warmup_steps >= config.steps:
         raise UserError(
             f"config.optimizer.warmup_steps {config.optimizer.warmup_steps} must be below config.steps {config.steps}"
         )
     if not 0.0 <= config.model.dropout < 1.0:
-        raise UserError(f"config.model.dropout is {config.model.dropout}: a probability below 1")
+        raise UserError(f"config.model.dropout is {config.model.dropout}: it must be a probability below 1")
     choices = {"model.dtype": ("float32", "bfloat16"), "model.remat": ("none", "dots", "full")}
     choices["data.too_long"] = TOO_LONG
     for key, allowed in choices.items():
@@ -222,7 +220,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def profiled_steps(config: ConfigDict) -> range:
-    """The steps that config.profile names, counted from 1; empty for none. Raises UserError where it names none."""
+    """The steps that config.profile names, counted from 1; empty if it is "". Raises UserError if it is malformed."""
     if not config.profile:
         return range(0)
     match = re.fullmatch(r"([1-9]\d*)(?:-(\d+))?", config.profile)
@@ -254,7 +252,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
-# These change no result: paths, what is written or measured and how often, and the devices of a run.
+# Keys, and prefixes of keys, that may change when a run resumes: they change no result.
 _MAY_DIFFER = (
     "data.root",
     "data.tfds_dir",
@@ -271,7 +269,7 @@ _MAY_DIFFER = (
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Keys, as "key: old → new", by which a resumed run would not be the same run."""
+    """The changed keys, as "key: old → new", that a run may not change when it resumes."""
     before, after = flatten(old), flatten(new)
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
@@ -292,9 +290,9 @@ def with_absolute_files(extensions: str) -> str:
 def load_extensions(extensions: str) -> None:
     """Import every module of config.extensions: Python files (*.py) and importable names, separated by commas.
 
-    Each is executed once in a process, also where it is the recipe of --config, which is executed already.
+    Each is executed once per process: the recipe of --config, which is executed already, is not executed again.
 
-    Raises UserError where one is not found. An exception of its own code is raised as it is.
+    Raises UserError if one is not found. Exceptions of a module's own code are not converted.
     """
     for name in _extension_names(extensions):
         if name.endswith(".py"):
@@ -304,7 +302,7 @@ def load_extensions(extensions: str) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # something that the module itself imports
+                raise  # a module that the extension imports is missing
             raise UserError(
                 f"config.extensions: no module {name!r} (install its package, or add it to PYTHONPATH)"
             ) from error
@@ -319,7 +317,7 @@ def _load_extension_file(path: str) -> None:
     stem = os.path.basename(path).removesuffix(".py")
     name = f"cotmi_jax_extension_{hashlib.sha256(path.encode()).hexdigest()[:8]}_{stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # of *.py there is always one
+    assert spec is not None and spec.loader is not None  # files *.py always have a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -10,10 +10,10 @@ _DATASET = flags.DEFINE_string(
 _DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT.")
 _TEACHER = flags.DEFINE_string("teacher", "palm", "palm or gpt-neox.")
 _ALIGN = flags.DEFINE_string(
-    "align", "strict", "If rows and completions differ in number: strict refuses, prefix uses the rows that have both."
+    "align", "strict", "If rows and completions differ in number: strict: error; prefix: use the rows that have both."
 )
 _ASDIV = flags.DEFINE_bool("augment_asdiv", False, "Add ASDiv to SVAMP's train split.")
-_BAD_ROWS = flags.DEFINE_string("bad_rows", "error", "error, or skip: leave rows out that cannot be used.")
+_BAD_ROWS = flags.DEFINE_string("bad_rows", "error", "error, or skip: leave out rows that cannot be used.")
 _LABELS = flags.DEFINE_string("labels", "", "Labels that rows of jsonl may have, separated by commas; default: any.")
 _LABEL_KIND = flags.DEFINE_string("label_kind", "text", "How labels of jsonl are compared: text or equation.")
 _TFDS_DIR = flags.DEFINE_string(

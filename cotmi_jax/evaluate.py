@@ -11,12 +11,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run; noth
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "The split to score.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (on the valid split), latest, or a step.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; default: {workdir}/evaluation/{split}.")
-_DATA_ROOT = flags.DEFINE_string("data_root", None, "Where the data lies now, if not where training found it.")
+_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the data, if it has moved since training.")
 _EXAMPLES = flags.DEFINE_integer(
-    "examples", 0, "Examples to print, with the student's own label and rationale.", lower_bound=0
+    "examples", 0, "Number of examples to print, with the predicted label and rationale.", lower_bound=0
 )
 _INFORMATION = flags.DEFINE_bool(
-    "information", True, "Measure held-out mutual information too, on critics fitted to train examples."
+    "information", True, "Also measure held-out mutual information, with critics fitted to train examples."
 )
 _METRICS = flags.DEFINE_string(
     "metrics",
@@ -29,7 +29,7 @@ _EXTENSIONS = flags.DEFINE_string(
     "Files or modules that register metrics, separated by commas; those of the run are always imported.",
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
-    "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: keep none."
+    "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: no cache."
 )
 flags.mark_flag_as_required("workdir")
 

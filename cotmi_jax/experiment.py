@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: vocabulary, student, data, objective."""
+"""Builds the vocabulary, student, data and objective of a run from its config."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
 _OFFICIAL_PIECES = 32_000
-_VOCAB_MULTIPLE = 128  # so that the vocabulary divides over a tensor axis
+_VOCAB_MULTIPLE = 128  # so that the tensor axis of the mesh divides the vocabulary
 
 
 def find_vocabulary(config: ConfigDict) -> Path:
@@ -38,17 +38,17 @@ def find_vocabulary(config: ConfigDict) -> Path:
 
 
 def check_packing(config: ConfigDict) -> None:
-    """Raises UserError for packed rows of a network that would mix the examples of a row."""
+    """Raises UserError for packed rows where the network would mix the examples of a row."""
     network = config.model.network
     if config.data.packing and not find_network(network).supports_packing:
         raise UserError(
             f"config.data.packing is True, but network {network!r} is not registered with supports_packing: set "
-            "config.data.packing to False, or keep segments apart and register it with supports_packing=True"
+            "config.data.packing to False, or separate the segments and register it with supports_packing=True"
         )
 
 
 def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentConfig, Params | None]:
-    """The student's shape, and its initial parameters where model.init names a checkpoint (None: random)."""
+    """The student's config, and its initial parameters if model.init names a checkpoint (None: random)."""
     model = config.model
     params = None
     network = find_network(model.network)
@@ -65,16 +65,16 @@ def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentCon
         if model.vocab_size not in (0, student.vocab_size):
             raise UserError(
                 f"config.model.vocab_size {model.vocab_size} but {model.init} has {student.vocab_size} embeddings: "
-                "leave it 0"
+                "set it to 0"
             )
     check_fits(vocabulary, vocab_size=student.vocab_size, pad_id=student.pad_id, eos_id=student.eos_id)
     return student, params
 
 
 def make_mi_term(mi: ConfigDict) -> MITermConfig:
-    """The mutual-information term of config.mi. Raises UserError for one that cannot be."""
+    """The mutual-information term of config.mi. Raises UserError for invalid settings."""
     term = mi.to_dict()
-    del term["learning_rate"], term["monitor"]  # of the optimizer and of the monitor
+    del term["learning_rate"], term["monitor"]  # settings of the optimizer and of the monitor, not of the term
     critic, compression = CriticConfig(**term.pop("critic")), term.pop("compression")
     return MITermConfig(
         **term, critic=critic, compression=compression["name"], compression_weight=compression["weight"]
@@ -97,18 +97,18 @@ def make_objective(config: ConfigDict) -> Objective:
         mi_term.check_batch(config.batch_size)
         if config.mi.estimator == "released" and config.data.packing:
             raise UserError(
-                "config.mi.estimator released reads the padding of padded batches: set config.data.packing to False"
+                "config.mi.estimator released includes the padding of padded batches: set config.data.packing to False"
             )
         if mi_term.scored and mi.warmup_steps >= config.steps:
             raise UserError(
                 f"config.mi.warmup_steps {mi.warmup_steps} must be below config.steps {config.steps}: the term would "
-                "never teach the student"
+                "never train the student"
             )
     return objective
 
 
 def with_data_root(config: ConfigDict) -> ConfigDict:
-    """A copy that names its data and extensions absolutely, so that the run can be evaluated from any folder."""
+    """A copy with absolute paths of data and extensions, so that the run can be evaluated from any folder."""
     config = config.copy_and_resolve_references()
     config.extensions = with_absolute_files(config.extensions)
     config.data.dataset = with_absolute_paths(config.data.dataset)
@@ -120,7 +120,7 @@ def with_data_root(config: ConfigDict) -> ConfigDict:
 
 
 def eval_decoding(config: ConfigDict) -> Decoding:
-    """How labels and rationales are generated for scoring."""
+    """The decoding of labels and rationales in evaluation."""
     return Decoding("greedy", max_tokens=config.eval.max_decode_tokens)
 
 
@@ -147,7 +147,7 @@ class Experiment:
     ) -> "Experiment":
         """Read, check and tokenize everything the config names.
 
-        `resumed`: student and vocabulary recorded by the run that resumes, whose initial checkpoint is not read again.
+        `resumed`: student and vocabulary from the record of a run that resumes; its initial checkpoint is not read.
         """
         check_packing(config)
         objective = make_objective(config)

@@ -6,12 +6,12 @@ from absl import flags
 
 _MODEL = flags.DEFINE_string("model", None, "Workdir of a training run, or a Hugging Face directory or hub name.")
 _OUTPUT = flags.DEFINE_string("output", None, "New folder; transformers.T5ForConditionalGeneration loads it.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a workdir: best (on the valid split), latest, or a step.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "If --model is a workdir: best (on valid), latest, or a step.")
 flags.mark_flags_as_required(["model", "output"])
 
 
 def main() -> None:
-    """Exports as the flags describe."""
+    """Export from the flags."""
     import jax
 
     from cotmi_jax.errors import UserError

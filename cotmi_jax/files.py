@@ -1,8 +1,8 @@
-"""Files and folders, on disk or in a bucket of Google Cloud Storage, by one kind of path.
+"""Files and folders, on disk or in a bucket of Google Cloud Storage, with one type of path.
 
-What a user may name as gs://BUCKET/… goes through `as_path`, whose Path behaves as pathlib's in both places. A bucket
-holds objects only: a folder is there while an object's name begins with it, an object appears whole or not at all, and
-nothing is appended to one.
+Every path that a user may give as gs://BUCKET/… is made by `as_path`; its Path has pathlib's methods for both. A bucket
+holds objects only: a folder exists while an object's name begins with its path, an object is written atomically, and it
+cannot be appended to.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from cotmi_jax.errors import UserError
 
 GCS_INSTALLED = importlib.util.find_spec("gcsfs") is not None
 if GCS_INSTALLED:
-    # One client for all of gs://, orbax's and TensorFlow Datasets' files too: left alone, epath imports tensorflow.
+    # One client for all gs:// paths, also those of orbax and TensorFlow Datasets: by default epath imports tensorflow.
     os.environ.setdefault("EPATH_USE_TF", "0")
 
 if TYPE_CHECKING:
-    from pathlib import Path as Path  # epath has no types, and promises the methods of this one
+    from pathlib import Path as Path  # epath has no type annotations; its Path has the methods of pathlib's
 else:
-    from etils.epath import Path as Path  # for others to take from here
+    from etils.epath import Path as Path  # re-exported
 
 _REMOTE = "gs://"
 _REMEDIES: dict[int | None, str] = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
@@ -39,17 +39,17 @@ _REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it wr
 
 
 def is_remote(path: "str | os.PathLike[str]") -> bool:
-    """Whether a path is one in a bucket."""
+    """Whether a path is in a bucket."""
     return os.fspath(path).startswith(_REMOTE)
 
 
 def absolute(text: str) -> str:
-    """The text of a path that means the same from any folder; of a URL, whatever its kind, itself."""
+    """The absolute form of a path; a URL of any scheme is returned unchanged."""
     return text if "://" in text else str(pathlib.Path(text).expanduser().absolute())
 
 
 def as_path(text: str) -> Path:
-    """The path that a user means. UserError for URLs other than gs://BUCKET…, and for a bucket that cannot be used."""
+    """The path that a user gave. UserError for URLs other than gs://BUCKET…, and for a bucket that cannot be used."""
     scheme, found, rest = text.partition("://")
     if not found:
         return Path(text).expanduser()
@@ -64,13 +64,13 @@ def as_path(text: str) -> Path:
 
 @functools.cache
 def _check_bucket(bucket: str) -> None:
-    """Ask for one name in a bucket, once: what is wrong with credentials or network is wrong everywhere in it."""
+    """Request one object name of a bucket, once: faults of credentials or network concern every object in it."""
     import fsspec
 
-    # Listings are not to be remembered: tensorstore and other hosts write too.
+    # Listings must not be cached: tensorstore and other hosts write to the bucket too.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     for name in ("gcsfs", "gcsfs.retry"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a traceback before every error is not for the user
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # else gcsfs logs a traceback before every error
     remedy = "check the name, log in (gcloud auth application-default login), or give a local path"
     with user_error_on_failure(f"{_REMOTE}{bucket} cannot be used", remedy):
         try:
@@ -80,19 +80,19 @@ def _check_bucket(bucket: str) -> None:
 
 
 def check_described(path: Path) -> None:
-    """Ask a bucket what it is, as orbax does when it first lists or deletes checkpoints. Raises UserError."""
+    """Query the kind of a bucket, as orbax does when it first lists or deletes checkpoints. Raises UserError."""
     if is_remote(path):
         from google.cloud import storage
 
         remedy = (
-            "it takes the permission storage.buckets.get (docs/data.md), and $GOOGLE_CLOUD_PROJECT outside Google Cloud"
+            "grant the permission storage.buckets.get (docs/data.md); outside Google Cloud set $GOOGLE_CLOUD_PROJECT"
         )
         with user_error_on_failure(f"{path} cannot hold checkpoints", remedy):
             storage.Client().get_bucket(str(path).removeprefix(_REMOTE).partition("/")[0])
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a file operation raises for reasons outside this program."""
+    """The exceptions of file operations whose cause is outside this program."""
     if "gcsfs" not in sys.modules:
         return (OSError,)
     import aiohttp
@@ -105,7 +105,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 def reason(error: Exception) -> str:
     """Why a file operation failed, in one line."""
-    if isinstance(error, FileNotFoundError):  # from a bucket it carries no message
+    if isinstance(error, FileNotFoundError):  # that of a bucket has no message
         return "No such file or directory"
     if isinstance(error, OSError) and error.errno and type(error).__module__ == "builtins":
         return error.strerror or os.strerror(error.errno)
@@ -114,7 +114,7 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def user_error_on_failure(what: str, remedy: str = "") -> Iterator[None]:
-    """Failing file operations as UserError: what, why, and the remedy."""
+    """Raise failures of file operations in the body as UserError with `what`, the reason and the remedy."""
     try:
         yield
     except failures() as error:
@@ -123,11 +123,11 @@ def user_error_on_failure(what: str, remedy: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def user_error_on_write(path: Path) -> Iterator[None]:
-    """Around what writes a run's files at `path`: what fails becomes a UserError with the path and the remedy."""
+    """Raise failures of writing a run's files at `path` as UserError with the path, the reason and the remedy."""
     try:
         yield
     except failures() as error:
-        remedy = _REMEDIES.get(getattr(error, "errno", None), "see that the folder is there and can be reached")
+        remedy = _REMEDIES.get(getattr(error, "errno", None), "check that the folder exists and can be reached")
         raise UserError(
             f"cannot write {path}: {reason(error)}: {remedy}, and the same command resumes from the last checkpoint"
         ) from error
@@ -135,10 +135,10 @@ def user_error_on_write(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_all(*ends: Callable[[], None]) -> Iterator[None]:
-    """Call every one of `ends`, in order, however the body ends.
+    """Call all of `ends`, in order, when the body ends, also by an exception.
 
-    What ended the body comes first: an error of an end is raised only where nothing was before, else it is a note, with
-    its traceback where it is no UserError.
+    The first exception is raised, of the body or of an end. Later ones are added to it as notes, with their tracebacks
+    unless they are UserErrors.
     """
     first: BaseException | None = None
     try:
@@ -160,23 +160,23 @@ def run_all(*ends: Callable[[], None]) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where there are folders. OSError as of making."""
+    """Make a folder and its parents; in a bucket, do nothing. Raises OSError."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and write to it. OSError as of making and writing."""
+    """Make a folder and write to it. Raises what `failures` lists."""
     make_folder(folder)
-    probe = folder / f".writable.{secrets.token_hex(4)}"  # processes of other hosts do the same at the same time
+    probe = folder / f".writable.{secrets.token_hex(4)}"  # a name of its own, since other hosts probe concurrently
     probe.touch()
     probe.unlink()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file in one move, text as UTF-8, on disk when this returns: a kill leaves the old one or the new one.
+    """Write a file atomically, text as UTF-8, flushed to disk: a kill leaves the old content or the new one.
 
-    OSError as of writing.
+    Raises what `failures` lists.
     """
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
@@ -191,16 +191,16 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a large file, on disk or in a bucket, in blocks. OSError as of reading and writing."""
-    with source.open("rb") as reading, target.open("wb") as writing:
-        shutil.copyfileobj(reading, writing, 1 << 24)
+    """Copy a large file, on disk or in a bucket, in blocks. Raises what `failures` lists."""
+    with source.open("rb") as source_file, target.open("wb") as target_file:
+        shutil.copyfileobj(source_file, target_file, 1 << 24)
 
 
 def move_folder(source: Path, target: Path, mark: str) -> None:
-    """Move a folder to where nothing is; its file `mark`, if there, says that it is complete.
+    """Move a folder to a path that does not exist; its file `mark`, if it has one, marks it as complete.
 
-    In a bucket everything is copied before anything goes, the mark first: a kill leaves a complete source, or one
-    that is not marked as complete. OSError as of renaming, and what else `failures` names.
+    In a bucket all objects are copied before any is deleted, and the mark is deleted first: a kill leaves a complete
+    source, or one that is not marked as complete. Raises what `failures` lists.
     """
     if not is_remote(source):
         os.rename(source, target)
@@ -220,9 +220,9 @@ def move_folder(source: Path, target: Path, mark: str) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that grows line by line, none without a file, and without a last line cut by a kill.
+    """The JSON objects of a file that grows by lines: [] if it does not exist, without a last line that a kill cut.
 
-    OSError as of reading. UserError for a line that is none.
+    Raises what `failures` lists, and UserError for a line that is no JSON object.
     """
     lines = []
     for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else [], 1):
@@ -231,15 +231,15 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         try:
             found = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: no JSON object ({error}): take it out") from error
+            raise UserError(f"{path}, line {number}: no JSON object ({error}): remove the line") from error
         if not isinstance(found, dict):
-            raise UserError(f"{path}, line {number}: no JSON object ({line.strip()[:50]}): take it out")
+            raise UserError(f"{path}, line {number}: no JSON object ({line.strip()[:50]}): remove the line")
         lines.append(found)
     return lines
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a small text file. OSError as of writing."""
+    """Add a line to a small text file. Raises what `failures` lists."""
     if is_remote(path):
         replace_file(path, (path.read_text() if path.exists() else "") + line + "\n")
         return
@@ -248,6 +248,4 @@ def append_line(path: Path, line: str) -> None:
 
 
 CACHE_VARIABLE = "COTMI_CACHE"
-
-
 DEFAULT_CACHE = "~/.cache/cotmi_jax"

@@ -11,26 +11,26 @@ _TASK = flags.DEFINE_enum(
     ["predict", "explain", "both", "raw"],
     "Label, rationale or both; raw: the output for the line without a prefix.",
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a workdir: best (on the valid split), latest, or a step.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "If --model is a workdir: best (on valid), latest, or a step.")
 _METHOD = flags.DEFINE_enum("method", "greedy", ["greedy", "sample", "beam"], "Decoding method.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "Maximal number of generated tokens.")
 _BEAMS = flags.DEFINE_integer("num_beams", 4, "Beams of --method=beam.")
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Exponent of the length that divides a beam's score.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of --method=sample.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Temperature of --method=sample.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of --method=sample.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of --method=sample.")
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Lines in a batch (1 if standard input is a terminal).", lower_bound=1
+    "batch_size", 32, "Lines per batch (always 1 if standard input is a terminal).", lower_bound=1
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
-    "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: keep none."
+    "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: no cache."
 )
 flags.mark_flag_as_required("model")
 
 
 def main() -> None:
-    """Predicts as the flags describe."""
+    """Predict from the flags."""
     import json
     import sys
 

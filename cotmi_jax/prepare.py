@@ -19,7 +19,7 @@ def main() -> None:
     def execute(arguments: build.Args) -> None:
         try:
             arguments.execute()
-        # An AssertionError says that the manual directory is missing, a ValueError that a set or config is unknown.
+        # AssertionError: the manual directory is missing. ValueError: the data set or its config is unknown.
         except (AssertionError, FileNotFoundError, ValueError, tfds.core.DatasetNotFoundError) as error:
             raise UserError(" ".join(str(error).split())) from error
 

@@ -10,14 +10,14 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: written, and resumed from where it holds one; may be gs://."
+    "workdir", None, "Folder of the run, which is resumed if the folder holds one; may be gs://."
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
     """Train from the flags."""
-    # After the flags: a mistyped flag fails at once, before slow imports.
+    # Imported after the flags are parsed: a mistyped flag fails at once, before slow imports.
     from cotmi_jax.compilation_cache import use_compilation_cache
     from cotmi_jax.parallel.distributed import process_group
     from cotmi_jax.training.job import train

@@ -88,7 +88,7 @@ def test_an_unknown_variant_is_refused(arg: str) -> None:
             + ("mi.warmup_steps", "mi.ramp_steps", "mi.monitor.every")
         ),
         ({"mi.monitor.pairs": 1}, "config.mi.monitor.pairs is 1: it must be at least 2"),
-        ({"batch_size": 12, "micro_batches": 5}, "config.batch_size 12 does not divide into config.micro_batches 5"),
+        ({"batch_size": 12, "micro_batches": 5}, "config.batch_size 12 is not a multiple of config.micro_batches 5"),
         ({"steps": 5, "optimizer.warmup_steps": 5}, "config.optimizer.warmup_steps 5 must be below config.steps 5"),
         ({"model.dropout": 1.0}, "config.model.dropout is 1.0"),
         ({"model.dropout": -0.1}, "config.model.dropout is -0.1"),

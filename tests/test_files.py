@@ -75,7 +75,7 @@ def test_lines_are_read_without_the_one_that_a_kill_cut_short(tmp_path: Path, re
 @pytest.mark.parametrize("line", ['{"step": 3, "lo', "null", "7"])
 def test_a_broken_line_amid_others_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "lines").write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')
-    with pytest.raises(UserError, match=f"^{tmp_path}/lines, line 2: no JSON object .*: take it out$"):
+    with pytest.raises(UserError, match=f"^{tmp_path}/lines, line 2: no JSON object .*: remove the line$"):
         files.read_json_lines(tmp_path / "lines")
 
 

@@ -34,7 +34,7 @@ def _truncate(path: Path, step: int) -> None:
     kept = []
     for number, line in enumerate(read_json_lines(path), 1):
         if not isinstance(line.get("step"), int):
-            raise UserError(f"{path}, line {number}: metrics without a step: take it out")
+            raise UserError(f"{path}, line {number}: metrics without a step: remove the line")
         if line["step"] <= step:
             kept.append(json.dumps(line) + "\n")
     replace_file(path, "".join(kept))

@@ -101,7 +101,7 @@ def test_labels_trained_on_are_the_teachers_where_asked_and_scored_ones_never() 
     [
         (
             {"mi.estimator": "released"},
-            "released reads the padding of padded batches: set config.data.packing to False",
+            "released includes the padding of padded batches: set config.data.packing to False",
         ),
         (
             {"objective.name": "single_task", "data.empty_rationale": "keep"},

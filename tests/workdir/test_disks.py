@@ -192,7 +192,7 @@ def test_a_removed_checkpoint_folder_is_not_created_again(tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(UserError) as error, run_all(checkpoints.close):
         checkpoints.save(runs.small_state(2.0).items(), 2, {}, {})
-    reason = "No such file or directory: see that the folder is there and can be reached"
+    reason = "No such file or directory: check that the folder exists and can be reached"
     assert str(error.value).startswith(f"cannot write {tmp_path}/checkpoints: {reason}, and the same command")
     assert not (tmp_path / "checkpoints").exists()
 
@@ -222,7 +222,7 @@ def test_a_removed_workdir_ends_the_run_at_once(tmp_path: Path, monkeypatch: pyt
         (errno.ENOSPC, "No space left on device: make room there"),
         (errno.EACCES, "Permission denied: make it writable"),
         (errno.EROFS, "Read-only file system: make it writable"),
-        (errno.EIO, "Input/output error: see that the folder is there"),
+        (errno.EIO, "Input/output error: check that the folder exists"),
     ],
 )
 def test_every_reason_has_its_remedy(code: int, words: str) -> None:
