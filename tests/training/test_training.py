@@ -183,19 +183,22 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[floa
         assert (split.size, limit) == (runs.HELD_OUT, 12)
         return {"predict": script[0][1], "explain": 1.0, "mi": 1.0}
 
-    def accuracy(
-        self: Evaluator, params: Any, split: TokenizedSplit, examples: tuple[Example, ...], *rest: Any, limit: int
-    ) -> dict[str, Any]:
+    def predictions(
+        self: Evaluator, params: Any, split: TokenizedSplit, examples: tuple[Example, ...], *rest: Any, **options: Any
+    ) -> list[dict[str, Any]]:
+        limit = options["limit"]
+        assert options == {"limit": limit, "rationales": False}
         assert (split.size, len(examples), examples[0].id, limit) == (
             runs.HELD_OUT,
             runs.HELD_OUT,
             "arithmetic/valid/0",
             12,
         )
-        return {"accuracy": script.pop(0)[0], "interval": (0.0, 1.0), "n": 12}
+        correct = round(10 * script.pop(0)[0])
+        return [{"correct": index < correct} for index in range(10)]
 
     monkeypatch.setattr(Evaluator, "losses", losses)
-    monkeypatch.setattr(Evaluator, "accuracy", accuracy)
+    monkeypatch.setattr(Evaluator, "predictions", predictions)
     yield script
     assert script == []
 
