@@ -1,1 +1,1 @@
-"""The training job, its loop, step and state, and what they need of optimizers, signals and measurement."""
+"""The training job: loop, step, state, optimizers, preemption, throughput and profiling."""

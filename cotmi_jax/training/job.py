@@ -1,4 +1,4 @@
-"""From a config and a workdir to a training run, fresh or resumed, in every process of it."""
+"""Starts a training run, fresh or resumed, from a config and a workdir, in each of its processes."""
 
 import functools
 import json
@@ -65,7 +65,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     state_def = StateDef.of(student, make_optimizers(config), mesh, experiment.objective)
     choice = choose(workdir, state_def.abstract.items())
     start = _start(choice.latest, experiment)
-    barrier("read")  # no process writes there before all have read what they resume from
+    barrier("read")  # no process writes to the workdir before all have read the checkpoint that they resume from
     if start >= config.steps:
         if is_main_process():
             set_aside(workdir, choice, functools.partial(print, file=sys.stderr))
@@ -83,11 +83,13 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
 
 
 def _check_shared(workdir: Path) -> None:
-    """Raises UserError in all processes where they do not see one folder, or not the same checkpoints in it."""
+    """Raises UserError in all processes if they do not see the same folder, or not the same checkpoints in it."""
     if jax.process_count() == 1:
         return
     if not is_shared(workdir):
-        raise UserError(f"--workdir {workdir}: the processes of this run do not see one folder there: share it")
+        raise UserError(
+            f"--workdir {workdir}: the processes of this run see different folders: use a shared file system or gs://"
+        )
     seen = all_gather_text(json.dumps({name: steps_saved(workdir / name) for name in (LATEST, BEST)}))
     if len(set(seen)) > 1:
         raise UserError(f"--workdir {workdir}: processes see different checkpoints ({'; '.join(seen)}): start again")
@@ -107,7 +109,7 @@ def _make_run(
     start: int,
     owner: Owner,
 ) -> Run:
-    """The run before its next step. The first process writes the record of this start into the workdir."""
+    """The run, ready for its next step. The first process writes the record of this start into the workdir."""
     config, shape = experiment.config, experiment.data.shape(batch_shards(mesh))
     student = state_def.student
     state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best)
@@ -116,7 +118,7 @@ def _make_run(
     if is_main_process():
         record_start(workdir, record, experiment.vocabulary.path, start)
         set_aside(workdir, choice, progress.say)
-    barrier("start")  # before any of them opens the folder of checkpoints
+    barrier("start")  # no process opens the folder of checkpoints before damaged ones are moved
     for note in experiment.data.notes(shape):
         progress.say(note)
     progress.say(
@@ -144,7 +146,7 @@ def _make_run(
 
 
 def _make_state(state_def: StateDef, experiment: Experiment, choice: Choice) -> TrainState:
-    """The state of the next step: restored, or with the parameters of the initial checkpoint, or random."""
+    """The initial state: restored, or with the parameters of the initial checkpoint, or random."""
     key = stream_key(experiment.config.seed, "init")
     if choice.latest is not None:
         items = choice.items or restore_items(choice.latest, state_def.abstract.items())
@@ -168,7 +170,7 @@ def _start(latest: Saved | None, experiment: Experiment) -> int:
 
 
 def _best_so_far(best: Saved | None) -> tuple[float, float]:
-    """Run.best of the best checkpoint; below any evaluation without one."""
+    """Run.best of the best checkpoint; without one, a value below that of any evaluation."""
     if best is None:
         return (-1.0, 0.0)
     metrics = restore_json(best, "metrics")

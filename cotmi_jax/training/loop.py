@@ -1,4 +1,4 @@
-"""The training loop: feeds the step, reads its metrics one step late, evaluates and saves."""
+"""The training loop: runs the step, fetches its metrics one step later, evaluates and saves."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from cotmi_jax.workdir.metrics import MetricWriter, Progress, SilentWriter
 
 @dataclasses.dataclass
 class Run:
-    """A training run between two steps. Lives inside jax.set_mesh."""
+    """A training run between two steps. Its methods are called within jax.set_mesh."""
 
     config: ConfigDict
     experiment: Experiment
@@ -52,7 +52,7 @@ class Run:
     throughput: Throughput = dataclasses.field(default_factory=Throughput)  # of the last call of steps
 
     def check(self, step: int, metrics: Mapping[str, Array]) -> dict[str, float]:
-        """Read a step's metrics. Raises UserError where one is not finite, with the components of the MI term."""
+        """Fetch a step's metrics. Raises UserError if one is not finite, with the components of the MI term."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if bad:
@@ -95,7 +95,7 @@ class Run:
         names = [name for name in parse_metrics(config.metrics) if not METRICS[name].reads_rationales]
         scores = measure(names, predictions)
         if taken := losses.keys() & scores.keys():
-            raise UserError(f"a metric's value is named {', '.join(taken)}, as a term of the loss: rename it")
+            raise UserError(f"a metric returns {', '.join(taken)}, which is the name of a loss term: rename it")
         values = losses | {name: score["value"] for name, score in scores.items()}
         metrics = {f"valid/{name}": value for name, value in values.items()}
         self.writer.write(step, metrics)
@@ -148,13 +148,13 @@ class Run:
             self.state, metrics = step_function(self.state, put_batch(batch, self.mesh), streams)
             throughput.running = metrics
             profile.end(step, metrics)
-            # Reading the step before while this one runs keeps the device busy.
+            # Fetching the metrics of the previous step while this one runs keeps the device busy.
             if pending is not None:
                 self._finish(*pending)
             pending = (step, metrics)
             evaluates = self._due(step, config.eval.every)
             measures = self.mi_monitor is not None and self._due(step, config.mi.monitor.every)
-            stops = interrupt.stops()  # asked once a step: a signal during saving stops the run after the next step
+            stops = interrupt.stops()  # once per step: a signal during saving stops the run after the next step
             saves = step % config.checkpoint.every == 0 or step == config.steps or stops
             if evaluates or measures or saves:
                 self._finish(*pending)  # never save or score a state that is not finite

@@ -12,13 +12,13 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 
 def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate of each step: linear warm-up from its peak / warmup_steps, then the named decay, to 0 at `steps`.
+    """Learning rate of each step: linear warm-up from peak / warmup_steps, then the named decay, to 0 at `steps`.
 
-    The papers' is "linear" without warm-up (MI paper, section 4).
+    The papers use "linear" without warm-up (MI paper, section 4).
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if warmup >= steps:
-        raise UserError(f"optimizer.warmup_steps {warmup} leaves nothing of {steps} steps: lower it")
+        raise UserError(f"optimizer.warmup_steps {warmup} must be below the {steps} steps: lower it")
     if config.schedule == "linear":
         decay = optax.linear_schedule(peak, 0.0, steps - warmup)
     elif config.schedule == "cosine":
@@ -29,16 +29,16 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
         raise UserError(f"unknown optimizer.schedule {config.schedule!r}: choose one of {', '.join(SCHEDULES)}")
     if not warmup:
         return decay
-    # Step 0 already moves: a rate of 0 would waste a batch.
+    # The rate of step 0 is above 0, since a step with rate 0 would waste a batch.
     rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
     return optax.join_schedules([rise, decay], [warmup])
 
 
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm (clip_norm 0: none), then AdamW (Loshchilov and Hutter 2019) or Adafactor (Shazeer and
-    Stern 2018) without momentum, with the parameters' scale left out of its step so that learning_rate means the same.
+    Stern 2018) without momentum and without scaling by the parameters' norm, so that learning_rate means the same.
 
-    A scanned stack of layers is one parameter to Adafactor: its update clipping sees the stack's root mean square.
+    A scanned stack of layers is one parameter for Adafactor: its update clipping uses the stack's root mean square.
     """
     schedule = make_schedule(config, steps)
     if config.name == "adamw":
@@ -62,11 +62,11 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
 def with_networks(
     student: optax.GradientTransformation, networks: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Two groups of parameters, {"student": …, "mi": …}, each with an optimizer that sees nothing of the other's.
+    """Independent optimizers for two groups of parameters, {"student": …, "mi": …}; "mi" may be absent.
 
-    Above all not its gradient norm: a critic's would clip the student's steps. Without networks the student's alone.
+    The groups have separate gradient norms: the critic's gradient must not clip the student's steps.
     optax.partition gives the same updates, but wraps its states in PartitionState, MaskedState and MaskedNode: another
-    tree than checkpoints hold, and its conversion there and back would be longer than this function.
+    tree than that of checkpoints, and the conversion in both directions would be longer than this function.
     """
     groups = {"student": student, "mi": networks}
 
@@ -76,7 +76,7 @@ def with_networks(
     def update(grads: Params, states: tuple, params: Params | None = None) -> tuple[Params, tuple]:
         assert params is not None
         updates, after = {}, []
-        present = [name for name in groups if name in params]  # transformations may have reordered params
+        present = [name for name in groups if name in params]  # transformations may have reordered the keys of params
         for name, state in zip(present, states, strict=True):
             changes, new = groups[name].update({name: grads[name]}, state, {name: params[name]})
             updates[name] = changes[name]
@@ -90,7 +90,7 @@ def make_optimizers(config: ConfigDict) -> optax.GradientTransformation:
     """The student's optimizer of config.optimizer, and Adam at a constant rate for the networks of config.mi."""
     if config.mi.learning_rate <= 0.0:
         raise UserError(f"config.mi.learning_rate is {config.mi.learning_rate}: it must be above 0")
-    # Offsets of a critic that its bound does not see have gradients of rounding errors alone. With Adam's usual epsilon
-    # of 1e-8 they would walk at full pace.
+    # A bound does not depend on some offsets of its critic, whose gradients are only rounding errors. With Adam's usual
+    # epsilon of 1e-8 their updates would have the full learning rate.
     networks = optax.adam(config.mi.learning_rate, eps=1e-6)
     return with_networks(make_optimizer(config.optimizer, config.steps), networks)

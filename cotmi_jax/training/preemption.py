@@ -1,4 +1,4 @@
-"""Stopping between two steps, at the same one in all processes, when a signal asks for it."""
+"""Stops a run after a step, the same in all processes, on SIGTERM or SIGINT."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 
 
 class Interrupt:
-    """Records SIGTERM and SIGINT; the loop asks after every step whether to stop, so that it saves before it ends.
+    """Records SIGTERM and SIGINT; the loop calls `stops` after every step, so that it saves before it ends.
 
-    Where there are several processes, SIGTERM in any of them is handled by JAX's runtime, whose handler
-    distributed.process_group installs: it finds a step that no process has passed. SIGINT is forwarded to it.
+    With several processes, SIGTERM in any of them is handled by JAX's runtime, whose handler
+    distributed.process_group installs: it determines a step that no process has passed. SIGINT is forwarded to it.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class Interrupt:
         self._signalled = True
 
     def stops(self) -> bool:
-        """Whether to end after this step; to be asked once after every step, in every process."""
+        """Whether to end after this step; must be called exactly once per step in every process."""
         if not self._together:
             return self._signalled
-        # The runtime stops all processes at the number after the highest that any of them has passed in, 1 before the
-        # first call. The calls are counted because a resumed run's step numbers would start beyond that.
+        # The runtime stops all processes at the number after the highest that any of them has passed to it, or at 1
+        # before the first call. So calls are numbered from 1: the first step number of a resumed run exceeds 1.
         self._asked += 1
         return multihost_utils.reached_preemption_sync_point(self._asked)
 

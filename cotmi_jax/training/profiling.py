@@ -14,10 +14,10 @@ from cotmi_jax.training.throughput import PROFILE, Throughput
 class Profile:
     """Traces the steps of `wanted` that this start runs, into {folder}/plugins/profile/{time}/{host}.xplane.pb.
 
-    The trace begins when the device has done everything before the first of them, with the wait for its batch, and ends
-    when the device is done with the last. Each is marked as step "train" with its number. Evaluations and checkpoints
-    between them are in the trace too, outside the marks. As a context manager it ends a trace that is still open, so
-    that what was traced before an interrupt or an error is not lost.
+    The trace begins when the device has finished all earlier work, includes the wait for the first batch, and ends when
+    the device has finished the last step. Each step is annotated as "train" with its number. Evaluations and
+    checkpoints between steps are in the trace too, outside these annotations. As a context manager it closes an open
+    trace, so that it survives an interrupt or an error.
     """
 
     def __init__(self, wanted: range, starts: range, folder: Path, throughput: Throughput, say: Callable[[str], None]):
@@ -32,7 +32,7 @@ class Profile:
             say(f"config.profile asks for {_named(wanted)}, this start runs {_named(starts)}: {traced} will be traced")
 
     def feed(self, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
-        """The batches of the steps from `first` on; what is traced of a step begins before its batch is waited for."""
+        """The batches of the steps from `first` on; the trace of a step includes the wait for its batch."""
         step = first
         while True:
             self._begin(step)
@@ -97,7 +97,7 @@ class Profile:
 
 def _options() -> jax.profiler.ProfileOptions:
     options = jax.profiler.ProfileOptions()
-    # Every Python call otherwise, about a hundred thousand a step: that slows what is measured.
+    # Otherwise every Python call is traced, about a hundred thousand a step, which slows the traced steps.
     options.python_tracer_level = 0
     return options
 

@@ -1,4 +1,4 @@
-"""One seed, named streams, a key for each step. Nothing random is kept in checkpoints."""
+"""Keys from one seed: named streams, with one key per step. Checkpoints hold no random state."""
 
 import zlib
 from typing import Literal

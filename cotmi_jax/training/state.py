@@ -1,4 +1,4 @@
-"""The train state, born sharded: its shapes and shardings are known before anything is allocated."""
+"""The train state: its shapes and shardings are derived before any array is allocated, so it is created sharded."""
 
 import dataclasses
 from typing import Any
@@ -23,15 +23,15 @@ from cotmi_jax.parallel.sharding import PyTree, abstract_arrays, dict_keys, para
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes. params is {"student": …}, and "mi" where the mutual-information term has networks.
+    """The arrays that a step updates. params is {"student": …}, and "mi" if the mutual-information term has networks.
 
-    The same tree with shapes or shardings as its leaves describes a state.
+    StateDef uses the same tree with shapes or shardings as leaves.
     """
 
     step: Any  # int32 scalar: optimizer steps taken
     params: Params
     opt_state: PyTree
-    mi: Any = None  # MineState of the estimator that carries one
+    mi: Any = None  # MineState, if the estimator has one
 
     def items(self) -> dict[str, PyTree]:
         """The trees of a checkpoint, by name. Evaluation reads only `params`, the student's parameters."""
@@ -81,7 +81,7 @@ def _leaf_sharding(path: KeyPath, leaf: jax.ShapeDtypeStruct, by_name: dict, mes
 def optimizer_shardings(opt_state: PyTree, shapes: Params, shardings: Params, mesh: Mesh) -> PyTree:
     """The sharding of every leaf of an abstract optimizer state. UserError names a leaf that is not recognized.
 
-    Specified because jit(tx.init) by itself would put every moment on one device.
+    Without explicit shardings jit(tx.init) would place every moment on one device.
     """
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     placed = jax.tree.leaves(shardings)
@@ -96,7 +96,7 @@ class StateDef:
     student: StudentDef
     networks: ModuleDef[Networks] | None
     optimizer: optax.GradientTransformation
-    start: MineState | None  # of the estimator
+    start: MineState | None  # initial state of the estimator, if it has one
     shapes: TrainState
     shardings: TrainState
 
@@ -127,7 +127,7 @@ class StateDef:
 
     @property
     def abstract(self) -> TrainState:
-        """Shapes that carry their shardings: what a checkpoint is restored into."""
+        """Shapes with their shardings, into which a checkpoint is restored."""
         return abstract_arrays(self.shapes, self.shardings)
 
     def _complete(self, student: Params, key: Array) -> TrainState:
@@ -137,7 +137,7 @@ class StateDef:
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), self.start)
 
     def init(self, key: Array) -> TrainState:
-        """A fresh state with random parameters, made in place on the mesh."""
+        """A fresh state with random parameters, created sharded on the mesh."""
         make = jax.jit(lambda key: self._complete(self.student.init(key), key), out_shardings=self.shardings)
         return make(key)
 
@@ -146,6 +146,6 @@ class StateDef:
         return TrainState.from_items(items, jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step))
 
     def from_student(self, params: Params, key: Array) -> TrainState:
-        """A fresh state around given student parameters (host arrays); the key is for the networks of the objective."""
+        """A fresh state with given student parameters (host arrays); the key initializes the objective's networks."""
         placed = jax.tree.map(jax.device_put, params, self.shardings.params["student"])
         return jax.jit(self._complete, out_shardings=self.shardings)(placed, key)

@@ -41,40 +41,40 @@ class MITermInputs(NamedTuple):
 
 
 def split_micro_batches(batch: PyTree, num: int) -> PyTree:
-    """[B, …] → [num, B/num, …] with every num-th row together, so that a sharded batch axis stays where it is."""
+    """[B, …] → [num, B/num, …] with every num-th row together, so that a sharded batch axis is not resharded."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // num, num, *x.shape[1:]), 0, 1), batch)
 
 
-def merge_micro_batches(parts: PyTree) -> PyTree:
+def merge_micro_batches(stacked: PyTree) -> PyTree:
     """The inverse of split_micro_batches."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), stacked)
 
 
 class _LossFunctions:
-    """The functions of a batch that are differentiated, for given definitions and whole-batch weights."""
+    """The functions of a micro-batch that are differentiated; terms are divided by the weights of the full batch."""
 
     def __init__(self, student: StudentDef, objective: Objective, batch: Mapping, mi_inputs: MITermInputs):
         self.student, self.objective, self.mi_inputs = student, objective, mi_inputs
         self.weights = objective.weights(batch, student.config.pad_id)
 
     def token_loss(
-        self, params: Params, part: Mapping, key: Array | None
+        self, params: Params, micro_batch: Mapping, key: Array | None
     ) -> tuple[Array, tuple[Terms, Features | None]]:
         """The loss of the token terms, and the features of cotmi."""
         networks = self.mi_inputs.networks
         bound = None if networks is None else networks.bind(params["mi"])
         student = self.student.bind(params["student"])
-        terms, features = self.objective.compute(student, bound, part, key, ramp=self.mi_inputs.ramp)
+        terms, features = self.objective.compute(student, bound, micro_batch, key, ramp=self.mi_inputs.ramp)
         coefficients = self.objective.coefficients
         loss = sum(coefficients[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
         return jnp.asarray(loss), (terms, features)
 
     def mi_loss(
-        self, params: Params, features: Features, part: Mapping, key: Array | None
+        self, params: Params, features: Features, batch: Mapping, key: Array | None
     ) -> tuple[Array, tuple[Terms, MineState | None]]:
         """The mutual-information term of features, at full strength (the features' own gradient carries beta)."""
-        by_example = features.by_example(slots_of(part))
-        networks, pairs_B = self.mi_inputs.networks, self.objective.pairs(part, self.student.config.pad_id)
+        by_example = features.by_example(slots_of(batch))
+        networks, pairs_B = self.mi_inputs.networks, self.objective.pairs(batch, self.student.config.pad_id)
         bound = frozen = None
         if networks is not None:
             bound, frozen = networks.bind(params["mi"]), networks.bind(jax.lax.stop_gradient(params["mi"]))
@@ -84,21 +84,21 @@ class _LossFunctions:
         return total, (terms, state)
 
     def total_loss(
-        self, params: Params, part: Mapping, key: Array | None, mi_key: Array | None
+        self, params: Params, batch: Mapping, key: Array | None, mi_key: Array | None
     ) -> tuple[Array, tuple[Terms, MineState | None]]:
-        """Both together."""
-        loss, (terms, features) = self.token_loss(params, part, key)
+        """token_loss plus mi_loss."""
+        loss, (terms, features) = self.token_loss(params, batch, key)
         if features is None:
             return loss, (terms, self.mi_inputs.state)
-        total, (more, state) = self.mi_loss(params, features, part, mi_key)
+        total, (more, state) = self.mi_loss(params, features, batch, mi_key)
         return loss + total, (terms | more, state)
 
     def logged_loss(self, terms: Terms) -> Array:
-        """The loss that the terms make, with this step's coefficients."""
+        """The loss as the sum of the terms, with this step's coefficients."""
         total = jnp.float32(0.0)
         for name, factor in self.objective.coefficients.items():
-            share = 1.0 if name in self.objective.tasks else self.mi_inputs.ramp
-            total = total + factor * share * Term(terms[name].sum, self.weights[name]).mean
+            ramp = 1.0 if name in self.objective.tasks else self.mi_inputs.ramp
+            total = total + factor * ramp * Term(terms[name].sum, self.weights[name]).mean
         return total
 
 
@@ -113,11 +113,11 @@ def loss_and_grads(
 ) -> Gradient:
     """The loss of a batch, its terms and its gradient, exact under any number of micro-batches.
 
-    Every micro-batch divides its sums by the weights of the whole batch, so that gradients simply add up. A term that
-    contrasts an example with all others of the batch takes two passes (GradCache; Gao et al. 2021): the first makes the
-    features of all micro-batches, the second differentiates each with the gradient that its features got. Only dropout
-    masks depend on the number of micro-batches, and the estimator `released`: the padding that enters its maximum ends
-    with the longest example of the micro-batch, as it would in the release.
+    Every micro-batch divides its sums by the weights of the full batch, so that gradients add up. A term that contrasts
+    an example with all others of the batch takes two passes (GradCache; Gao et al. 2021): the first computes the
+    features of all micro-batches, the second differentiates each micro-batch with the gradient of the term with respect
+    to its features as cotangent. Only dropout masks and the estimator `released` depend on the number of micro-batches:
+    the padding in the maximum of `released` extends to the longest example of the micro-batch, as in the release.
     """
     functions = _LossFunctions(student, objective, batch, mi_inputs)
     if micro_batches == 1:
@@ -125,30 +125,30 @@ def loss_and_grads(
             params, batch, key, mi_inputs.key
         )
         return Gradient(functions.logged_loss(terms), terms, grads, state)
-    # Packed rows are split; their examples, which are spread over rows, are gathered from the merged features.
+    # Packed rows are split. An example may be spread over rows: its features are gathered after merging.
     packed = is_packed(batch)
-    parts = split_micro_batches({"rows": batch["rows"]} if packed else batch, micro_batches)
+    stacked = split_micro_batches({"rows": batch["rows"]} if packed else batch, micro_batches)
     keys, mi_keys = (_fold_in(each, micro_batches) for each in (key, mi_inputs.key))
     if not (objective.couples_examples or packed and objective.mi_term is not None):
-        grads, (terms, _) = _accumulate(functions.total_loss, params, (parts, keys, mi_keys))
+        grads, (terms, _) = _accumulate(functions.total_loss, params, (stacked, keys, mi_keys))
         return Gradient(functions.logged_loss(terms), terms, grads, mi_inputs.state)
 
-    _, features = jax.lax.map(lambda part: functions.token_loss(params, *part)[1], (parts, keys))
+    _, features = jax.lax.map(lambda arguments: functions.token_loss(params, *arguments)[1], (stacked, keys))
     features = jax.lax.stop_gradient(merge_micro_batches(features))
     differentiate = jax.value_and_grad(functions.mi_loss, argnums=(0, 1), has_aux=True)
     (_, (more, state)), (mi_grads, feature_grads) = differentiate(params, features, batch, mi_inputs.key)
 
     def surrogate(
-        params: Params, part: Mapping, key: Array | None, cotangent: Features
+        params: Params, micro_batch: Mapping, key: Array | None, cotangent: Features
     ) -> tuple[Array, tuple[Terms, None]]:
-        loss, (terms, features) = functions.token_loss(params, part, key)
+        loss, (terms, features) = functions.token_loss(params, micro_batch, key)
         inner = sum(
             jnp.vdot(x, dx) for x, dx in zip(jax.tree.leaves(features), jax.tree.leaves(cotangent), strict=True)
         )
         return loss + inner, (terms, None)
 
     cotangents = split_micro_batches(feature_grads, micro_batches)
-    grads, (terms, _) = _accumulate(surrogate, params, (parts, keys, cotangents))
+    grads, (terms, _) = _accumulate(surrogate, params, (stacked, keys, cotangents))
     grads = jax.tree.map(jnp.add, grads, mi_grads)
     return Gradient(functions.logged_loss(terms | more), terms | more, grads, state)
 
@@ -158,16 +158,16 @@ def _fold_in(key: Array | None, num: int) -> Array | None:
     return None if key is None else jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num))
 
 
-def _accumulate(function: Callable, params: Params, parts: tuple) -> tuple[Params, tuple]:
-    """Sums of the gradient and of the auxiliary output of function(params, *part) over parts stacked along axis 0."""
+def _accumulate(function: Callable, params: Params, stacked: tuple) -> tuple[Params, tuple]:
+    """Sums of the gradient and auxiliary output of function(params, *arguments) over arguments stacked along axis 0."""
     grad = jax.grad(function, has_aux=True)
 
-    def add(total: PyTree, part: tuple) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, grad(params, *part)), None
+    def add(total: PyTree, arguments: tuple) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, grad(params, *arguments)), None
 
-    shapes = jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], parts))
+    shapes = jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], stacked))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, parts)[0]
+    return jax.lax.scan(add, zeros, stacked)[0]
 
 
 def make_train_step(
@@ -176,8 +176,8 @@ def make_train_step(
     """Jitted (state, batch, streams' keys) → (state, metrics). The state is donated; metrics are float32 scalars.
 
     Metrics: `loss`, the mean of every term (nats, or a fraction for accuracies), `grad_norm` of the student before
-    clipping, `learning_rate`; with a critic also `beta` as ramped. Compiled once: batches have one shape and the
-    state keeps its shapes and shardings.
+    clipping, `learning_rate`; with a critic also the current `beta`. Compiled once: all batches have the same shape,
+    and the state keeps its shapes and shardings.
     """
     student, optimizer = state_def.student, state_def.optimizer
 

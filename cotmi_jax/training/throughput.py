@@ -15,7 +15,7 @@ from cotmi_jax.models.flops import step_flops
 
 FIRST, STEP, INPUT = "first_step", "step", "input"
 EVALUATION, CHECKPOINT, PROFILE = "evaluation", "checkpoint", "profile"
-_USUAL = (INPUT, STEP, EVALUATION, CHECKPOINT)  # what every call of `read` reports; others where they took any time
+_USUAL = (INPUT, STEP, EVALUATION, CHECKPOINT)  # phases that `read` always reports; others only if they took any time
 SHOWN = ("seconds_per_step", "examples_per_second", "tokens_per_second", "mfu", "input_wait")  # shown with the loss
 TIMINGS = ("seconds_", *SHOWN)  # prefixes of all names that `read` returns, whose values differ from run to run
 
@@ -29,7 +29,7 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, student: StudentConfig, examples: int, lengths_Px2: np.ndarray) -> "Work":
-        """Of a batch whose P sequence pairs have so many input and target tokens, each attending to its own alone."""
+        """The work of a batch of P sequence pairs with these numbers of input and target tokens, without packing."""
         input_P, target_P = lengths_Px2.astype(np.float64).T
         tokens = int(lengths_Px2.sum())
         if not isinstance(student, T5Config):
@@ -41,9 +41,9 @@ class Work(NamedTuple):
 class Throughput:
     """Splits the time of a run, from construction on, into phases without a gap.
 
-    first_step: until the first step is done, which fills the input pipeline and compiles; it counts as no step below.
-    input: the loop waited for a batch and the device had nothing left to do. An upper bound of the device's wait, which
-    may have been busy for a part of it. step: the rest of training. Others are those of `during`.
+    first_step: until the end of the first step, which fills the input pipeline and compiles; it is no counted step.
+    input: the loop waited for a batch, at the end of which the device was idle. An upper bound of the device's idle
+    time, since the device may have been busy at first. step: the rest of training. Others are those of `during`.
     """
 
     def __init__(self, peak: float | None = None):
@@ -61,7 +61,7 @@ class Throughput:
         self._since = now
 
     def feed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, with the time that each is waited for counted as input where the device is idle by then."""
+        """The batches; the wait for one counts as input if the device is idle at its end."""
         while True:
             self._lap()
             batch = next(batches, None)
@@ -76,7 +76,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """The time inside is that of a phase; of the inner one where they are nested."""
+        """Count the time of the body for a phase; nested phases are not counted for the outer one."""
         self._lap()
         outer, self._phase = self._phase, phase
         try:
@@ -96,10 +96,10 @@ class Throughput:
     def read(self) -> dict[str, float]:
         """The phases and throughput since the last call.
 
-        seconds_{phase}: wall time, which they add up to. Where steps were done besides the first, over input and step:
-        seconds_per_step, examples_per_second, tokens_per_second, input_wait (the fraction of input), and mfu where the
-        peak is known: model FLOP utilization (Chowdhery et al. 2022, appendix B) by the FLOPs of real tokens, so that
-        padding, masked attention and rematerialization count as loss.
+        seconds_{phase}: wall-clock time; the phases sum to the elapsed time. If steps besides the first were done, over
+        the phases input and step: seconds_per_step, examples_per_second, tokens_per_second, input_wait (the fraction of
+        input), and mfu if the peak is known: model FLOP utilization (Chowdhery et al. 2022, appendix B) by the FLOPs of
+        real tokens, so that padding, masked attention and rematerialization lower it.
         """
         self._lap()
         seconds, done = self._seconds, self._done
@@ -113,8 +113,8 @@ class Throughput:
             flops = [work.flops for work in done if work.flops is not None]
             if self._peak is not None and len(flops) == len(done):
                 found["mfu"] = sum(flops) / training / self._peak
-        for phase, part in seconds.items():
-            self._total[phase] += part
+        for phase, elapsed in seconds.items():
+            self._total[phase] += elapsed
         self._seconds, self._done = defaultdict(float), []
         return found
 
@@ -123,5 +123,5 @@ class Throughput:
         self.read()
         total = sum(self._total.values())
         phases = sorted(self._total, key=self._total.__getitem__, reverse=True)
-        shares = (f"{phase.replace('_', ' ')} {self._total[phase] / total:.1%}" for phase in phases)
-        return f"{total:.1f} s: " + ", ".join(shares)
+        fractions = (f"{phase.replace('_', ' ')} {self._total[phase] / total:.1%}" for phase in phases)
+        return f"{total:.1f} s: " + ", ".join(fractions)

@@ -223,7 +223,9 @@ def test_processes_that_do_not_share_a_workdir_are_refused(tmp_path: Path) -> No
     ]
     results = [host.result() for host in started]
     assert {result.code for result in results} <= {2, EXIT_PEER_LOST}
-    assert any("the processes of this run do not see one folder there: share it" in result.err for result in results)
+    assert any(
+        "the processes of this run see different folders: use a shared file system" in result.err for result in results
+    )
     assert not any((tmp_path / str(number) / "run.json").exists() for number in range(2))
 
 
