@@ -27,10 +27,10 @@ demo: $(VENV)/installed  ## Train a small student on the embedded word problems 
 	$(RUN) -m cotmi_jax.evaluate --workdir=$(DEMO) --split=test --examples=3
 
 check: lint  ## Style, types and the tests that are not slow: before each commit.
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test: $(VENV)/tested  ## Run the whole test suite.
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What can differ under another pair of JAX and Flax versions: NNX modules, tracing, numerics, sharding, compiled programs,
 # checkpoints, and what they are used for. Left out, since neither JAX nor Flax takes part, or only through these: data,
@@ -39,7 +39,7 @@ VERSIONED := tests/models tests/objectives tests/mi tests/parallel tests/aot tes
 	tests/training tests/test_compilation_cache.py tests/test_architecture.py
 
 versions: $(VENV)/tested  ## Run the tests that depend on the versions of JAX and Flax.
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(VERSIONED)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(VERSIONED)
 
 lint: $(VENV)/tested  ## Style and types.
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

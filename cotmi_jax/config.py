@@ -144,6 +144,7 @@ def _mi() -> ConfigDict:
     mi.monitor.every = 1000  # steps between held-out measurements of I(Z;V), I(X;Z) and I(Z;Y); 0: never
     mi.monitor.estimators = "infonce,interpolated"  # estimators of I(Z;V), separated by commas
     mi.monitor.examples = 4096  # maximal number of train examples to which a critic is fitted
+    mi.monitor.steps = 500  # optimizer steps of a fit, at most
     mi.monitor.pairs = 128  # pairs that are contrasted at a time
     return mi
 
@@ -162,6 +163,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.mi.monitor.every = 4
     config.mi.monitor.examples = 64
     config.mi.monitor.pairs = 8
+    config.mi.monitor.steps = 50
     config.eval.every = 4
     config.eval.examples = 16
     config.eval.batch_size = 8
@@ -182,7 +184,7 @@ _LOWEST = {
     1: (
         *("steps", "batch_size", "micro_batches", "checkpoint.every", "checkpoint.keep", "log.every", "data.size"),
         *("eval.batch_size", "eval.max_decode_tokens", "data.max_input_tokens", "data.max_target_tokens"),
-        *("mi.critic.hidden", "mi.critic.layers", "mi.critic.dim", "mi.monitor.examples"),
+        *("mi.critic.hidden", "mi.critic.layers", "mi.critic.dim", "mi.monitor.examples", "mi.monitor.steps"),
     ),
     0: (
         *("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps"),

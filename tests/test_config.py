@@ -17,7 +17,7 @@ SMOKE_KEYS = {
     *("steps", "batch_size", "data.size", "model.preset", "model.init", "optimizer.warmup_steps"),
     *("eval.every", "eval.examples", "eval.batch_size", "eval.max_decode_tokens", "checkpoint.every", "log.every"),
     *("mi.warmup_steps", "mi.ramp_steps", "mi.critic.hidden"),
-    *("mi.monitor.every", "mi.monitor.examples", "mi.monitor.pairs"),
+    *("mi.monitor.every", "mi.monitor.examples", "mi.monitor.pairs", "mi.monitor.steps"),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import runs
 from fake_teacher import MODEL, FakeTeacher
 from paths import REPOSITORY
 
@@ -38,7 +39,7 @@ def test_commands_run(data_root: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     environment["COTMI_DATA_ROOT"] = str(data_root)
     # Compiling is most of what these commands do.
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "executables")}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(runs.EXECUTABLES)}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     demo = f"{sys.executable} -m cotmi_jax.train --config={REPOSITORY}/configs/quickstart.py --workdir=runs/demo"
     run = re.compile(r"cotmi_jax\.|> questions\.jsonl|--dry-run")

@@ -33,7 +33,7 @@ from cotmi_jax.parallel.sharding import replicated
 Features = dict[str, np.ndarray]  # "z", "v", "x", "first", "y": [N, D]
 MIN_PAIRS = 8  # held out: two at a time, four times
 _VALIDATION = 0.2  # fraction of the train examples for early stopping
-_FIT = FitConfig(steps=500, every=25, patience=4)
+_FIT = FitConfig(every=25, patience=4)
 _LABEL_DIMS = 64
 
 
@@ -158,7 +158,7 @@ class MIMonitor:
     def _estimate(
         self, name: str, *, fitting: Features, test: Features, sides: tuple[str, str], permute: bool = False
     ) -> Estimate:
-        draw, (a, b) = np.random.default_rng(self._config.seed), sides
+        monitor, draw, (a, b) = self._config.mi.monitor, np.random.default_rng(self._config.seed), sides
         stop = round(_VALIDATION * len(fitting[a]))
         sets = [(fitting[a][stop:], fitting[b][stop:]), (fitting[a][:stop], fitting[b][:stop]), (test[a], test[b])]
         if permute:
@@ -167,7 +167,7 @@ class MIMonitor:
             *sets,
             estimator=make_estimator(name),
             critic=CriticConfig(self._config.mi.critic.name),
-            config=dataclasses.replace(_FIT, num_pairs=self._config.mi.monitor.pairs),
+            config=dataclasses.replace(_FIT, num_pairs=monitor.pairs, steps=monitor.steps),
             seed=self._config.seed,
         )
 

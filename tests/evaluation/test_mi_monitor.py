@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +17,6 @@ from cotmi_jax.evaluation import job as scoring
 from cotmi_jax.evaluation import mi_monitor as mi_monitor
 from cotmi_jax.evaluation.job import score
 from cotmi_jax.evaluation.mi_monitor import MIMonitor, label_features
-from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.report.plots import draw_information, read_measurements
@@ -32,15 +30,10 @@ MEASURED = {
     "mi.monitor.every": 3,
     "mi.monitor.estimators": "infonce",
     "mi.monitor.examples": 256,
+    "mi.monitor.steps": 100,
     "eval.every": 0,
     "eval.examples": 64,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_fits() -> Iterator[None]:
-    with mock.patch.object(mi_monitor, "_FIT", FitConfig(steps=100, every=25, patience=2)):
-        yield
 
 
 @pytest.fixture(scope="module")
