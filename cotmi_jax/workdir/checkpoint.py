@@ -37,8 +37,8 @@ from cotmi_jax.workdir.storage_errors import as_system_error, first_line, is_dam
 Json = dict[str, Any]
 LATEST, BEST = "checkpoints", "best"
 _ITEMS_FILE = "_CHECKPOINT_METADATA"  # in which orbax lists what a checkpoint holds
-_AGAIN = "see that it can be read, then give the same command"
-_GROUP_BYTES = 1 << 30  # read at a time where a checkpoint is verified on the host
+_AGAIN = "make it readable, then give the same command"
+_GROUP_BYTES = 1 << 30  # bytes read at a time when a checkpoint is verified on the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=True,
-        cleanup_tmp_directories=True,  # what a kill left of a checkpoint that was being written
+        cleanup_tmp_directories=True,  # of checkpoints whose writing a kill interrupted
     )
     with _writing(directory):
         return ocp.CheckpointManager(directory, options=options)
@@ -64,7 +64,7 @@ def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Like files.user_error_on_write, also for what tensorstore raises where the system refuses."""
+    """Like files.user_error_on_write, also for system errors that tensorstore raises as ValueError."""
     with user_error_on_write(path):
         try:
             yield
@@ -79,13 +79,13 @@ class Checkpoints:
     """Writes a run's checkpoints, asynchronously: save returns once the arrays are copied off the devices.
 
     An error while one is written is raised, as UserError, by the next check, save, save_best, wait or close. The
-    incomplete one has a temporary name, which counts as no checkpoint, and the earlier ones stay.
+    incomplete one keeps its temporary name and is not used as a checkpoint; earlier ones are kept.
     """
 
     def __init__(self, workdir: Path, *, keep: int):
         silence_abandoned_operations()
         self.workdir = workdir
-        check_described(workdir / LATEST)  # and so of BEST, in the same bucket
+        check_described(workdir / LATEST)  # BEST is in the same bucket
         self._latest = _manager(workdir / LATEST, keep)
         self._best = _manager(workdir / BEST, 1)
         self._folders = ((self._latest, workdir / LATEST), (self._best, workdir / BEST))
@@ -93,7 +93,7 @@ class Checkpoints:
     def save(self, trees: dict[str, PyTree], step: int, data: Json, config: Json) -> None:
         """Save everything needed to resume after `step`; does nothing if that step is saved already.
 
-        The best student is on disk before: a run that resumes after its step would not find it again.
+        Waits until the best student is on disk: a run that resumes after its step could not save it again.
         """
         with _writing(self.workdir / BEST):
             self._best.wait_until_finished()
@@ -102,17 +102,17 @@ class Checkpoints:
         _save(self._latest, self.workdir / LATEST, step, items)
 
     def save_best(self, params: Params, step: int, metrics: Json, config: Json) -> None:
-        """Replace the best student, which may be of a later step where steps are run again."""
+        """Replace the best student, which may be of a later step if steps are repeated after a resume."""
         with _writing(self.workdir / BEST):
             for later in self._best.all_steps():
-                if later >= step:  # steps that are replayed found a better one: orbax would not go back for it
+                if later >= step:  # a repeated step is better: orbax keeps only the highest step
                     self._best.delete(later)
         items = {"params": ocp.args.StandardSave(params)}
         items |= {"metrics": ocp.args.JsonSave(metrics), "config": ocp.args.JsonSave(config)}
         _save(self._best, self.workdir / BEST, step, items)
 
     def check(self) -> None:
-        """Raise the error of a checkpoint whose write has ended. Does not wait."""
+        """Raise the error of a checkpoint whose writing has ended. Does not wait."""
         for manager, directory in self._folders:
             if not manager.is_saving_in_progress():
                 with _writing(directory):
@@ -150,12 +150,12 @@ def _save(
 
 def steps_saved(directory: Path) -> list[int]:
     """The steps of the complete checkpoints in a folder, in order. Raises UserError where it cannot be listed."""
-    with user_error_on_failure(f"checkpoints in {directory} are out of reach", _AGAIN):
+    with user_error_on_failure(f"checkpoints in {directory} cannot be read", _AGAIN):
         try:
-            paths = list(directory.iterdir())  # glob is silent about a folder that may not be read
+            paths = list(directory.iterdir())  # glob would ignore a missing permission
         except FileNotFoundError:
             return []
-        # Orbax renames a directory to its bare number when it is complete; in a bucket it leaves a mark in it instead.
+        # Orbax renames a directory to its bare number when it is complete; in a bucket it writes a marker into it.
         numbered = [path for path in paths if path.name.isdigit()]
         return sorted(int(path.name) for path in numbered if ocp.utils.is_checkpoint_finalized(path))
 
@@ -174,20 +174,20 @@ def find(workdir: Path, which: Literal["latest", "best"] | int) -> Saved:
     found = saved(workdir, which)
     if found is None:
         what = f"checkpoint of step {which}" if isinstance(which, int) else f"{which} checkpoint"
-        hint = ", or one that never scored its valid split, which --checkpoint=latest is for" if which == "best" else ""
-        raise UserError(f"no {what} in {workdir}: is it the --workdir of a run that saved one{hint}?")
+        hint = "; if it never evaluated its valid split, give --checkpoint=latest" if which == "best" else ""
+        raise UserError(f"no {what} in {workdir}: give the --workdir of a run that saved one{hint}")
     return found
 
 
 class UnreadableError(Exception):
-    """Something of a checkpoint cannot be read; the text says what."""
+    """A checkpoint is damaged; the message names the unreadable item."""
 
 
 @contextlib.contextmanager
 def _reading(checkpoint: Saved, item: str = "") -> Iterator[None]:
-    """Names as UnreadableError what tensorstore and orbax raise for missing, truncated or foreign files.
+    """Raise exceptions of tensorstore and orbax for missing, truncated or foreign files as UnreadableError.
 
-    UserError where files cannot be reached, which says nothing about what is in them.
+    Raises UserError if files cannot be accessed, since their content is then unknown.
     """
     silence_abandoned_operations()
     try:
@@ -196,17 +196,17 @@ def _reading(checkpoint: Saved, item: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         source = error
-        while type(source) is Exception and isinstance(source.__cause__, Exception):  # of an array, by orbax
+        while type(source) is Exception and isinstance(source.__cause__, Exception):  # orbax wraps errors of arrays
             source = source.__cause__
         if not isinstance(source, (ValueError, KeyError, *failures())) and type(source) is not Exception:
             raise
         if not is_damage(source):
-            raise UserError(f"checkpoint {checkpoint} is out of reach ({first_line(source)}): {_AGAIN}") from error
+            raise UserError(f"checkpoint {checkpoint} cannot be accessed ({first_line(source)}): {_AGAIN}") from error
         raise UnreadableError(f"{item}: " * bool(item) + first_line(source)) from error
 
 
-def _leaves(directory: Path, part: int, parts: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a tree on disk, or every parts-th group, on the host, whatever mesh they were saved from."""
+def _leaves(directory: Path, process: int, processes: int) -> Iterator[tuple[str, np.ndarray]]:
+    """This process's groups of the arrays of a tree on disk, on the host, whatever mesh they were saved from."""
     handler = ocp.PyTreeCheckpointHandler()
     stored, shape = jax.tree_util.tree_flatten_with_path(handler.metadata(directory).tree)
     sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for _, leaf in stored]
@@ -217,7 +217,7 @@ def _leaves(directory: Path, part: int, parts: int) -> Iterator[tuple[str, np.nd
         while stop < len(stored) and size + sizes[stop] <= _GROUP_BYTES:
             size += sizes[stop]
             stop += 1
-        if number % parts == part:
+        if number % processes == process:
             wanted = [leaf if start <= index < stop else ocp.PLACEHOLDER for index, (_, leaf) in enumerate(stored)]
             arguments = ocp.args.PyTreeRestore(item=jax.tree.unflatten(shape, wanted), restore_args=to_host)
             arrays = jax.tree.leaves(handler.restore(directory, args=arguments))
@@ -226,13 +226,13 @@ def _leaves(directory: Path, part: int, parts: int) -> Iterator[tuple[str, np.nd
         start, number = stop, number + 1
 
 
-def contents(checkpoint: Saved, part: int = 0, parts: int = 1) -> Iterator[tuple[str, np.ndarray | Json]]:
-    """Everything a checkpoint says it holds, by name, read as it was written: JSON, then arrays on the host.
+def contents(checkpoint: Saved, process: int = 0, processes: int = 1) -> Iterator[tuple[str, np.ndarray | Json]]:
+    """All items that a checkpoint's metadata lists, by name, read as they were written: JSON, then arrays on the host.
 
-    It depends on no shape, mesh or device, and holds at most a gigabyte, or one array, at a time. With several
-    processes each may read every parts-th group of arrays, but must read all JSON, where orbax synchronizes them.
+    It depends on no shape, mesh or device, and holds at most a gigabyte, or one array, at a time. Each of several
+    processes yields its groups of arrays, but all JSON, since orbax synchronizes the processes there.
 
-    Raises UnreadableError, or UserError where it is out of reach.
+    Raises UnreadableError, or UserError if files cannot be accessed.
     """
     place = checkpoint.directory / str(checkpoint.step)
     with _reading(checkpoint, _ITEMS_FILE):
@@ -243,16 +243,16 @@ def contents(checkpoint: Saved, part: int = 0, parts: int = 1) -> Iterator[tuple
             if written_as_json[item]:
                 yield item, _read(checkpoint, ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
             else:
-                yield from _leaves(place / item, part, parts)
+                yield from _leaves(place / item, process, processes)
 
 
-def damage(checkpoint: Saved, part: int = 0, parts: int = 1) -> str | None:
-    """Why a checkpoint, or every parts-th group of its arrays, cannot be read; None where it can. Reads all of it.
+def damage(checkpoint: Saved, process: int = 0, processes: int = 1) -> str | None:
+    """Why a checkpoint cannot be read; None if it can. Reads the `contents` of this process.
 
     A flipped bit within an array's data is not noticed: the format has no checksum there.
     """
     try:
-        for _ in contents(checkpoint, part, parts):
+        for _ in contents(checkpoint, process, processes):
             pass
     except UnreadableError as error:
         return str(error)
@@ -283,7 +283,7 @@ def _restore_intact(checkpoint: Saved, args: ocp.args.Composite) -> Any:
 
 
 def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
-    """Restore; UserError where that is impossible, which names other checkpoints."""
+    """Restore; if the checkpoint is damaged, the UserError names the other checkpoints."""
     try:
         return _restore_intact(checkpoint, args)
     except UnreadableError as error:
@@ -300,7 +300,7 @@ def restore_json(checkpoint: Saved, item: Literal["config", "data", "metrics"]) 
 
 
 def restore_params(checkpoint: Saved, abstract: PyTree) -> Params:
-    """The parameters alone, placed as the abstract tree says: on any mesh."""
+    """Only the parameters, each leaf sharded as its abstract array specifies, on any mesh."""
     return _restore(checkpoint, ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
 
 
@@ -309,13 +309,13 @@ def _trees(abstract: dict[str, PyTree]) -> dict[str, ocp.args.CheckpointArgs]:
 
 
 def restore_items(checkpoint: Saved, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
-    """The named trees of a checkpoint, each leaf sharded as its abstract array specifies: on any mesh."""
+    """The named trees of a checkpoint, each leaf sharded as its abstract array specifies, on any mesh."""
     items = _restore(checkpoint, ocp.args.Composite(**_trees(abstract)))
     return {name: items[name] for name in abstract}
 
 
 def restore_run(checkpoint: Saved, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
-    """restore_items of a checkpoint of LATEST, whose JSON is read too. UnreadableError where any of it is damaged."""
+    """restore_items of a checkpoint of LATEST; also reads its JSON. Raises UnreadableError if any item is damaged."""
     json_items = {"data": ocp.args.JsonRestore(), "config": ocp.args.JsonRestore()}
     items = _restore_intact(checkpoint, ocp.args.Composite(**_trees(abstract), **json_items))
     return {name: items[name] for name in abstract}

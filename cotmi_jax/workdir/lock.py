@@ -2,11 +2,11 @@
 
 {workdir}/owner.json    host, pid, start and, without locks, token and heartbeat of the run that owns it
 
-Where the file system has locks, owner.json is locked for as long as the process lives: whatever ends it leaves no lock.
-Elsewhere, as in an object store, the owner writes a new heartbeat every 20 seconds; an
-unchanged heartbeat is stale after 60 s. (A conditional write, if_generation_match=0, would replace only the check after
-taking over: a killed run must still be noticed, and a mount without locks has no such write.)
-Reading a workdir, as evaluation does, takes no lock.
+Where the file system has locks, owner.json is locked while the process lives; the system releases the lock at its end.
+Elsewhere, as in an object store, the owner writes a new heartbeat every 20 seconds; an unchanged heartbeat is stale
+after 60 s. (A conditional write, if_generation_match=0, would replace only the check after taking over: a killed run
+must still be detected, and a mount without locks has no such write.) Reading a workdir, as evaluation does, needs no
+lock.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, failures, is_remote, reason, run_all, user_error_on_write
 
 OWNER_FILE = "owner.json"
-_READ_BYTES = 4096  # of the owner file, more than it ever has
+_READ_BYTES = 4096  # more than the size of an owner file
 _LONG_AGO = 3600.0  # seconds; clocks of two hosts differ by less, so an older heartbeat is stale without a wait
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Owner(Protocol):
-    """The run that has a workdir to itself."""
+    """The run that owns a workdir."""
 
     def check(self) -> None:
         """Raises UserError where another run has taken the workdir over. Costs nothing."""
@@ -45,7 +45,7 @@ class Owner(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """Of the heartbeat, in seconds. `stale` exceeds several beats: a slow store never makes a run look dead."""
+    """Periods of the heartbeat in seconds. `stale` is several beats, so that a slow store does not look like a kill."""
 
     beat: float = 20.0
     stale: float = 60.0
@@ -63,7 +63,7 @@ def _description(text: str) -> str:
         owner = json.loads(text)
         return f"{owner['host']}, process {owner['pid']}, since {owner['since']}"
     except (ValueError, KeyError, TypeError):
-        return "one that has not said yet who it is"
+        return "its host and process are not recorded yet"
 
 
 def _refusal(workdir: Path, text: str) -> UserError:
@@ -74,7 +74,7 @@ def _refusal(workdir: Path, text: str) -> UserError:
 
 @contextlib.contextmanager
 def workdir_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]:
-    """Own a workdir for the length of the body; the first process does so for all of a job. Raises UserError.
+    """Own a workdir during the body; the first process does so for all processes of a run. Raises UserError.
 
     In object stores, and where the file system cannot lock (which is reported), a heartbeat replaces the lock.
     """
@@ -92,12 +92,12 @@ def _locked_file(workdir: Path) -> FileIO | None:
     with user_error_on_write(path):
         while True:
             new = not path.exists()
-            file = FileIO(path, "a+")  # not inherited by what the process starts: only this process holds the lock
+            file = FileIO(path, "a+")  # child processes do not inherit it: only this process holds the lock
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(file, path):
                     return file
-                file.close()  # the former owner removed it between the two
+                file.close()  # the former owner removed the file between open and lock
             except BlockingIOError as error:
                 text = os.pread(file.fileno(), _READ_BYTES, 0).decode(errors="replace")
                 file.close()
@@ -108,7 +108,8 @@ def _locked_file(workdir: Path) -> FileIO | None:
                     raise
                 if new:
                     path.unlink(missing_ok=True)  # an empty file would look like that of a run that is just starting
-                print(f"{workdir} cannot be locked ({error.strerror}): a beat in {path} guards it", file=sys.stderr)
+                message = f"{workdir} cannot be locked ({error.strerror}): a heartbeat in {path} replaces the lock"
+                print(message, file=sys.stderr)
                 return None
 
 
@@ -141,8 +142,8 @@ def _file_lock(workdir: Path, file: FileIO) -> Iterator[Owner]:
         yield _Locked()
 
 
-class _Beating:
-    """A token in the owner file that a thread renews; a run that finds another's token there has lost the workdir."""
+class _HeartbeatOwner:
+    """An owner whose thread renews the heartbeat in the owner file; another token there means a takeover."""
 
     def __init__(self, workdir: Path, periods: Periods):
         self._workdir, self._path, self._periods = workdir, workdir / OWNER_FILE, periods
@@ -153,21 +154,25 @@ class _Beating:
         self._thread = threading.Thread(target=self._renew, name="workdir_beat", daemon=True)
 
     def check(self) -> None:
-        """Raises UserError where another run has the workdir now, or where it is not renewed any more."""
+        """Raises UserError if another run has taken the workdir over, or if the heartbeat is no longer renewed."""
         if self._lost is not None:
             raise UserError(
-                f"another run has taken {self._workdir} over ({_description(self._lost)}): this one ends and leaves it "
-                "alone; give every run a --workdir of its own"
+                f"another run has taken {self._workdir} over ({_description(self._lost)}): this run ends and writes "
+                "nothing more there; give every run a --workdir of its own"
             )
         if not self._thread.is_alive():
-            raise UserError(f"{self._path} is no longer renewed: another run could take the workdir over")
+            raise UserError(
+                f"{self._path} is no longer renewed, so that another run could take the workdir over: give the same "
+                "command again"
+            )
 
     def take(self) -> None:
-        """Become the owner, after a wait where the last heartbeat may be recent. UserError where another run is."""
+        """Become the owner, after a wait if the last heartbeat may be recent. UserError if another run is the owner."""
         found = self._read()
-        if found is not None and self._may_be_young(found):
+        if found is not None and self._may_be_recent(found):
             print(
-                f"{self._path} is of {_description(found)}: waiting {self._periods.stale:g} seconds for a sign of life",
+                f"{self._path} has an owner ({_description(found)}): waiting {self._periods.stale:g} seconds for its "
+                "next heartbeat",
                 file=sys.stderr,
                 flush=True,
             )
@@ -176,7 +181,7 @@ class _Beating:
                 time.sleep(self._periods.beat / 4)
                 now = self._read()
                 if now == "":
-                    continue  # being written: the next read shows the writer
+                    continue  # another process is writing it: the next read shows which
                 if now is not None and now != found:
                     raise _refusal(self._workdir, now)
                 found = now  # None: that run has ended
@@ -205,17 +210,17 @@ class _Beating:
                     self._lost = text
                     return
                 self._write()
-            except failures() as error:  # the store may recover; a takeover in the meantime is noticed then
+            except failures() as error:  # the store may recover; a takeover in the meantime is detected afterwards
                 print(f"cannot renew {self._path}: {reason(error)}; trying again", file=sys.stderr, flush=True)
 
     def _mine(self, text: str) -> bool:
         return self._token in text
 
-    def _may_be_young(self, text: str) -> bool:
+    def _may_be_recent(self, text: str) -> bool:
         try:
             return time.time() - json.loads(text)["beat"] < _LONG_AGO
         except (ValueError, KeyError, TypeError):
-            return True  # perhaps in the middle of being written
+            return True  # possibly incomplete, since it is being written
 
     def _read(self) -> str | None:
         try:
@@ -230,8 +235,8 @@ class _Beating:
 @contextlib.contextmanager
 def heartbeat_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]:
     """workdir_lock for folders without locks. A killed run keeps the next one waiting for `stale` seconds at most."""
-    beating = _Beating(workdir, periods)
+    owner = _HeartbeatOwner(workdir, periods)
     with user_error_on_write(workdir / OWNER_FILE):
-        beating.take()
-    with run_all(beating.release):
-        yield beating
+        owner.take()
+    with run_all(owner.release):
+        yield owner

@@ -28,7 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which a resumed run writes again, and a last line that a kill cut short."""
+    """Drop the lines after `step`, which a resumed run writes again, and a last line that a kill truncated."""
     if not path.exists():
         return
     kept = []
@@ -41,14 +41,14 @@ def _truncate(path: Path, step: int) -> None:
 
 
 class _Scalars:
-    """Numbers for TensorBoard, in a file of this start. Written at once: tensorboardX's own writer uses a thread,
-    which dies where the disk is full and leaves the run waiting for it."""
+    """Scalars for TensorBoard, in one event file per start. Written synchronously: tensorboardX's own writer uses a
+    thread, which ends when the disk is full, and the run would wait for it forever."""
 
     def __init__(self, folder: Path, *, start: int):
         folder.mkdir(parents=True, exist_ok=True)
-        # Names end in the second and the host. TensorBoard reads files in order of their names.
+        # TensorBoard reads files in order of their names, which otherwise have only the second and the host.
         self._events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        # TensorBoard drops what former starts wrote from this step on.
+        # TensorBoard then drops the events of former starts from this step on.
         self._write(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
         self._events.flush()
 
@@ -68,8 +68,8 @@ class _Scalars:
 class MetricWriter:
     """Appends {"step": …, name: value} lines to {workdir}/metrics.jsonl and the same scalars to {workdir}/tensorboard.
 
-    Started at step n it first drops what an interrupted run wrote after n, so that the file holds every step once.
-    Everything raises UserError where the files cannot be written.
+    Started at step n it first drops the lines of an interrupted run after n, so that the file holds every step once.
+    All methods raise UserError if the files cannot be written.
     """
 
     def __init__(self, workdir: Path, *, start: int):
@@ -87,7 +87,7 @@ class MetricWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step; on a local disk the operating system has them when this returns."""
         with user_error_on_write(self._path):
-            if not self._path.exists():  # an open file accepts lines even after it was removed
+            if not self._path.exists():  # writing to an open file succeeds even after it was removed
                 raise FileNotFoundError(errno.ENOENT, "", str(self._path))
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
         with user_error_on_write(self._folder):
@@ -96,7 +96,7 @@ class MetricWriter:
             self._mirror.copy(now=False)
 
     def flush(self) -> None:
-        """Return once all of it is in the workdir: due before a checkpoint, after which nothing is written again."""
+        """Return once all lines are in the workdir: required before a checkpoint, since its steps are not repeated."""
         if self._mirror:
             self._mirror.copy(now=True)
 
@@ -121,7 +121,7 @@ class SilentWriter:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere plain lines for a log; nothing where it is silent."""
+    """A progress bar on a terminal, lines elsewhere; prints nothing if `silent`."""
 
     def __init__(self, *, start: int, stop: int, silent: bool = False):
         self._stop, self._silent = stop, silent
@@ -134,7 +134,7 @@ class Progress:
             self._bar.update()
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show metrics: behind the bar, or as a line."""
+        """Show metrics, after the bar or as a line."""
         text = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -142,7 +142,7 @@ class Progress:
             print(f"step {step}/{self._stop} {text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif not self._silent:
@@ -154,18 +154,18 @@ class Progress:
             self._bar.close()
 
 
-_SECONDS = 30.0  # between copies; Cloud Storage takes one a second of an object, and each is the whole of it
+_SECONDS = 30.0  # between copies; Cloud Storage accepts one write per second of an object, each with all its content
 
 
 class Mirror:
-    """A local folder to write in, whose files are copied to a remote one every half a minute and when asked."""
+    """A local folder whose files are copied to a remote one every 30 seconds and on request."""
 
     def __init__(self, place: Path):
         self._place = place
         self._scratch = tempfile.TemporaryDirectory(prefix="cotmi_jax_")
         self.folder = pathlib.Path(self._scratch.name)
-        self._copied: dict[pathlib.Path, int] = {}  # bytes of every file that are there
-        self._last = 0.0  # so that the first copy is made at once
+        self._copied: dict[pathlib.Path, int] = {}  # copied bytes of every file
+        self._last = 0.0  # so that the first copy is made immediately
 
     def fetch(self, name: str) -> None:
         """Copy the file of an earlier start from the workdir, if there is one."""

@@ -1,10 +1,10 @@
-"""Filters what orbax and tensorstore report in addition to the exception that they raise.
+"""Filters reports of orbax and tensorstore that repeat the exception that they raise.
 
-Where one array of a tree cannot be read or written, orbax raises and closes its event loop while tensorstore still
-works on the others. Each of these then reports by itself, through sys.unraisablehook from a thread that nothing can
-wait for ("Event loop is closed"), or through asyncio's logger when its task is collected ("exception was never
-retrieved"). Seen with orbax-checkpoint 0.12.8. Such reports may come at any later time, so the filters stay for the
-life of the process.
+If one array of a tree cannot be read or written, orbax raises and closes its event loop while tensorstore still
+processes the others. Each of these then reports separately, through sys.unraisablehook from a thread that cannot be
+joined ("Event loop is closed"), or through asyncio's logger when its task is garbage-collected ("exception was never
+retrieved"). Observed with orbax-checkpoint 0.12.8. Such reports may come at any later time, so the filters remain for
+the life of the process.
 """
 
 import logging

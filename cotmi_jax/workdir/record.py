@@ -37,7 +37,7 @@ RUN_FILE, STARTS_FILE, VOCABULARY_FILE = "run.json", "starts.jsonl", "spiece.mod
 
 
 def run_directory(path: str) -> Path:
-    """The workdir, made and proved writable. Raises UserError."""
+    """The workdir, which is created. Raises UserError if it cannot be written."""
     workdir = as_path(absolute(path))
     with user_error_on_failure(f"cannot write to --workdir {workdir}"):
         check_writable(workdir)
@@ -45,14 +45,14 @@ def run_directory(path: str) -> Path:
 
 
 def run_record(config: ConfigDict, student: StudentConfig) -> Record:
-    """What fixes a run, as JSON."""
+    """Config and student shape of a run, as JSON."""
     return {"config": config.to_dict(), "student": dataclasses.asdict(cast(Any, student))}
 
 
 def recorded_config(record: Record) -> ConfigDict:
-    """The config of a record. A key that the run's version had not declared is at the default of base().
+    """The config of a record. A key that the run's version had not declared gets the default of base().
 
-    So a key may only be added with a default under which earlier runs compute what they computed before.
+    So a new key needs a default with which earlier runs compute the same results.
     """
     config = ConfigDict(base().to_dict())
     config.update(ConfigDict(record["config"]))
@@ -83,7 +83,7 @@ def _revision() -> str | None:
 
 
 def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> None:
-    """Write the run's files, and a line for this start. Only a start from step 0 may bring another vocabulary."""
+    """Write the run's files, and a line for this start. Only a start from step 0 writes the vocabulary."""
     if step == 0:
         with user_error_on_write(workdir / VOCABULARY_FILE):
             replace_file(workdir / VOCABULARY_FILE, vocabulary.read_bytes())
@@ -119,11 +119,11 @@ def _read_record(workdir: Path) -> Record:
 
 
 def read_run(workdir: Path) -> tuple[ConfigDict, StudentConfig, Vocabulary]:
-    """Config, student shape and vocabulary of a run, whose extensions are loaded. Raises UserError as these do, and
-    where the workdir holds no run.
+    """Config, student shape and vocabulary of a run; imports its extensions. Raises UserError if the workdir holds no
+    run, or if an extension or the vocabulary cannot be loaded.
     """
     record = _read_record(workdir)
     config = recorded_config(record)
-    load_extensions(config.extensions)  # what the run uses may be defined there
+    load_extensions(config.extensions)  # they may define the network of the run
     student: StudentConfig = find_network(config.model.network).config_type(**record["student"])
     return config, student, Vocabulary(workdir / VOCABULARY_FILE)

@@ -1,6 +1,6 @@
-"""Which checkpoint a start resumes from where some are damaged, and where the damaged ones are moved.
+"""Chooses the checkpoint that a start resumes from, and moves damaged ones out of the way.
 
-{workdir}/damaged/{checkpoints,best}-{step}     moved there: that step can be saved again, nothing is lost
+{workdir}/damaged/{checkpoints,best}-{step}     damaged checkpoints; that step can then be saved again
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from cotmi_jax.parallel.sharding import PyTree
 from cotmi_jax.workdir.checkpoint import BEST, LATEST, Saved, UnreadableError, damage, restore_run, steps_saved
 
 DAMAGED = "damaged"
-_MARK = "commit_success.txt"  # by which orbax knows a complete checkpoint in a bucket
+_MARK = "commit_success.txt"  # orbax's marker of a complete checkpoint in a bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Choice:
     latest: Saved | None
     best: Saved | None
     damaged: tuple[tuple[Saved, str], ...]
-    items: dict[str, PyTree] | None = dataclasses.field(default=None, compare=False)  # of latest, where restored
+    items: dict[str, PyTree] | None = dataclasses.field(default=None, compare=False)  # trees of latest, if restored
 
 
 def _verify(checkpoint: Saved) -> None:
-    """Read a whole checkpoint, divided among the processes. All raise UnreadableError if one finds damage."""
+    """Read all of a checkpoint, divided among the processes. All raise UnreadableError if one finds damage."""
     found = all_gather_text(damage(checkpoint, jax.process_index(), jax.process_count()) or "")
     reason = next(filter(None, found), None)
     if reason is not None:
@@ -53,17 +53,17 @@ def _newest_intact(
 
 
 def choose(workdir: Path, abstract: dict[str, PyTree] | None = None) -> Choice:
-    """What a start resumes from; every process has to ask. Writes nothing.
+    """The checkpoints that a start resumes from; every process must call it. Writes nothing.
 
-    With `abstract`, the trees to restore, a run of one process reads the latest checkpoint once, as it is restored.
-    Several processes have to agree on one that all can read before they restore it together: they verify it on
-    their hosts first, as is done with the best checkpoint, which is not restored.
+    With `abstract`, the trees to restore, a run of one process reads the latest checkpoint once, by restoring it.
+    Several processes must agree on one that all can read before they restore it together: they verify it on their
+    hosts first. The best checkpoint is not restored, but only verified.
 
-    Without any checkpoint a run starts afresh. One whose checkpoints are all damaged aborts rather than silently
+    A run without any checkpoint starts from step 0. One whose checkpoints are all damaged aborts rather than silently
     restarting from step 0.
 
     Raises:
-      UserError: every checkpoint to resume from is damaged, or one is out of reach.
+      UserError: every checkpoint to resume from is damaged, or one cannot be accessed.
     """
     read: Callable[[Saved], dict[str, PyTree] | None] = _verify
     if abstract is not None and jax.process_count() == 1:
@@ -95,5 +95,5 @@ def set_aside(workdir: Path, choice: Choice, say: Callable[[str], None]) -> None
         if checkpoint.directory.name == LATEST:
             instead = f"resuming from {choice.latest}"
         else:
-            instead = f"the best is {choice.best}" if choice.best else "the best is sought among the steps that follow"
+            instead = f"the best is {choice.best}" if choice.best else "the best is chosen among later steps"
         say(f"warning: checkpoint {checkpoint} is damaged ({reason}), moved to {place}: {instead}")

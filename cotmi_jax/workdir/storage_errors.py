@@ -1,4 +1,4 @@
-"""Classifies exceptions of tensorstore and orbax: a system error, damaged content, or storage out of reach."""
+"""Classifies exceptions of tensorstore and orbax: a system error, damaged content, or unavailable storage."""
 
 import errno
 import re
@@ -13,7 +13,7 @@ _STATUS = re.compile(
 )
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 _ERRNO = {"RESOURCE_EXHAUSTED": errno.ENOSPC, "PERMISSION_DENIED": errno.EACCES, "NOT_FOUND": errno.ENOENT}
-# What concerns the content of files, by tensorstore's status and by the system's error; all else may be an outage.
+# Errors about the content of files, by tensorstore's status and by the system's error; others may be an outage.
 _OF_CONTENT = ("NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
 _OF_CONTENT_CODES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
@@ -33,7 +33,7 @@ def as_system_error(error: ValueError, path: object) -> OSError | None:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error of reading concerns the content. Any other may be an outage, which passes."""
+    """Whether a read error is about the content. Any other may be a temporary outage."""
     if isinstance(error, failures()):
         return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     status, number = _STATUS.match(str(error)), _SYSTEM_ERROR.search(str(error))

@@ -113,7 +113,7 @@ def test_training_resumes_from_the_newest_intact_checkpoint(tmp_path: Path, caps
     assert latest.startswith(f"warning: checkpoint {checkpoints}/6 is damaged (optimizer: ")
     assert latest.endswith(f"moved to {workdir}/damaged/checkpoints-6: resuming from {checkpoints}/4")
     assert worst.startswith(f"warning: checkpoint {workdir}/best/{best} is damaged (params: ")
-    assert worst.endswith(f"moved to {workdir}/damaged/best-{best}: the best is sought among the steps that follow")
+    assert worst.endswith(f"moved to {workdir}/damaged/best-{best}: the best is chosen among later steps")
     assert json.loads((workdir / "starts.jsonl").read_text().splitlines()[-1])["step"] == 4
     runs.assert_same(runs.read_state(workdir), runs.read_state(runs.trained()))
     assert runs.read_metrics(workdir) == runs.read_metrics(runs.trained())
@@ -187,7 +187,7 @@ def test_what_is_out_of_reach_is_not_damage(
         raise failure
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", refuse)
-    with pytest.raises(UserError, match=rf"checkpoint {tmp_path}/checkpoints/2 is out of reach \(.*no"):
+    with pytest.raises(UserError, match=rf"checkpoint {tmp_path}/checkpoints/2 cannot be accessed \(.*no"):
         choose(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_checkpoints_that_cannot_be_listed_are_out_of_reach(tmp_path: Path, monk
     monkeypatch.setattr(os, "listdir", refuse)
     monkeypatch.setattr(os, "scandir", refuse)
     for ask in (choose, lambda workdir: find(workdir, "latest")):
-        with pytest.raises(UserError, match=f"^checkpoints in {tmp_path}/checkpoints are out of reach: Permission"):
+        with pytest.raises(UserError, match=f"^checkpoints in {tmp_path}/checkpoints cannot be read: Permission"):
             ask(tmp_path)
 
 

@@ -128,8 +128,8 @@ def test_without_locks_a_heartbeat_is_kept_and_reported(
     with workdir_lock(tmp_path, QUICK):
         assert "beat" in json.loads((tmp_path / OWNER_FILE).read_text())
     said = capsys.readouterr().err
-    assert f"{tmp_path} cannot be locked (No locks available): a beat in" in said
-    assert "waiting" not in said  # there was nobody
+    assert f"{tmp_path} cannot be locked (No locks available): a heartbeat in" in said
+    assert "waiting" not in said  # there was no owner
 
 
 # The heartbeat alone.
@@ -145,7 +145,7 @@ def test_a_killed_run_is_waited_for_until_its_heartbeat_is_stale(
     with quick_heartbeat(tmp_path):
         assert time.monotonic() - begun > QUICK.stale
     said = capsys.readouterr().err
-    assert f"process {pid}, since 20" in said and "waiting 0.6 seconds for a sign of life" in said
+    assert f"process {pid}, since 20" in said and "waiting 0.6 seconds for its next heartbeat" in said
 
 
 def test_a_run_whose_clock_is_behind_keeps_its_workdir(tmp_path: Path) -> None:
