@@ -1,9 +1,11 @@
 """The examples of docs/extending.md, run from the text of the page as one study."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -51,11 +53,10 @@ def words(predictions):
 @pytest.fixture(autouse=True)
 def registries_as_before() -> Iterator[None]:
     tables = SOURCES, OBJECTIVES, METRICS, ESTIMATORS, TOKEN_LOSSES, NETWORKS
-    before = [dict(table) for table in tables]
-    yield
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)  # type: ignore[arg-type]
+    with contextlib.ExitStack() as stack:
+        for table in tables:
+            stack.enter_context(mock.patch.dict(table))  # type: ignore[arg-type]
+        yield
 
 
 def test_the_page_has_six_examples_of_at_most_twenty_lines() -> None:

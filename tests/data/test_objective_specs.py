@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,11 +29,9 @@ LABEL_FIRST = ObjectiveSpec(
 
 @pytest.fixture
 def registered() -> Iterator[str]:
-    before = dict(OBJECTIVES)
-    register_objective("label_first", LABEL_FIRST)
-    yield "label_first"
-    OBJECTIVES.clear()
-    OBJECTIVES.update(before)
+    with mock.patch.dict(OBJECTIVES):
+        register_objective("label_first", LABEL_FIRST)
+        yield "label_first"
 
 
 def test_a_registered_objective_is_tokenized_and_read_by_its_spec(registered: str) -> None:

@@ -1,6 +1,7 @@
 """Which labels are correct, the interval of an accuracy, and the registry of metrics."""
 
 import math
+from unittest import mock
 
 import pytest
 
@@ -73,9 +74,8 @@ def prediction(correct: bool) -> dict:
     return {"label": "yes", "predicted_label": "yes" if correct else "no", "correct": correct}
 
 
-def test_metrics_are_chosen_by_name_after_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cotmi_jax.evaluation.metrics.METRICS", dict(METRICS))
-
+@mock.patch.dict(METRICS)
+def test_metrics_are_chosen_by_name_after_accuracy() -> None:
     @register_metric("errors")
     def errors(predictions):
         wrong = sum(not prediction["correct"] for prediction in predictions)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,8 @@ SCORES = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32)
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
-    before = dict(ESTIMATORS)
-    yield
-    ESTIMATORS.clear()
-    ESTIMATORS.update(before)
+    with mock.patch.dict(ESTIMATORS):
+        yield
 
 
 def register() -> None:

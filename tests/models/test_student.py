@@ -6,6 +6,7 @@ import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -37,10 +38,8 @@ PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 
 @pytest.fixture(autouse=True)
 def networks_as_before() -> Iterator[None]:
-    before = dict(NETWORKS)
-    yield
-    NETWORKS.clear()
-    NETWORKS.update(before)
+    with mock.patch.dict(NETWORKS):
+        yield
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Token losses of a user's own: value and gradient are those of the plain form under chunks, pooling and meshes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import helpers
 import jax
@@ -34,8 +35,9 @@ def cross_entropy(logits_BxLxV: Array, targets_BxL: Array) -> Array:
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cotmi_jax.objectives.token_loss.TOKEN_LOSSES", dict(TOKEN_LOSSES))
+def registry() -> Iterator[None]:
+    with mock.patch.dict(TOKEN_LOSSES):
+        yield
 
 
 def operands() -> tuple[Array, Array, Array, Array]:

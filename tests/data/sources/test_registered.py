@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 
@@ -17,10 +18,8 @@ def examples(split: str, count: int, rationale: str = "One.") -> list[Example]:
 
 @pytest.fixture(autouse=True)
 def restore_sources() -> Iterator[None]:
-    before = dict(SOURCES)
-    yield
-    SOURCES.clear()
-    SOURCES.update(before)
+    with mock.patch.dict(SOURCES):
+        yield
 
 
 def test_a_registered_set_is_loaded_alone_and_in_a_mixture() -> None:
