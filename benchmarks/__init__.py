@@ -1,1 +1,1 @@
-"""Measurements behind the numbers in the documentation; each file says how to run it."""
+"""Measurements of the numbers in the documentation; the docstring of each file has its command."""

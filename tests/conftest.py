@@ -1,4 +1,4 @@
-"""Settings of the whole suite: eight fake CPU devices, strict ranks, real data where it is at hand."""
+"""Settings of the test suite: eight fake CPU devices, no implicit rank promotion, the real data if installed."""
 
 import atexit
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""The layout of the package, read from the syntax trees: who imports whom, how long a file is, what lies where."""
+"""The layout of the package, read from the syntax trees: directions of imports, lengths and places of files."""
 
 import ast
 from collections.abc import Iterator
@@ -10,13 +10,12 @@ from paths import REPOSITORY
 PACKAGE = REPOSITORY / "cotmi_jax"
 COMMANDS = {"train", "evaluate", "predict", "export", "describe", "annotate", "prepare"}
 LIBRARY = {"config", "errors", "cli", "files", "compilation_cache", "experiment", "__init__"}
-# From top to bottom: a room imports from itself and from rooms below it only.
+# From top to bottom: an entry imports only from itself and from entries below it.
 ORDER = (
     *("commands", "report", "aot", "training", "teacher", "evaluation", "inference", "experiment", "workdir", "config"),
     *("objectives", "mi", "models", "data", "cli", "parallel", "compilation_cache", "files", "errors"),
 )
 MAX_LINES = 400
-# What a line of the table of layers does not say: instruments outside the package import from all of it.
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "builders" not in path.parts)
 
 
@@ -25,14 +24,14 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room(module: str) -> str:
-    """The room of a dotted module name; all commands are one."""
+def entry(module: str) -> str:
+    """The entry of ORDER for a dotted module name; all commands are one."""
     name = module.split(".")[1] if "." in module else "__init__"
     return "commands" if name in COMMANDS else name
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The modules of the package that a file imports, wherever in it the import stands."""
+    """The modules of the package that a file imports, also within functions."""
     names = {module_name(module) for module in MODULES}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -41,19 +40,19 @@ def imports(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             if (node.module or "").split(".")[0] == "cotmi_jax":
                 for alias in node.names:
-                    whole = f"{node.module}.{alias.name}"
-                    yield whole if whole in names else str(node.module)
+                    full = f"{node.module}.{alias.name}"
+                    yield full if full in names else str(node.module)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_imports_go_down_the_list(path: Path) -> None:
-    mine = room(module_name(path))
+    mine = entry(module_name(path))
     if mine == "__init__":
         assert not list(imports(path))
         return
     for imported in imports(path):
-        theirs = room(imported)
-        assert theirs in ORDER, f"{imported} is in no room"
+        theirs = entry(imported)
+        assert theirs in ORDER, f"{imported} is not in ORDER"
         assert ORDER.index(theirs) >= ORDER.index(mine), f"{module_name(path)} imports {imported}, which is above it"
         if mine == "commands":
             assert theirs != "commands", f"{module_name(path)} imports the command {imported}"
@@ -75,8 +74,8 @@ def test_no_import_cycle() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "mi").glob("*.py")), ids=module_name)
-def test_mi_is_a_library_of_its_own(path: Path) -> None:
-    assert {room(imported) for imported in imports(path)} <= {"mi", "errors"}
+def test_mi_imports_only_itself_and_errors(path: Path) -> None:
+    assert {entry(imported) for imported in imports(path)} <= {"mi", "errors"}
 
 
 @pytest.mark.parametrize("folder", ["cotmi_jax", "tests", "benchmarks", "configs"])
@@ -86,14 +85,14 @@ def test_no_file_is_long(folder: str) -> None:
     assert not long, long
 
 
-def test_top_level_holds_commands_and_few_modules() -> None:
+def test_top_level_modules_are_the_listed_ones() -> None:
     names = {path.stem for path in PACKAGE.glob("*.py")}
     assert names == COMMANDS | LIBRARY
     assert len(list((PACKAGE / "training").glob("*.py"))) <= 10
 
 
-def test_tests_mirror_the_rooms() -> None:
-    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+def test_test_folders_mirror_the_packages() -> None:
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     outside = {"benchmarks", "launch", "support", "golden"}
     folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= rooms | outside, folders - rooms - outside
+    assert folders <= packages | outside, folders - packages - outside

@@ -1,4 +1,4 @@
-"""The commands as users start them: what they print and write, and one line for whatever is wrong with their input."""
+"""The commands as users start them: what they print and write, and one-line errors for invalid input."""
 
 import json
 import os
@@ -29,8 +29,8 @@ def json_lines(text: str) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_the_smoke_recipe_trains_and_says_no_more_than_it_should(tmp_path: Path) -> None:
-    """In a process of its own, as nothing else here: imports must not print anything either."""
+def test_the_smoke_recipe_trains_and_prints_only_the_expected_lines(tmp_path: Path) -> None:
+    """In a fresh process, unlike the other tests here: imports must not print anything either."""
     quicker = ["--config.objective.name=standard", "--config.eval.every=0"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run(
@@ -95,7 +95,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(key: str) -> N
     runs.assert_refused(result, f"config.{key}", "12", "8 devices")
 
 
-def test_flags_that_are_needed_are_asked_for() -> None:
+def test_missing_required_flags_are_named() -> None:
     runs.assert_refused(runs.command("train", "--workdir=run"), "--config must have a value")
     runs.assert_refused(runs.command("train", SMOKE), "--workdir must have a value")
     runs.assert_refused(runs.command("evaluate"), "--workdir must have a value")
@@ -112,7 +112,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert occupied.read_text() == "a file"
 
 
-def test_a_traceback_is_shown_where_asked_for() -> None:
+def test_a_traceback_is_shown_with_the_traceback_flag() -> None:
     result = runs.command("train", SMOKE, "--workdir=run", "--config.steps=0", "--traceback")
     assert result.code != 0 and "Traceback" in result.err and "config.steps is 0" in result.err
 
@@ -172,7 +172,7 @@ def test_training_needs_a_data_root_for_sets_that_are_files() -> None:
 
 
 @pytest.mark.slow
-def test_describe_gives_json() -> None:
+def test_describe_prints_json() -> None:
     result = runs.command("describe", "--dataset=arithmetic", "--json")
     assert (result.code, result.err) == (0, "")
     described = json.loads(result.out)
@@ -197,7 +197,7 @@ def test_describe_reads_the_release(tmp_path: Path) -> None:
     runs.assert_refused(runs.command("describe", "--dataset=cqa", f"--data_root={root}"), "holds neither cqa/")
 
 
-def test_describe_reads_mixtures_of_ones_own_files_and_shows_what_it_skipped(tmp_path: Path) -> None:
+def test_describe_reads_mixtures_of_jsonl_files_and_lists_skipped_rows(tmp_path: Path) -> None:
     root, mine = runs.write_svamp(tmp_path / "release"), tmp_path / "mine.jsonl"
     rows = [{"input": f"Is {n} even?", "label": label, "rationale": "So."} for n, label in enumerate("ynynq")]
     mine.write_text("\n".join(map(json.dumps, rows)))
@@ -215,7 +215,7 @@ def test_describe_reads_mixtures_of_ones_own_files_and_shows_what_it_skipped(tmp
 
 
 @pytest.mark.slow
-def test_evaluation_needs_the_workdir_alone_and_scores_every_example_once(tmp_path: Path) -> None:
+def test_evaluation_needs_only_the_workdir_and_scores_every_example_once(tmp_path: Path) -> None:
     workdir = tmp_path / "moved"
     shutil.copytree(runs.trained(), workdir)
     result = runs.command("evaluate", f"--workdir={workdir}", "--examples=2", "--noinformation", devices=8)
@@ -229,7 +229,7 @@ def test_evaluation_needs_the_workdir_alone_and_scores_every_example_once(tmp_pa
     assert metrics["checkpoint"] == {"which": "best", "step": best}
     assert metrics["accuracy"] == sum(row["correct"] for row in rows) / runs.HELD_OUT
     assert metrics["loss"].keys() == {"predict", "explain", "predict_token_accuracy", "explain_token_accuracy"}
-    assert "information" not in metrics  # test_monitor.py has what is measured unless one says no
+    assert "information" not in metrics  # test_mi_monitor.py tests the default, with it
     assert f"{runs.HELD_OUT} examples, checkpoint of step {best}" in result.out and result.out.count("problem") == 2
     assert result.out.endswith(f"written: {folder}/metrics.json, predictions.jsonl\n")
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
@@ -295,7 +295,7 @@ def test_evaluation_refuses_a_workdir_without_checkpoints(tmp_path: Path) -> Non
         )
 
 
-def test_a_damaged_checkpoint_is_one_line_too(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_a_one_line_error(tmp_path: Path) -> None:
     shutil.copytree(runs.trained(), tmp_path / "run")
     for checkpoint in (*(tmp_path / "run" / "best").iterdir(), tmp_path / "run" / "checkpoints" / "4"):
         runs.truncate(runs.largest(checkpoint / "params"))
@@ -322,7 +322,7 @@ def exported() -> Path:
     ("task", "fields"),
     [("predict", ["label"]), ("explain", ["rationale"]), ("both", ["label", "rationale"]), ("raw", ["output"])],
 )
-def test_a_workdir_and_its_export_answer_alike(exported: Path, task: str, fields: list[str]) -> None:
+def test_a_workdir_and_its_export_give_equal_predictions(exported: Path, task: str, fields: list[str]) -> None:
     asked = "".join(f"{problem}\n" for problem in PROBLEMS)
     answers = []
     for model in (runs.trained(), exported):
@@ -358,7 +358,7 @@ def test_exporting_refuses(exported: Path, tmp_path: Path) -> None:
     assert sorted(exported.iterdir()) == before and not (tmp_path / "student").exists()
 
 
-def test_an_empty_line_is_refused_after_the_answers_before_it() -> None:
+def test_an_empty_line_is_refused_after_earlier_lines_are_answered() -> None:
     flags = [f"--model={runs.trained()}", "--task=predict", "--max_tokens=8"]
     result = runs.command("predict", *flags, stdin=f"{PROBLEMS[0]}\n\n{PROBLEMS[1]}\n")
     runs.assert_refused(result, "line 2 of the input is empty")
@@ -385,7 +385,7 @@ def test_no_input_gives_no_output() -> None:
     assert result == (0, "", "")
 
 
-def test_output_that_is_not_read_to_its_end_is_no_error() -> None:
+def test_an_output_pipe_closed_early_is_no_error() -> None:
     program = "from cotmi_jax import cli; cli.run(lambda: print('x' * 10_000_000))"
     environment = os.environ | {"PYTHONPATH": str(runs.REPOSITORY)}
     piped = f'{sys.executable} -c "{program}" | head -c 1'

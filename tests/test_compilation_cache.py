@@ -1,4 +1,4 @@
-"""Compiled programs are found again by the next process, change no result, and lie where they were asked for."""
+"""Compiled programs are stored in the given folder, reused by the next process, and change no result."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ SETTINGS = (
 
 @pytest.fixture(autouse=True)
 def settings() -> Iterator[None]:
-    """JAX's as they were."""
+    """Restores JAX's settings."""
     before = {name: getattr(jax.config, name) for name in SETTINGS}
     jax.config.update("jax_compilation_cache_dir", None)
     yield
@@ -36,7 +36,7 @@ def cache_folder() -> str | None:
 
 
 def count_hits(file: Path) -> None:
-    """Have a command's process count what the cache is asked for and what it had."""
+    """Have a command's process count requests to the cache and hits."""
     counts: Counter[str] = Counter()
 
     def listen(event: str, **_: str) -> None:
@@ -47,7 +47,7 @@ def count_hits(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Path) -> None:
+def test_the_second_process_compiles_nothing_and_gets_bit_equal_results(tmp_path: Path) -> None:
     folder, config = tmp_path / "programs", runs.tiny_config({"eval.every": 0, "steps": 2} | QUICK)
     config.compilation_cache = str(folder)
     flags, counts, files = runs.config_flags(config), {}, {}
@@ -73,7 +73,7 @@ def test_the_second_process_compiles_nothing_and_gets_the_same_bits(tmp_path: Pa
         ("predict", ("--model=run", "--compilation_cache=")),
     ],
 )
-def test_every_command_that_compiles_keeps_programs_in_the_folder_it_is_given(
+def test_every_command_that_compiles_stores_programs_in_the_given_folder(
     name: str, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -82,7 +82,7 @@ def test_every_command_that_compiles_keeps_programs_in_the_folder_it_is_given(
     runs.assert_refused(result, f"cannot write to the compilation cache {tmp_path}/file/programs: Not a directory")
 
 
-def test_the_folder_is_the_default_one_jaxs_own_or_what_was_asked_for(
+def test_the_folder_is_the_given_one_else_that_of_jax_else_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COTMI_CACHE", str(tmp_path / "cache"))
@@ -103,7 +103,7 @@ def test_the_folder_is_the_default_one_jaxs_own_or_what_was_asked_for(
     assert not jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
 
 
-def test_other_processors_have_other_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_processors_have_different_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     here = default_folder()
     monkeypatch.setattr(compilation.platform, "machine", lambda: "riscv64")
     assert default_folder() != here

@@ -12,7 +12,7 @@ from cotmi_jax.config import base, check_batches, differences, flatten, profiled
 from cotmi_jax.errors import UserError
 
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
-# What a recipe may lose at smoke size: how large and how long, never what is learnt from what.
+# Keys that the smoke variant may change: sizes and durations, never data or objective.
 SMOKE_KEYS = {
     *("steps", "batch_size", "data.size", "model.preset", "model.init", "optimizer.warmup_steps"),
     *("eval.every", "eval.examples", "eval.batch_size", "eval.max_decode_tokens", "checkpoint.every", "log.every"),
@@ -107,7 +107,7 @@ def test_bad_values_are_named(changes: dict[str, Any], message: str) -> None:
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_limits_themselves_are_allowed() -> None:
+def test_boundary_values_are_allowed() -> None:
     validate(changed({"steps": 1, "batch_size": 1, "eval.every": 0, "optimizer.warmup_steps": 0, "model.dropout": 0.0}))
     validate(changed({"steps": 5, "optimizer.warmup_steps": 4, "batch_size": 12, "micro_batches": 4}))
     validate(changed({"data.augment_asdiv": True, "data.dataset": "svamp"}))
@@ -122,7 +122,7 @@ def test_profiled_steps_are_counted_as_the_lines_of_metrics() -> None:
     ]
 
 
-def test_batches_have_to_split_evenly() -> None:
+def test_batches_that_do_not_split_evenly_are_refused() -> None:
     check_batches(changed({"batch_size": 16, "micro_batches": 2, "eval.batch_size": 24}), 8)
     with pytest.raises(UserError, match=r"config\.batch_size / micro_batches is 4.*over the 8 devices"):
         check_batches(changed({"batch_size": 16, "micro_batches": 4}), 8)
@@ -140,7 +140,7 @@ def test_flat_keys_reach_every_value() -> None:
 
 
 @pytest.mark.parametrize("key", sorted(flatten(base())))
-def test_a_run_may_resume_with_other_paths_intervals_and_devices_but_no_other_recipe(key: str) -> None:
+def test_only_paths_intervals_and_devices_may_differ_on_resume(key: str) -> None:
     value = flatten(base())[key]
     other = {bool: lambda: not value, str: lambda: f"{value}x"}.get(type(value), lambda: value + 1)()
     found = differences(base(), changed({key: other}))
@@ -158,7 +158,7 @@ def test_a_run_may_resume_with_other_paths_intervals_and_devices_but_no_other_re
     assert found == ([] if may else [f"{key}: {value} → {other}"])
 
 
-def test_keys_of_another_version_differ() -> None:
+def test_missing_and_additional_keys_count_as_differences() -> None:
     old = base()
     with old.unlocked():
         old.model.novelty = 3

@@ -1,4 +1,4 @@
-"""Modules that config.extensions names are executed once, found from anywhere, and loaded with a trained workdir."""
+"""Modules of config.extensions are executed once, found from any folder, and loaded with a trained workdir."""
 
 import builtins
 import shutil
@@ -64,7 +64,7 @@ def test_a_file_that_failed_is_executed_again(study: Path, executed: list[str]) 
     assert len(executed) == 2
 
 
-def test_what_is_not_found_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extensions_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=f"^config.extensions: no file {tmp_path}/gone.py: restore it"):
         load_extensions(f"json,{tmp_path}/gone.py")
     with pytest.raises(UserError, match="^config.extensions: no module 'my_package.study'"):

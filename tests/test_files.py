@@ -10,7 +10,7 @@ from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
 from cotmi_jax.errors import UserError
 
 
-def test_a_path_means_what_the_user_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert str(files.as_path("a/b")) == "a/b"
@@ -55,7 +55,7 @@ def test_a_file_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.Monke
     assert path.read_bytes() == "grüß".encode()
 
 
-def test_lines_are_added_and_folders_made(tmp_path: Path) -> None:
+def test_lines_are_appended_and_folders_created(tmp_path: Path) -> None:
     folder = files.Path(tmp_path / "a" / "b")
     files.make_folder(folder)
     files.make_folder(folder)
@@ -65,7 +65,7 @@ def test_lines_are_added_and_folders_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", ["", '{"step": 3, "lo', '{"step": 3}', "null"])
-def test_lines_are_read_without_the_one_that_a_kill_cut_short(tmp_path: Path, rest: str) -> None:
+def test_a_truncated_last_line_is_not_read(tmp_path: Path, rest: str) -> None:
     path = tmp_path / "lines"
     assert files.read_json_lines(path) == []
     path.write_text('{"step": 1}\n{"step": 2, "mi/plane_x_z": 0.5}\n' + rest)
@@ -73,7 +73,7 @@ def test_lines_are_read_without_the_one_that_a_kill_cut_short(tmp_path: Path, re
 
 
 @pytest.mark.parametrize("line", ['{"step": 3, "lo', "null", "7"])
-def test_a_broken_line_amid_others_is_named(tmp_path: Path, line: str) -> None:
+def test_an_invalid_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "lines").write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')
     with pytest.raises(UserError, match=f"^{tmp_path}/lines, line 2: no JSON object .*: remove the line$"):
         files.read_json_lines(tmp_path / "lines")

@@ -1,4 +1,4 @@
-"""The README's commands, run at smoke size in the order in which a reader meets them."""
+"""The README's commands, run at smoke size in the order of the page."""
 
 import os
 import re

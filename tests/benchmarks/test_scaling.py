@@ -33,7 +33,7 @@ def test_the_largest_batch_takes_few_compilations(
     assert len(tried) <= 4 or expected == 0
 
 
-def test_the_page_keeps_what_stands_around_the_table(tmp_path: Path) -> None:
+def test_the_text_around_the_table_is_unchanged(tmp_path: Path) -> None:
     kinds = dict.fromkeys(KINDS, {"times": 1, "bytes": 4.0 * 2**20, "sent": 2.0**20})
     cell = {
         "mesh": [4, 2, 1],

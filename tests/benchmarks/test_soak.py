@@ -23,7 +23,7 @@ quick_compilation = runs.quick_compilation
 
 
 @pytest.mark.slow
-def test_killed_runs_end_in_the_same_bits(tmp_path: Path) -> None:
+def test_killed_runs_end_bit_equal(tmp_path: Path) -> None:
     recipe = f"--config={runs.REPOSITORY / 'configs' / 'quickstart.py'}:smoke"
     flags = [recipe, "--config.mi.monitor.every=0", f"--workdir={tmp_path / 'soak'}", "--kills=3", "--seed=5"]
     quick = {
@@ -46,7 +46,7 @@ def test_killed_runs_end_in_the_same_bits(tmp_path: Path) -> None:
     assert not list((tmp_path / "soak").glob("killed-*/"))
 
 
-# What counts as different.
+# Differences between runs.
 
 
 def next_float(leaf: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ def change_position(workdir: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
-def test_every_difference_is_found_and_no_other(tmp_path: Path, change: str) -> None:
+def test_exactly_the_differences_are_found(tmp_path: Path, change: str) -> None:
     workdir = shutil.copytree(runs.trained(), tmp_path / "run")
     alter, words = CHANGES[change]
     alter(workdir)
@@ -111,7 +111,7 @@ def test_every_difference_is_found_and_no_other(tmp_path: Path, change: str) -> 
     assert len(found) == (1 if words else 0) and all(words in line and "\n" not in line for line in found), found
 
 
-# How runs are killed, with a trainer that takes no time to start.
+# Kills, with a fake trainer that starts immediately.
 
 
 TRAINER = """
@@ -141,14 +141,14 @@ def soak_trainer(tmp_path: Path, *how: str) -> SoakReport:
 
 
 @pytest.mark.slow
-def test_runs_are_killed_as_often_as_asked_and_their_number_is_bounded(tmp_path: Path) -> None:
+def test_runs_are_killed_at_least_the_given_number_of_times(tmp_path: Path) -> None:
     report = soak_trainer(tmp_path)
     assert len(report.kills) == 8 and report.differences == ()
     assert report.text().startswith(f"8 kills in {report.rounds} runs (")
 
 
 @pytest.mark.slow
-def test_a_trainer_that_resumes_wrongly_is_found(tmp_path: Path) -> None:
+def test_a_trainer_that_resumes_wrongly_is_detected(tmp_path: Path) -> None:
     report = soak_trainer(tmp_path, "careless")
     assert report.differences and "/metrics.jsonl, line " in report.text()
     assert list((tmp_path / "soak").glob("killed-*/metrics.jsonl"))

@@ -128,7 +128,7 @@ def test_no_lines_give_no_answers(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize("empty", ["", "\n", " \t\n"])
-def test_an_empty_line_is_refused_after_the_answers_before_it(echo: None, mesh: Mesh, empty: str) -> None:
+def test_an_empty_line_is_refused_after_earlier_lines_are_answered(echo: None, mesh: Mesh, empty: str) -> None:
     predictor = Predictor(STUDENT, params(), VOCABULARY, "dss", mesh, task="predict", decoding=GREEDY)
     answers = predictor.answers(["3 pens", "4 pens", "5 pens", empty, "6 pens"], 2)
     assert [answer["input"] for answer in next(answers)] == ["3 pens", "4 pens"]

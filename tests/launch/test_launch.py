@@ -191,7 +191,9 @@ ONCE = [(name, *command) for name in ("tpu_vm", "gke_xpk", "slurm") for command 
 @pytest.mark.parametrize(
     ("launcher", "flags", "trains"), [c for c in ONCE if c[1].split()[0] not in ("resume", "watch", "logs")]
 )
-def test_pasting_a_dry_run_does_the_same(launcher: str, flags: str, trains: bool, checkout: Path, fakes: Path) -> None:
+def test_commands_of_a_dry_run_have_the_same_effect_as_the_run(
+    launcher: str, flags: str, trains: bool, checkout: Path, fakes: Path
+) -> None:
     variables = environment(fakes, FAKE_PASSIVE="1")
     extra = [*TRAIN, *TRICKY] if trains else []
     done = launch(checkout, launcher, flags, extra, variables)
@@ -209,7 +211,7 @@ def test_pasting_a_dry_run_does_the_same(launcher: str, flags: str, trains: bool
 
 
 @pytest.mark.parametrize("failure", ["scp", "ssh"])
-def test_a_failure_ends_the_launcher_and_leaves_no_secret_behind(failure: str, checkout: Path, fakes: Path) -> None:
+def test_a_failure_ends_the_launcher_and_leaves_no_secret_on_disk(failure: str, checkout: Path, fakes: Path) -> None:
     variables = environment(fakes, FAKE_PASSIVE="1", FAKE_FAILURE=failure)
     done = launch(checkout, "tpu_vm", f"run {POD} --env=HF_TOKEN", TRAIN, variables)
     assert done.returncode == 1

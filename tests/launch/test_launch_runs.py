@@ -33,7 +33,7 @@ checkout, fakes = launching.checkout, launching.fakes
 
 
 @pytest.mark.slow
-def test_a_pod_from_create_to_delete(checkout: Path, fakes: Path) -> None:
+def test_a_tpu_slice_from_create_to_delete(checkout: Path, fakes: Path) -> None:
     """Arguments and secrets arrive on every worker as they were given; stop lets the run save."""
     variables = environment(fakes)
     pod = f"{TPU} --type=v5litepod-16"

@@ -167,7 +167,7 @@ def save_and_end(*_: object) -> None:
 
 
 def train(here: Path, arguments: Sequence[str]) -> int:
-    """A trainer that records its arguments, and then does what {FAKE_CLUSTER}/trainer says."""
+    """A trainer that records its arguments, and then behaves as {FAKE_CLUSTER}/trainer specifies."""
     names = ("HF_TOKEN", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_LOCAL_DEVICE_IDS")
     given = {n: v for n, v in os.environ.items() if n in names or n.startswith("COTMI_")}
     what = (here / "trainer").read_text() if (here / "trainer").exists() else "0"

@@ -1,4 +1,4 @@
-"""Small recipes that several tests share. Parameters come from numpy: no expected value passes through jax.random."""
+"""Small students and batches of several tests. Parameters come from numpy: expected values do not use jax.random."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,8 +35,8 @@ def numpy_params(student: StudentDef, seed: int = 0) -> Params:
 
 
 class Toy(nnx.Module):
-    """A student that compiles in a fraction of T5's time: a table and a matrix, from which each state depends on all
-    that it depends on in T5."""
+    """A student of a table and a matrix that compiles in a fraction of T5's time. Each state depends on the same tokens
+    as in T5."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.table = declare(rngs, (config.vocab_size, config.d_model), ("vocab", "embed"), 1.0)

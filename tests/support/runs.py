@@ -1,7 +1,7 @@
 """Tiny runs that several test files share, and the commands as users start them.
 
-Compiling is nearly all that a tiny run costs. So XLA is asked for quick rather than for quick-running code, and what it
-makes is kept in a folder that runs in this process and commands have in common.
+Compiling is nearly all the cost of a tiny run. So XLA compiles with few optimizations, and runs in this process and
+commands share one cache of compiled programs.
 """
 
 import atexit
@@ -54,7 +54,7 @@ SEED_RECIPE = {
     "eval.every": 3,
     "eval.examples": 12,  # so that the last batch is padded
     "checkpoint.every": 2,
-    "mi.monitor.every": 0,  # it takes longer than the run; test_monitor.py has runs that measure
+    "mi.monitor.every": 0,  # it takes longer than the run; test_mi_monitor.py has runs that measure
 }
 HELD_OUT = 64  # examples of valid and of test in these runs: evaluation scores all
 # Compiled programs, which the processes of the suite share.
@@ -72,7 +72,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
 
 @functools.cache
 def scratch() -> Path:
-    """A folder for what tests share; it goes when the process does."""
+    """A folder for files that tests share, removed at the end of the process."""
     folder = Path(tempfile.mkdtemp(prefix="cotmi_jax_tests_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -96,7 +96,7 @@ def _compile_quickly(folder: Path | None) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation() -> Iterator[None]:
-    """For the test files that take it over: quick_compilation = runs.quick_compilation."""
+    """For test files that assign it: quick_compilation = runs.quick_compilation."""
     _compile_quickly(EXECUTABLES)
     with mock.patch.object(arithmetic, "HELD_OUT", HELD_OUT):  # all share trained(), so they share its data
         yield
@@ -105,21 +105,21 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def full_held_out(quick_compilation: None) -> Iterator[None]:
-    """As many valid and test examples as users have, for the test files that take this over."""
+    """The full number of valid and test examples, for test files that assign this fixture."""
     with mock.patch.object(arithmetic, "HELD_OUT", 500):
         yield
 
 
 def read_metrics(workdir: Path, *, timings: bool = False) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, by default without what the clock says."""
+    """The lines of metrics.jsonl, by default without timings."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if timings or not name.startswith(TIMINGS)} for line in lines]
 
 
 def read_tensorboard(workdir: Path) -> dict[str, list[tuple[int, np.float32]]]:
-    """What TensorBoard shows of a run: name → (step, value), in order of the steps.
+    """The scalars that TensorBoard shows of a run: name → (step, value), in order of the steps.
 
-    A start that says from which step on it writes takes the place of what was written from there on before.
+    The START event of a start removes the earlier events from its step on.
     """
     shown: dict[str, dict[int, list[np.float32]]] = {}
     for file in sorted((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
@@ -210,7 +210,7 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 
 class Result(NamedTuple):
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -298,7 +298,7 @@ def command(
 
 
 def assert_refused(result: Result, *parts: str) -> None:
-    """One line on standard error that holds the parts, nothing like a traceback, and a failure's exit code."""
+    """Exit code 2 and one line on standard error that contains the parts, without a traceback."""
     assert result.code == 2, result
     assert result.err.startswith("error: ") and result.err.count("\n") == 1 and result.err.endswith("\n"), result.err
     for part in parts:

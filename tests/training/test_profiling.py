@@ -1,4 +1,4 @@
-"""Traces: exactly the steps asked for, ended in any case, no other run for it; and what a run says of its time."""
+"""Traces contain exactly the requested steps, are always closed, and do not change the run; reports of a run's time."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ def traced_steps(folder: Path) -> list[list[int]]:
 
 
 def run(folder: Path, wanted: range, starts: range, said: list[str], fail: int = 0, stop: int = 0) -> None:
-    """A loop over small steps, which errs or is interrupted in one of them."""
+    """A loop over small steps, which fails or is interrupted in one of them."""
     speed = Throughput()
     step_function = jax.jit(lambda x: {"loss": jnp.sin(x).sum()})
     with Profile(wanted, starts, folder, speed, said.append) as trace:
@@ -71,7 +71,7 @@ def run(folder: Path, wanted: range, starts: range, said: list[str], fail: int =
         (range(9, 10), range(5, 7), None, "asks for step 9, this start runs steps 5 to 6: nothing will be traced"),
     ],
 )
-def test_the_steps_asked_for_are_traced_as_far_as_they_are_run(
+def test_requested_steps_of_this_start_are_traced_and_others_reported(
     wanted: range, starts: range, steps: list[int] | None, said: str | None, tmp_path: Path
 ) -> None:
     lines: list[str] = []
@@ -82,7 +82,7 @@ def test_the_steps_asked_for_are_traced_as_far_as_they_are_run(
     assert steps is None or f"traced: tensorboard --logdir={tmp_path}" in lines[-1]
 
 
-def test_an_interrupt_or_an_error_ends_the_trace_and_the_next_can_begin(tmp_path: Path) -> None:
+def test_an_interrupt_or_error_closes_the_trace(tmp_path: Path) -> None:
     said: list[str] = []
     run(tmp_path / "interrupted", range(2, 6), range(1, 9), said, stop=3)
     with pytest.raises(ArithmeticError):
@@ -91,9 +91,7 @@ def test_an_interrupt_or_an_error_ends_the_trace_and_the_next_can_begin(tmp_path
     assert traced_steps(tmp_path / "failed") == [[2, 3, 4]] and said[1].startswith("steps 2 to 4 traced")
 
 
-def test_the_device_has_finished_the_step_before_and_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_device_is_idle_at_the_start_and_end_of_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[Any] = []
 
     class Watched:
@@ -110,7 +108,7 @@ def test_the_device_has_finished_the_step_before_and_the_last_one(
 
 
 class Observed(NamedTuple):
-    """A traced run: its workdir, what it said, and when it began to write each line of training metrics."""
+    """A traced run: its workdir, its standard error, and when it began to write each line of training metrics."""
 
     workdir: Path
     said: str
@@ -119,7 +117,7 @@ class Observed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory, quick_compilation: None) -> Observed:
-    """As runs.trained(), but for the trace and for fewer lines."""
+    """Like runs.trained(), but traced, and with fewer lines of metrics."""
     workdir, written, write = tmp_path_factory.mktemp("run"), [], MetricWriter.write
 
     def timed(writer: MetricWriter, step: int, metrics: Mapping[str, float]) -> None:
@@ -135,14 +133,14 @@ def observed(tmp_path_factory: pytest.TempPathFactory, quick_compilation: None) 
 
 
 @pytest.mark.slow
-def test_a_run_is_traced_where_tensorboard_looks_and_stays_the_same(observed: Observed) -> None:
+def test_tracing_writes_to_the_tensorboard_folder_and_does_not_change_the_run(observed: Observed) -> None:
     folder = observed.workdir / "tensorboard"
     assert traced_steps(folder) == [[2, 3, 4]]  # with an evaluation and a checkpoint between them
     assert f"steps 2 to 4 traced: tensorboard --logdir={folder}" in observed.said
     runs.assert_same(runs.read_state(observed.workdir), runs.read_state(runs.trained()))
 
 
-def test_the_phases_in_its_lines_add_up_to_the_wall_clock(observed: Observed) -> None:
+def test_the_phases_in_metrics_sum_to_the_wall_clock_time(observed: Observed) -> None:
     lines = [line for line in runs.read_metrics(observed.workdir, timings=True) if "train/loss" in line]
     phases = [
         {name: value for name, value in line.items() if "seconds_" in name and "per_step" not in name} for line in lines

@@ -1,4 +1,4 @@
-"""A run that is stopped in any way and started again ends as if never stopped; what keeps it from going on."""
+"""A run that is stopped in any way and resumed equals one that was never stopped; conditions that refuse a resume."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ quick_compilation = runs.quick_compilation
 
 
 def assert_same_run(workdir: Path) -> None:
-    """Nothing tells the run in workdir from one that never stopped, but for its starts and the clock."""
+    """The run in workdir equals one that never stopped, except for its starts and timings."""
     straight = runs.trained()
     runs.assert_same(runs.read_state(workdir), runs.read_state(straight))
     assert runs.read_metrics(workdir) == runs.read_metrics(straight)
@@ -113,7 +113,7 @@ def test_a_run_without_any_checkpoint_starts_afresh(tmp_path: Path) -> None:
     assert_same_run(workdir)
 
 
-def test_a_complete_run_says_so_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_run_is_reported_and_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workdir = copy_of_trained(tmp_path)
     before = files(workdir)
     capsys.readouterr()
@@ -122,7 +122,7 @@ def test_a_complete_run_says_so_and_changes_nothing(tmp_path: Path, capsys: pyte
     assert files(workdir) == before
 
 
-def test_a_state_is_the_same_on_any_mesh() -> None:
+def test_a_state_is_restored_equally_on_any_mesh() -> None:
     workdir = runs.trained()
     runs.assert_same(runs.read_state(workdir, data=2, fsdp=2, tensor=2), runs.read_state(workdir, data=8))
 
@@ -150,7 +150,7 @@ def test_metrics_resume_after_the_step_that_was_saved(tmp_path: Path, content: b
 
 
 @pytest.mark.parametrize("start", [0, 2])
-def test_tensorboard_shows_steps_once_however_often_they_were_run(tmp_path: Path, start: int) -> None:
+def test_tensorboard_shows_repeated_steps_once(tmp_path: Path, start: int) -> None:
     for begin, end in ((0, 4), (start, 5)):
         time.sleep(1.1 if begin == start and end == 5 else 0.0)  # files are named by the second
         writer = MetricWriter(tmp_path, start=begin)
@@ -160,7 +160,7 @@ def test_tensorboard_shows_steps_once_however_often_they_were_run(tmp_path: Path
     assert [step for step, _ in runs.read_tensorboard(tmp_path)["loss"]] == [1, 2, 3, 4, 5]
 
 
-# What may have changed in between, and what may not.
+# Changes between starts that are allowed, and those that are refused.
 
 
 def test_another_config_is_refused_with_its_keys_and_changes_nothing(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_paths_intervals_and_devices_may_change(tmp_path: Path) -> None:
     assert train(runs.tiny_config(changes), str(copy_of_trained(tmp_path))) == 6
 
 
-def test_a_key_that_the_runs_version_had_not_declared_is_at_its_default(tmp_path: Path) -> None:
+def test_a_key_missing_in_the_record_gets_its_default(tmp_path: Path) -> None:
     workdir = copy_of_trained(tmp_path)
     record = json.loads((workdir / "run.json").read_text())
     del record["config"]["data"]["packing"], record["config"]["mi"]["compression"], record["config"]["extensions"]
@@ -226,8 +226,8 @@ def test_a_resumed_run_needs_neither_its_initial_checkpoint_nor_its_vocabulary_f
     assert train(config, str(workdir)) == 6
 
 
-def test_a_fresh_start_takes_the_vocabulary_it_is_given(tmp_path: Path) -> None:
-    """A run that never saved may start again with another vocabulary file: its workdir must not keep the former."""
+def test_a_fresh_start_writes_the_given_vocabulary(tmp_path: Path) -> None:
+    """A run that never saved may start again with another vocabulary file, which replaces that of its workdir."""
     config, student, vocabulary = read_run(runs.trained())
     (tmp_path / "spiece.model").write_bytes(b"of the former start")
     record = run_record(config, student)
@@ -237,7 +237,7 @@ def test_a_fresh_start_takes_the_vocabulary_it_is_given(tmp_path: Path) -> None:
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
 
 
-def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     workdir = copy_of_trained(tmp_path)
     shutil.copytree(workdir / "checkpoints" / "6", workdir / "checkpoints" / "8.orbax-checkpoint-tmp")
     assert train(runs.tiny_config(), str(workdir)) == 6

@@ -45,7 +45,7 @@ def optimizer_config(**changes: Any) -> ConfigDict:
 
 
 def make_batch() -> dict[str, Any]:
-    """Some rows are not valid, so that micro-batches and devices differ in what they weigh."""
+    """Some rows are not valid, so that micro-batches and devices have different weights."""
     batch = random_batch(3, ROWS)
     batch["valid"][[2, 3, 11]] = False
     return batch
@@ -58,7 +58,7 @@ def compute(micro_batches: int = 1) -> dict[str, Any]:
 
 
 def compute_over(mesh: Mesh) -> tuple[dict[str, Any], set[str]]:
-    """The same over a mesh, and the kinds of communication it takes."""
+    """The same over a mesh, and the kinds of collectives in the program."""
     params, batch = {"student": numpy_params(STUDENT)}, put_batch(make_batch(), mesh)
     with jax.set_mesh(mesh):
         params = jax.device_put(params, param_shardings(params, {"student": STUDENT.axes}, mesh))
@@ -75,7 +75,7 @@ def whole() -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_micro_batches_are_the_batch(whole: dict[str, Any]) -> None:
+def test_micro_batches_give_the_loss_and_gradient_of_the_batch(whole: dict[str, Any]) -> None:
     """Their tokens differ in number: dividing each by its own would be another loss."""
     tokens = [(make_batch()["explain"]["targets"][part::4] != 0).sum() for part in range(4)]
     assert len(set(tokens)) > 1
@@ -84,7 +84,7 @@ def test_micro_batches_are_the_batch(whole: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)], ids=str)
-def test_eight_devices_are_one(sizes: tuple[int, int, int], whole: dict[str, Any]) -> None:
+def test_eight_devices_give_the_loss_and_gradient_of_one(sizes: tuple[int, int, int], whole: dict[str, Any]) -> None:
     over_mesh, communication = compute_over(make_mesh(*sizes))
     assert_trees_close(over_mesh, whole, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(over_mesh["loss"], whole["loss"], rtol=1e-6)
@@ -175,7 +175,7 @@ def named(tree: Any, is_leaf: Any = None) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.slow
-def test_state_is_made_and_stays_sharded_as_the_table_lists(trained: Run) -> None:
+def test_state_is_created_and_stays_sharded_as_the_table_specifies(trained: Run) -> None:
     """A moment is sharded as its parameter, without the dimension Adafactor summed over; the rest is replicated."""
     specs = {
         path: tuple(RULES[name] for name in names)
@@ -194,8 +194,8 @@ def test_state_is_made_and_stays_sharded_as_the_table_lists(trained: Run) -> Non
             assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (path, leaf.shape, leaf.sharding)
 
 
-def test_matrices_and_their_moments_are_split(trained: Run) -> None:
-    """So that the test above cannot pass on leaves that are all alike."""
+def test_matrices_and_their_moments_are_sharded(trained: Run) -> None:
+    """So that the test above cannot pass because all leaves are replicated."""
     split: dict[str, list[tuple[int, ...]]] = {}
     for path, leaf in named(trained.born):
         if not leaf.sharding.is_fully_replicated:
@@ -246,7 +246,7 @@ def test_schedules() -> None:
     assert schedule_of(5, 0, 1, 3, warmup_steps=1) == pytest.approx([2.0, 2.0, 1.0])
 
 
-def test_impossible_optimizers_are_refused() -> None:
+def test_invalid_optimizer_settings_are_refused() -> None:
     for changes, words in (
         (dict(name="sgd"), "'sgd'.*adamw, adafactor"),
         (dict(schedule="step"), "'step'.*linear, cosine, constant"),
@@ -259,7 +259,7 @@ def test_impossible_optimizers_are_refused() -> None:
 
 @pytest.mark.parametrize(("clip_norm", "gradient", "seen"), [(1.0, 50.0, 1.0), (1.0, 0.5, 0.5), (0.0, 50.0, 50.0)])
 def test_gradients_are_clipped_by_their_global_norm(clip_norm: float, gradient: float, seen: float) -> None:
-    """AdamW's first moment is a tenth of the first gradient it sees."""
+    """AdamW's first moment is a tenth of the first gradient."""
     params = {"a": np.zeros(2, np.float32), "b": np.zeros((1, 2), np.float32)}
     optimizer = make_optimizer(optimizer_config(clip_norm=clip_norm), 10)
     grads = jax.tree.map(lambda leaf: leaf + gradient / 2.0, params)  # four elements: the norm of all is `gradient`
@@ -277,7 +277,7 @@ def test_weight_decay_is_scaled_by_the_learning_rate(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_a_first_update_goes_against_the_gradient_by_the_learning_rate(name: str) -> None:
+def test_a_first_update_is_minus_the_learning_rate_times_the_sign_of_the_gradient(name: str) -> None:
     """Whatever the gradient's or the parameter's size."""
     params = {"a": np.array([4.0, 1e-3], np.float32)}
     grads = {"a": np.array([3e-4, -3e-4], np.float32)}
@@ -301,7 +301,7 @@ def test_optimizer_state_that_is_not_recognized_is_named() -> None:
         optimizer_shardings(lacking, shapes, shardings, mesh)
 
 
-def test_streams_are_apart_and_return() -> None:
+def test_streams_differ_and_are_reproducible() -> None:
     keys = {}
     for seed in (0, 1):
         for stream in ("init", "dropout", "mi"):

@@ -1,4 +1,4 @@
-"""What a run says of its speed and its time, by a clock that the test sets."""
+"""Throughput and time by phase of a run, with a clock that the test controls."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -67,7 +67,7 @@ def seconds(found: Mapping[str, float]) -> float:
     return sum(value for name, value in found.items() if "seconds_" in name and not name.endswith("per_step"))
 
 
-def test_a_device_faster_than_its_input_is_counted_as_waiting(clock: Clock) -> None:
+def test_waiting_of_an_idle_device_counts_as_input(clock: Clock) -> None:
     found = run(clock, fetch=3.0, compute=1.0)
     assert found["seconds_per_step"] == pytest.approx(2.5, abs=0.6)
     assert found["input_wait"] == pytest.approx(0.9)
@@ -75,12 +75,12 @@ def test_a_device_faster_than_its_input_is_counted_as_waiting(clock: Clock) -> N
     assert found["examples_per_second"] == pytest.approx(8 / found["seconds_per_step"])
 
 
-def test_input_that_arrives_while_the_device_computes_is_no_wait(clock: Clock) -> None:
+def test_waiting_while_the_device_computes_does_not_count_as_input(clock: Clock) -> None:
     found = run(clock, fetch=0.5, compute=2.0)
     assert (found["input_wait"], found["seconds_input"]) == (0.0, 0.0)
 
 
-def test_phases_add_up_to_the_time_that_passed_and_each_read_starts_at_zero(clock: Clock) -> None:
+def test_phases_sum_to_the_elapsed_time_and_each_read_starts_at_zero(clock: Clock) -> None:
     speed = Throughput(peak=1e10)
     clock.now += 7.0
     speed.step(WORK)  # the first, which compiles
@@ -118,7 +118,7 @@ def test_without_a_known_peak_there_is_no_utilization(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_work_is_that_of_the_real_tokens_of_the_whole_batch(packing: bool) -> None:
+def test_work_counts_the_real_tokens_of_the_global_batch(packing: bool) -> None:
     experiment = Experiment.of(runs.tiny_config({"data.packing": packing}), None)
     data, student = experiment.data, preset("tiny", vocab_size=512)
     batches = data.batches(0, data.shape(1))

@@ -1,4 +1,4 @@
-"""Training runs: every objective learns, what a workdir holds afterwards, and what ends a run."""
+"""Training runs: every objective lowers the loss, the files of a workdir, and errors that end a run."""
 
 import dataclasses
 import functools
@@ -83,7 +83,7 @@ def test_every_objective_learns(objective: str, label_type: str, tmp_path: Path)
         np.testing.assert_allclose(line["train/loss"], total, rtol=1e-5)
 
 
-def test_labels_trained_on_are_the_teachers_where_asked_and_scored_ones_never() -> None:
+def test_label_type_llm_trains_on_teacher_labels_and_evaluates_gold_labels() -> None:
     gold, teacher = (Experiment.of(runs.tiny_config({"data.label_type": kind}), None) for kind in ("gt", "llm"))
     labels = {"gt": "label", "llm": "teacher_label"}
     for kind, made in (("gt", gold), ("llm", teacher)):
@@ -114,7 +114,7 @@ def test_incompatible_settings_are_refused(changes: dict[str, Any], message: str
         make_objective(runs.tiny_config(changes))
 
 
-# What a run leaves behind.
+# Files of a run.
 
 
 def test_metrics_hold_every_step_once() -> None:
@@ -176,7 +176,7 @@ def test_the_latest_checkpoints_are_kept_and_hold_different_states() -> None:
 
 @pytest.fixture
 def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[float, float]]]:
-    """Gives evaluations, which have to be of valid, the accuracies and label losses of a list, one after the other."""
+    """Replaces the results of evaluations, which must be of valid, by the accuracies and label losses of a list."""
     script: list[tuple[float, float]] = []
 
     def losses(self: Evaluator, params: Any, split: TokenizedSplit, *, limit: int) -> dict[str, float]:
@@ -224,7 +224,7 @@ def test_the_best_student_on_valid_is_kept(
 
 
 @pytest.mark.slow
-def test_a_resumed_run_remembers_its_best(
+def test_a_resumed_run_keeps_its_best_score(
     scripted_scores: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_run({"steps": 4, "eval.every": 1})
@@ -245,7 +245,7 @@ def wrap_step(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Step], Step]) -> 
 
 
 @pytest.mark.slow
-def test_an_initial_checkpoint_is_where_training_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_starts_from_the_initial_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainState] = []
 
     def watched(step: Step) -> Step:
@@ -277,7 +277,7 @@ class WithoutTest(dict):
 
 
 @pytest.mark.slow
-def test_training_never_looks_at_the_test_split(
+def test_training_never_reads_the_test_split(
     scripted_scores: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = inputs.load_data

@@ -57,7 +57,7 @@ class Disk:
 
 @pytest.fixture
 def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
-    """Makes a Disk of a size such as 4m; it goes when the test ends."""
+    """Makes a Disk of a size such as 4m, which is removed when the test ends."""
     disks: list[Disk] = []
 
     def make(size: str) -> Disk:
@@ -97,7 +97,7 @@ def test_a_full_disk_is_reported_and_the_run_resumes_where_there_is_room(make_di
     result = runs.command("train", *flags, devices=8, before=steps_outlast_saves)
     assert result.code == 2 and "Traceback" not in result.err, result.err
     assert result.err.splitlines()[-1] == f"error: cannot write {workdir}/checkpoints: {FULL}"
-    assert [line["step"] for line in runs.read_metrics(workdir)][-1] < 6  # it did not go on until the next one
+    assert [line["step"] for line in runs.read_metrics(workdir)][-1] < 6  # it did not continue until the next one
     assert steps_saved(workdir / "checkpoints") == [2] and steps_saved(workdir / "best") == [3]
     disk.enlarge()
     assert train(runs.tiny_config(), str(workdir)) == 6
@@ -107,7 +107,7 @@ def test_a_full_disk_is_reported_and_the_run_resumes_where_there_is_room(make_di
     assert runs.steps_in(workdir / "checkpoints") == [4, 6]
 
 
-def test_a_checkpoint_on_a_full_disk_does_not_count_and_hides_no_other(make_disk: Callable[[str], Disk]) -> None:
+def test_an_incomplete_checkpoint_on_a_full_disk_is_ignored(make_disk: Callable[[str], Disk]) -> None:
     disk = make_disk("2m")
     random = np.random.default_rng(0)
     checkpoints = Checkpoints(disk.place, keep=5)
@@ -124,7 +124,7 @@ def test_a_checkpoint_on_a_full_disk_does_not_count_and_hides_no_other(make_disk
     assert runs.steps_in(disk.place / "checkpoints") == [1, 2]
 
 
-def test_a_write_that_failed_is_noticed_before_the_next_one(make_disk: Callable[[str], Disk]) -> None:
+def test_a_failed_write_is_raised_before_the_next_one(make_disk: Callable[[str], Disk]) -> None:
     disk = make_disk("2m")
     checkpoints = Checkpoints(disk.place, keep=1)
     checkpoints.save(runs.small_state(1.0).items(), 1, {}, {})
@@ -163,7 +163,7 @@ def test_the_files_of_a_start_on_a_full_disk_are_an_error(make_disk: Callable[[s
 
 
 def test_a_checkpoint_is_complete_only_after_the_best_of_its_step(tmp_path: Path) -> None:
-    """A kill between the two would lose the best for good: the run resumes after the step that found it."""
+    """A kill between the two would lose the best student: the run resumes after its step and does not save it again."""
     checkpoints = Checkpoints(tmp_path, keep=5)
     large = jnp.asarray(np.random.default_rng(0).normal(size=(10**7,)), jnp.float32)
     checkpoints.save_best({"student": {"w": large}}, 2, {}, {})
@@ -198,7 +198,7 @@ def test_a_removed_checkpoint_folder_is_not_created_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_removed_workdir_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_workdir_ends_the_run_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.trained()
     write = MetricWriter.write
 
@@ -225,7 +225,7 @@ def test_a_removed_workdir_ends_the_run_at_once(tmp_path: Path, monkeypatch: pyt
         (errno.EIO, "Input/output error: check that the folder exists"),
     ],
 )
-def test_every_reason_has_its_remedy(code: int, words: str) -> None:
+def test_every_system_error_has_its_remedy(code: int, words: str) -> None:
     with pytest.raises(UserError, match=f"^cannot write /w/file: {words}"), user_error_on_write(Path("/w/file")):
         raise OSError(code, os.strerror(code))
 
@@ -289,7 +289,7 @@ def test_a_start_within_the_second_of_another_keeps_its_events(tmp_path: Path, m
     assert len(names) == 12 and [int(name.rpartition(".")[2]) - 10**18 for name in names] == list(range(12))
 
 
-def test_tensorboard_shows_a_run_whose_last_event_a_kill_cut_short(tmp_path: Path) -> None:
+def test_tensorboard_shows_a_run_with_a_truncated_last_event(tmp_path: Path) -> None:
     viewer = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     writer = MetricWriter(tmp_path, start=0)
     for step in range(1, 6):

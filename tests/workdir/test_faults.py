@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(autouse=True)
 def given_up_reads_end_here() -> Iterator[None]:
-    """The reads that orbax gave up complain when they go: here, not in another test."""
+    """Reads that orbax abandoned are reported when they are garbage-collected: here, not in another test."""
     yield
     gc.collect()
 
@@ -154,7 +154,7 @@ def test_a_wrong_shape_is_not_damage(tmp_path: Path) -> None:
 
 
 def of_an_array(cause: Exception) -> Exception:
-    """What orbax makes of an error of tensorstore's."""
+    """The exception in which orbax wraps an error of tensorstore."""
     error = Exception("Encountered error while reading array index: (). See full TensorStore details: {}.")
     error.__cause__ = cause
     return error
@@ -178,9 +178,7 @@ def of_an_array(cause: Exception) -> Exception:
     ],
     ids=repr,
 )
-def test_what_is_out_of_reach_is_not_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
-) -> None:
+def test_inaccessible_files_are_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     runs.save_states(tmp_path, 1, 2)
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -214,7 +212,7 @@ def test_an_error_about_content_is_damage(tmp_path: Path, monkeypatch: pytest.Mo
     assert "no file" in str(damage(find(tmp_path, 2)))
 
 
-def test_checkpoints_that_cannot_be_listed_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_that_cannot_be_listed_are_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.save_states(tmp_path, 2)
 
     def refuse(*args: Any) -> None:

@@ -1,4 +1,4 @@
-"""A whole run in a bucket, against a server of our own that speaks the part of Cloud Storage's API that is used.
+"""A complete run in a bucket, against a fake server that implements the required requests of Cloud Storage's API.
 
 The clients are the real ones: gcsfs for files, tensorstore for arrays, google-cloud-storage for what orbax asks of it.
 """
@@ -61,7 +61,7 @@ def upload(store: fake_gcs.FakeGcs, folder: Path, prefix: str) -> None:
 
 @pytest.fixture(scope="module")
 def workdir(store: fake_gcs.FakeGcs) -> files.Path:
-    """A run in the bucket that was killed after step 5 and gone on with."""
+    """A run in the bucket that was killed after step 5 and resumed."""
     flags = [f"--workdir={RUN}", *runs.config_flags(runs.tiny_config())]
     killed = functools.partial(runs.signal_after, 5, signal.SIGKILL)
     before = functools.partial(fake_gcs.use, store.environment, killed)
@@ -96,7 +96,7 @@ def test_events_for_tensorboard_are_in_the_bucket(workdir: files.Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_run_in_the_bucket_is_known_complete(workdir: files.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_run_in_the_bucket_is_recognized(workdir: files.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(runs.tiny_config(), RUN) == 6
     assert f"{RUN} is complete" in capsys.readouterr().out
     with pytest.raises(UserError, match=f"{RUN} holds a run of another config"):
@@ -159,7 +159,7 @@ def test_an_interrupted_move_leaves_a_complete_source_or_an_unmarked_one(
 
 
 @pytest.mark.slow
-def test_the_students_of_a_bucket_are_scored_and_exported(workdir: files.Path, store: fake_gcs.FakeGcs) -> None:
+def test_students_in_a_bucket_are_evaluated_and_exported(workdir: files.Path, store: fake_gcs.FakeGcs) -> None:
     mesh = make_mesh()
     trained = load_trained(RUN, "best", mesh)
     save_hf(
@@ -178,7 +178,7 @@ def test_the_students_of_a_bucket_are_scored_and_exported(workdir: files.Path, s
     assert json.loads((result.output / "metrics.json").read_text()) == json.loads(json.dumps(result.metrics))
 
 
-def test_data_in_the_bucket_is_that_on_disk(store: fake_gcs.FakeGcs, tmp_path: Path) -> None:
+def test_data_in_a_bucket_equals_that_on_disk(store: fake_gcs.FakeGcs, tmp_path: Path) -> None:
     runs.write_svamp(tmp_path)
     rows = "".join(json.dumps({"input": f"{n}?", "label": "yes", "rationale": "So."}) + "\n" for n in range(20))
     (tmp_path / "mine").mkdir()
@@ -195,7 +195,7 @@ def test_data_in_the_bucket_is_that_on_disk(store: fake_gcs.FakeGcs, tmp_path: P
         load_corpus(Loading(dataset="jsonl:gs://bucket/data/none.jsonl"))
 
 
-def test_what_others_write_is_seen(store: fake_gcs.FakeGcs) -> None:
+def test_objects_written_by_other_clients_are_listed(store: fake_gcs.FakeGcs) -> None:
     folder = files.as_path("gs://bucket/shared")
     for name in ("a", "b"):
         store.put(f"shared/{name}", b"")
@@ -225,7 +225,7 @@ def test_metrics_are_copied_periodically_and_on_request(
     np.testing.assert_array_equal([json.loads(line)["step"] for line in lines], range(1, 5))
 
 
-def test_a_bucket_that_cannot_be_described_is_one_line(
+def test_a_bucket_without_get_permission_is_a_one_line_error(
     store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "describes_bucket", False)
@@ -234,13 +234,13 @@ def test_a_bucket_that_cannot_be_described_is_one_line(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_bucket_that_refuses_is_one_line(store: fake_gcs.FakeGcs, status: int) -> None:
+def test_a_bucket_that_denies_access_is_a_one_line_error(store: fake_gcs.FakeGcs, status: int) -> None:
     store.refuse = status
     with pytest.raises(UserError, match="^gs://bucket cannot be used: .*refused.*; check the name, log in"):
         train(runs.tiny_config(), "gs://bucket/run")
 
 
-def test_a_bucket_that_does_not_exist_is_one_line() -> None:
+def test_a_missing_bucket_is_a_one_line_error() -> None:
     with pytest.raises(
         UserError, match="^gs://another cannot be used: there is no such bucket; check the name"
     ) as caught:
@@ -255,7 +255,7 @@ def test_a_read_only_bucket_is_reported_before_training(store: fake_gcs.FakeGcs)
         train(runs.tiny_config(), "gs://bucket/run")
 
 
-def test_a_client_that_gives_up_is_one_line() -> None:
+def test_a_client_time_out_is_a_one_line_error() -> None:
     from google.api_core.exceptions import RetryError
 
     with pytest.raises(UserError, match="^results: Timeout of 60s exceeded, last exception: 503$"):
@@ -263,7 +263,7 @@ def test_a_client_that_gives_up_is_one_line() -> None:
             raise RetryError("Timeout of 60s exceeded", Exception("503"))
 
 
-def test_a_network_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_failure_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(0))  # gcsfs tries for half a minute
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")

@@ -49,7 +49,7 @@ def assert_equal(actual: Any, expected: Any, name: str, *, exact: bool) -> None:
 
 
 def untimed(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl without what the clock says."""
+    """Lines of metrics.jsonl without timings."""
     return [{name: value for name, value in line.items() if not name.startswith(runs.TIMINGS)} for line in lines]
 
 

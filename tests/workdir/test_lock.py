@@ -100,9 +100,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path, killed_owner: Callable[[str
         assert json.loads((tmp_path / OWNER_FILE).read_text())["pid"] == os.getpid()
 
 
-def test_a_file_that_the_former_owner_removes_meanwhile_is_no_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_on_a_removed_owner_file_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flock, calls = lock_module.fcntl.flock, []
 
     def slow(*args: int) -> None:
