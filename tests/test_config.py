@@ -1,4 +1,4 @@
-"""Configurations: recipes load, shrink and are checked before anything is read; what may change between starts."""
+"""Configurations: recipes, their smoke variant, validation, and the keys that may change between starts."""
 
 import importlib.util
 from pathlib import Path
