@@ -287,7 +287,7 @@ def test_batches_of_one_shape_compile_once() -> None:
 def test_the_released_loss_reads_padding_and_is_refused() -> None:
     objective = Objective("cotmi", mi_term=mi_config("released"))
     split, shape = made()
-    with pytest.raises(UserError, match="mi.estimator released includes the padding"):
+    with pytest.raises(UserError, match="mi.estimator released reads the padding"):
         objective.forward(
             STUDENTS["toy"].bind(numpy_params(STUDENTS["toy"])), pack(split, picks_of(split), shape), None, trains=True
         )
