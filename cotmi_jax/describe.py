@@ -24,6 +24,9 @@ _TFDS_DIR = flags.DEFINE_string(
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary", None, "SentencePiece file; default: the data set's own, else {root}/t5/spiece.model."
 )
+_EXTENSIONS = flags.DEFINE_string(
+    "extensions", "", "Files or modules that register data sets, as config.extensions, separated by commas."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 flags.mark_flag_as_required("dataset")
 
@@ -32,13 +35,14 @@ def main() -> None:
     """Print the statistics of the data set that the flags name."""
     import json
 
-    from cotmi_jax.config import base
+    from cotmi_jax.config import base, load_extensions
     from cotmi_jax.data.run_data import load_data
     from cotmi_jax.data.statistics import describe, format_description
     from cotmi_jax.data.tasks import PREDICT, PREFIX
     from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
     from cotmi_jax.experiment import find_vocabulary
 
+    load_extensions(_EXTENSIONS.value)
     config = base()
     config.data.dataset, config.data.root = _DATASET.value, _DATA_ROOT.value or ""
     config.data.teacher, config.data.align, config.data.augment_asdiv = _TEACHER.value, _ALIGN.value, _ASDIV.value
