@@ -184,17 +184,6 @@ def test_describe_prints_json() -> None:
     assert described["splits"]["test"]["teacher_value"] == pytest.approx(0.8, abs=0.5 / runs.HELD_OUT)
 
 
-@pytest.mark.slow
-def test_describe_imports_extensions(tmp_path: Path) -> None:
-    page = (runs.REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
-    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
-    flags = ["--dataset=doubling", f"--vocabulary={VOCABULARY_PATH}", "--json"]
-    result = runs.command("describe", *flags, f"--extensions={tmp_path / 'mine.py'}")
-    assert result.code == 0, result.err
-    assert json.loads(result.out)["splits"]["train"]["examples"] == 30
-    runs.assert_refused(runs.command("describe", *flags), "dataset = 'doubling'")
-
-
 def test_describe_reads_the_release(tmp_path: Path) -> None:
     root = runs.write_svamp(tmp_path)
     result = runs.command("describe", "--dataset=svamp", f"--data_root={root}", f"--vocabulary={VOCABULARY_PATH}")

@@ -1,6 +1,7 @@
 """Modules of config.extensions are executed once, found from any folder, and loaded with a trained workdir."""
 
 import builtins
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import runs
 from ml_collections.config_flags import config_flags
 
 from cotmi_jax.config import load_extensions, with_absolute_files
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import with_data_root
 from cotmi_jax.training.job import train
@@ -91,3 +93,14 @@ def test_training_and_reading_a_workdir_load_its_extensions(study: Path, execute
     record.write_text(record.read_text().replace('"extensions": ""', f'"extensions": "{study.with_name("gone.py")}"'))
     with pytest.raises(UserError, match=r"gone.py: restore it, or correct its path \(of a run: in run.json\)$"):
         read_run(workdir)
+
+
+@pytest.mark.slow
+def test_describe_imports_extensions(tmp_path: Path) -> None:
+    page = (runs.REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    flags = ["--dataset=doubling", f"--vocabulary={VOCABULARY_PATH}", "--json"]
+    result = runs.command("describe", *flags, f"--extensions={tmp_path / 'mine.py'}")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["splits"]["train"]["examples"] == 30
+    runs.assert_refused(runs.command("describe", *flags), "dataset = 'doubling'")

@@ -211,7 +211,7 @@ def test_a_removed_workdir_ends_the_run_immediately(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError) as error:
         train(runs.tiny_config(), str(tmp_path / "run"))
     assert str(error.value).startswith(
-        f"cannot write {tmp_path}/run/metrics.jsonl: No such file or directory: see that"
+        f"cannot write {tmp_path}/run/metrics.jsonl: No such file or directory: check that"
     )
     assert not (tmp_path / "run").exists()
 
