@@ -1,9 +1,10 @@
 # PYTHON is any CPython from 3.11 on. VENV is created once and updated when the pins change. WORKERS is the number of
-# test processes; each needs up to 4 GiB and about one core.
+# test processes. Each needs up to 4 GiB and waits a third of its time, for processes that tests start, locks and
+# timeouts, so that three use two cores.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
-WORKERS ?= 2
+WORKERS ?= 3
 RUN := $(VENV)/bin/python
 
 .PHONY: demo check test versions lint oracle help
