@@ -33,6 +33,15 @@ if "COTMI_TEST_EXECUTABLES" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["COTMI_TEST_EXECUTABLES"], ignore_errors=True)
 
 
+# Workers take whole files in this order: those of a few long tests first, so that no worker ends long after the others.
+LONGEST_FILES = ("test_readme.py", "test_soak.py", "test_gcs.py", "test_multihost.py", "test_launch_runs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: index for index, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> pathlib.Path:
     """Root of the real data sets (`dss/`, `t5/`); skips where they are not installed."""
