@@ -34,7 +34,10 @@ if "COTMI_TEST_EXECUTABLES" not in os.environ:
 
 
 # Workers take whole files in this order: those of a few long tests first, so that no worker ends long after the others.
-LONGEST_FILES = ("test_readme.py", "test_soak.py", "test_gcs.py", "test_multihost.py", "test_launch_runs.py")
+LONGEST_FILES = (
+    *("test_readme.py", "test_gcs.py", "test_soak.py", "test_multihost.py", "test_launch_runs.py"),
+    *("test_resume.py", "test_disks.py", "test_training.py", "test_mi_monitor.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
