@@ -78,6 +78,7 @@ def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
     assert "held-out I(Z;V)            not measured" in format_scores(few.metrics, few.information)
 
 
+@pytest.mark.slow
 def test_a_single_measurement_is_not_plotted(measured: Path, tmp_path: Path) -> None:
     lines = (measured / "metrics.jsonl").read_text().splitlines(keepends=True)
     first = next(index for index, line in enumerate(lines) if "plane_x_z" in line)

@@ -111,6 +111,7 @@ def test_two_processes_train_as_one_process_does(straight: Path, pair: Path) -> 
     assert json.loads((pair / "run.json").read_text()) == json.loads((straight / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_processes_supply_different_rows(pair: Path, supplied: tuple[Path, Path]) -> None:
     for step in range(STEPS):
         first, second = ({row.tobytes() for row in np.load(folder / f"{step}.npy") if row.any()} for folder in supplied)

@@ -140,6 +140,7 @@ def test_tracing_writes_to_the_tensorboard_folder_and_does_not_change_the_run(ob
     runs.assert_same(runs.read_state(observed.workdir), runs.read_state(runs.trained()))
 
 
+@pytest.mark.slow
 def test_the_phases_in_metrics_sum_to_the_wall_clock_time(observed: Observed) -> None:
     lines = [line for line in runs.read_metrics(observed.workdir, timings=True) if "train/loss" in line]
     phases = [
@@ -153,6 +154,7 @@ def test_the_phases_in_metrics_sum_to_the_wall_clock_time(observed: Observed) ->
     assert "first_step" not in names[1] | names[2]
 
 
+@pytest.mark.slow
 def test_an_unknown_peak_is_reported_once_and_the_phases_at_the_end(observed: Observed) -> None:
     assert observed.said.count("train/mfu") == 1
     assert "no train/mfu: the peak speed of device cpu is not known" in observed.said

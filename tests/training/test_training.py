@@ -83,6 +83,7 @@ def test_every_objective_learns(objective: str, label_type: str, tmp_path: Path)
         np.testing.assert_allclose(line["train/loss"], total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_label_type_llm_trains_on_teacher_labels_and_evaluates_gold_labels() -> None:
     gold, teacher = (Experiment.of(runs.tiny_config({"data.label_type": kind}), None) for kind in ("gt", "llm"))
     labels = {"gt": "label", "llm": "teacher_label"}

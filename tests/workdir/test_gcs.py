@@ -86,6 +86,7 @@ def test_a_killed_run_resumes_in_the_bucket_bit_for_bit(workdir: files.Path) -> 
     assert first["step"] == 0 and second["step"] in (2, 4)
 
 
+@pytest.mark.slow
 def test_events_for_tensorboard_are_in_the_bucket(workdir: files.Path, tmp_path: Path) -> None:
     (tmp_path / "tensorboard").mkdir()
     for number, event_file in enumerate(sorted((workdir / "tensorboard").iterdir())):
@@ -103,6 +104,7 @@ def test_a_complete_run_in_the_bucket_is_recognized(workdir: files.Path, capsys:
         train(runs.tiny_config({"seed": 5}), RUN)
 
 
+@pytest.mark.slow
 def test_unfinished_checkpoints_do_not_count(workdir: files.Path, store: fake_gcs.FakeGcs) -> None:
     store.put("runs/one/checkpoints/9/params/_METADATA", b"")
     assert find(workdir, "latest").step == 6
