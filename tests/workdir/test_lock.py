@@ -209,3 +209,8 @@ def test_the_heartbeat_is_renewed_and_another_token_in_the_file_ends_the_run(tmp
         with pytest.raises(UserError, match=rf"another run has taken {tmp_path} over \(there, process"):
             owner.check()
     assert (tmp_path / OWNER_FILE).read_text() == other
+
+
+def test_a_heartbeat_may_fail_twice_before_it_is_stale() -> None:
+    periods = Periods()
+    assert periods.stale >= 3 * periods.beat and periods.settle < periods.beat
