@@ -33,41 +33,8 @@ def base() -> ConfigDict:
     # Micro-batches that a batch is split into; they run in sequence to save memory, and the loss is unchanged.
     config.micro_batches = 1
 
-    config.data = ConfigDict()
-    # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their weights in the training stream:
-    # "svamp=3,arithmetic=1" (docs/data.md)
-    config.data.dataset = "cqa"
-    config.data.root = ""  # folder of the release, may be gs://; "": $COTMI_DATA_ROOT
-    config.data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
-    config.data.align = "strict"  # rows and completions must be equally many; prefix: use the rows that have both
-    config.data.augment_asdiv = False  # add ASDiv to SVAMP's train split
-    config.data.subsample = 1.0  # fraction of the train split kept, drawn with the seed
-    config.data.bad_rows = "error"  # or skip: leave out rows that cannot be used, count and report them
-    config.data.empty_rationale = "error"  # or drop: leave out such train examples; keep: train on their label alone
-    config.data.labels = ""  # labels that rows of jsonl may have, separated by commas; "": any
-    config.data.label_kind = "text"  # how labels of jsonl are compared: as text, or equation: by value
-    config.data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
-    config.data.size = 16_000  # train examples of the generated set (arithmetic only)
-    config.data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
-    # SentencePiece file; "": that of the model.init checkpoint, else that of arithmetic, else {root}/t5/spiece.model.
-    config.data.vocabulary = ""
-    config.data.max_input_tokens = 1024  # including eos
-    config.data.max_target_tokens = 256  # including eos
-    config.data.too_long = "cut"  # cut longer sequences; skip: leave out their train examples; or error
-    config.data.packing = True  # several examples and both tasks in a row; False: an example a row, padded
-    config.data.cache = ""  # folder of prepared tokens; "": $COTMI_CACHE, else ~/.cache/cotmi_jax; none: in memory
-
-    config.model = ConfigDict()
-    config.model.network = "t5"  # or the name of a network that a module of config.extensions registers
-    config.model.preset = "base"  # tiny mini small base large xl xxl; not used if init names a checkpoint
-    config.model.family = "v1.1"  # v1.0 or v1.1; not used if init names a checkpoint
-    config.model.vocab_size = 0  # embeddings; 0: 32128, or the vocabulary's own size where that is smaller than 32000
-    config.model.init = "random"  # or a Hugging Face directory or hub name, e.g. google/t5-v1_1-base
-    config.model.dropout = 0.1  # probability
-    config.model.dtype = "float32"  # of activations: float32 or bfloat16
-    config.model.scan_layers = True  # compile one layer and loop; False compiles each, often faster on CPU
-    config.model.remat = "none"  # recompute in the backward pass: none, dots (all but matmuls with parameters) or full
-
+    config.data = _data()
+    config.model = _model()
     config.objective = ConfigDict()
     config.objective.name = "cotmi"  # standard, single_task, dss or cotmi
     config.objective.alpha = 0.5  # weight of the label task; the rationale task gets 1 − alpha
@@ -109,6 +76,49 @@ def base() -> ConfigDict:
     config.mesh.fsdp = 1  # devices over which batch and parameters are sharded
     config.mesh.tensor = 1  # devices over which heads, mlp and vocabulary are sharded
     return config.lock()
+
+
+def _data() -> ConfigDict:
+    """Data sets, their labels and rationales, and how they become batches."""
+    data = ConfigDict()
+    # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their weights in the training stream:
+    # "svamp=3,arithmetic=1" (docs/data.md)
+    data.dataset = "cqa"
+    data.root = ""  # folder of the release, may be gs://; "": $COTMI_DATA_ROOT
+    data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
+    data.align = "strict"  # rows and completions must be equally many; prefix: use the rows that have both
+    data.augment_asdiv = False  # add ASDiv to SVAMP's train split
+    data.subsample = 1.0  # fraction of the train split kept, drawn with the seed
+    data.bad_rows = "error"  # or skip: leave out rows that cannot be used, count and report them
+    data.empty_rationale = "error"  # or drop: leave out such train examples; keep: train on their label alone
+    data.labels = ""  # labels that rows of jsonl may have, separated by commas; "": any
+    data.label_kind = "text"  # how labels of jsonl are compared: as text, or equation: by value
+    data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
+    data.size = 16_000  # train examples of the generated set (arithmetic only)
+    data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
+    # SentencePiece file; "": that of the model.init checkpoint, else that of arithmetic, else {root}/t5/spiece.model.
+    data.vocabulary = ""
+    data.max_input_tokens = 1024  # including eos
+    data.max_target_tokens = 256  # including eos
+    data.too_long = "cut"  # cut longer sequences; skip: leave out their train examples; or error
+    data.packing = True  # several examples and both tasks in a row; False: an example a row, padded
+    data.cache = ""  # folder of prepared tokens; "": $COTMI_CACHE, else ~/.cache/cotmi_jax; none: in memory
+    return data
+
+
+def _model() -> ConfigDict:
+    """The student."""
+    model = ConfigDict()
+    model.network = "t5"  # or the name of a network that a module of config.extensions registers
+    model.preset = "base"  # tiny mini small base large xl xxl; not used if init names a checkpoint
+    model.family = "v1.1"  # v1.0 or v1.1; not used if init names a checkpoint
+    model.vocab_size = 0  # embeddings; 0: 32128, or the vocabulary's own size where that is smaller than 32000
+    model.init = "random"  # or a Hugging Face directory or hub name, e.g. google/t5-v1_1-base
+    model.dropout = 0.1  # probability
+    model.dtype = "float32"  # of activations: float32 or bfloat16
+    model.scan_layers = True  # compile one layer and loop; False compiles each, often faster on CPU
+    model.remat = "none"  # recompute in the backward pass: none, dots (all but matmuls with parameters) or full
+    return model
 
 
 def _mi() -> ConfigDict:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from cotmi_jax.data.example import Example
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, unknown_name
 
 ObjectiveName = str  # a key of OBJECTIVES
 LabelType = Literal["gt", "llm"]
@@ -114,10 +114,7 @@ def register_objective(name: str, spec: ObjectiveSpec) -> None:
 def find_objective(name: str) -> ObjectiveSpec:
     """The objective with this name. UserError, listing the known ones, if there is none."""
     if name not in OBJECTIVES:
-        raise UserError(
-            f"unknown objective {name!r}: choose one of {', '.join(OBJECTIVES)}, or name the file that registers it in "
-            "config.extensions"
-        )
+        raise unknown_name(f"unknown objective {name!r}", OBJECTIVES)
     return OBJECTIVES[name]
 
 

@@ -96,13 +96,15 @@ def score(
                 fitted = tokenize(config, vocabulary, known, train=True)
                 monitor = MIMonitor(trained.student, config, mesh, batch_size=batch_size)
                 measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
-    correct = [prediction["correct"] for prediction in predictions]
+    scores = measure(chosen, predictions)
     found: dict[str, Any] = {
         "dataset": corpus.name,
         "split": split_name,
         "checkpoint": {"which": checkpoint, "step": trained.step},
-        **summarize(correct),
-        "metrics": measure(chosen, predictions),
+        "interval": scores["accuracy"]["interval"],
+        "accuracy": scores["accuracy"]["value"],
+        "n": scores["accuracy"]["n"],
+        "metrics": scores,
         "loss": losses,
         "truncated": {
             task: {"inputs": tokens.truncated_inputs, "targets": tokens.truncated_targets}
@@ -110,6 +112,7 @@ def score(
         },
     }
     if len(data.components) > 1:
+        correct = [prediction["correct"] for prediction in predictions]
         found["components"] = accuracy_by_component(correct, data.components, split_name)
     if information and EXPLAIN in objective.tasks:
         found["information"] = measured.summary() if measured else None  # None: too few examples

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, unknown_name
 
 
 class Prediction(TypedDict):
@@ -114,10 +114,7 @@ def parse_metrics(names: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(("accuracy", *(name.strip() for name in names.split(",") if name.strip()))))
     unknown = [name for name in chosen if name not in METRICS]
     if unknown:
-        raise UserError(
-            f"unknown metric {', '.join(map(repr, unknown))}: choose from {', '.join(METRICS)}, or name the file that "
-            "registers it in config.extensions"
-        )
+        raise unknown_name(f"unknown metric {', '.join(map(repr, unknown))}", METRICS)
     return chosen
 
 

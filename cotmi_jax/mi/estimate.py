@@ -96,9 +96,12 @@ def _standardized(sets: list[Pairs]) -> list[Pairs]:
     return list(zip(*scaled, strict=True))
 
 
-def _make_fitted(name: str, settings: dict[str, float | str]) -> Estimator:
+def _find_fitted(name: str, settings: dict[str, float | str]) -> Estimator | None:
+    """The estimator whose network is fitted; None for one without a network."""
     if name in NONPARAMETRIC:
-        raise UserError(f"{name} does not take {', '.join(settings)}: it has no settings, leave them out")
+        if settings:
+            raise UserError(f"{name} does not take {', '.join(settings)}: it has no settings, leave them out")
+        return None
     if name not in ESTIMATORS:
         raise UserError(f"unknown estimator {name!r}: choose one of {', '.join((*ESTIMATORS, *NONPARAMETRIC))}")
     return make_estimator(name, **settings)
@@ -165,7 +168,7 @@ def estimate(
     interpolated, tau of smile, decay of mine, or those of a registered estimator. Raises UserError for input that
     cannot be read, naming it.
     """
-    fitted = None if estimator in NONPARAMETRIC and not settings else _make_fitted(estimator, settings)
+    fitted = _find_fitted(estimator, settings)
     if isinstance(critic, str):
         critic = CriticConfig(critic)
     if seed < 0:

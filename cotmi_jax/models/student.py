@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, unknown_name
 from cotmi_jax.models.config import StudentConfig, T5Config, preset, with_execution
 from cotmi_jax.models.module import ModuleDef, Params, count_parameters
 from cotmi_jax.models.t5 import T5, Cache
@@ -102,10 +102,7 @@ def register_student(
 def find_network(name: str) -> Network:
     """The network of that name. Raises UserError for an unknown one."""
     if name not in NETWORKS:
-        raise UserError(
-            f"config.model.network is {name!r}: choose one of {', '.join(NETWORKS)}, or register it in a file of "
-            "config.extensions"
-        )
+        raise unknown_name(f"config.model.network is {name!r}", NETWORKS)
     return NETWORKS[name]
 
 

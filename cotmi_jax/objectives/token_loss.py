@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from jax import Array
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, unknown_name
 
 # (float32 logits [B, L, V], targets [B, L]) → losses [B, L]: each position's loss from its own logits alone.
 TokenLoss = Callable[[Array, Array], Array]
@@ -36,8 +36,5 @@ def register_token_loss(name: str) -> Callable[[TokenLoss], TokenLoss]:
 def find_token_loss(name: str) -> TokenLoss | None:
     """The token loss of a name, None for the cross-entropy. UserError, listing the known ones, where there is none."""
     if name not in TOKEN_LOSSES:
-        raise UserError(
-            f"unknown objective.token_loss {name!r}: choose one of {', '.join(TOKEN_LOSSES)}, or name the file that "
-            "registers it in config.extensions"
-        )
+        raise unknown_name(f"unknown objective.token_loss {name!r}", TOKEN_LOSSES)
     return TOKEN_LOSSES[name]

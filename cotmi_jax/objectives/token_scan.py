@@ -4,6 +4,7 @@ Only the logits of one chunk exist at a time, forward and backward; no array has
 chunks of L positions (C · L ≥ T), N segments of a row, B, T, D, V as everywhere.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -30,6 +31,15 @@ class TokenScan(NamedTuple):
     loss_BxT: Array  # −log p(target) in nats, or the token loss given; float32
     hit_BxT: Array  # bool: no logit is higher than the target's; a tie for the highest is a hit, a NaN is not
     log_pooled_BxNxV: Array | None  # log of the pooled probability, float32; EMPTY where a segment has no position
+
+
+@dataclasses.dataclass(frozen=True)
+class _Functions:
+    """What is not differentiated: logits(states, *closed) closes over nothing differentiable."""
+
+    logits: Logits
+    pool: Pool | None
+    token_loss: TokenLoss | None
 
 
 class _Roles(NamedTuple):
@@ -95,9 +105,9 @@ def scan_tokens(
     if (pool is None) != (member_BxNxT is None):
         raise ValueError("pool and member_BxNxT are given together or not at all")
     batch, length, _ = states_BxTxD.shape
-    parts = current_batch_shards(batch)
+    shards = current_batch_shards(batch)
     if chunk is None:
-        chunk = max(8, 256 * parts // batch)
+        chunk = max(8, 256 * shards // batch)
     member_BxNxT = jnp.zeros((batch, 0, length), bool) if member_BxNxT is None else member_BxNxT
     if mask_BxT is not None:
         states_BxTxD = jnp.where(mask_BxT[..., None], states_BxTxD, 0)
@@ -116,21 +126,21 @@ def scan_tokens(
     states_CxBxLxD, roles = split(states_BxTxD, 1), _Roles(split(targets_BxT, 1), split(member_BxNxT, 2))
     # closure_convert caches by function: a new function each time, or it would return the parameters of an earlier
     # call.
-    converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0][: batch // parts])
-    if parts > 1:
-        converted, closed = _by_part(converted, parts), [copy_per_shard(each, parts) for each in closed]
+    converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0][: batch // shards])
+    if shards > 1:
+        converted, closed = _by_shard(converted, shards), [copy_per_shard(each, shards) for each in closed]
     if token_loss is not None:
         _check_token_loss(token_loss, converted, closed, states_CxBxLxD, roles)
-    outputs = _scan(converted, pool, token_loss, closed, states_CxBxLxD, roles)
+    outputs = _scan(_Functions(converted, pool, token_loss), closed, states_CxBxLxD, roles)
     log_pooled_BxNxV = None if pool is None else outputs.log_pooled_BxNxV
     return TokenScan(join(outputs.loss_CxBxL), join(outputs.hit_CxBxL), log_pooled_BxNxV)
 
 
-def _by_part(logits: Logits, parts: int) -> Logits:
-    """logits of the batch in equal parts, each with a copy of its own of what they close over."""
+def _by_shard(logits: Logits, shards: int) -> Logits:
+    """logits of each batch shard, given a copy per shard of what they close over."""
 
     def apply(states_BxLxD: Array, *closed: Array) -> Array:
-        split = states_BxLxD.reshape(parts, -1, *states_BxLxD.shape[1:])
+        split = states_BxLxD.reshape(shards, -1, *states_BxLxD.shape[1:])
         logits_PxBxLxV = jax.vmap(logits)(split, *closed)
         return logits_PxBxLxV.reshape(*states_BxLxD.shape[:2], -1)
 
@@ -149,31 +159,21 @@ def _check_token_loss(
         )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _scan(
-    logits: Logits,
-    pool: Pool | None,
-    token_loss: TokenLoss | None,
-    closed: list[Array],
-    states_CxBxLxD: Array,
-    roles: _Roles,
-) -> _Outputs:
-    """The scan, given logits(states, *closed) that closes over nothing differentiable.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(functions: _Functions, closed: list[Array], states_CxBxLxD: Array, roles: _Roles) -> _Outputs:
+    """The scan over chunks.
 
     It has a derivative of its own: `jax.checkpoint` around the body is slower by a tenth and keeps the pooled
     probabilities of every chunk for the backward pass.
     """
-    return _forward(logits, pool, token_loss, closed, states_CxBxLxD, roles)[0]
+    return _forward(functions, closed, states_CxBxLxD, roles)[0]
 
 
 def _forward(
-    logits: Logits,
-    pool: Pool | None,
-    token_loss: TokenLoss | None,
-    closed: list[Array],
-    states_CxBxLxD: Array,
-    roles: _Roles,
+    functions: _Functions, closed: list[Array], states_CxBxLxD: Array, roles: _Roles
 ) -> tuple[_Outputs, _Residuals]:
+    logits, pool, token_loss = functions.logits, functions.pool, functions.token_loss
+
     def body(pooled: tuple[Array, Array], operands: tuple[Array, _Roles, Array]) -> tuple[tuple[Array, Array], tuple]:
         states_BxLxD, (targets_BxL, member_BxNxL), positions_L = operands
         logits_BxLxV = logits(states_BxLxD, *closed)
@@ -235,28 +235,18 @@ def _sizes(roles: _Roles) -> Array:
 
 
 def _forward_of_primals(
-    logits: Logits,
-    pool: Pool | None,
-    token_loss: TokenLoss | None,
-    closed: list[CustomVJPPrimal],
-    states: CustomVJPPrimal,
-    roles: _Roles,
+    functions: _Functions, closed: list[CustomVJPPrimal], states: CustomVJPPrimal, roles: _Roles
 ) -> tuple[_Outputs, _Residuals]:
     """The forward pass as `symbolic_zeros` calls it, with a CustomVJPPrimal around every array."""
-    return _forward(logits, pool, token_loss, *jax.tree.map(lambda primal: primal.value, (closed, states, roles)))
+    return _forward(functions, *jax.tree.map(lambda primal: primal.value, (closed, states, roles)))
 
 
-def _backward(
-    logits: Logits,
-    pool: Pool | None,
-    token_loss: TokenLoss | None,
-    residuals: _Residuals,
-    cotangents: _Outputs,
-) -> tuple[list[Array], Array, None]:
+def _backward(functions: _Functions, residuals: _Residuals, cotangents: _Outputs) -> tuple[list[Array], Array, None]:
     """d_logits = w − onehot(target) · d_loss + softmax · (d_loss − Σ_v w), where w is the cotangent of log-softmax.
 
     With a token loss its vector-Jacobian product takes the place of the terms in d_loss.
     """
+    logits, pool, token_loss = functions.logits, functions.pool, functions.token_loss
     closed, states_CxBxLxD, roles, highest_CxBxL, log_sum_CxBxL, log_pooled_BxNxV, winner_BxNxV = residuals
     d_loss_CxBxL, _, d_pooled_BxNxV = cotangents
     if isinstance(d_loss_CxBxL, SymbolicZero):
@@ -290,9 +280,10 @@ def _backward(
             d_log_p_BxLxV = pooled_cotangent(log_p_BxLxV, member_BxNxL, positions_L)
             d_logits_BxLxV += d_log_p_BxLxV
             d_loss_BxL -= d_log_p_BxLxV.sum(axis=-1)
-        d_logits_BxLxV += jnp.exp(log_p_BxLxV) * d_loss_BxL[..., None]
+        if token_loss is None or pools:
+            d_logits_BxLxV += jnp.exp(log_p_BxLxV) * d_loss_BxL[..., None]
         d_states_BxLxD, *d_closed_here = pull_back(d_logits_BxLxV)
-        d_closed = [total + part.astype(total.dtype) for total, part in zip(d_closed, d_closed_here, strict=True)]
+        d_closed = [total + here.astype(total.dtype) for total, here in zip(d_closed, d_closed_here, strict=True)]
         return d_closed, d_states_BxLxD
 
     operands = states_CxBxLxD, roles, _positions(roles), highest_CxBxL, log_sum_CxBxL, d_loss_CxBxL

@@ -13,7 +13,7 @@ from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
-from cotmi_jax.evaluation.metrics import METRICS, measure, parse_metrics, summarize
+from cotmi_jax.evaluation.metrics import METRICS, measure, parse_metrics
 from cotmi_jax.evaluation.mi_monitor import MIMonitor, fitting_rows
 from cotmi_jax.experiment import Experiment, eval_decoding
 from cotmi_jax.models.config import T5Config
@@ -99,11 +99,12 @@ class Run:
         values = losses | {name: score["value"] for name, score in scores.items()}
         metrics = {f"valid/{name}": value for name, value in values.items()}
         self.writer.write(step, metrics)
-        shown = [name for name in (*scores, *experiment.objective.coefficients) if name in values][1:]  # after accuracy
-        accuracy = summarize([prediction["correct"] for prediction in predictions])
+        accuracy = scores.pop("accuracy")
+        assert accuracy["interval"] is not None  # of accuracy there is always one
         low, high = accuracy["interval"]
+        shown = [name for name in (*scores, *experiment.objective.coefficients) if name in values]
         self.progress.say(
-            f"step {step}: valid accuracy {accuracy['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {accuracy['n']}, "
+            f"step {step}: valid accuracy {accuracy['value']:.1%} [{low:.1%}, {high:.1%}] of {accuracy['n']}, "
             + ", ".join(f"{name} {values[name]:.3f}" for name in shown)
         )
         quality = (values["accuracy"], -losses["predict"])
