@@ -211,6 +211,8 @@ def validate(config: ConfigDict) -> None:
         for key in keys:
             if flat[key] < lowest:
                 raise UserError(f"config.{key} is {flat[key]}: it must be at least {lowest}")
+    if not 0 <= config.seed < 2**32:  # jax.random.key takes a seed modulo 2³²
+        raise UserError(f"config.seed is {config.seed}: it must be at least 0 and below 2^32")
     if config.batch_size % config.micro_batches:
         raise UserError(
             f"config.batch_size {config.batch_size} is not a multiple of config.micro_batches {config.micro_batches}"

@@ -87,6 +87,8 @@ def test_an_unknown_variant_is_refused(arg: str) -> None:
             for key in ("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps")
             + ("mi.warmup_steps", "mi.ramp_steps", "mi.monitor.every")
         ),
+        ({"seed": -1}, "config.seed is -1: it must be at least 0 and below 2^32"),
+        ({"seed": 2**32}, "config.seed is 4294967296"),
         ({"mi.monitor.pairs": 1}, "config.mi.monitor.pairs is 1: it must be at least 2"),
         ({"batch_size": 12, "micro_batches": 5}, "config.batch_size 12 is not a multiple of config.micro_batches 5"),
         ({"steps": 5, "optimizer.warmup_steps": 5}, "config.optimizer.warmup_steps 5 must be below config.steps 5"),

@@ -42,12 +42,10 @@ def subsample(examples: tuple[Example, ...], fraction: float, seed: int) -> tupl
     With p = numpy.random.default_rng(seed).permutation(n), p[ceil((1 − fraction)·n):] is kept, in that order.
 
     Raises:
-      UserError: fraction is outside (0, 1], it keeps no example, or the seed is negative.
+      UserError: fraction is outside (0, 1], or it keeps no example.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"subsample = {fraction}: give a fraction above 0 and at most 1")
-    if seed < 0:
-        raise UserError(f"seed = {seed}: give a number of at least 0")
     if fraction == 1:
         return examples
     # In floating point, as in the release: (1 - 0.7) * 10 is slightly above 3, so 4 are dropped.
