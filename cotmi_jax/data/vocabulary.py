@@ -36,6 +36,12 @@ class Vocabulary:
             raise UserError(f"{path}: a T5 vocabulary has pad 0 and eos 1, this one has pad {ids[0]} and eos {ids[1]}")
         self.size: int = self._processor.get_piece_size()
 
+    @property
+    def unk_id(self) -> int | None:
+        """The id of every character that no piece holds. None where a vocabulary can encode every text."""
+        unk_id = self._processor.unk_id()
+        return unk_id if unk_id >= 0 else None
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without a final eos. `</s>` splits a text and becomes the eos id."""
         sentences = [sentence for text in texts for sentence in text.split(EOS_TEXT)]
