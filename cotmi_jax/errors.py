@@ -1,6 +1,9 @@
-"""The exception for user errors, and the one of a name that is not registered."""
+"""The exception for user errors, and what its messages quote of files and texts that strangers wrote."""
 
+import reprlib
 from collections.abc import Iterable
+
+_SHOWN = 100  # characters of a stranger's text in a message
 
 
 class UserError(ValueError):
@@ -16,3 +19,30 @@ def unknown_name(problem: str, names: Iterable[str]) -> UserError:
     return UserError(
         f"{problem}: choose one of {', '.join(names)}, or name the file that registers it in config.extensions"
     )
+
+
+def one_line(text: str, limit: int = _SHOWN) -> str:
+    """A text of unknown origin for a message: control characters escaped, the middle left out beyond the limit."""
+    if len(text) > limit:
+        text = f"{text[: limit - limit // 3 - 1]}…{text[-(limit // 3) :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shown(value: object) -> str:
+    """The repr of a value of unknown origin for a message: on one line, and short however large or nested it is."""
+    return one_line(_REPR.repr(value))
+
+
+class _Repr(reprlib.Repr):
+    """Stops at a depth and a width: the repr of tuples that share tuples would take exponential time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = _SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Beyond 4,300 digits Python refuses to write a number in decimal.
+        return super().repr_int(x, level) if x.bit_length() <= 512 else f"<integer of {x.bit_length()} bits>"
+
+
+_REPR = _Repr()

@@ -15,13 +15,14 @@ import os
 import pathlib
 import secrets
 import shutil
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, one_line
 
 GCS_INSTALLED = importlib.util.find_spec("gcsfs") is not None
 if GCS_INSTALLED:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 else:
     from etils.epath import Path as Path  # re-exported
 
+MAX_JSON_BYTES = 1 << 22  # of a file that is parsed at once: its values take up to 25 times as much memory
 _REMOTE = "gs://"
 _REMEDIES: dict[int | None, str] = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
 _REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable")
@@ -176,18 +178,25 @@ def check_writable(folder: Path) -> None:
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file atomically, text as UTF-8, flushed to disk: a kill leaves the old content or the new one.
 
+    The file has the mode that the umask gives. A symbolic link at `path` is replaced; what it points to is unchanged.
     Raises what `failures` lists.
     """
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
         path.write_bytes(data)
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    # Under a predictable name, another user of the folder could have made a link through which this writes.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    file = open(temporary, "xb")
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -219,21 +228,72 @@ def move_folder(source: Path, target: Path, mark: str) -> None:
         store.rm(group)
 
 
+def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
+    """Content of a regular file on disk, or of an object in a bucket.
+
+    Raises what `failures` lists: OSError also for a directory, a FIFO and a device, which a read may wait for without
+    end, for a name that no file can have, and for a content of more than max_bytes.
+    """
+    if is_remote(path):
+        content: bytes = path.read_bytes()
+    else:
+        try:
+            file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+        except ValueError as error:  # a null character, or half of a surrogate pair
+            raise OSError(errno.EINVAL, "no file can have this name") from error
+        with file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            content = file.read(-1 if max_bytes is None else max_bytes + 1)
+    if max_bytes is not None and len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, bytes as UTF-8. Raises ValueError for any text that is not one.
+
+    Unlike json.loads, which raises RecursionError where lists are nested deeply.
+    """
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_json(path: Path, remedy: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError with the file, the fault and the remedy, whatever else is there."""
+    place = one_line(str(path), 300)
+    with user_error_on_failure(place, remedy):
+        content = read_regular(path, max_bytes)
+    try:
+        fields = parse_json(content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}, line {error.lineno}: not JSON ({error.msg}); {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON ({one_line(str(error))}); {remedy}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{place}: contains a {type(fields).__name__}, must be an object; {remedy}")
+    return fields
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file that grows by lines: [] if it does not exist, without a last line that a kill cut.
 
     Raises what `failures` lists, and UserError for a line that is no JSON object.
     """
     lines = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else [], 1):
-        if not line.endswith("\n"):
-            break
+    complete = read_regular(path).split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(complete, 1):
         try:
-            found = json.loads(line)
+            found = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: no JSON object ({error}): remove the line") from error
+            raise UserError(
+                f"{path}, line {number}: no JSON object ({one_line(str(error))}): remove the line"
+            ) from error
         if not isinstance(found, dict):
-            raise UserError(f"{path}, line {number}: no JSON object ({line.strip()[:50]}): remove the line")
+            start = one_line(line.decode(), 50)
+            raise UserError(f"{path}, line {number}: no JSON object ({start}): remove the line")
         lines.append(found)
     return lines
 

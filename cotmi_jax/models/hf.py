@@ -13,12 +13,12 @@ import sentencepiece
 from flax import traverse_util
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import copy_file, is_remote, make_folder
+from cotmi_jax.files import copy_file, is_remote, make_folder, read_json
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.hf_config import config_from_hf, config_to_hf, head_is_embedding
 from cotmi_jax.models.hf_names import EMBEDDING, EMBEDDING_COPIES, HEAD, OBSOLETE, Leaf, leaves
 from cotmi_jax.models.hf_source import VOCABULARY, resolve_source
-from cotmi_jax.models.hf_weights import SAFETENSORS, SAFETENSORS_INDEX, open_weights, read_json
+from cotmi_jax.models.hf_weights import SAFETENSORS, SAFETENSORS_INDEX, open_weights
 from cotmi_jax.models.torch_bin import StoredTensor
 
 Params = dict[str, object]  # nested; leaves are arrays
@@ -33,7 +33,7 @@ def load_hf(source: str | Path, cache_dir: Path | None = None) -> tuple[T5Config
     """
     directory = resolve_source(source, cache_dir)
     file = directory / "config.json"
-    fields = read_json(file)
+    fields = read_json(file, "give the directory of a Hugging Face checkpoint")
     config = config_from_hf(fields, str(file))
     with open_weights(directory) as tensors:
         if HEAD not in tensors and EMBEDDING in tensors and head_is_embedding(fields):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,27 +9,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import read_json
 from cotmi_jax.models.torch_bin import StoredTensor, open_torch_bin
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 _PREFERENCE = (SAFETENSORS, SAFETENSORS_INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 _FLOATS = ("F32", "F16", "BF16")
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in a file. Raises UserError with the file, and the line if it is not JSON."""
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: give the directory of a Hugging Face checkpoint") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file ({error.reason})") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: contains a {type(fields).__name__}, must be an object")
-    return fields
 
 
 def has_weights(directory: Path) -> bool:
@@ -76,7 +61,7 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
 
 def _shards(index: Path) -> dict[str, set[str]]:
     """Names of tensors by the file that holds them."""
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, "download it again").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map = {weight_map!r}: must be an object from tensor to file")
     shards: dict[str, set[str]] = {}
