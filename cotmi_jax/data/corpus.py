@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
 from cotmi_jax.data.grammar import ComponentSpec, SourceKind, parse_dataset
@@ -68,7 +68,7 @@ class Loading:
 class Component:
     """One data set of a mixture, whose examples are contiguous in every split.
 
-    size: number of its examples in train.
+    size: number of its examples in train, 0 if train is not loaded.
     rate: relative frequency of its examples in training.
     sizes: number of its examples in each split.
     """
@@ -97,8 +97,12 @@ class LoadedCorpus:
     skip_notes: tuple[str, ...] = ()
 
 
-def load_corpus(loading: Loading) -> LoadedCorpus:
+def load_corpus(loading: Loading, splits: Collection[str] = SPLITS) -> LoadedCorpus:
     """Loads train, valid and, if there is one, the test split of one data set, or of several, concatenated.
+
+    `splits` limits what is loaded: without train in it, a data set needs no train split (but to make valid from, where
+    it has no valid split of its own), a single file is test if only test is asked for, and examples without a rationale
+    are kept, since none is trained on. A split holds the same examples whichever others are loaded.
 
     For each component, as in the release, train is subsampled, then a missing valid split is made from it. Then, if so
     configured, examples without a rationale are removed from train; valid and test keep every example. Unlike in the
@@ -106,9 +110,12 @@ def load_corpus(loading: Loading) -> LoadedCorpus:
     with and without them.
 
     Raises:
-      UserError: an unknown value of a setting, no data root, or data that a source cannot read or use.
+      UserError: an unknown value of a setting, no data root, data that a source cannot read or use, or no component
+        that has one of `splits`.
     """
-    loaded = [_load(source, spec.rate, loading) for spec, source in _sources(loading)]
+    loaded = [_load(source, spec.rate, loading, splits) for spec, source in _sources(loading)]
+    if not any(one.corpus.splits for one in loaded):
+        raise UserError(f"dataset = {loading.dataset!r} has no {' or '.join(s for s in SPLITS if s in splits)} split")
     if len(loaded) == 1:
         return loaded[0]
     present = [split for split in SPLITS if any(split in one.corpus.splits for one in loaded)]
@@ -180,26 +187,38 @@ _SOURCE_OF_KIND: dict[SourceKind, Callable[[ComponentSpec, Loading], Source]] = 
 }
 
 
-def _load(source: Source, rate: float, loading: Loading) -> LoadedCorpus:
-    corpus = source.read()
-    if loading.empty_rationale == "error":
+def _load(source: Source, rate: float, loading: Loading, asked: Collection[str]) -> LoadedCorpus:
+    corpus = _read(source, asked)
+    policy = loading.empty_rationale if "train" in asked else "keep"
+    if policy == "error":
         _refuse_empty_rationales(corpus)
-    splits = _split(corpus, loading.subsample, loading.seed)
-    if loading.empty_rationale == "keep":
+    made = _split(corpus, loading.subsample, loading.seed) if "train" in corpus.splits else corpus.splits
+    splits = {split: examples for split, examples in made.items() if split in asked}
+    if policy == "keep":
         kept = {split: tuple(map(_without_weight, examples)) for split, examples in splits.items()}
     else:
         kept = splits | {"train": tuple(example for example in splits["train"] if example.rationale.strip())}
-    if not kept["train"]:
+    if "train" in kept and not kept["train"]:
         raise UserError(f"dataset = {corpus.name!r}: none of the {len(splits['train'])} train examples has a rationale")
     sizes = {split: len(examples) for split, examples in kept.items()}
     return LoadedCorpus(
         corpus=Corpus(corpus.name, kept),
         dropped={split: len(splits[split]) - sizes[split] for split in splits},
         unparsed={split: sum(example.teacher_label is None for example in kept[split]) for split in kept},
-        components=(Component(corpus.name, sizes["train"], rate, sizes),),
+        components=(Component(corpus.name, sizes.get("train", 0), rate, sizes),),
         skipped={split: corpus.skipped.get(split, 0) for split in splits},
         skip_notes=corpus.skip_notes,
     )
+
+
+def _read(source: Source, asked: Collection[str]) -> Corpus:
+    """The splits that those of `asked` are made from: without a valid split, a part of train becomes it."""
+    if "train" in asked:
+        return source.read({"valid", *asked})
+    corpus = source.read(asked)
+    if "valid" in asked and "valid" not in corpus.splits:
+        return source.read({"train", *asked})
+    return corpus
 
 
 def _refuse_empty_rationales(corpus: Corpus) -> None:

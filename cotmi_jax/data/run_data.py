@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cotmi_jax.data.cache import Prepared, Recipe, prepare
 from cotmi_jax.data.corpus import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
-from cotmi_jax.data.example import Example
+from cotmi_jax.data.example import SPLITS, Example
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
@@ -47,10 +47,17 @@ def loading_of(config: ConfigDict) -> Loading:
     )
 
 
-def load_data(config: ConfigDict) -> LoadedCorpus:
-    """The corpus of config.data. UserError if label_type is llm and no train example has a teacher's label."""
-    loaded = load_corpus(loading_of(config))
-    if config.data.label_type == "llm" and loaded.unparsed["train"] == len(loaded.corpus.splits["train"]):
+def load_data(config: ConfigDict, splits: Collection[str] = SPLITS) -> LoadedCorpus:
+    """The corpus of config.data, or those of its splits that `splits` names, as load_corpus.
+
+    UserError if label_type is llm and no train example has a teacher's label.
+    """
+    loaded = load_corpus(loading_of(config), splits)
+    if (
+        "train" in splits
+        and config.data.label_type == "llm"
+        and loaded.unparsed["train"] == len(loaded.corpus.splits["train"])
+    ):
         raise UserError(
             f"config.data.label_type is llm, but no train example of {loaded.corpus.name} has a teacher's label: use gt"
         )

@@ -8,7 +8,7 @@ Every number in a problem and every result of a step, right or wrong, is an inte
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -48,10 +48,12 @@ class ArithmeticSource:
     size: int
     name: str = "arithmetic"
 
-    def read(self) -> Corpus:
+    def read(self, splits: Collection[str] = SPLITS) -> Corpus:
         if self.size < 1:
             raise UserError(f"size = {self.size}: give the number of train examples, at least 1")
-        return make_arithmetic(seed=0, num_train=self.size, num_valid=HELD_OUT, num_test=HELD_OUT)
+        num_train = self.size if "train" in splits else 0
+        corpus = make_arithmetic(seed=0, num_train=num_train, num_valid=HELD_OUT, num_test=HELD_OUT)
+        return Corpus(corpus.name, {split: corpus.splits[split] for split in SPLITS if split in splits})
 
     def fingerprint(self) -> str:
         return digest(self.name, self.size, _VERSION)

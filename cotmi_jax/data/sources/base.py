@@ -1,10 +1,10 @@
 """The interface of every source of examples."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
-from cotmi_jax.data.example import Corpus
+from cotmi_jax.data.example import SPLITS, Corpus
 from cotmi_jax.data.sources.rows import read_bytes
 from cotmi_jax.files import Path
 
@@ -16,8 +16,11 @@ class Source(Protocol):
     def name(self) -> str:
         """Prefix of every example's id; the sources of a mixture have different names."""
 
-    def read(self) -> Corpus:
-        """The data set as it is stored, with a train split at least. UserError if it cannot be read or used."""
+    def read(self, splits: Collection[str] = SPLITS) -> Corpus:
+        """Those of `splits` that the data set has; the others are not read and need not exist.
+
+        UserError if one cannot be read or used, or if train is asked for and there is none.
+        """
 
     def fingerprint(self) -> str:
         """Hexadecimal digest that changes with anything the corpus depends on. Reads files, but parses none."""

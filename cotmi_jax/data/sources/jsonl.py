@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Collection
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
 from cotmi_jax.data.sources.base import digest, digest_files
@@ -12,7 +13,7 @@ from cotmi_jax.files import Path
 
 @dataclasses.dataclass(frozen=True)
 class JsonlSource:
-    """A file, which is the train split, or a folder with train.jsonl and optionally valid.jsonl and test.jsonl.
+    """A file, which is one split, or a folder with train.jsonl and optionally valid.jsonl and test.jsonl.
 
     labels: the labels that a row may have; () for any.
     kind: how labels are compared.
@@ -29,22 +30,26 @@ class JsonlSource:
         """From the name of the file or folder alone, so that ids do not depend on where it is stored."""
         return f"jsonl:{self.path.stem if self.path.suffix == '.jsonl' else self.path.name}"
 
-    def files(self) -> dict[str, Path]:
-        """The file of each split; that of train may not exist."""
+    def files(self, splits: Collection[str] = SPLITS) -> dict[str, Path]:
+        """The file of each of `splits`; that of train may not exist.
+
+        A single file is the train split; where only test is asked for, it is the test split.
+        """
         if not self.path.is_dir():
-            return {"train": self.path}
-        files = {split: self.path / f"{split}.jsonl" for split in SPLITS}
+            only = "test" if set(splits) == {"test"} else "train"
+            return {split: self.path for split in splits if split == only}
+        files = {split: self.path / f"{split}.jsonl" for split in SPLITS if split in splits}
         return {split: path for split, path in files.items() if split == "train" or path.exists()}
 
     def fingerprint(self) -> str:
         settings = (self.name, self.labels, self.kind, self.bad_rows)
         return digest(settings, digest_files(self.files().items()))
 
-    def read(self) -> Corpus:
+    def read(self, splits: Collection[str] = SPLITS) -> Corpus:
         """UserError for a file that cannot be read or has no usable row and, unless they are skipped, for bad rows."""
         bad = BadRows(self.bad_rows)
-        splits = {split: self._read_split(split, path, bad) for split, path in self.files().items()}
-        return Corpus(self.name, splits, bad.skipped, tuple(bad.notes))
+        read = {split: self._read_split(split, path, bad) for split, path in self.files(splits).items()}
+        return Corpus(self.name, read, bad.skipped, tuple(bad.notes))
 
     def _read_split(self, split: str, path: Path, bad: BadRows) -> tuple[Example, ...]:
         raw_rows = read_raw_rows(path)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.data.sources.base import digest
@@ -19,16 +19,18 @@ class RegisteredSource:
     examples: ReadExamples
     version: str = ""
 
-    def read(self) -> Corpus:
-        """Every split. UserError if there is no train split or an example cannot be used."""
-        splits = {split: tuple(self._checked(split, examples)) for split, examples in self.examples().items()}
-        unknown = splits.keys() - set(SPLITS)
-        if unknown or not splits.get("train"):
+    def read(self, splits: Collection[str] = SPLITS) -> Corpus:
+        """Those of `splits` that there are. UserError if train is asked for and missing, or for an unusable example."""
+        given = self.examples()
+        read = {
+            split: tuple(self._checked(split, given[split])) for split in SPLITS if split in splits and split in given
+        }
+        if given.keys() - set(SPLITS) or ("train" in splits and not read.get("train")):
             raise UserError(
-                f"source {self.name} returns the splits {', '.join(splits) or 'none'}: it needs a train split with "
+                f"source {self.name} returns the splits {', '.join(given) or 'none'}: it needs a train split with "
                 "examples, and can have valid and test"
             )
-        return Corpus(self.name, {split: splits[split] for split in SPLITS if split in splits})
+        return Corpus(self.name, read)
 
     def fingerprint(self) -> str:
         """Digest of the version if the source states one, else of all its examples."""

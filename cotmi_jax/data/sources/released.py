@@ -8,6 +8,7 @@ Completion k belongs to gold row k. ASDiv has the same layout and can extend SVA
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import NamedTuple
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example
@@ -53,18 +54,19 @@ class ReleasedSource:
         if self.augment_asdiv and RELEASED["asdiv"].extends != self.name:
             raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.name!r}: leave it off")
 
-    def read(self) -> Corpus:
-        """Every split that has a gold file; train must have one.
+    def read(self, splits: Collection[str] = SPLITS) -> Corpus:
+        """Every one of `splits` that has a gold file; train must have one.
 
         Raises:
           UserError: a file is missing, unreadable or not in the layout above.
         """
         folder, bad = find_release(self.root, self.name), BadRows(self.bad_rows)
-        splits: dict[str, tuple[Example, ...]] = {}
+        read: dict[str, tuple[Example, ...]] = {}
         for name, split in self._pieces(folder):
-            read = _read_split(folder, name, split, self.teacher, self.align, bad)
-            splits[split] = splits.get(split, ()) + read
-        return Corpus(self.name, splits, bad.skipped, tuple(bad.notes))
+            if split in splits:
+                piece = _read_split(folder, name, split, self.teacher, self.align, bad)
+                read[split] = read.get(split, ()) + piece
+        return Corpus(self.name, read, bad.skipped, tuple(bad.notes))
 
     def fingerprint(self) -> str:
         folder = find_release(self.root, self.name)

@@ -2,13 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cotmi_jax.data.example import Corpus, Example, LabelKind
+from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
 from cotmi_jax.data.sources.base import digest
 from cotmi_jax.data.sources.released_sets import RELEASED, TEACHERS
 from cotmi_jax.data.sources.rows import BadRows, Row, check_choice
@@ -61,19 +61,19 @@ class TfdsSource:
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "" for file in files]
         return digest(self.name, builder.info.full_name, *digests, self.bad_rows)
 
-    def read(self) -> Corpus:
-        """Train, and validation and test where there are such splits.
+    def read(self, splits: Collection[str] = SPLITS) -> Corpus:
+        """Those of `splits` that the set has; it must have train if that is one of them.
 
         Raises:
           UserError: the set is not prepared, is damaged, has no train split or, unless bad rows are skipped, has a row
             that cannot be used.
         """
         builder, bad = self._builder(), BadRows(self.bad_rows)
-        present = [split for split, theirs in TFDS_SPLITS.items() if theirs in builder.info.splits]
-        if "train" not in present:
+        present = [s for s, theirs in TFDS_SPLITS.items() if s in splits and theirs in builder.info.splits]
+        if "train" in splits and "train" not in present:
             raise UserError(f"{builder.info.full_name} has no train split; prepare the set again")
-        splits = {split: self._read_split(builder, split, bad) for split in present}
-        return Corpus(self.name, splits, bad.skipped, tuple(bad.notes))
+        read = {split: self._read_split(builder, split, bad) for split in present}
+        return Corpus(self.name, read, bad.skipped, tuple(bad.notes))
 
     def _builder(self) -> Any:
         import tensorflow as tf
