@@ -2,6 +2,8 @@
 
 import math
 import re
+import sys
+from fractions import Fraction
 from typing import assert_never
 
 from cotmi_jax.data.example import LabelKind
@@ -9,6 +11,9 @@ from cotmi_jax.data.example import LabelKind
 MAX_CHARACTERS = 1000
 MAX_DEPTH = 50
 
+Value = Fraction | float  # a Fraction is exact
+
+_LARGEST = int(sys.float_info.max)  # the limit of both types
 _TOKEN = re.compile(r"[ \t\r\n]*([0-9]+\.?[0-9]*|\.[0-9]+|[-+*/()])")
 
 
@@ -16,8 +21,11 @@ class _Unreadable(ValueError):
     """The text is not an expression with a finite value, or exceeds the limits."""
 
 
-def evaluate_expression(text: str) -> float | None:
+def evaluate_expression(text: str) -> Value | None:
     """The value of an expression of decimal numbers, + - * /, unary minus and parentheses, like "( 84.0 / 2.0 )".
+
+    It is exact, a Fraction, if every number is whole, "84.0" included. A number like 0.33 may be rounded, so the value
+    of an expression that holds one is a float. MAX_CHARACTERS bounds a Fraction to 1000 digits.
 
     None for anything else: other characters (among them letters, powers, thousands commas, currency and percent signs,
     and digits other than 0-9), an incomplete expression, a division by zero, an overflow of a float, more than
@@ -29,9 +37,15 @@ def evaluate_expression(text: str) -> float | None:
         return None
 
 
-def equal_values(a: float | None, b: float | None) -> bool:
-    """Whether two values agree to a relative 1e-6, or an absolute 1e-9 around 0. None (no value) equals nothing."""
-    return a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+def equal_values(a: Value | None, b: Value | None) -> bool:
+    """Whether two values are equal: Fractions exactly, so that 1000000 is not 1000001; otherwise to a relative 1e-6, or
+    an absolute 1e-9 around 0. None (no value) equals nothing.
+    """
+    if a is None or b is None:
+        return False
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
 
 
 class _Parser:
@@ -45,10 +59,11 @@ class _Parser:
         if len(text) > MAX_CHARACTERS:
             raise _Unreadable
         self._tokens = _tokenize(text)
+        self._exact = not any(token.partition(".")[2].strip("0") for token in self._tokens)
         self._position = 0
         self._depth = 0
 
-    def parse(self) -> float:
+    def parse(self) -> Value:
         value = self._sum()
         if self._next() is not None:
             raise _Unreadable
@@ -65,14 +80,14 @@ class _Parser:
         self._position += 1
         return token
 
-    def _sum(self) -> float:
+    def _sum(self) -> Value:
         value = self._product()
         while sign := self._take("+", "-"):
             right = self._product()
             value = _finite(value + right if sign == "+" else value - right)
         return value
 
-    def _product(self) -> float:
+    def _product(self) -> Value:
         value = self._factor()
         while sign := self._take("*", "/"):
             right = self._factor()
@@ -81,7 +96,7 @@ class _Parser:
             value = _finite(value * right if sign == "*" else value / right)
         return value
 
-    def _factor(self) -> float:
+    def _factor(self) -> Value:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _Unreadable
@@ -96,12 +111,12 @@ class _Parser:
         self._depth -= 1
         return value
 
-    def _number(self) -> float:
+    def _number(self) -> Value:
         token = self._next()
         if token is None or token in "+-*/()":
             raise _Unreadable
         self._position += 1
-        return _finite(float(token))
+        return _finite(Fraction(int(token.partition(".")[0] or "0")) if self._exact else float(token))
 
 
 def _tokenize(text: str) -> list[str]:
@@ -116,8 +131,12 @@ def _tokenize(text: str) -> list[str]:
     return tokens
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
+def _finite(value: Value) -> Value:
+    if isinstance(value, Fraction):
+        finite = abs(value.numerator) <= _LARGEST * value.denominator
+    else:
+        finite = math.isfinite(value)
+    if not finite:
         raise _Unreadable
     return value
 

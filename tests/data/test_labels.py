@@ -1,10 +1,11 @@
 """Model output is evaluated as arithmetic only."""
 
 import time
+from fractions import Fraction
 
 import pytest
 
-from cotmi_jax.data.labels import MAX_CHARACTERS, MAX_DEPTH, equal_values, evaluate_expression
+from cotmi_jax.data.labels import MAX_CHARACTERS, MAX_DEPTH, equal_values, evaluate_expression, is_correct
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,42 @@ def test_equal_values_is_relative_and_none_equals_nothing() -> None:
     assert not equal_values(None, 1.0)
     assert not equal_values(1.0, None)
     assert not equal_values(None, None)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "correct"),
+    [
+        ("1000000", "1000001", False),
+        ("9007199254740992", "9007199254740993", False),  # equal as floats
+        ("1000000.0", "1000001.00", False),
+        ("1 / 3 + 1 / 3 + 1 / 3", "1", True),
+        ("( 10.0 / 3.0 ) * 3.0", "10", True),
+        ("1 / 3000000", "1 / 3000001", False),
+        ("1 / 10000000000", "0", False),
+        ("0.3333333", "1 / 3", True),  # rounded
+        ("0.333", "1 / 3", False),
+        ("1000000.5", "1000001", True),  # a number of the prediction may be rounded
+        ("1000000.5", "1000001.5", True),
+    ],
+)
+def test_values_are_compared_exactly_unless_a_number_may_be_rounded(prediction: str, label: str, correct: bool) -> None:
+    assert is_correct(prediction, label, "equation") is correct
+    assert is_correct(label, prediction, "equation") is correct
+
+
+def test_the_value_of_whole_numbers_is_exact() -> None:
+    assert isinstance(evaluate_expression("( 84.0 / 3.00 ) - 007."), Fraction)
+    assert isinstance(evaluate_expression("84.5 + 1"), float)
+
+
+def test_no_text_makes_a_fraction_large_or_slow() -> None:
+    """The text is at most 1000 characters long, which bounds the digits of every intermediate value."""
+    primes = [n for n in range(11, 4000) if all(n % d for d in range(2, 64) if d < n)]
+    sums = " + ".join(f"1/{prime}" for prime in primes)[:MAX_CHARACTERS].rpartition(" + ")[0]
+    nines = f"1/{'9' * 300}+1/{'9' * 301}"
+    start = time.perf_counter()
+    for text in (sums, nines, "*".join(["99"] * 150), "/".join(["7"] * 500)):
+        value = evaluate_expression(text)
+        assert isinstance(value, Fraction) and len(str(value)) <= MAX_CHARACTERS
+    assert time.perf_counter() - start < 0.1
+    assert evaluate_expression("*".join(["99"] * 250)) is None  # beyond the largest float
