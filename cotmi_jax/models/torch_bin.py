@@ -1,41 +1,39 @@
 """Tensors of a `torch.save` file, read without torch and without executing code that the file names.
 
 The format since torch 1.6 is a zip archive of uncompressed entries: `data.pkl`, a pickle of the state dict in which
-every storage is a persistent id, and `data/<key>`, the raw bytes of each storage. A pickle may name any callable of the
-process; the unpickler here resolves three of them and the three float storage types, to functions of its own that only
-describe a tensor, and refuses the rest.
+every storage is a persistent id, and `data/<key>`, the raw bytes of each storage. The file is mapped into memory, so
+that a tensor costs what its own values take, however many tensors share a storage.
 """
 
 import contextlib
 import functools
 import io
-import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from cotmi_jax.errors import UserError
-
-_STORAGES = {"FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16"}
-_DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-# What zipfile and pickle are documented or were observed to raise on malformed input.
-_MALFORMED = (
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+from cotmi_jax.errors import UserError, one_line, shown
+from cotmi_jax.files import user_error_on_failure
+from cotmi_jax.models.torch_pickle import (
+    MAX_BYTES,
+    RefusedPickleError,
+    Storage,
+    View,
+    read_pickle,
+    read_state_dict,
 )
+
+_DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_MAX_DIRECTORY = 1 << 20  # bytes of the archive's list of entries, of which each takes about 100
+# What zipfile is documented or was observed to raise on malformed input.
+_MALFORMED = (zipfile.BadZipFile, EOFError, LookupError, NotImplementedError, OverflowError, ValueError, struct.error)
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of the extra field, which follow it
 
 
 class StoredTensor(NamedTuple):
@@ -45,128 +43,113 @@ class StoredTensor(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
-class _Storage(NamedTuple):
-    key: str
-    dtype: str
-    length: int  # elements
+class _DirectoryFile(io.FileIO):
+    """The archive as zipfile reads its list of entries: at once, and with a hundred times its size in memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY:
+            raise zipfile.BadZipFile(f"its list of entries has {size} bytes, more than {_MAX_DIRECTORY}")
+        return super().read(size) or b""
 
 
-class _View(NamedTuple):
-    """A strided view of a storage; offset and strides in elements, all checked to be within it."""
+class _Archive:
+    """Uncompressed entries of a zip archive, as arrays of bytes that are mapped into memory."""
 
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    def __init__(self, path: Path):
+        with _DirectoryFile(path) as file, zipfile.ZipFile(file) as archive:
+            self.entries = {entry.filename: entry for entry in archive.infolist()}
+        self._file = np.memmap(path, np.uint8, "r")
+        self._intact: set[str] = set()
 
+    def size(self, name: str) -> int:
+        """Bytes of an entry. Raises BadZipFile if there is no such entry, or one that is not stored as torch does."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise zipfile.BadZipFile(f"there is no entry {shown(name)}")
+        # torch never compresses; a compressed entry may be a zip bomb.
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise zipfile.BadZipFile(f"entry {shown(name)} is compressed")
+        return entry.file_size
 
-class _StateDict(dict[str, object]):
-    """In place of OrderedDict, without attributes: a state dict's are versions, but any could replace a method."""
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _Unpickler(pickle.Unpickler):
-    """Resolves names to bound methods and strings only: a pickle cannot set attributes of these."""
-
-    def __init__(self, data: bytes, path: Path):
-        super().__init__(io.BytesIO(data))
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> object:
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        match f"{module}.{name}":
-            case "collections.OrderedDict":
-                return self._state_dict
-            case "torch._utils._rebuild_tensor_v2":
-                return self._view
-            case "torch._utils._rebuild_parameter":
-                return self._parameter
-        raise UserError(
-            f"{self._path}: refused, its pickle names {f'{module}.{name}'!r}, which no state dict of float tensors "
-            "needs: if you trust it, load it with torch and save it as safetensors"
-        )
-
-    def persistent_load(self, pid: object) -> _Storage:
-        match pid:
-            case ("storage", str(dtype), str(key), str(), int(length)) if dtype in _DTYPES and length >= 0:
-                return _Storage(key, dtype, length)
-        raise pickle.UnpicklingError(f"persistent id {pid!r} is no storage")
-
-    def _state_dict(self, *items: object) -> _StateDict:
-        return _StateDict(*items)
-
-    def _view(self, storage: object, offset: object, shape: object, strides: object, *_: object) -> _View:
-        start = (offset,)
-        if not (isinstance(storage, _Storage) and _is_sizes(start) and _is_sizes(shape) and _is_sizes(strides)):
-            raise pickle.UnpicklingError("a tensor is described by something other than a storage and sizes")
-        last = start[0] + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if 0 not in shape and last >= storage.length:
-            raise pickle.UnpicklingError(f"a tensor of shape {shape} reaches beyond its storage")
-        return _View(storage, start[0], shape, strides)
-
-    def _parameter(self, view: object, *_: object) -> object:
-        return view
-
-
-def _is_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
-    return isinstance(value, tuple) and all(type(size) is int and size >= 0 for size in value)
+    def read(self, name: str) -> np.ndarray:
+        """uint8 [size]: an entry, whose checksum is verified once. Raises BadZipFile."""
+        size, start = self.size(name), self.entries[name].header_offset
+        if not 0 <= start <= self._file.size - _LOCAL_HEADER.size:
+            raise zipfile.BadZipFile(f"entry {shown(name)} reaches beyond the file")
+        signature, *lengths = _LOCAL_HEADER.unpack(self._file[start : start + _LOCAL_HEADER.size].tobytes())
+        start += _LOCAL_HEADER.size + sum(lengths)
+        if signature != b"PK\3\4" or start + size > self._file.size:
+            raise zipfile.BadZipFile(f"entry {shown(name)} reaches beyond the file, or is not where the list has it")
+        content = self._file[start : start + size]
+        if name not in self._intact:
+            if zlib.crc32(content.data) != self.entries[name].CRC:
+                raise zipfile.BadZipFile(f"the CRC-32 of entry {shown(name)} differs")
+            self._intact.add(name)
+        return content
 
 
 @contextlib.contextmanager
 def open_torch_bin(path: Path) -> Iterator[dict[str, StoredTensor]]:
     """Tensors by name, readable within the context. Raises UserError with the file if it cannot be read."""
-    with contextlib.ExitStack() as stack:
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(names) != 1:
-                raise pickle.UnpicklingError(f"{len(names)} entries are called data.pkl")
-            prefix = names[0].removesuffix("data.pkl")
-            if f"{prefix}byteorder" in archive.namelist() and _entry(archive, f"{prefix}byteorder") != b"little":
-                raise UserError(f"{path}: written on a big-endian machine: load it with torch and save as safetensors")
-            views = _Unpickler(_entry(archive, names[0]), path).load()
-        except _MALFORMED as error:
-            raise UserError(f"{path}: {_diagnosis(path)} ({error})") from error
-        yield _tensors(archive, prefix, views, path)
+    with user_error_on_failure(str(path), "download it again"), _as_user_errors(path):
+        archive = _Archive(path)
+        pickles = [name for name in archive.entries if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise zipfile.BadZipFile(f"{len(pickles)} entries are called data.pkl")
+        prefix = pickles[0].removesuffix("data.pkl")
+        if f"{prefix}byteorder" in archive.entries and archive.read(f"{prefix}byteorder").tobytes() != b"little":
+            raise UserError(f"{path}: written on a big-endian machine: load it with torch and save as safetensors")
+        if archive.size(pickles[0]) > MAX_BYTES:
+            raise RefusedPickleError(f"refused, its pickle has more than {MAX_BYTES} bytes: save it as safetensors")
+        views = read_state_dict(archive.read(pickles[0]).tobytes())
+        for view in views.values():
+            _check_storage(archive, prefix, view.storage)
 
-
-def _tensors(archive: zipfile.ZipFile, prefix: str, views: object, path: Path) -> dict[str, StoredTensor]:
-    if not isinstance(views, dict):
-        raise UserError(f"{path}: contains a {type(views).__name__}, not a state dict: save model.state_dict()")
-
-    @functools.lru_cache(maxsize=1)  # tensors next to each other often share a storage, which may be most of the file
-    def storage(source: _Storage) -> np.ndarray:
-        return np.frombuffer(_entry(archive, f"{prefix}data/{source.key}"), _DTYPES[source.dtype], source.length)
-
-    def read(view: _View) -> np.ndarray:
+    def read(view: View) -> np.ndarray:
+        with _as_user_errors(path):
+            values = archive.read(f"{prefix}data/{view.storage.key}")
         if 0 in view.shape:
             return np.zeros(view.shape, np.float32)
-        try:
-            flat = storage(view.storage)[view.offset :]
-        except _MALFORMED as error:
-            raise UserError(f"{path}: {_diagnosis(path)} ({error})") from error
-        strides = [stride * flat.itemsize for stride in view.strides]
+        dtype = _DTYPES[view.storage.dtype]
+        flat = np.frombuffer(values, dtype, view.storage.length)[view.offset :]
+        strides = [stride * dtype.itemsize for stride in view.strides]
         return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False).astype(np.float32)
 
-    for name, view in views.items():
-        if not isinstance(name, str) or not isinstance(view, _View):
-            raise UserError(f"{path}: entry {name!r} is not a tensor: save model.state_dict() alone")
-    return {name: StoredTensor(view.shape, functools.partial(read, view)) for name, view in views.items()}
+    yield {name: StoredTensor(view.shape, functools.partial(read, view)) for name, view in views.items()}
 
 
-def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Contents of an entry, its checksum verified. torch never compresses; a compressed entry may be a zip bomb."""
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
-        raise zipfile.BadZipFile(f"entry {name} is compressed")
-    return archive.read(name)
+def _check_storage(archive: _Archive, prefix: str, storage: Storage) -> None:
+    size, needed = archive.size(f"{prefix}data/{storage.key}"), storage.length * _DTYPES[storage.dtype].itemsize
+    if needed > size:
+        raise zipfile.BadZipFile(f"storage {shown(storage.key)} has {size} bytes of {shown(needed)}")
+
+
+@contextlib.contextmanager
+def _as_user_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RefusedPickleError as error:
+        raise UserError(f"{path}: {error}") from error
+    except UserError:
+        raise
+    except _MALFORMED as error:
+        raise UserError(f"{path}: {_diagnosis(path)} ({one_line(str(error))})") from error
 
 
 def _diagnosis(path: Path) -> str:
+    """Why a file is no archive of torch."""
     with path.open("rb") as file:
-        start = file.read(2)
-    if start[:1] == b"\x80":
-        return "in the format of torch before 1.6, which is not supported: load it with torch and save it again"
-    return "corrupt or truncated: download it again" if start == b"PK" else "not a torch.save file"
+        start = file.read(MAX_BYTES)
+    if start[:1] != b"\x80":
+        return "corrupt or truncated: download it again" if start[:2] == b"PK" else "not a torch.save file"
+    # Before torch 1.6: a magic number, a version, facts of the machine, and the state dict, each a pickle.
+    pickles = io.BytesIO(start)
+    try:
+        for _ in range(4):
+            read_pickle(pickles, len(start))
+    except RefusedPickleError as error:
+        return str(error)
+    return (
+        "in the format of torch before 1.6, which is not supported: load it with torch.load(…, weights_only=True), "
+        "which runs no code of the file, and save it again"
+    )

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_values_equal_those_torch_wrote(tmp_path: Path) -> None:
         full=base,
         transposed=base.T,
         strided=base[1:, ::2],
-        expanded=torch.randn(3, 1).expand(3, 5),
+        repeated=torch.randn(6, 2)[:, :1].expand(6, 2),
         half=torch.randn(3).half(),
         brain=torch.randn(2, 3).bfloat16().T,
         scalar=torch.tensor(2.5),
@@ -107,7 +108,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(how: str, protocol: int, nested
     }[how]
     payload = OrderedDict(deep=[({"x": (attack,)},)]) if nested else attack
     write_archive(tmp_path / "evil.bin", pickle.dumps(payload, protocol), {})
-    with pytest.raises(UserError, match=r"evil\.bin: refused, its pickle names ") as raised:
+    with pytest.raises(UserError, match=r"evil\.bin: refused as possibly malicious, its pickle names ") as raised:
         read_all(tmp_path / "evil.bin")
     assert "\n" not in str(raised.value)
     assert not marker.exists()
@@ -119,7 +120,7 @@ def test_a_pickle_cannot_set_attributes_of_the_reader(target: bytes, tmp_path: P
     for attribute in (b"__defaults__", b"__call__", b"key"):
         set_attribute = b"(N}X%c\x00\x00\x00" % len(attribute) + attribute + b"ctorch\nFloatStorage\nstb"
         write_archive(tmp_path / "evil.bin", b"\x80\x02" + target + set_attribute + b".", {})
-        with pytest.raises(UserError, match="evil.bin: corrupt.*attribute"):
+        with pytest.raises(UserError, match="evil.bin: refused as malicious.*attribute"):
             read_all(tmp_path / "evil.bin")
 
 
@@ -142,7 +143,7 @@ def test_attributes_of_a_state_dict_are_dropped(tmp_path: Path) -> None:
 )
 def test_view_outside_its_storage_is_refused(offset: int, shape: bytes, strides: bytes, tmp_path: Path) -> None:
     write_archive(tmp_path / "bad.bin", view(offset, shape, strides), {"0": SIX})
-    with pytest.raises(UserError, match="bad.bin: corrupt"):
+    with pytest.raises(UserError, match="bad.bin: refused as malicious"):
         read_all(tmp_path / "bad.bin")
 
 
@@ -171,9 +172,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     refused = 0
     for _ in range(600):
         damaged = bytearray(pickled)
-        damaged[draw.randrange(len(damaged))] = draw.choice(
-            [byte for byte in range(256) if byte != pickle.LONG_BINPUT[0]]
-        )
+        damaged[draw.randrange(len(damaged))] = draw.randrange(256)
         write_archive(tmp_path / "hit.bin", bytes(damaged), {"0": SIX})
         try:
             read_all(tmp_path / "hit.bin")
@@ -185,7 +184,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("contents", "complaint"),
-    [(b"", "not a torch.save file"), (b"GIF89a", "not a torch.save file"), (b"\x80\x02abc", "before 1.6")],
+    [(b"", "not a torch.save file"), (b"GIF89a", "not a torch.save file"), (b"\x80\x02abc", "refused as malicious")],
 )
 def test_files_of_other_formats_are_refused(contents: bytes, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "other.bin").write_bytes(contents)
@@ -205,6 +204,7 @@ def test_old_format_and_other_contents_are_refused(tmp_path: Path) -> None:
         ([torch.ones(2)], "contains a list"),
         ({"w": torch.ones(2, dtype=torch.int64)}, "torch.LongStorage"),
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        ({"w": torch.ones(3, 1).expand(3, 5)}, "repeats values of its storage of 3: save its .contiguous"),
     ):
         torch.save(contents, path)
         with pytest.raises(UserError, match=f"a.bin: .*{complaint}"):
@@ -224,17 +224,17 @@ def test_a_shared_storage_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     torch = pytest.importorskip("torch")
     whole = torch.arange(12.0)
     torch.save({str(i): whole[i * 3 :][:3] for i in range(4)}, tmp_path / "a.bin")
-    reads: list[str] = []
-    original = zipfile.ZipFile.read
+    reads: list[int] = []
+    original = zlib.crc32
 
-    def counted(archive: zipfile.ZipFile, name: str) -> bytes:
-        reads.append(name)
-        return original(archive, name)
+    def counted(content: memoryview) -> int:
+        reads.append(len(content))
+        return original(content)
 
-    monkeypatch.setattr(zipfile.ZipFile, "read", counted)
+    monkeypatch.setattr(zlib, "crc32", counted)
     values = read_all(tmp_path / "a.bin")
     np.testing.assert_array_equal(np.concatenate(list(values.values())), np.arange(12.0))
-    assert len([name for name in reads if "/data/" in name]) == 1
+    assert reads.count(whole.nbytes) == 1
 
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
