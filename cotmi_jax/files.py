@@ -250,15 +250,25 @@ def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
     return content
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
     """The value of a JSON text, bytes as UTF-8. Raises ValueError for any text that is not one.
 
-    Unlike json.loads, which raises RecursionError where lists are nested deeply.
+    Unlike json.loads, which raises RecursionError where lists are nested deeply. With unique_keys, an object that has a
+    key twice is an error; else the last value counts.
     """
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text)
+        return json.loads(
+            text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_unique if unique_keys else None
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key is given twice")
+    return fields
 
 
 def read_json(path: Path, remedy: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import safetensors.numpy
 import sentencepiece
 from flax import traverse_util
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import copy_file, is_remote, make_folder, read_json
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.hf_config import config_from_hf, config_to_hf, head_is_embedding
 from cotmi_jax.models.hf_names import EMBEDDING, EMBEDDING_COPIES, HEAD, OBSOLETE, Leaf, leaves
 from cotmi_jax.models.hf_source import VOCABULARY, resolve_source
-from cotmi_jax.models.hf_weights import SAFETENSORS, SAFETENSORS_INDEX, open_weights
+from cotmi_jax.models.hf_weights import SAFETENSORS, SAFETENSORS_INDEX, open_weights, stored_bytes
 from cotmi_jax.models.torch_bin import StoredTensor
 
 Params = dict[str, object]  # nested; leaves are arrays
@@ -36,6 +36,7 @@ def load_hf(source: str | Path, cache_dir: Path | None = None) -> tuple[T5Config
     fields = read_json(file, "give the directory of a Hugging Face checkpoint")
     config = config_from_hf(fields, str(file))
     with open_weights(directory) as tensors:
+        _check_size(config, len(tensors), directory)
         if HEAD not in tensors and EMBEDDING in tensors and head_is_embedding(fields):
             tensors[HEAD] = tensors[EMBEDDING]
         return config, _to_params(tensors, leaves(config), config, directory)
@@ -84,6 +85,20 @@ def save_hf(
             copy_file(file, directory / file.name)
 
 
+def _check_size(config: T5Config, num_tensors: int, directory: Path) -> None:
+    """Refuse a network that is larger than its weight files, before names or arrays of its size are made."""
+    layers = config.num_encoder_layers + config.num_decoder_layers
+    per_layer = 2 * config.d_model * (2 * config.num_heads * config.d_kv + config.d_ff)
+    position = 2 * config.relative_buckets * config.num_heads
+    fewest = config.vocab_size * config.d_model + layers * per_layer + position
+    size = stored_bytes(directory)
+    if layers > num_tensors or 2 * fewest > size:  # a parameter takes at least two bytes
+        raise UserError(
+            f"{directory}: config.json describes {layers} layers with {fewest:.2g} parameters or more, but the weight "
+            f"files have {num_tensors} tensors in {size} bytes: they belong to different checkpoints"
+        )
+
+
 def _to_params(tensors: dict[str, StoredTensor], expected: list[Leaf], config: T5Config, directory: Path) -> Params:
     _check_names(tensors, {name: leaf.stored_shape for leaf in expected for name in leaf.names}, directory)
     flat: dict[tuple[str, ...], np.ndarray] = {}
@@ -106,15 +121,19 @@ def _check_names(tensors: dict[str, StoredTensor], shapes: dict[str, tuple[int, 
         ("has unknown", tensors.keys() - shapes.keys() - {*EMBEDDING_COPIES, HEAD, OBSOLETE}),
     ):
         if names:
-            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            first = ", ".join(one_line(name) for name in sorted(names)[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
-                f"{directory}: the checkpoint {complaint} {shown}: it is not the T5 that its config.json describes"
+                f"{directory}: the checkpoint {complaint} {first}{more}: it is not the T5 that its config.json "
+                "describes"
             )
     copies = (tensors.keys() & {*EMBEDDING_COPIES, HEAD}) - shapes.keys()
     shapes = shapes | dict.fromkeys(copies, shapes[EMBEDDING])
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
-            raise UserError(f"{directory}: {name} has shape {tensors[name].shape}, but config.json implies {shape}")
+            raise UserError(
+                f"{directory}: {name} has shape {shown(tensors[name].shape)}, but config.json implies {shape}"
+            )
 
 
 def _write_json(path: Path, fields: Mapping[str, object]) -> None:
@@ -123,6 +142,7 @@ def _write_json(path: Path, fields: Mapping[str, object]) -> None:
 
 def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory: Path, max_shard_bytes: int) -> None:
     """Holds one shard in memory at a time. Raises ValueError for parameters of another network."""
+    mode = (directory / "config.json").stat().st_mode & 0o777  # that of the umask
     flat = traverse_util.flatten_dict(params)
     found = {path: np.shape(leaf) for path, leaf in flat.items()}
     if found != {leaf.path: leaf.shape for leaf in expected}:
@@ -135,6 +155,7 @@ def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory
         file = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {name: next(stored) for name in names}
         safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+        os.chmod(directory / file, mode)  # only its owner can read what save_file writes
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

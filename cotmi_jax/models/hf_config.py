@@ -6,7 +6,7 @@ function computed, or is an error.
 
 from collections.abc import Iterable, Mapping
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.models.config import T5Config
 
 Fields = Mapping[str, object]
@@ -49,13 +49,13 @@ class _Reader:
         self.fields, self.file = fields, file
 
     def refuse(self, name: str, why: str) -> UserError:
-        value = repr(self.fields[name]) if name in self.fields else "missing"
-        return UserError(f"{self.file}: {name} = {value}: {why}")
+        value = shown(self.fields[name]) if name in self.fields else "missing"
+        return UserError(f"{self.file}: {one_line(name)} = {value}: {why}")
 
     def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
         value = self.fields.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise self.refuse(name, f"must be a whole number of at least {minimum}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**31:
+            raise self.refuse(name, f"must be a whole number of at least {minimum}, below 2^31")
         return value
 
     def number(self, name: str, default: float, below: float) -> float:
@@ -88,12 +88,17 @@ def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
     num_layers = read.integer("num_layers")
     decoder_layers = "num_layers" if fields.get("num_decoder_layers") is None else "num_decoder_layers"
     buckets, max_distance = _relative_attention(read)
+    vocab_size = read.integer("vocab_size")
     pad_id = read.integer("pad_token_id", 0, minimum=0)
+    eos_id = read.integer("eos_token_id", 1, minimum=0)
+    for name, token in (("pad_token_id", pad_id), ("eos_token_id", eos_id)):
+        if token >= vocab_size:
+            raise read.refuse(name, f"must be below vocab_size ({vocab_size})")
     if fields.get("decoder_start_token_id") not in (None, pad_id):
         raise read.refuse("decoder_start_token_id", f"only pad_token_id ({pad_id}) is supported as the start token")
     epsilon = read.number("layer_norm_epsilon", 1e-6, below=1)
     return T5Config(
-        vocab_size=read.integer("vocab_size"),
+        vocab_size=vocab_size,
         d_model=read.integer("d_model"),
         d_kv=read.integer("d_kv"),
         d_ff=read.integer("d_ff"),
@@ -106,7 +111,7 @@ def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
         gated=_gated(read),
         tied=_scaled(read),
         pad_id=pad_id,
-        eos_id=read.integer("eos_token_id", 1, minimum=0),
+        eos_id=eos_id,
         dropout=read.number("dropout_rate", 0.1, below=1),
     )
 
@@ -185,7 +190,8 @@ def _scaled(read: _Reader) -> bool:
     if read.fields["model_type"] == "t5":
         return read.flag("scale_decoder_outputs", read.flag("tie_word_embeddings", True))
     if read.flag("tie_word_embeddings", False):
-        release = str(read.fields.get("transformers_version", "")).partition(".")[0]
-        if not release.isdecimal() or int(release) < 5:
+        release = read.fields.get("transformers_version", "")
+        major = release.partition(".")[0] if isinstance(release, str) else ""
+        if not major.isdecimal() or len(major) > 3 or int(major) < 5:
             raise read.refuse("tie_word_embeddings", "releases of transformers disagree on scaling a tied mt5's output")
     return False

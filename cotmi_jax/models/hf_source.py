@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import os.path
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, one_line
 from cotmi_jax.files import as_path, copy_file, is_remote, user_error_on_failure
 from cotmi_jax.models.hf_weights import has_weights
 
@@ -34,9 +35,9 @@ def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
     """
     if is_remote(source):
         return _fetch(str(source))
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # False, unlike Path.is_dir, for a name longer than any file has
         return Path(source)
-    name = str(source)
+    name = one_line(str(source), 300)
     try:
         validate_repo_id(name)
     except HFValidationError as error:

@@ -2,14 +2,15 @@
 
 import contextlib
 import functools
+import os.path
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from cotmi_jax.errors import UserError
-from cotmi_jax.files import read_json
+from cotmi_jax.errors import UserError, one_line, shown
+from cotmi_jax.files import MAX_JSON_BYTES, parse_json, read_json, user_error_on_failure
 from cotmi_jax.models.torch_bin import StoredTensor, open_torch_bin
 
 SAFETENSORS = "model.safetensors"
@@ -21,7 +22,12 @@ _FLOATS = ("F32", "F16", "BF16")
 def has_weights(directory: Path) -> bool:
     """Whether the directory has all weight files of its preferred format."""
     files = _files(directory)
-    return bool(files) and all((directory / file).is_file() for file in files)
+    return bool(files) and all(os.path.isfile(directory / file) for file in files)
+
+
+def stored_bytes(directory: Path) -> int:
+    """Size of the weight files of the preferred format."""
+    return sum((directory / file).stat().st_size for file in _files(directory))
 
 
 @contextlib.contextmanager
@@ -34,8 +40,9 @@ def open_weights(directory: Path) -> Iterator[dict[str, StoredTensor]]:
     if not files:
         raise UserError(f"{directory}: no weights: it must have one of {', '.join(_PREFERENCE)}")
     for file in files:
-        if not (directory / file).is_file():
-            raise UserError(f"{directory / file}: missing, but the index of the weights lists it: download it again")
+        if not os.path.isfile(directory / file):  # False, unlike Path.is_file, for a name longer than any file has
+            missing = one_line(str(directory / file), 300)
+            raise UserError(f"{missing}: missing, but the index of the weights lists it: download it again")
     with contextlib.ExitStack() as stack:
         tensors: dict[str, StoredTensor] = {}
         for file, listed in files.items():
@@ -45,7 +52,9 @@ def open_weights(directory: Path) -> Iterator[dict[str, StoredTensor]]:
             if listed is not None and found.keys() != listed:
                 name = min(found.keys() ^ listed)
                 where = "in the file but not in the index" if name in found else "in the index but not in the file"
-                raise UserError(f"{path}: tensor {name} is {where}: the files belong to different checkpoints")
+                raise UserError(
+                    f"{path}: tensor {one_line(name)} is {where}: the files belong to different checkpoints"
+                )
             tensors |= found
         yield tensors
 
@@ -54,7 +63,7 @@ def _files(directory: Path) -> dict[str, set[str] | None]:
     """Weight files of the preferred format, each with the tensors that an index lists (None: no index), if any."""
     for name in _PREFERENCE:
         path = directory / name
-        if path.is_file():
+        if os.path.isfile(path):
             return {**_shards(path)} if path.suffix == ".json" else {name: None}
     return {}
 
@@ -63,23 +72,28 @@ def _shards(index: Path) -> dict[str, set[str]]:
     """Names of tensors by the file that holds them."""
     weight_map = read_json(index, "download it again").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: weight_map = {weight_map!r}: must be an object from tensor to file")
+        raise UserError(f"{index}: weight_map = {shown(weight_map)}: must be an object from tensor to file")
     shards: dict[str, set[str]] = {}
     for name, file in weight_map.items():
         # A plain file name: an index must not refer to files outside its directory.
         if not isinstance(file, str) or Path(file).name != file or not file.endswith((".safetensors", ".bin")):
-            raise UserError(f"{index}: weight_map[{name!r}] = {file!r}: must name a file in the same directory")
+            raise UserError(
+                f"{index}: weight_map[{shown(name)}] = {shown(file)}: must name a file in the same directory"
+            )
         shards.setdefault(file, set()).add(name)
     return shards
 
 
 @contextlib.contextmanager
 def _open_safetensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
+    _check_header(path)
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(safe_open(path, framework="numpy"))
+            with user_error_on_failure(str(path), "download it again"):
+                file = stack.enter_context(safe_open(path, framework="numpy"))
         except SafetensorError as error:
-            raise UserError(f"{path}: corrupt or truncated: download it again ({error})") from error
+            reason = one_line(str(error))
+            raise UserError(f"{path}: corrupt or truncated: download it again ({reason})") from error
 
         def read(name: str) -> np.ndarray:
             dtype = file.get_slice(name).get_dtype()
@@ -91,3 +105,21 @@ def _open_safetensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
             name: StoredTensor(tuple(file.get_slice(name).get_shape()), functools.partial(read, name))
             for name in file.keys()
         }
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what safetensors' own reader accepts: a header of up to 100 MB, for which it takes a gigabyte and seconds,
+    and one that has a tensor twice, of which every reader may take another.
+    """
+    with user_error_on_failure(str(path), "download it again"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= MAX_JSON_BYTES else b""
+    if length > MAX_JSON_BYTES:
+        raise UserError(
+            f"{path}: corrupt or truncated: download it again (its header has {length} bytes, more than "
+            f"{MAX_JSON_BYTES})"
+        )
+    try:
+        parse_json(header, unique_keys=True)
+    except ValueError as error:
+        raise UserError(f"{path}: corrupt or truncated: download it again ({one_line(str(error))})") from error

@@ -226,6 +226,7 @@ def test_export_overwrites_nothing(checkpoint: Path, tmp_path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "empty").iterdir()} == {0o666 & ~mask}
 
 
 def test_parameters_of_another_network_are_not_exported(tmp_path: Path) -> None:
