@@ -205,6 +205,18 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(source_file, target_file, 1 << 24)
 
 
+def list_objects(folder: Path) -> dict[str, dict[str, Any]]:
+    """The objects below a folder in a bucket: name relative to it → `size`, `crc32c` (base64) and other fields.
+
+    Raises what `failures` lists.
+    """
+    import fsspec
+
+    root = str(folder).removeprefix(_REMOTE).rstrip("/") + "/"
+    found = fsspec.filesystem("gcs", finalize_on_close=True).find(root, detail=True)
+    return {name.removeprefix(root): fields for name, fields in found.items()}
+
+
 def move_folder(source: Path, target: Path, mark: str) -> None:
     """Move a folder to a path that does not exist; its file `mark`, if it has one, marks it as complete.
 

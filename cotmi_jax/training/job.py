@@ -149,7 +149,7 @@ def _make_state(state_def: StateDef, experiment: Experiment, choice: Choice) -> 
     """The initial state: restored, or with the parameters of the initial checkpoint, or random."""
     key = stream_key(experiment.config.seed, "init")
     if choice.latest is not None:
-        items = choice.items or restore_items(choice.latest, state_def.abstract.items())
+        items = choice.items or restore_items(choice.latest, state_def.abstract.items(), verified=True)
         return state_def.restored(items, choice.latest.step)
     if experiment.initial_params is not None:
         return state_def.from_student(experiment.initial_params, key)

@@ -2,6 +2,7 @@
 
 {workdir}/checkpoints/{step}/{params,mi,optimizer,data,config}     the latest few, to resume from
 {workdir}/best/{step}/{params,config,metrics}                      the best on the valid split, to evaluate
+{workdir}/{checkpoints,best}/{step}/checksums.json                 of all their files (checksums.py)
 
 params are the student's; mi, the networks and the state of the mutual-information term, is saved if it has any.
 """
@@ -10,9 +11,9 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import json
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 import jax
@@ -30,13 +31,21 @@ from cotmi_jax.files import (
     user_error_on_write,
 )
 from cotmi_jax.models.student import Params
+from cotmi_jax.parallel.distributed import is_main_process
 from cotmi_jax.parallel.sharding import PyTree
+from cotmi_jax.workdir.checksums import (
+    MARK,
+    files_of,
+    has_checksums,
+    items_of,
+    verify,
+    write_checksums,
+)
 from cotmi_jax.workdir.orbax_noise import silence_abandoned_operations
 from cotmi_jax.workdir.storage_errors import as_system_error, first_line, is_damage
 
 Json = dict[str, Any]
 LATEST, BEST = "checkpoints", "best"
-_ITEMS_FILE = "_CHECKPOINT_METADATA"  # in which orbax lists what a checkpoint holds
 _AGAIN = "make it readable, then give the same command"
 _GROUP_BYTES = 1 << 30  # bytes read at a time when a checkpoint is verified on the host
 
@@ -52,14 +61,48 @@ class Saved:
         return str(self.directory / str(self.step))
 
 
-def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        create=True,
-        cleanup_tmp_directories=True,  # of checkpoints whose writing a kill interrupted
-    )
-    with _writing(directory):
-        return ocp.CheckpointManager(directory, options=options)
+class _Folder:
+    """A folder of checkpoints with its manager, which adds checksums to each before it counts as complete."""
+
+    def __init__(self, directory: Path, keep: int):
+        self.directory, self._step = directory, -1
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,  # of checkpoints whose writing a kill interrupted
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
+        )
+        with _writing(directory):
+            self.manager = ocp.CheckpointManager(directory, options=options)
+
+    def save(self, step: int, items: dict[str, ocp.args.CheckpointArgs]) -> None:
+        """Save items in the background; does nothing if that step is saved already."""
+        if self.manager.latest_step() == step:
+            return
+        with _writing(self.directory):
+            if (
+                not is_remote(self.directory) and not self.directory.exists()
+            ):  # orbax would create it, below the mount point of a lost disk
+                raise FileNotFoundError(errno.ENOENT, "", str(self.directory))
+            self.manager.wait_until_finished()  # as the manager does; from here on no callback reads the step
+            self._step = step
+            self.manager.save(step, args=ocp.args.Composite(**items), custom_metadata=MARK)
+
+    def _add_checksums(self) -> None:
+        """Called in the background, by the first process only, once all files are written."""
+        temporary = self.directory / f"{self._step}{ocp.utils.TMP_DIR_SUFFIX}"  # renamed when it is complete
+        place = self.directory / str(self._step)  # where a marker is written instead, as in a bucket
+        write_checksums(place if is_remote(place) or not temporary.exists() else temporary, self._step)
+
+    def wait(self) -> None:
+        """Return once everything is on disk."""
+        with _writing(self.directory):
+            self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then close the manager."""
+        with _writing(self.directory):
+            self.manager.close()
 
 
 @contextlib.contextmanager
@@ -86,66 +129,41 @@ class Checkpoints:
         silence_abandoned_operations()
         self.workdir = workdir
         check_described(workdir / LATEST)  # BEST is in the same bucket
-        self._latest = _manager(workdir / LATEST, keep)
-        self._best = _manager(workdir / BEST, 1)
-        self._folders = ((self._latest, workdir / LATEST), (self._best, workdir / BEST))
+        self._latest, self._best = _Folder(workdir / LATEST, keep), _Folder(workdir / BEST, 1)
 
     def save(self, trees: dict[str, PyTree], step: int, data: Json, config: Json) -> None:
         """Save everything needed to resume after `step`; does nothing if that step is saved already.
 
         Waits until the best student is on disk: a run that resumes after its step could not save it again.
         """
-        with _writing(self.workdir / BEST):
-            self._best.wait_until_finished()
+        self._best.wait()
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items |= {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(config)}
-        _save(self._latest, self.workdir / LATEST, step, items)
+        self._latest.save(step, items | {"data": ocp.args.JsonSave(data), "config": ocp.args.JsonSave(config)})
 
     def save_best(self, params: Params, step: int, metrics: Json, config: Json) -> None:
         """Replace the best student, which may be of a later step if steps are repeated after a resume."""
-        with _writing(self.workdir / BEST):
-            for later in self._best.all_steps():
+        with _writing(self._best.directory):
+            for later in self._best.manager.all_steps():
                 if later >= step:  # a repeated step is better: orbax keeps only the highest step
-                    self._best.delete(later)
+                    self._best.manager.delete(later)
         items = {"params": ocp.args.StandardSave(params)}
-        items |= {"metrics": ocp.args.JsonSave(metrics), "config": ocp.args.JsonSave(config)}
-        _save(self._best, self.workdir / BEST, step, items)
+        self._best.save(step, items | {"metrics": ocp.args.JsonSave(metrics), "config": ocp.args.JsonSave(config)})
 
     def check(self) -> None:
         """Raise the error of a checkpoint whose writing has ended. Does not wait."""
-        for manager, directory in self._folders:
-            if not manager.is_saving_in_progress():
-                with _writing(directory):
-                    manager.wait_until_finished()
+        for folder in (self._latest, self._best):
+            if not folder.manager.is_saving_in_progress():
+                folder.wait()
 
     def wait(self) -> None:
         """Return once everything is on disk."""
-        for manager, directory in self._folders:
-            with _writing(directory):
-                manager.wait_until_finished()
+        for folder in (self._latest, self._best):
+            folder.wait()
 
     def close(self) -> None:
         """Wait, then close both managers, even where one folder cannot be written."""
-
-        def close(manager: ocp.CheckpointManager, directory: Path) -> None:
-            with _writing(directory):
-                manager.close()
-
-        with run_all(*(functools.partial(close, *each) for each in self._folders)):
+        with run_all(self._latest.close, self._best.close):
             pass
-
-
-def _save(
-    manager: ocp.CheckpointManager, directory: Path, step: int, items: dict[str, ocp.args.CheckpointArgs]
-) -> None:
-    if manager.latest_step() == step:
-        return
-    with _writing(directory):
-        if (
-            not is_remote(directory) and not directory.exists()
-        ):  # orbax would create it, below the mount point of a lost disk
-            raise FileNotFoundError(errno.ENOENT, "", str(directory))
-        manager.save(step, args=ocp.args.Composite(**items))
 
 
 def steps_saved(directory: Path) -> list[int]:
@@ -235,8 +253,8 @@ def contents(checkpoint: Saved, process: int = 0, processes: int = 1) -> Iterato
     Raises UnreadableError, or UserError if files cannot be accessed.
     """
     place = checkpoint.directory / str(checkpoint.step)
-    with _reading(checkpoint, _ITEMS_FILE):
-        handlers = json.loads((place / _ITEMS_FILE).read_text())["item_handlers"]
+    with _reading(checkpoint):
+        handlers = items_of(place)
     written_as_json = {item: handler.endswith("JsonCheckpointHandler") for item, handler in handlers.items()}
     for item in sorted(handlers, key=lambda item: (not written_as_json[item], item)):
         with _reading(checkpoint, item):
@@ -246,14 +264,42 @@ def contents(checkpoint: Saved, process: int = 0, processes: int = 1) -> Iterato
                 yield from _leaves(place / item, process, processes)
 
 
-def damage(checkpoint: Saved, process: int = 0, processes: int = 1) -> str | None:
-    """Why a checkpoint cannot be read; None if it can. Reads the `contents` of this process.
+@functools.cache
+def _say_unchecked(workdir: Path) -> None:
+    if is_main_process():
+        print(
+            f"{workdir} has checkpoints of an earlier version, without checksums: values altered in them since are not "
+            "noticed",
+            file=sys.stderr,
+        )
 
-    A flipped bit within an array's data is not noticed: the format has no checksum there.
+
+def _verify(checkpoint: Saved, items: Collection[str] | None = None, process: int = 0, processes: int = 1) -> bool:
+    """Compare the checksums of a checkpoint, or of some of its items; False, and a notice, where it has none.
+
+    Several processes divide the files. Raises UnreadableError, or UserError if files cannot be accessed.
+    """
+    place = checkpoint.directory / str(checkpoint.step)
+    with _reading(checkpoint):
+        if has_checksums(place):
+            verify(place, checkpoint.step, items, process, processes)
+            return True
+        for _ in files_of(place):
+            pass  # raises where one is no file
+    _say_unchecked(checkpoint.directory.parent)
+    return False
+
+
+def damage(checkpoint: Saved, process: int = 0, processes: int = 1) -> str | None:
+    """Why a checkpoint is damaged; None if it is intact. Several processes divide the work.
+
+    With checksums its files are compared with them. Without, as in workdirs of earlier versions, all `contents` are
+    read: altered values within an array are then not noticed.
     """
     try:
-        for _ in contents(checkpoint, process, processes):
-            pass
+        if not _verify(checkpoint, None, process, processes):
+            for _ in contents(checkpoint, process, processes):
+                pass
     except UnreadableError as error:
         return str(error)
     return None
@@ -265,27 +311,39 @@ def _read(checkpoint: Saved, args: ocp.args.Composite) -> Any:
         return manager.restore(checkpoint.step, args=args)
 
 
-def _restore_intact(checkpoint: Saved, args: ocp.args.Composite) -> Any:
-    """Restore; UnreadableError where the checkpoint is damaged, UserError where anything else prevents it."""
+def _restore_intact(checkpoint: Saved, args: ocp.args.Composite, *, verified: bool = False) -> Any:
+    """Restore; UnreadableError where the checkpoint is damaged, UserError where anything else prevents it.
+
+    The files of the items are first compared with their checksums, unless they are `verified`.
+    """
+    try:
+        if not verified:
+            _verify(checkpoint, args.keys(), jax.process_index(), jax.process_count())
+        return _restore_or_name_damage(checkpoint, args)
+    except UnreadableError as error:
+        if checkpoint.step in steps_saved(checkpoint.directory):
+            raise
+        raise UserError(
+            f"checkpoint {checkpoint} was removed while it was read, as a run that is still training replaces its "
+            "checkpoints: give the same command again"
+        ) from error
+
+
+def _restore_or_name_damage(checkpoint: Saved, args: ocp.args.Composite) -> Any:
     try:
         with _reading(checkpoint):
             return _read(checkpoint, args)
     except UnreadableError as error:
-        if checkpoint.step not in steps_saved(checkpoint.directory):
-            raise UserError(
-                f"checkpoint {checkpoint} was removed while it was read, as a run that is still training replaces its "
-                "checkpoints: give the same command again"
-            ) from error
         reason = damage(checkpoint)
         if reason is None:  # a wrong shape, for example: the files are intact
             raise UserError(f"checkpoint {checkpoint} is intact, but not what is to be restored ({error})") from error
         raise UnreadableError(reason) from error
 
 
-def _restore(checkpoint: Saved, args: ocp.args.Composite) -> Any:
-    """Restore; if the checkpoint is damaged, the UserError names the other checkpoints."""
+def _restore(checkpoint: Saved, args: ocp.args.Composite, *, verified: bool = False) -> Any:
+    """Like _restore_intact; if the checkpoint is damaged, the UserError names the other checkpoints."""
     try:
-        return _restore_intact(checkpoint, args)
+        return _restore_intact(checkpoint, args, verified=verified)
     except UnreadableError as error:
         workdir = checkpoint.directory.parent
         others = [Saved(workdir / folder, step) for folder in (BEST, LATEST) for step in steps_saved(workdir / folder)]
@@ -308,9 +366,12 @@ def _trees(abstract: dict[str, PyTree]) -> dict[str, ocp.args.CheckpointArgs]:
     return {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
 
 
-def restore_items(checkpoint: Saved, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
-    """The named trees of a checkpoint, each leaf sharded as its abstract array specifies, on any mesh."""
-    items = _restore(checkpoint, ocp.args.Composite(**_trees(abstract)))
+def restore_items(checkpoint: Saved, abstract: dict[str, PyTree], *, verified: bool = False) -> dict[str, PyTree]:
+    """The named trees of a checkpoint, each leaf sharded as its abstract array specifies, on any mesh.
+
+    verified: its checksums are compared already.
+    """
+    items = _restore(checkpoint, ocp.args.Composite(**_trees(abstract)), verified=verified)
     return {name: items[name] for name in abstract}
 
 

@@ -31,7 +31,7 @@ class Choice:
 
 
 def _verify(checkpoint: Saved) -> None:
-    """Read all of a checkpoint, divided among the processes. All raise UnreadableError if one finds damage."""
+    """Verify all of a checkpoint, divided among the processes. All raise UnreadableError if one finds damage."""
     found = all_gather_text(damage(checkpoint, jax.process_index(), jax.process_count()) or "")
     reason = next(filter(None, found), None)
     if reason is not None:

@@ -15,7 +15,7 @@ _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
 _ERRNO = {"RESOURCE_EXHAUSTED": errno.ENOSPC, "PERMISSION_DENIED": errno.EACCES, "NOT_FOUND": errno.ENOENT}
 # Errors about the content of files, by tensorstore's status and by the system's error; others may be an outage.
 _OF_CONTENT = ("NOT_FOUND", "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
-_OF_CONTENT_CODES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_OF_CONTENT_CODES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def first_line(error: Exception) -> str:
@@ -35,7 +35,9 @@ def as_system_error(error: ValueError, path: object) -> OSError | None:
 def is_damage(error: Exception) -> bool:
     """Whether a read error is about the content. Any other may be a temporary outage."""
     if isinstance(error, failures()):
-        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        return getattr(error, "errno", None) == errno.ELOOP or isinstance(
+            error, FileNotFoundError | NotADirectoryError | IsADirectoryError
+        )
     status, number = _STATUS.match(str(error)), _SYSTEM_ERROR.search(str(error))
     if number:
         return int(number[1]) in _OF_CONTENT_CODES

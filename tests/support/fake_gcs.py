@@ -3,6 +3,7 @@
 Clients find it by the variables of `FakeGcs.environment`: gcsfs, google-cloud-storage and tensorstore.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import fsspec
+import google_crc32c
 
 _OBJECT = r"/([^/]+)(?:/(rewriteTo)/b/[^/]+/o/([^/]+))?"
 _API = re.compile(rf"(?:/download|/upload)?/storage/v1/b/([^/]+)(?:/(o)(?:{_OBJECT})?)?")
@@ -63,11 +65,13 @@ class FakeGcs:
     def described(self, name: str) -> dict[str, object]:
         """The resource of an object."""
         content, generation = self.objects[name]
+        crc = base64.b64encode(google_crc32c.value(content).to_bytes(4, "big")).decode()
         now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
         return {
             "kind": "storage#object", "id": f"{self.bucket}/{name}/{generation}", "name": name, "bucket": self.bucket,
             "size": str(len(content)), "generation": str(generation), "metageneration": "1", "etag": str(generation),
             "updated": now, "timeCreated": now, "contentType": "application/octet-stream", "storageClass": "STANDARD",
+            "crc32c": crc,
         }  # fmt: skip
 
 

@@ -200,6 +200,13 @@ def save_states(workdir: Path, *steps: int, keep: int = 5) -> None:
     checkpoints.close()
 
 
+def remove_checksums(checkpoint: Path) -> None:
+    """Make a checkpoint one of a version that wrote no checksums."""
+    (checkpoint / "checksums.json").unlink()
+    metadata = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
+    (checkpoint / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata | {"custom_metadata": {}}))
+
+
 def assert_same(actual: Any, expected: Any) -> None:
     """Bit-equal, leaf by leaf."""
     leaves = jax.tree_util.tree_leaves_with_path(actual)

@@ -77,7 +77,7 @@ def steps_outlast_saves() -> None:
     managers, save, write = [], Checkpoints.save, MetricWriter.write
 
     def save_noted(checkpoints: Checkpoints, *given: Any) -> None:
-        managers.append(checkpoints._latest)
+        managers.append(checkpoints._latest.manager)
         save(checkpoints, *given)
 
     def write_and_wait(writer: MetricWriter, step: int, metrics: Mapping[str, float]) -> None:
@@ -179,7 +179,7 @@ def test_a_later_best_that_cannot_be_deleted_is_an_error(tmp_path: Path, monkeyp
     checkpoints = Checkpoints(tmp_path, keep=5)
     params = {"student": {"w": jnp.zeros(3)}}
     checkpoints.save_best(params, 6, {}, {})
-    monkeypatch.setattr(checkpoints._best, "delete", refuse)
+    monkeypatch.setattr(checkpoints._best.manager, "delete", refuse)
     with pytest.raises(UserError, match="cannot write .*/best: Permission denied: make it writable"):
         checkpoints.save_best(params, 4, {}, {})
     checkpoints.close()

@@ -180,6 +180,7 @@ def of_an_array(cause: Exception) -> Exception:
 )
 def test_inaccessible_files_are_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     runs.save_states(tmp_path, 1, 2)
+    runs.remove_checksums(tmp_path / "checkpoints" / "2")  # with them, only a restore reads arrays
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise failure
@@ -204,6 +205,7 @@ def test_inaccessible_files_are_not_damage(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_an_error_about_content_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     runs.save_states(tmp_path, 2)
+    runs.remove_checksums(tmp_path / "checkpoints" / "2")
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise failure
@@ -228,6 +230,7 @@ def test_checkpoints_that_cannot_be_listed_are_a_user_error(tmp_path: Path, monk
 @pytest.mark.parametrize("error", [AttributeError("restore"), of_an_array(AttributeError("restore"))], ids=repr)
 def test_a_defect_of_the_code_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     runs.save_states(tmp_path, 2)
+    runs.remove_checksums(tmp_path / "checkpoints" / "2")
 
     def broken(*args: Any, **kwargs: Any) -> None:
         raise error
