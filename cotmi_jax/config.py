@@ -81,8 +81,8 @@ def base() -> ConfigDict:
 def _data() -> ConfigDict:
     """Data sets, their labels and rationales, and how they become batches."""
     data = ConfigDict()
-    # arithmetic svamp cqa esnli anli1 jsonl:PATH tfds:NAME, or several with their weights in the training stream:
-    # "svamp=3,arithmetic=1" (docs/data.md)
+    # arithmetic svamp cqa esnli anli1 jsonl:PATH csv:PATH tsv:PATH parquet:PATH hf:NAME_OR_PATH tfds:NAME, or several
+    # with their weights in the training stream: "svamp=3,arithmetic=1" (docs/data.md)
     data.dataset = "cqa"
     data.root = ""  # folder of the release, may be gs://; "": $COTMI_DATA_ROOT
     data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
@@ -91,8 +91,11 @@ def _data() -> ConfigDict:
     data.subsample = 1.0  # fraction of the train split kept, drawn with the seed
     data.bad_rows = "error"  # or skip: leave out rows that cannot be used, count and report them
     data.empty_rationale = "error"  # or drop: leave out such train examples; keep: train on their label alone
-    data.labels = ""  # labels that rows of jsonl may have, separated by commas; "": any
-    data.label_kind = "text"  # how labels of jsonl are compared: as text, or equation: by value
+    # Of your own rows (jsonl csv tsv parquet hf): the columns that hold input, label, rationale, weight, teacher_label
+    # and id, where they have other names: "input=question,label=answer"
+    data.fields = ""
+    data.labels = ""  # labels that your own rows may have, separated by commas; "": any
+    data.label_kind = "text"  # how labels of your own rows are compared: as text, or equation: by value
     data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
     data.size = 16_000  # train examples of the generated set (arithmetic only)
     data.label_type = "gt"  # train on gold labels, or llm: on the teacher's

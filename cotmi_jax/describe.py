@@ -5,7 +5,10 @@ from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imp
 from absl import flags
 
 _DATASET = flags.DEFINE_string(
-    "dataset", None, "arithmetic, svamp, cqa, esnli, anli1, jsonl:PATH or tfds:NAME, or several: svamp=3,arithmetic=1."
+    "dataset",
+    None,
+    "arithmetic, svamp, cqa, esnli, anli1, jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:NAME_OR_PATH or "
+    "tfds:NAME, or several: svamp=3,arithmetic=1.",
 )
 _DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT.")
 _TEACHER = flags.DEFINE_string("teacher", "palm", "palm or gpt-neox.")
@@ -14,8 +17,11 @@ _ALIGN = flags.DEFINE_string(
 )
 _ASDIV = flags.DEFINE_bool("augment_asdiv", False, "Add ASDiv to SVAMP's train split.")
 _BAD_ROWS = flags.DEFINE_string("bad_rows", "error", "error, or skip: leave out rows that cannot be used.")
-_LABELS = flags.DEFINE_string("labels", "", "Labels that rows of jsonl may have, separated by commas; default: any.")
-_LABEL_KIND = flags.DEFINE_string("label_kind", "text", "How labels of jsonl are compared: text or equation.")
+_FIELDS = flags.DEFINE_string(
+    "fields", "", "Columns of your own rows that hold the fields: input=question,label=answer; default: their names."
+)
+_LABELS = flags.DEFINE_string("labels", "", "Labels that your own rows may have, separated by commas; default: any.")
+_LABEL_KIND = flags.DEFINE_string("label_kind", "text", "How labels of your own rows are compared: text or equation.")
 _TFDS_DIR = flags.DEFINE_string(
     "tfds_dir",
     "",
@@ -47,7 +53,7 @@ def main() -> None:
     config.data.dataset, config.data.root = _DATASET.value, _DATA_ROOT.value or ""
     config.data.teacher, config.data.align, config.data.augment_asdiv = _TEACHER.value, _ALIGN.value, _ASDIV.value
     config.data.bad_rows, config.data.tfds_dir = _BAD_ROWS.value, _TFDS_DIR.value
-    config.data.labels, config.data.label_kind = _LABELS.value, _LABEL_KIND.value
+    config.data.labels, config.data.label_kind, config.data.fields = _LABELS.value, _LABEL_KIND.value, _FIELDS.value
     config.data.vocabulary, config.data.empty_rationale = _VOCABULARY.value or "", "drop"
     loaded = load_data(config)
     vocabulary = Vocabulary(find_vocabulary(config))

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
-from cotmi_jax.data.grammar import ComponentSpec, SourceKind, parse_dataset
+from cotmi_jax.data.grammar import OWN_KINDS, ComponentSpec, SourceKind, parse_dataset
 from cotmi_jax.data.sources.arithmetic import ArithmeticSource
 from cotmi_jax.data.sources.base import Source, digest
-from cotmi_jax.data.sources.jsonl import JsonlSource
+from cotmi_jax.data.sources.hf_datasets import HfSource
+from cotmi_jax.data.sources.own_files import FileSource
 from cotmi_jax.data.sources.registered import SOURCES
 from cotmi_jax.data.sources.released import ReleasedSource
+from cotmi_jax.data.sources.row_format import RowFormat, parse_fields
 from cotmi_jax.data.sources.rows import BAD_ROWS, NUM_NOTES, check_choice
 from cotmi_jax.data.sources.tfds import TfdsSource
 from cotmi_jax.data.splits import subsample as subsample_examples
@@ -38,8 +40,9 @@ class Loading:
     empty_rationale: for examples with a blank rationale: "error" refuses them, in any split; "drop" removes them from
       train; "keep" gives the rationale weight 0, so that only the label is trained.
     size: number of train examples of "arithmetic", before subsampling.
-    labels: the labels that rows of JSON Lines may have, separated by commas; "" for any.
-    label_kind: how labels of JSON Lines are compared.
+    labels: the labels that rows of a user's own data may have, separated by commas; "" for any.
+    label_kind: how labels of such rows are compared.
+    fields: the columns of such rows that hold the fields, in the form of `row_format.parse_fields`.
     """
 
     dataset: str
@@ -55,12 +58,18 @@ class Loading:
     size: int = 16_000
     labels: str = ""
     label_kind: str = "text"
+    fields: str = ""
 
     def __post_init__(self) -> None:
         check_choice("bad_rows", self.bad_rows, BAD_ROWS)
         check_choice("empty_rationale", self.empty_rationale, EMPTY_RATIONALES)
         check_choice("label_kind", self.label_kind, LABEL_KINDS)
-        if self.augment_asdiv and all(spec[:2] != ("released", "svamp") for spec in parse_dataset(self.dataset)):
+        components = parse_dataset(self.dataset)
+        if parse_fields(self.fields) and all(spec.kind not in OWN_KINDS for spec in components):
+            raise UserError(
+                f"config.data.fields describes rows of {', '.join(OWN_KINDS)}, not {self.dataset!r}: unset it"
+            )
+        if self.augment_asdiv and all(spec[:2] != ("released", "svamp") for spec in components):
             raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.dataset!r}: leave it off")
 
 
@@ -161,10 +170,11 @@ def _sources(loading: Loading) -> list[tuple[ComponentSpec, Source]]:
     return sources
 
 
-def _jsonl(spec: ComponentSpec, loading: Loading) -> Source:
+def _own(spec: ComponentSpec, loading: Loading) -> Source:
     labels = tuple(label.strip() for label in loading.labels.split(",") if label.strip())
     kind: LabelKind = "equation" if loading.label_kind == "equation" else "text"
-    return JsonlSource(as_path(spec.argument), labels, kind, loading.bad_rows)
+    rows = RowFormat(labels, kind, loading.bad_rows, parse_fields(loading.fields))
+    return HfSource(spec.argument, rows) if spec.kind == "hf" else FileSource(spec.kind, as_path(spec.argument), rows)
 
 
 def _released(spec: ComponentSpec, loading: Loading) -> Source:
@@ -179,9 +189,9 @@ def _released(spec: ComponentSpec, loading: Loading) -> Source:
 
 
 _SOURCE_OF_KIND: dict[SourceKind, Callable[[ComponentSpec, Loading], Source]] = {
+    **dict.fromkeys(OWN_KINDS, _own),
     "arithmetic": lambda spec, loading: ArithmeticSource(loading.size),
     "released": _released,
-    "jsonl": _jsonl,
     "registered": lambda spec, loading: SOURCES[spec.argument],
     "tfds": lambda spec, loading: TfdsSource(spec.argument, loading.tfds_dir, loading.teacher, loading.bad_rows),
 }

@@ -1,17 +1,26 @@
 """Parses `config.data.dataset`: one component, or several with rates, such as "svamp=3,arithmetic=1"."""
 
 import math
+import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from cotmi_jax.data.sources.hf_datasets import is_folder
 from cotmi_jax.data.sources.registered import SOURCES
 from cotmi_jax.data.sources.released_sets import RELEASED_NAMES
 from cotmi_jax.data.sources.tfds_formats import TFDS_SETS
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import absolute
 
-SourceKind = Literal["released", "arithmetic", "jsonl", "tfds", "registered"]
-CHOICES = (*sorted((*RELEASED_NAMES, "arithmetic")), "jsonl:PATH", "tfds:NAME")
+SourceKind = Literal["released", "arithmetic", "jsonl", "csv", "tsv", "parquet", "hf", "tfds", "registered"]
+FILE_KINDS: tuple[SourceKind, ...] = ("jsonl", "csv", "tsv", "parquet")
+OWN_KINDS: tuple[SourceKind, ...] = (*FILE_KINDS, "hf")  # whose rows config.data.fields describes
+CHOICES = (
+    *sorted((*RELEASED_NAMES, "arithmetic")),
+    *(f"{kind}:PATH" for kind in FILE_KINDS),
+    "hf:NAME_OR_PATH",
+    "tfds:NAME",
+)
 
 
 class ComponentSpec(NamedTuple):
@@ -41,7 +50,7 @@ def parse_dataset(dataset: str) -> tuple[ComponentSpec, ...]:
     for i, component in enumerate(components):
         if component[:2] in [earlier[:2] for earlier in components[:i]]:
             raise UserError(
-                f"dataset = {dataset!r} names {component.written} twice: give it once, with the sum of the rates"
+                f"dataset = {shown(dataset)} names {one_line(component.written)} twice: give it once, with the sum of the rates"
             )
     return components
 
@@ -50,7 +59,10 @@ def with_absolute_paths(dataset: str) -> str:
     """The same string with absolute paths, so that it names the same files from any folder."""
     names = []
     for component in parse_dataset(dataset):
-        name = f"jsonl:{absolute(component.argument)}" if component.kind == "jsonl" else component.written
+        if component.kind in FILE_KINDS or (component.kind == "hf" and is_folder(component.argument)):
+            name = f"{component.kind}:{absolute(component.argument)}"
+        else:
+            name = component.written
         # A path with "=" needs a rate after it: its own end could be read as one.
         names.append(name if component.rate == 1 and "=" not in name else f"{name}={component.rate:.12g}")
     return ",".join(names)
@@ -62,24 +74,28 @@ def _parse_component(text: str) -> ComponentSpec:
     if rate is None:  # There is no rate; a "=" is part of a path.
         written, rate = text, 1.0
     if not (rate > 0 and math.isfinite(rate)):
-        raise UserError(f"dataset: the rate of {written} is {last}: give a number above 0")
+        raise UserError(f"dataset: the rate of {one_line(written)} is {last}: give a number above 0")
     prefix, colon, argument = written.partition(":")
     if written == "arithmetic":
         return ComponentSpec("arithmetic", "", rate, written)
     if written in RELEASED_NAMES:
         return ComponentSpec("released", written, rate, written)
-    if prefix == "jsonl" and argument:
-        return ComponentSpec(
-            "jsonl", argument if "://" in argument else str(Path(argument).expanduser()), rate, written
-        )
+    for kind in OWN_KINDS:
+        if prefix == kind and argument:
+            # Not through Path for hf, where "./name" is a folder and "name" may be on the hub.
+            keep = "://" in argument or kind == "hf"
+            path = os.path.expanduser(argument) if keep else str(Path(argument).expanduser())
+            return ComponentSpec(kind, path, rate, written)
     if prefix == "tfds" and colon:
         if argument not in TFDS_SETS:
-            raise UserError(f"dataset = {written!r}: the data sets of TensorFlow Datasets are {', '.join(TFDS_SETS)}")
+            raise UserError(
+                f"dataset = {shown(written)}: the data sets of TensorFlow Datasets are {', '.join(TFDS_SETS)}"
+            )
         return ComponentSpec("tfds", argument, rate, written)
     if written in SOURCES:
         return ComponentSpec("registered", written, rate, written)
     choices = ", ".join((*CHOICES, *sorted(SOURCES)))
-    raise UserError(f"dataset = {text!r}: choose one of {choices}, or several as NAME=RATE,NAME=RATE")
+    raise UserError(f"dataset = {shown(text)}: choose one of {choices}, or several as NAME=RATE,NAME=RATE")
 
 
 def _number(text: str) -> float | None:

@@ -44,6 +44,7 @@ def loading_of(config: ConfigDict) -> Loading:
         size=data.size,
         labels=data.labels,
         label_kind=data.label_kind,
+        fields=data.fields,
     )
 
 

@@ -43,7 +43,7 @@ def test_a_dataset_string_names_components_and_rates(dataset, components):
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ("gsm8k", "dataset = 'gsm8k': choose one of anli1, arithmetic, cqa, esnli, svamp, jsonl:PATH, tfds:NAME, or"),
+        ("gsm8k", "dataset = 'gsm8k': choose one of anli1, arithmetic, cqa, esnli, svamp, jsonl:PATH, csv:PATH, tsv:"),
         ("cqa,", "dataset = '': choose one of"),
         ("", "dataset = '': choose one of"),
         ("jsonl:", "dataset = 'jsonl:': choose one of"),

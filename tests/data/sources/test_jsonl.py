@@ -7,7 +7,8 @@ import pytest
 
 from cotmi_jax.data.corpus import Loading, load_corpus
 from cotmi_jax.data.example import Corpus
-from cotmi_jax.data.sources.jsonl import JsonlSource
+from cotmi_jax.data.sources.own_files import FileSource
+from cotmi_jax.data.sources.row_format import RowFormat
 from cotmi_jax.errors import UserError
 
 GOOD = {"input": "Is ice cold?", "label": "yes", "rationale": "Ice is frozen."}
@@ -21,7 +22,7 @@ def write(path: Path, *rows: dict | str | bytes) -> Path:
 
 
 def read(path: Path, **settings) -> Corpus:
-    return JsonlSource(path, **settings).read()
+    return FileSource("jsonl", path, RowFormat(**settings)).read()
 
 
 def test_a_row_becomes_an_example_with_its_place(tmp_path):
@@ -50,6 +51,8 @@ def test_a_row_becomes_an_example_with_its_place(tmp_path):
         ("Why.", 0, [("", 0.0)]),
         ([], None, [("", 0.0)]),
         ([], [], [("", 0.0)]),
+        (None, None, [("", 0.0)]),
+        (None, 2, [("", 0.0)]),
         (" ", None, [("", 0.0)]),
     ],
 )
@@ -74,14 +77,15 @@ BAD_ROWS = [
     ({**GOOD, "input": " \n"}, "the input is empty; correct or remove the row"),
     ({**GOOD, "label": ""}, "the label is empty; correct or remove the row"),
     ({**GOOD, "label": "perhaps"}, "label = 'perhaps'; data.labels allows yes, no"),
-    ({"input": "Why?", "label": "yes"}, "rationale = None; give a text or a list of texts"),
+    ({**GOOD, "rationale": 3}, "rationale = 3; give a text or a list of texts"),
+    ({"input": "Why?", "label": "yes", "weight": [1]}, "1 weights for 0 rationales; give one number, or as many"),
     ({**GOOD, "rationale": ["One.", 2]}, "rationale = ['One.', 2]; give a text or a list of texts"),
     ({**GOOD, "rationale": {"text": 1}}, "rationale = {'text': 1}; give a text or a list of texts"),
     ({**GOOD, "weight": -1}, "weight = -1; give a number of at least 0"),
     ({**GOOD, "weight": "1"}, "weight = '1'; give a number of at least 0"),
     ({**GOOD, "weight": True}, "weight = True; give a number of at least 0"),
     ('{"input": "A", "label": "yes", "rationale": "B", "weight": NaN}', "weight = nan; give a number of at least 0"),
-    ({**GOOD, "weight": 10**400}, "weight = 1000"),
+    ({**GOOD, "weight": 10**400}, "weight = <integer of 1329 bits>; give a number of at least 0"),
     ('{"input": "A", "weight": 1' + "0" * 5000 + "}", "JSON beyond the parser's limits (Exceeds the limit"),
     ("[" * 200_000, "JSON beyond the parser's limits (maximum recursion"),
     ({**GOOD, "weight": [1, 1]}, "2 weights for 1 rationales; give one number, or as many"),

@@ -1,0 +1,149 @@
+"""How a user's own rows become examples: which fields they have, and what each may hold."""
+
+import dataclasses
+import sys
+from collections.abc import Collection, Mapping, Sequence
+
+from cotmi_jax.data.example import Example, LabelKind
+from cotmi_jax.data.sources.rows import BadRows, RawRow, Row, check_text, text_field
+from cotmi_jax.errors import UserError, one_line, shown
+
+FIELDS = ("input", "label", "rationale", "weight", "teacher_label", "id")
+REQUIRED = ("input", "label")
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """The mapping of config.data.fields, "input=question,label=answer": field → name of the column or key.
+
+    Raises:
+      UserError: an unknown field, one that is named twice, or no name after it.
+    """
+    mapping: dict[str, str] = {}
+    for pair in filter(None, (pair.strip() for pair in text.split(","))):
+        field, _, column = (part.strip() for part in pair.partition("="))
+        if field not in FIELDS or not column or field in mapping:
+            raise UserError(
+                f"config.data.fields: {one_line(pair)!r} is not FIELD=COLUMN with one of {', '.join(FIELDS)}, each at "
+                "most once: give, for example, input=question,label=answer"
+            )
+        mapping[field] = column
+    return mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFormat:
+    """What the rows of a user's own data hold.
+
+    labels: the labels that a row may have; () for any.
+    kind: how labels are compared.
+    bad_rows: "error", or "skip" to leave rows out that cannot be used, and count them.
+    fields: field → name of the column or key that holds it, where that is not the field's own name.
+    """
+
+    labels: tuple[str, ...] = ()
+    kind: LabelKind = "text"
+    bad_rows: str = "error"
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """For digests: everything that determines the examples of given rows."""
+        mapped = (tuple(sorted(self.fields.items())),) if self.fields else ()
+        # With "skip", rows without a rationale were bad rows in version 1.
+        version = (2,) if self.bad_rows == "skip" else ()
+        return (self.labels, self.kind, self.bad_rows, *mapped, *version)
+
+    def column(self, field: str) -> str:
+        """The name of the column or key that holds a field."""
+        return self.fields.get(field, field)
+
+    def columns(self, found: Sequence[str], where: str) -> list[str]:
+        """The columns of a table that are read. UserError where one is missing or there twice, listing those found."""
+        named = [self.column(field) for field in FIELDS if field in self.fields or self.column(field) in found]
+        for field in FIELDS:
+            column, number = self.column(field), found.count(self.column(field))
+            if number > 1 or (not number and (field in REQUIRED or field in self.fields)):
+                listed = one_line(", ".join(found), 300) or "none"
+                raise UserError(
+                    f"{where}: {'two columns' if number else 'no column'} {one_line(column)!r} for the {field}; the "
+                    f"columns are {listed}; name that of the {field} in config.data.fields ({field}=COLUMN)"
+                )
+        return [column for column in named if column in found]
+
+    def examples(
+        self, name: str, split: str, rows: Collection[RawRow], where: str, bad: BadRows
+    ) -> tuple[Example, ...]:
+        """The examples of a split. UserError, with its place, for a bad row unless `bad` skips it, and if none is good.
+
+        name: that of the source, which begins every id.
+        where: the file or table that holds the rows, for messages.
+        """
+        places: dict[str, str] = {}
+        examples = []
+        for number, raw in enumerate(rows):
+            with bad.guard(split):
+                row = raw.parse()
+                row_id = self._id(row, raw.place) or str(number)
+                if row_id in places:
+                    other = places[row_id]
+                    raise UserError(
+                        f"{raw.place}: id {one_line(row_id)} is also that of {other}; give every row a unique id"
+                    )
+                example = self._example(f"{name}/{split}/{row_id}", row, raw)
+                places[row_id] = raw.place
+                examples.append(example)
+        bad.check_usable(len(examples), len(rows), where)
+        return tuple(examples)
+
+    def _example(self, name: str, row: Row, raw: RawRow) -> Example:
+        place = raw.place
+        text, label = (self._non_blank(row, field, place) for field in REQUIRED)
+        if self.labels and label not in self.labels:
+            allowed = one_line(", ".join(self.labels))
+            raise UserError(f"{place}: label = {shown(label)}; data.labels allows {allowed}")
+        column = self.column("teacher_label")
+        teacher_label = None if row.get(column) is None else text_field(row, column, place).strip()
+        first, *more = self._rationales(row, raw) or [("", 0.0)]
+        return Example(name, text, label, first[0], teacher_label or None, first[1], tuple(more), self.kind, place)
+
+    def _non_blank(self, row: Row, field: str, place: str) -> str:
+        value = text_field(row, self.column(field), place)
+        if not value.strip():
+            raise UserError(f"{place}: the {field} is empty; correct or remove the row")
+        return value
+
+    def _id(self, row: Row, place: str) -> str:
+        """The row's field `id`; "" where it has none."""
+        value = row.get(self.column("id"))
+        if value is None:
+            return ""
+        if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+            raise UserError(f"{place}: id = {shown(value)}; give a text or a whole number, or leave it out")
+        return check_text(str(value), self.column("id"), place)
+
+    def _rationales(self, row: Row, raw: RawRow) -> list[tuple[str, float]]:
+        """The rationales that are trained on: those that are not blank and whose weight is above 0."""
+        place, column = raw.place, self.column("rationale")
+        given = row.get(column)
+        texts: list[object] = [] if given is None else given if isinstance(given, list) else [given]
+        weight = row.get(self.column("weight"), 1.0)
+        weights: list[object] = weight if isinstance(weight, list) else [weight] * len(texts)
+        if len(weights) != len(texts):
+            raise UserError(f"{place}: {len(weights)} weights for {len(texts)} rationales; give one number, or as many")
+        pairs = []
+        for text, value in zip(texts, weights, strict=True):
+            if not isinstance(text, str):
+                raise UserError(f"{place}: {one_line(column)} = {shown(given)}; give a text or a list of texts")
+            number = _number(value) if raw.is_table else value
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= sys.float_info.max:
+                raise UserError(f"{place}: weight = {shown(value)}; give a number of at least 0")
+            pairs.append((check_text(text, column, place).strip(), float(number)))
+        return [(text, number) for text, number in pairs if text and number]
+
+
+def _number(value: object) -> object:
+    """The number that the cell of a table holds, which can be written as a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
