@@ -50,7 +50,8 @@ def parse_dataset(dataset: str) -> tuple[ComponentSpec, ...]:
     for i, component in enumerate(components):
         if component[:2] in [earlier[:2] for earlier in components[:i]]:
             raise UserError(
-                f"dataset = {shown(dataset)} names {one_line(component.written)} twice: give it once, with the sum of the rates"
+                f"dataset = {shown(dataset)} names {one_line(component.written)} twice: give it once, with the sum of "
+                "the rates"
             )
     return components
 

@@ -123,6 +123,7 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
         "size": 11,
         "labels": "yes",
         "label_kind": "equation",
+        "fields": "rationale=why",
     }
     assert set(changes) | {"data_root", "tfds_dir"} == {field.name for field in dataclasses.fields(Loading)}
     found = {corpus_fingerprint(dataclasses.replace(plain, **{key: value})) for key, value in changes.items()}
