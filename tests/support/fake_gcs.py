@@ -23,12 +23,16 @@ _API = re.compile(rf"(?:/download|/upload)?/storage/v1/b/([^/]+)(?:/(o)(?:{_OBJE
 
 
 class FakeGcs:
-    """The bucket and the writes to it. `refuse`: the status with which every request is answered, if not 0."""
+    """The bucket, and the names of the objects that were written and read.
+
+    refuse: the status with which every request is answered, if not 0.
+    """
 
     def __init__(self, bucket: str):
         self.bucket = bucket
         self.objects: dict[str, tuple[bytes, int]] = {}  # content and generation by name
         self.writes: list[str] = []
+        self.reads: list[str] = []
         self.refuse = 0
         self.describes_bucket = True  # whether the client has the permission storage.buckets.get
         self.delay = 0.0  # seconds before an answer
@@ -143,6 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _read(self, name: str) -> None:
+        self.store.reads.append(name)
         content, generation = self.store.objects[name]
         headers = {"x_goog_generation": str(generation), "ETag": str(generation)}
         ranged = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))

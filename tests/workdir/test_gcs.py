@@ -27,7 +27,7 @@ from cotmi_jax.models.hf import save_hf
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.job import train
 from cotmi_jax.workdir import metrics
-from cotmi_jax.workdir.checkpoint import Checkpoints, find, steps_saved
+from cotmi_jax.workdir.checkpoint import Checkpoints, Saved, damage, find, steps_saved
 from cotmi_jax.workdir.metrics import MetricWriter
 from cotmi_jax.workdir.recovery import choose, set_aside
 
@@ -271,3 +271,25 @@ def test_a_network_failure_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
     with pytest.raises(UserError, match="^gs://bucket cannot be used: Cannot connect to host 127.0.0.1:1"):
         files.as_path("gs://bucket/run")
+
+
+def test_altered_objects_are_noticed_without_reading_any(
+    store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = files.as_path("gs://bucket/runs/altered")
+    runs.save_states(place, 1)
+    (checkpoint,) = (Saved(place / "checkpoints", step) for step in steps_saved(place / "checkpoints"))
+    prefix = "runs/altered/checkpoints/1/"
+    names = [name for name in store.names(prefix) if name.count("/") > 4]
+    read: list[str] = []
+    monkeypatch.setattr(store, "reads", read)
+    assert damage(checkpoint) is None
+    assert {name.removeprefix(prefix) for name in read} == {"_CHECKPOINT_METADATA", "checksums.json"}
+    for name in names:
+        content, _ = store.objects[name]
+        store.put(name, content[:-1] + bytes([content[-1] ^ 1]))
+        reason = damage(checkpoint)
+        item = name.removeprefix(prefix).partition("/")[0]
+        assert reason is not None and reason.startswith(f"{item}: ") and "was altered" in reason
+        store.put(name, content)
+    assert len(names) > 10 and damage(checkpoint) is None
