@@ -25,6 +25,17 @@ _SAMPLES_PER_REQUEST = flags.DEFINE_integer(
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Sampling temperature.", lower_bound=0.0)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Maximal number of tokens of a completion.", lower_bound=1)
 _BODY = flags.DEFINE_string("body", "{}", "JSON object merged into every request; null removes a field.")
+_RATIONALE = flags.DEFINE_enum(
+    "rationale", "completion", ["completion", "thinking"], "Text that is the rationale; thinking: of reasoning models."
+)
+_STRUCTURED = flags.DEFINE_bool("structured", False, "Request JSON by a schema; needs a prompt with the rule json.")
+_MIN_READABLE = flags.DEFINE_float(
+    "min_readable",
+    0.5,
+    "Share of the samples whose answer has to be readable; 0 accepts any answers.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 _RATIONALIZE = flags.DEFINE_bool("rationalize", False, "Ask again, stating the gold label, if no sample gives it.")
 _INCONSISTENT = flags.DEFINE_enum(
     "inconsistent", "drop", ["drop", "keep", "downweight"], "Treatment of rationales whose answer is not the label."
@@ -57,7 +68,8 @@ def main() -> int:
     from cotmi_jax.teacher.prompt import load_prompt
     from cotmi_jax.teacher.questions import load_questions
 
-    prompt = load_prompt(_PROMPT.value or _DATASET.value or "generic")
+    prompt = load_prompt(_PROMPT.value or _DATASET.value or "generic").with_source(_RATIONALE.value)
+    schema = prompt.schema() if _STRUCTURED.value else None
     source = (_QUESTIONS.value, _DATASET.value, _SPLIT.value, _DATA_ROOT.value)
     output = Path(_OUTPUT.value)
     request_limits = (_CONCURRENCY.value, _SAMPLES_PER_REQUEST.value, _REQUESTS.value, _TOKENS.value)
@@ -65,7 +77,7 @@ def main() -> int:
         load_questions(*source, prompt.rule.kind)[: _LIMIT.value],
         prompt,
         Endpoint(_MODEL.value, _BASE_URL.value, _KEY_VARIABLE.value, _TIMEOUT.value),
-        request_settings(_TEMPERATURE.value, _MAX_TOKENS.value, _BODY.value),
+        request_settings(_TEMPERATURE.value, _MAX_TOKENS.value, _BODY.value, schema),
         _SAMPLES.value,
         _RATIONALIZE.value,
         Limits(*request_limits, _MAX_TOKENS.value, _RETRIES.value, _BACKOFF.value),
@@ -73,6 +85,7 @@ def main() -> int:
         Prices(_PRICE_IN.value, _PRICE_OUT.value),
         output,
         Path(_JOURNAL.value) if _JOURNAL.value else output.with_suffix(".journal.jsonl"),
+        _MIN_READABLE.value,
     )
     if _DRY_RUN.value:
         annotation.dry_run()

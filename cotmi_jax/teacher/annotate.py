@@ -8,9 +8,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cotmi_jax.errors import UserError
-from cotmi_jax.files import replace_file
-from cotmi_jax.teacher.asking import Asker, Limits, Request, estimate_tokens
+from tqdm import tqdm
+
+from cotmi_jax.errors import UserError, shown
+from cotmi_jax.files import parse_json, replace_file
+from cotmi_jax.teacher.answers import read_sample
+from cotmi_jax.teacher.asking import (
+    MAX_CONSECUTIVE_UNREADABLE,
+    Asker,
+    Limits,
+    Request,
+    UnreadableAnswers,
+    estimate_tokens,
+)
 from cotmi_jax.teacher.client import Teacher, read_key
 from cotmi_jax.teacher.consistency import Annotated, Policy, agrees, annotate_question
 from cotmi_jax.teacher.journal import Choice, Journal, Records, digest, read_journal
@@ -36,7 +46,8 @@ class Annotation:
     """An annotation as the flags describe it.
 
     settings are the fields of a request other than model, messages and n. The journal accepts responses to one model,
-    prompt and settings only; policy, prices, limits and the number of samples may change from run to run.
+    prompt and settings only; policy, prices, limits and the number of samples may change from run to run. min_readable
+    is the least share of the samples whose answer can be read; 0 accepts any answers.
     """
 
     questions: Sequence[Question]
@@ -50,6 +61,7 @@ class Annotation:
     prices: Prices
     output: Path
     journal: Path
+    min_readable: float = 0.5
 
     @property
     def header(self) -> dict[str, object]:
@@ -61,7 +73,8 @@ class Annotation:
         """Requests the samples that the journal lacks, then writes output and report. Returns the exit status.
 
         Raises:
-          UserError: the run cannot continue; or samples are missing after output and report have been written.
+          UserError: the run cannot continue; or, after output and report have been written, samples are missing, too
+            few of their answers can be read, or none has a rationale.
         """
         self._check_paths()
         if self.rationalize:  # a missing hint is reported before any request is paid for
@@ -72,7 +85,8 @@ class Annotation:
                     f"{self.journal}: removed an incomplete last line of {journal.truncated_bytes} bytes",
                     file=sys.stderr,
                 )
-            reasons = {}
+            reasons: dict[str, str] = {}
+            stopped = False
             if self._requests(journal.records) or self._hinted_requests(journal.records):
                 asker = asyncio.run(self._ask(journal))
                 if asker.fatal:
@@ -84,8 +98,9 @@ class Annotation:
                     )
                     return EXIT_INTERRUPTED
                 print(f"sent {asker.requests} requests, {asker.retries} of them retries", file=sys.stderr)
-                reasons = asker.failed
+                reasons, stopped = asker.failed, asker.unreadable
             self._write(journal.records)
+            self._check_readable(journal.records, stopped)
             missing = [r.id for r in (*self._requests(journal.records), *self._hinted_requests(journal.records))]
         if missing:
             raise UserError(
@@ -116,9 +131,16 @@ class Annotation:
         endpoint = self.endpoint
         key = read_key(endpoint.key_variable, endpoint.base_url or os.environ.get("OPENAI_BASE_URL"))
         teacher = Teacher(
-            endpoint.model, self.settings, base_url=endpoint.base_url, key=key, timeout_s=endpoint.timeout_s
+            endpoint.model,
+            self.settings,
+            base_url=endpoint.base_url,
+            key=key,
+            timeout_s=endpoint.timeout_s,
+            notify=lambda line: tqdm.write(line, file=sys.stderr),
         )
-        asker = Asker(teacher, self.prompt, journal, self.limits, journal_totals(journal.records, self.prices))
+        totals = journal_totals(journal.records, self.prices)
+        answers = UnreadableAnswers(self.prompt.rule, journal.records) if self.min_readable > 0 else None
+        asker = Asker(teacher, self.prompt, journal, self.limits, totals, answers)
         try:
             if await asker.ask(self._requests(journal.records), "asking"):
                 await asker.ask(self._hinted_requests(journal.records), "rationalizing")
@@ -158,6 +180,29 @@ class Annotation:
         text = self.prompt.text(question.input, question.place, question.label)
         return samples, _choices(records, question, text, hinted=True)[: self.samples]
 
+    def _check_readable(self, records: Records, stopped: bool) -> None:
+        """Raises UserError for a run that its answers ended, and where too few can be read or none has a rationale."""
+        samples = [s for question in self.questions for group in self._samples(records, question) for s in group]
+        readings = [read_sample(sample, self.prompt.rule) for sample in samples]
+        unreadable = [sample for sample, (_, answer) in zip(samples, readings, strict=True) if answer is None]
+        readable = len(samples) - len(unreadable)
+        if stopped or readable < self.min_readable * len(samples):
+            limit = (
+                f"the run ended after {MAX_CONSECUTIVE_UNREADABLE} questions in a row without a readable answer"
+                if stopped
+                else f"fewer than --min_readable={self.min_readable:g} of them"
+            )
+            raise UserError(
+                f"of {len(samples)} samples {readable} have an answer that the prompt's rule can read, {limit}: "
+                f"{explain_unreadable(unreadable, self.prompt)}; {self.output} has what could be read"
+            )
+        if readable and self.min_readable > 0 and not any(rationale for rationale, _ in readings):
+            remedy = "correct the prompt" if self.prompt.rule.source == "thinking" else "pass --rationale=thinking"
+            raise UserError(
+                f"none of {len(samples)} samples has a rationale, the first is {shown(samples[0].text)}: {remedy}, or "
+                "accept any answers (--min_readable=0)"
+            )
+
     def _check_paths(self) -> None:
         """Raises UserError where the output would overwrite the questions or the journal."""
         sources = {Path(name).resolve() for name in {question.place.rpartition(":")[0] for question in self.questions}}
@@ -185,15 +230,41 @@ class Annotation:
         print("\n".join(report_lines(report)))
 
 
-def request_settings(temperature: float, max_tokens: int, body: str) -> dict[str, object]:
-    """The fields of every request, overridden by those of `body`. UserError where that is not a JSON object."""
+def request_settings(
+    temperature: float, max_tokens: int, body: str, schema: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """The fields of every request, overridden by those of `body`; schema is the response_format, None for none.
+
+    Raises:
+      UserError: `body` is not a JSON object, or has fields that the other flags set.
+    """
     try:
-        overrides = json.loads(body)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--body={body!r:.60}: not JSON ({error.msg}); give a JSON object") from error
+        overrides = parse_json(body)
+    except ValueError as error:
+        raise UserError(f"--body={shown(body)}: not JSON ({error}); give a JSON object") from error
     if not isinstance(overrides, dict) or overrides.keys() & {"model", "messages", "n", "stream"}:
-        raise UserError(f"--body={body!r:.60}: give a JSON object without model, messages, n and stream")
-    return {"temperature": temperature, "max_tokens": max_tokens, **overrides}
+        raise UserError(f"--body={shown(body)}: give a JSON object without model, messages, n and stream")
+    response_format = {} if schema is None else {"response_format": schema}
+    return {"temperature": temperature, "max_tokens": max_tokens, **response_format, **overrides}
+
+
+def explain_unreadable(unreadable: Sequence[Choice], prompt: Prompt) -> str:
+    """One of these samples, shortened, and the remedy, for those that the limit on tokens cut or for the others."""
+    cut = [sample for sample in unreadable if sample.finish_reason == "length"]
+    if 2 * len(cut) > len(unreadable):
+        return (
+            f"{len(cut)} were cut by the limit on tokens, one is {_describe(cut[-1])}: raise --max_tokens, with "
+            "another --journal"
+        )
+    sample = next(sample for sample in reversed(unreadable) if sample.finish_reason != "length")
+    return (
+        f"one is {_describe(sample)}: set parse in a copy of {prompt.path} to a rule that reads it, which needs no "
+        "further request, or correct the prompt, with another --journal"
+    )
+
+
+def _describe(sample: Choice) -> str:
+    return shown(sample.text) if sample.text else "empty, after its thinking" if sample.thinking else "empty"
 
 
 def _choices(records: Records, question: Question, text: str, *, hinted: bool) -> list[Choice]:

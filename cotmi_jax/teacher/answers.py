@@ -1,18 +1,39 @@
-"""The rules that split a completion into rationale and answer: those of the released sets, and a generic one."""
+"""The rules that split a completion into rationale and answer: those of the released sets, and general ones."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from cotmi_jax.data.example import LabelKind
 from cotmi_jax.data.labels import evaluate_expression
 from cotmi_jax.data.sources.released_sets import RELEASED, ParseCompletion, parse_anli
 from cotmi_jax.data.tasks import ANSWER_MARK
+from cotmi_jax.teacher.formats import (
+    DEFAULT_FIELDS,
+    DEFAULT_MARKS,
+    read_boxed,
+    read_json,
+    read_marked,
+    tolerate_markdown,
+)
+from cotmi_jax.teacher.journal import Choice
+from cotmi_jax.teacher.thinking import split_thinking
+
+RationaleSource = Literal["completion", "thinking"]
+RATIONALE_SOURCES: tuple[RationaleSource, ...] = ("completion", "thinking")
+_MARKS = {"equation": "The answer is", "esnli": "Answer:"}  # of the rules of the released sets; others: ANSWER_MARK
 
 
 class Rule(NamedTuple):
-    """How a completion is split into rationale and answer, and how answers are compared."""
+    """How a completion is split into rationale and answer, and how answers are compared.
+
+    fields: names of the rationale and the answer in a JSON answer; None for a rule that reads no JSON. source: whether
+    the rationale is what the rule splits off the completion, or the thinking that precedes the completion.
+    """
 
     parse: ParseCompletion
     kind: LabelKind
+    fields: tuple[str, str] | None = None
+    source: RationaleSource = "completion"
 
 
 def parse_generic(completion: str) -> tuple[str, str | None]:
@@ -32,10 +53,45 @@ def _parse_anli(completion: str) -> tuple[str, str | None]:
     return parse_anli(text if text.endswith(".") else text + ".")
 
 
-RULES = {released.rule: Rule(released.parse, released.kind) for released in RELEASED.values()} | {
+_FIXED = {released.rule: Rule(released.parse, released.kind) for released in RELEASED.values()} | {
     "anli": Rule(_parse_anli, "text"),
     "generic": Rule(parse_generic, "text"),
 }
+# The rules without settings.
+RULES = {
+    name: rule._replace(parse=tolerate_markdown(rule.parse, _MARKS.get(name, ANSWER_MARK)))
+    for name, rule in _FIXED.items()
+} | {"boxed": Rule(read_boxed, "text")}
+RULE_NAMES = (*RULES, "mark", "json")
+
+
+def make_rule(
+    names: Sequence[str],
+    kind: LabelKind | None = None,
+    marks: Sequence[str] = DEFAULT_MARKS,
+    fields: tuple[str, str] = DEFAULT_FIELDS,
+) -> Rule:
+    """A rule that tries those of RULE_NAMES in `names` in order; the first that reads an answer splits the completion.
+
+    If none does, the rationale is that of the first. kind None: that of the first. marks are those of the rule "mark",
+    fields those of "json".
+    """
+    configured = RULES | {"mark": Rule(read_marked(marks), "text"), "json": Rule(read_json(fields), "text", fields)}
+    rules = [configured[name] for name in names]
+    compared = kind or rules[0].kind
+
+    def parse(completion: str) -> tuple[str, str | None]:
+        readings = []
+        for rule in rules:
+            rationale, answer = rule.parse(completion)
+            if answer is not None and compared == "equation" and evaluate_expression(answer) is None:
+                answer = None
+            if answer is not None:
+                return rationale, answer
+            readings.append(rationale)
+        return readings[0], None
+
+    return Rule(parse, compared, fields if "json" in names else None)
 
 
 def read_completion(completion: str, rule: Rule) -> tuple[str, str | None]:
@@ -44,3 +100,10 @@ def read_completion(completion: str, rule: Rule) -> tuple[str, str | None]:
     if answer is not None and rule.kind == "equation" and evaluate_expression(answer) is None:
         answer = None
     return rationale, answer
+
+
+def read_sample(sample: Choice, rule: Rule) -> tuple[str, str | None]:
+    """Rationale and answer of a sample. The answer is never read from the thinking, which states discarded ones too."""
+    inline, completion = split_thinking(sample.text)
+    rationale, answer = read_completion(completion, rule)
+    return (sample.thinking or inline if rule.source == "thinking" else rationale), answer

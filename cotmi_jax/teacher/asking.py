@@ -8,14 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from tqdm import tqdm
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.teacher.client import Reply, Teacher, TransientError
-from cotmi_jax.teacher.journal import Journal, Record, digest
+from cotmi_jax.teacher.answers import Rule, read_sample
+from cotmi_jax.teacher.client import ParameterRefused, Teacher, TransientError
+from cotmi_jax.teacher.journal import Choice, Journal, Record, Records, digest
 from cotmi_jax.teacher.prompt import Message, Prompt
 from cotmi_jax.teacher.rate_limit import RateLimit, backoff
 from cotmi_jax.teacher.report import Totals
+from cotmi_jax.teacher.response import Reply
 
 # After so many consecutive questions without a response the server counts as down, and the run ends.
 MAX_CONSECUTIVE_FAILURES = 20
+# After so many consecutive questions without an answer that the rule can read, the run ends, as all answers seem to be
+# unusable. Questions are counted, not samples, since all samples of an odd question may be unreadable.
+MAX_CONSECUTIVE_UNREADABLE = 20
 CHARACTERS_PER_TOKEN = 4  # approximately, of English text
 
 
@@ -42,6 +47,30 @@ class Request:
     hinted: bool = False
 
 
+class UnreadableAnswers:
+    """The consecutive questions, in the order of their responses, without an answer that the rule can read.
+
+    Those of earlier runs count, but one further response decides: the server may have been corrected since then.
+    """
+
+    def __init__(self, rule: Rule, records: Records):
+        self._rule = rule
+        self._consecutive: set[str] = set()
+        for responses in records.values():
+            for record in responses:
+                self.add(record.id, record.choices)
+        while len(self._consecutive) >= MAX_CONSECUTIVE_UNREADABLE:
+            self._consecutive.pop()
+
+    def add(self, question: str, choices: Iterable[Choice]) -> bool:
+        """Adds the samples of a response. True if the last questions have no readable answer, enough to end the run."""
+        if any(read_sample(choice, self._rule)[1] is not None for choice in choices):
+            self._consecutive.clear()
+        else:
+            self._consecutive.add(question)
+        return len(self._consecutive) >= MAX_CONSECUTIVE_UNREADABLE
+
+
 def estimate_tokens(messages: Sequence[Message]) -> int:
     """An estimate of the tokens of a conversation, for use before the server has counted them."""
     return sum(len(message["content"]) for message in messages) // CHARACTERS_PER_TOKEN
@@ -50,22 +79,32 @@ def estimate_tokens(messages: Sequence[Message]) -> int:
 class Asker:
     """Sends requests and journals the responses.
 
-    After `ask`, `failed` maps the id of each question without response to the reason, and `fatal` is the error that
-    ended the run. On the first SIGINT or SIGTERM the run waits for the requests in flight, which are paid for; the
-    second cancels them.
+    answers None: any answers are accepted. After `ask`, `failed` maps the id of each question without response to the
+    reason, `fatal` is the error that ended the run, and `unreadable` whether unreadable answers ended it. On the first
+    SIGINT or SIGTERM the run waits for the requests in flight, which are paid for; the second cancels them.
     """
 
-    def __init__(self, teacher: Teacher, prompt: Prompt, journal: Journal, limits: Limits, totals: Totals):
+    def __init__(
+        self,
+        teacher: Teacher,
+        prompt: Prompt,
+        journal: Journal,
+        limits: Limits,
+        totals: Totals,
+        answers: UnreadableAnswers | None,
+    ):
         self._teacher = teacher
         self._prompt = prompt
         self._journal = journal
         self._limits = limits
         self._totals = totals
+        self._answers = answers
         self._request_rate = RateLimit(limits.requests_per_minute) if limits.requests_per_minute else None
         self._token_rate = RateLimit(limits.tokens_per_minute) if limits.tokens_per_minute else None
         self._stop = asyncio.Event()
         self._consecutive_failures = 0
         self.interrupted = False
+        self.unreadable = False
         self.fatal: UserError | None = None
         self.failed: dict[str, str] = {}
         self.requests = 0
@@ -131,6 +170,9 @@ class Asker:
             self._consecutive_failures = 0
             self._journal.append(Record(request.id, digest(request.text), request.hinted, *reply))
             missing -= len(reply.choices)
+            if self._answers and self._answers.add(request.id, reply.choices):
+                self.unreadable = True
+                self._stop.set()
             self._totals.add(reply.tokens_in, reply.tokens_out)
             self._bar.update(len(reply.choices))
             self._bar.set_postfix_str(f"{self._totals}, {len(self.failed)} failed")
@@ -148,6 +190,8 @@ class Asker:
             self.requests += 1
             try:
                 reply = await self._teacher.ask(messages, samples)
+            except ParameterRefused:  # at once, since each parameter can be refused only once
+                continue
             except TransientError as error:
                 if attempt == self._limits.max_retries:
                     raise

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cotmi_jax.data.example import LabelKind
 from cotmi_jax.data.labels import is_correct
-from cotmi_jax.teacher.answers import Rule, read_completion
+from cotmi_jax.teacher.answers import Rule, read_sample
 from cotmi_jax.teacher.journal import Choice
 from cotmi_jax.teacher.questions import Question
 
@@ -52,7 +52,7 @@ def majority(answers: Sequence[str | None], kind: LabelKind) -> str | None:
 
 def agrees(samples: Sequence[Choice], label: str, rule: Rule) -> bool:
     """Whether the answer of any sample is the label."""
-    answers = (read_completion(sample.text, rule)[1] for sample in samples)
+    answers = (read_sample(sample, rule)[1] for sample in samples)
     return any(answer is not None and is_correct(answer, label, rule.kind) for answer in answers)
 
 
@@ -66,7 +66,7 @@ def annotate_question(
     Of identical rationales one is kept, with the largest weight. Weights are not added: training alternates between the
     rationales of an example, so a sum would give a question with one rationale more weight than one with several.
     """
-    completions = [read_completion(sample.text, rule) for sample in samples]
+    completions = [read_sample(sample, rule) for sample in samples]
     teacher_label = majority([answer for _, answer in completions], rule.kind)
     label = teacher_label if question.label is None else question.label
     counts: Counter[str] = Counter()
@@ -95,7 +95,7 @@ def annotate_question(
         else:
             add(rationale, inconsistent_weight, f"inconsistent_{policy.inconsistent}", "inconsistent_drop")
     if not any(is_label(answer) for _, answer in completions):
-        for rationale, answer in (read_completion(sample.text, rule) for sample in hinted):
+        for rationale, answer in (read_sample(sample, rule) for sample in hinted):
             weight = policy.rationalized_weight if is_label(answer) else None
             add(rationale, weight, "rationalized", "rationalized_drop")
     answers = tuple(answer for _, answer in completions)

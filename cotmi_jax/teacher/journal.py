@@ -10,23 +10,29 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from cotmi_jax.data.sources.rows import Row, read_text
-from cotmi_jax.errors import UserError
+from cotmi_jax.data.sources.rows import Row
+from cotmi_jax.errors import UserError, shown
+from cotmi_jax.files import parse_json, read_regular, user_error_on_failure
 
 FORMAT = "cotmi_jax annotations 1"
 
 
 class Choice(NamedTuple):
-    """One completion of a response, without the key if the server repeated it."""
+    """One completion of a response, without the key if the server repeated it.
+
+    thinking is the text of a reasoning model before the completion, where the server separates the two; else None.
+    """
 
     text: str
     finish_reason: str | None
+    thinking: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class Journal:
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; choose another --journal or --output") from error
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise UserError(f"{path}: not a regular file; choose another --journal")
             self._lock()
             self._repair_last_line()
             self.records = read_journal(path, header)
@@ -78,7 +86,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Writes a response and returns once it is on disk. UserError if that fails; no fragment remains then."""
-        row = dataclasses.asdict(record) | {"choices": [choice._asdict() for choice in record.choices]}
+        row = dataclasses.asdict(record) | {"choices": [_choice_row(choice) for choice in record.choices]}
         # The header is written with the first response: a run without responses does not fix the settings.
         self._write([row] if os.fstat(self._file).st_size else [self._header, row])
         self.records[record.id].append(record)
@@ -132,20 +140,24 @@ def read_journal(path: Path, header: Mapping[str, object]) -> Records:
     records: Records = defaultdict(list)
     if not path.exists():
         return records
-    lines = read_text(path).split("\n")
-    if lines[-1] and not _is_complete(lines[-1].encode()):
+    with user_error_on_failure(str(path), "choose another --journal"):
+        content = read_regular(path)
+    lines = content.split(b"\n")  # not splitlines(): texts may hold its other line ends, such as U+2028
+    if lines[-1] and not _is_complete(lines[-1]):
         lines.pop()
     for i, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if i == 1:
                 _check_header(path, row, header)
             else:
                 record = _record(row)
                 records[record.id].append(record)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}:{i}: not a line of a journal ({type(error).__name__}); remove the line (its response is "
                 "requested again), or choose another --journal"
@@ -155,7 +167,7 @@ def read_journal(path: Path, header: Mapping[str, object]) -> Records:
 
 def _is_complete(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(parse_json(line), dict)
     except ValueError:
         return False
 
@@ -166,8 +178,15 @@ def _check_header(path: Path, found: object, header: Mapping[str, object]) -> No
     recorded, current = {**dict.fromkeys(header), **found}, {**dict.fromkeys(found), **header, "format": FORMAT}
     differing = [key for key in recorded if recorded[key] != current[key]]
     if differing:
-        listed = ", ".join(f"{key} was {recorded[key]!r:.60}, is {current[key]!r:.60}" for key in differing)
+        listed = ", ".join(f"{key} was {shown(recorded[key])}, is {shown(current[key])}" for key in differing)
         raise UserError(f"{path}: made with other settings: {listed}; restore them, or choose another --journal")
+
+
+def _choice_row(choice: Choice) -> dict[str, str | None]:
+    row = choice._asdict()
+    if choice.thinking is None:  # earlier versions read no such field
+        del row["thinking"]
+    return row
 
 
 def _record(row: Row) -> Record:
@@ -177,7 +196,10 @@ def _record(row: Row) -> Record:
     fields = {field.name: row[field.name] for field in dataclasses.fields(Record)}
     record = Record(**(fields | {"choices": tuple(Choice(**choice) for choice in choices)}))  # type: ignore[arg-type]
     texts = (record.id, record.asked, record.model, *(choice.text for choice in record.choices))
+    optional = (value for choice in record.choices for value in (choice.finish_reason, choice.thinking))
     counts = (record.tokens_in, record.tokens_out)
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | None) for n in counts):
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(text, str | None) for text in optional):
+        raise TypeError
+    if not all(isinstance(n, int | None) for n in counts) or not isinstance(record.hinted, bool):
         raise TypeError
     return record

@@ -9,20 +9,23 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any, get_args
 
-from cotmi_jax.data.example import EOS_TEXT
+from cotmi_jax.data.example import EOS_TEXT, LabelKind
 from cotmi_jax.data.labels import is_correct
 from cotmi_jax.data.sources.rows import read_text
 from cotmi_jax.errors import UserError
-from cotmi_jax.teacher.answers import RULES, Rule, read_completion
+from cotmi_jax.teacher.answers import RULE_NAMES, RationaleSource, Rule, make_rule, read_completion
 
 _PROMPTS = Path(str(resources.files("cotmi_jax.teacher") / "prompts"))
 BUILT_IN = tuple(sorted(path.stem for path in _PROMPTS.glob("*.toml")))
 Message = dict[str, str]  # role and content, as the chat protocol defines them
 
+LABEL_KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _PLACEHOLDERS = {"input", "premise", "hypothesis", "answer"}
-_KEYS = ("parse", "instructions", "question", "hint", "example")
+_KEYS = ("parse", "kind", "marks", "fields", "instructions", "question", "hint", "example")
+_LIST_KEYS = ("parse", "marks", "fields")
 _EXAMPLE_KEYS = ("input", "completion", "answer")
 
 
@@ -57,6 +60,29 @@ class Prompt:
     def conversation(self, text: str, *, hinted: bool) -> list[Message]:
         """Instructions, worked examples (with their answers stated if `hinted`), and the question's message."""
         return [*(self._hinted_context if hinted else self._plain_context), {"role": "user", "content": text}]
+
+    def with_source(self, source: RationaleSource) -> "Prompt":
+        """This prompt, with rationales from the completion or from the thinking that precedes it."""
+        return dataclasses.replace(self, rule=self.rule._replace(source=source))
+
+    def schema(self) -> dict[str, object]:
+        """The `response_format` by which a server returns JSON with the rationale first, so that it is not an excuse.
+
+        Raises:
+          UserError: the prompt's rules do not include json.
+        """
+        if self.rule.fields is None:
+            raise UserError(
+                f"--structured: {self.path} reads no JSON; pass --prompt=json, or add json to its parse and write the "
+                "instructions and worked examples for JSON"
+            )
+        properties = {name: {"type": "string"} for name in self.rule.fields}
+        required = {"required": list(self.rule.fields), "additionalProperties": False}
+        schema = {"type": "object", "properties": properties, **required}
+        return {
+            "type": "json_schema",
+            "json_schema": {"name": "rationale_and_answer", "strict": True, "schema": schema},
+        }
 
     @functools.cached_property
     def _plain_context(self) -> list[Message]:
@@ -115,17 +141,13 @@ def parse_prompt(path: Path) -> Prompt:
     tables = fields.pop("example", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"{path}: begin every worked example with the line [[example]]")
-    texts = _read_texts(fields, _KEYS, str(path))
-    if "parse" not in texts:
-        raise UserError(f"{path}: no key parse; give one of {', '.join(RULES)}")
-    if texts["parse"] not in RULES:
-        raise UserError(f"{path}: unknown rule {texts['parse']!r}; set parse to one of {', '.join(RULES)}")
+    texts = _read_texts({name: value for name, value in fields.items() if name not in _LIST_KEYS}, _KEYS, str(path))
+    rule = _read_rule(fields, texts.get("kind"), path)
     if "question" not in texts:
         raise UserError(f"{path}: no key question; give a text that contains {{input}}")
     templates = {name: texts[name] for name in ("question", "hint") if name in texts}
     for name, template in templates.items():
         _check_template(name, template, path)
-    rule = RULES[texts["parse"]]
     examples = [
         _worked_example(table, f"{path}: example {i}", rule, templates.values()) for i, table in enumerate(tables, 1)
     ]
@@ -143,6 +165,35 @@ def _read_toml(path: Path) -> dict[str, object]:
                 "[[example]] (docs/annotation.md); the journal of a prompt with the same texts stays valid"
             ) from None
         raise UserError(f"{path}: not TOML: {error}; docs/annotation.md shows a prompt file") from None
+
+
+def _read_rule(fields: Mapping[str, object], kind: str | None, path: Path) -> Rule:
+    """The rule of the keys parse, kind, marks and fields. UserError where one is missing, unknown or unused."""
+    if "parse" not in fields:
+        raise UserError(f"{path}: no key parse; give one of {', '.join(RULE_NAMES)}, or a list of them")
+    names = _read_list(fields, "parse", path)
+    if unknown := [name for name in names if name not in RULE_NAMES]:
+        raise UserError(f"{path}: unknown rule {unknown[0]!r:.50}; set parse to one of {', '.join(RULE_NAMES)}")
+    if kind is not None and kind not in LABEL_KINDS:
+        raise UserError(f"{path}: kind = {kind!r:.50}; choose one of {', '.join(LABEL_KINDS)}")
+    settings: dict[str, Any] = {"kind": kind}
+    for key, user in (("marks", "mark"), ("fields", "json")):
+        if key in fields:
+            if user not in names:
+                raise UserError(f"{path}: {key} is used by the rule {user} only; add it to parse, or remove the key")
+            settings[key] = _read_list(fields, key, path)
+    if len(settings.get("fields", "12")) != 2:
+        raise UserError(f"{path}: fields = {fields['fields']!r:.50}; give two names, those of rationale and answer")
+    return make_rule(names, **settings)
+
+
+def _read_list(fields: Mapping[str, object], key: str, path: Path) -> tuple[str, ...]:
+    """A text or a list of texts, stripped. UserError for anything else, and for an empty list or text."""
+    value = fields[key]
+    items: list[Any] = value if isinstance(value, list) else [value]
+    if not items or not all(isinstance(item, str) and item.strip() for item in items):
+        raise UserError(f"{path}: {key} = {value!r:.50}; give a text in quotes, or a list of them")
+    return tuple(item.strip() for item in items)
 
 
 def _read_texts(fields: Mapping[str, object], known: Iterable[str], place: str) -> dict[str, str]:

@@ -27,19 +27,27 @@ def write_rows(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def annotation(folder: Path, url: str | None, rows: Sequence[Row], **changes: Any) -> Annotation:
     """A run over `rows` that writes r.jsonl, r.journal.jsonl and r.report.json to the folder; retries wait 10 ms."""
-    options: dict[str, Any] = dict(samples=1, rationalize=False, prompt="generic", model=MODEL, settings={})
-    options |= dict(concurrency=4, samples_per_request=None, requests_per_minute=None, tokens_per_minute=None)
+    options: dict[str, Any] = dict(
+        samples=1, rationalize=False, prompt="generic", model=MODEL, settings={}, min_readable=0.5
+    )
+    options |= dict(
+        rationale="completion",
+        concurrency=4,
+        samples_per_request=None,
+        requests_per_minute=None,
+        tokens_per_minute=None,
+    )
     options |= dict(
         max_retries=3, backoff=0.01, timeout=5.0, policy=Policy("drop", 0.25, 1.0), prices=Prices(None, None)
     )
     assert changes.keys() <= options.keys()
     o = options | changes
-    prompt = load_prompt(str(o["prompt"]))
+    prompt = load_prompt(str(o["prompt"])).with_source(o["rationale"])
     return Annotation(
         questions=load_questions(str(write_rows(folder / "q.jsonl", rows)), None, "", None, prompt.rule.kind),
         prompt=prompt,
@@ -60,6 +68,7 @@ def annotation(folder: Path, url: str | None, rows: Sequence[Row], **changes: An
         prices=o["prices"],
         output=folder / "r.jsonl",
         journal=folder / "r.journal.jsonl",
+        min_readable=o["min_readable"],
     )
 
 

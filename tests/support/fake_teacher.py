@@ -18,12 +18,15 @@ class FakeTeacher:
 
     complete: returns another completion, from the last user message and the index of the sample. faults: one for each
     of the first requests. requests: the bodies of all requests, in order; keys: their authorization headers.
+    reasoning_tokens: the model reasons for so many tokens before it answers, and is served as OpenAI serves its
+    reasoning models: max_tokens and any temperature but 1 are refused, and the tokens count towards the limit.
     """
 
     def __init__(
         self, complete: Callable[[str, int], str] | None = None, faults: Sequence[Fault] = (), delay_s: float = 0
     ):
         self.complete = complete or add_up
+        self.reasoning_tokens: int | None = None
         self.faults = list(faults)
         self.delay_s = delay_s
         self.largest_n = 100
@@ -64,15 +67,34 @@ def completion(teacher: FakeTeacher, body: dict[str, Any]) -> dict[str, Any]:
     """A chat completion in the format of the protocol."""
     samples = range(min(body.get("n", 1), teacher.largest_n))
     text = body["messages"][-1]["content"]
+    limit = body.get("max_completion_tokens", 1 << 20)
+    cut = teacher.reasoning_tokens is not None and teacher.reasoning_tokens >= limit
     choices = [
         {
             "index": k,
-            "message": {"role": "assistant", "content": teacher.complete(text, k)},
-            "finish_reason": teacher.finish_reason,
+            "message": {"role": "assistant", "content": "" if cut else teacher.complete(text, k)},
+            "finish_reason": "length" if cut else teacher.finish_reason,
         }
         for k in samples
     ]
     return {"id": "c", "object": "chat.completion", "model": teacher.model, "choices": choices, "usage": teacher.usage}
+
+
+def refused_parameter(body: dict[str, Any]) -> dict[str, str] | None:
+    """The error of OpenAI's API for a parameter that its reasoning models refuse, the first of them."""
+    if "max_tokens" in body:
+        message = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        return api_error(f"Unsupported parameter: {message}", "max_tokens", "unsupported_parameter")
+    if (temperature := body.get("temperature", 1)) != 1:
+        message = (
+            f"'temperature' does not support {temperature} with this model. Only the default (1) value is supported."
+        )
+        return api_error(f"Unsupported value: {message}", "temperature", "unsupported_value")
+    return None
+
+
+def api_error(message: str, parameter: str, code: str) -> dict[str, str]:
+    return {"message": message, "type": "invalid_request_error", "param": parameter, "code": code}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -96,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.reply(404, {"detail": "Not Found"})
             elif fault is not None:
                 fault(self)
+            elif teacher.reasoning_tokens is not None and (refusal := refused_parameter(self.body)):
+                self.reply(400, {"error": refusal})
             else:
                 self.reply(200, completion(teacher, self.body))
         except (BrokenPipeError, ConnectionResetError):

@@ -311,13 +311,14 @@ def test_the_report_warns_of_cut_completions_missing_counts_and_another_model(tm
     assert "requested oracle-1, but smaller-0 answered" in capsys.readouterr().out
 
 
-def test_a_refusal_without_text_is_a_parse_failure(tmp_path):
+def test_a_refusal_without_text_is_no_readable_answer(tmp_path):
     refusal = {
         "choices": [{"message": {"content": None, "refusal": "no"}, "finish_reason": "stop"}],
         "model": "oracle-1",
     }
     with FakeTeacher(faults=(lambda handler: handler.reply(200, refusal),)) as teacher:
-        assert annotation(tmp_path, teacher.url, sums(1)).run() == 0
+        with pytest.raises(UserError, match="of 1 samples 0 have an answer .* one is empty"):
+            annotation(tmp_path, teacher.url, sums(1)).run()
     assert len(teacher.requests) == 1
     assert report(tmp_path)["parse_failures"] == 1
 

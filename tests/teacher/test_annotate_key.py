@@ -126,6 +126,22 @@ def test_every_flag_reaches_the_run(tmp_path):
     assert len(read_rows(tmp_path / "paid")) == 7 and "$60.0006" in run.stdout
 
 
+def test_flags_about_answers_reach_the_run_and_too_few_readable_ones_exit_with_2(tmp_path):
+    def complete(text: str, sample: int) -> str:
+        return '<think>Ten.</think>{"rationale": "Zero.", "answer": "10"}' if "0 + 10" in text else "Who\nknows?"
+
+    write_rows(tmp_path / "q.jsonl", sums(4))
+    flags = ("--prompt=json", "--structured", "--rationale=thinking", "--min_readable=0.3")
+    with FakeTeacher(complete) as teacher:
+        run = annotate(tmp_path, f"--base_url={teacher.url}", *flags)
+    assert run.returncode == 2
+    error = run.stderr.splitlines()[-1]
+    assert error.startswith("error: of 4 samples 1 have an answer") and "--min_readable=0.3" in error
+    assert "Who\\nknows?" in error
+    assert [row["rationale"] for row in read_rows(tmp_path / "r.jsonl")] == [["Ten."], [], [], []]
+    assert {body["response_format"]["type"] for body in teacher.requests} == {"json_schema"}
+
+
 def test_released_sets_are_questions(tmp_path, data_root):
     with FakeTeacher(lambda *_: "Of these, one. So the answer is (a) the bank.") as teacher:
         run = subprocess.run(

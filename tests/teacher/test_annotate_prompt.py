@@ -32,6 +32,7 @@ DIGESTS = {
     "cqa": "e01439cc1140c79b",
     "esnli": "2f6cdd16ea088777",
     "generic": "f045a02c8469a501",
+    "json": "bee0c3d17b1b6d96",
     "svamp": "a90ae00102384cd8",
 }
 
@@ -129,6 +130,13 @@ def test_a_prompt_without_instructions_or_examples_is_one_message(tmp_path):
     [
         ('parse = "generic"', "", "own.toml: no key parse; give one of"),
         ("generic", "guess", "own.toml: unknown rule 'guess'"),
+        ('"generic"', '["generic", "guess"]', "own.toml: unknown rule 'guess'; set parse to one of anli, "),
+        ('"generic"', "[]", "own.toml: parse = []; give a text in quotes, or a list of them"),
+        ('"generic"', "7", "own.toml: parse = 7; give a text in quotes, or a list of them"),
+        ('"generic"', '"generic"\nkind = "number"', "own.toml: kind = 'number'; choose one of text, equation"),
+        ('"generic"', '"generic"\nmarks = ["So"]', "own.toml: marks is used by the rule mark only; add it to parse"),
+        ('"generic"', '"mark"\nmarks = [""]', "own.toml: marks = ['']; give a text in quotes"),
+        ('"generic"', '"json"\nfields = ["a"]', "own.toml: fields = ['a']; give two names"),
         ("# A comment.", "A comment.", "own.toml: not TOML: Expected '=' after a key in a key/value pair (at line 1"),
         ('question = "Q: {input}"\n', "", "own.toml: no key question"),
         ("Q: {input}", "Q: ", "own.toml: 'question' lacks the question"),
@@ -162,6 +170,20 @@ def test_an_invalid_prompt_is_refused_with_the_key_or_line(tmp_path, old, new, m
 def test_a_prompt_in_the_format_of_earlier_versions_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"own.toml: prompts are TOML now; write each '=== name' section as a key"):
         parse_prompt(write(tmp_path, "parse: generic\n\n=== question\nQ: {input}\n"))
+
+
+def test_a_prompt_states_rules_marks_fields_and_kind(tmp_path):
+    stated = (
+        'parse = ["json", "mark"]\nmarks = ["So the answer is", "Result"]\nfields = ["why", "what"]\nkind = "equation"'
+    )
+    prompt = parse_prompt(write(tmp_path, OWN.replace('parse = "generic"', stated).replace("nobody", "2 + 2")))
+    assert read_completion('{"why": "Two pairs.", "what": "(2 + 2)"}', prompt.rule) == ("Two pairs.", "(2 + 2)")
+    assert read_completion("Two pairs. RESULT: 2 * 2", prompt.rule) == ("Two pairs.", "2 * 2")
+    assert read_completion("Two pairs. Result: four", prompt.rule)[1] is None
+    assert prompt.rule.kind == "equation"
+    assert list(prompt.schema()["json_schema"]["schema"]["properties"]) == ["why", "what"]
+    same_texts = parse_prompt(write(tmp_path, OWN.replace("nobody", "2 + 2")))
+    assert prompt.digest == same_texts.digest  # a journal can be read by another rule
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_names():

@@ -109,8 +109,9 @@ def parse_cqa(completion: str) -> tuple[str, str | None]:
 def parse_equation(completion: str) -> tuple[str, str | None]:
     """SVAMP and ASDiv: "… The answer is (6 * 7) * 2." → the widest "(…)" on one line, here "(6 * 7)"."""
     rationale, answer = _split_at(completion.split("Q:")[0], "The answer is")
-    widest = re.search(r"\(.*\)", answer)
-    return rationale, widest[0] if widest else None
+    # Not re.search(r"\(.*\)"), whose time is quadratic in the number of unclosed parentheses.
+    ends = ((line, line.find("("), line.rfind(")")) for line in answer.split("\n"))
+    return rationale, next((line[start : end + 1] for line, start, end in ends if 0 <= start < end), None)
 
 
 def parse_esnli(completion: str) -> tuple[str, str | None]:
