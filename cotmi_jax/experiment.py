@@ -153,5 +153,5 @@ class Experiment:
         objective = make_objective(config)
         vocabulary = resumed[1] if resumed else Vocabulary(find_vocabulary(config))
         student, params = (resumed[0], None) if resumed else make_student(config, vocabulary)
-        data = RunData.of(config, vocabulary, process_rows, process=process, processes=processes)
+        data = RunData.of(config, vocabulary, process_rows, process=process, processes=processes, fresh=resumed is None)
         return cls(config, vocabulary, student, params, objective, data)

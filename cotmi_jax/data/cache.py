@@ -30,7 +30,7 @@ from cotmi_jax.data.example import Example
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
 from cotmi_jax.errors import UserError
 
-FORMAT = 1  # of the files; part of the key
+FORMAT = 2  # of the files and facts; part of the key, so that caches of another format are not found
 _POLL = 0.2  # seconds between checks for the files of other processes
 _TIMEOUT = 1800.0  # seconds to wait for the files of another process
 _NONCE = secrets.token_hex(4)  # of this process, since a killed process may have had the same pid
@@ -200,7 +200,7 @@ def _open(place: Path, identity: Identity) -> Prepared:
                     f"{place} was made with another {name}, {manifest['identity'].get(name)} and not {value}: delete it"
                 )
         train, valid = (_read_split(place, split) for split in ("train", "valid"))
-        lines = (place / "valid.jsonl").read_text().splitlines()
+        lines = (place / "valid.jsonl").read_text().split("\n")[:-1]
         examples = tuple(_example(json.loads(line)) for line in lines)
         intact = manifest["fingerprint"] == fingerprint_of(train, valid) and manifest["rest"] == _checksum(place)
     except (ValueError, LookupError, TypeError, EOFError, FileNotFoundError) as error:

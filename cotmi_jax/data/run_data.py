@@ -15,6 +15,7 @@ from cotmi_jax.data.cache import Prepared, Recipe, prepare
 from cotmi_jax.data.corpus import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.data.example import SPLITS, Example
 from cotmi_jax.data.grammar import parse_dataset
+from cotmi_jax.data.lost_labels import check_labels
 from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
 from cotmi_jax.data.tasks import ANSWER_MARK, find_objective
@@ -25,6 +26,8 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.files import CACHE_VARIABLE, DEFAULT_CACHE, is_remote
 from cotmi_jax.parallel.distributed import AllGather, all_gather_text, is_shared
 from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
+
+_SETTINGS = ("label_type", "bad_rows", "max_input_tokens", "max_target_tokens", "too_long")
 
 
 def loading_of(config: ConfigDict) -> Loading:
@@ -116,7 +119,7 @@ def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
         "vocabulary": hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
         "sequences": list(find_objective(config.objective.name).cache_key),
         "mark": ANSWER_MARK,
-        "settings": {name: data[name] for name in ("label_type", "max_input_tokens", "max_target_tokens", "too_long")},
+        "settings": {name: data[name] for name in _SETTINGS},
     }
 
 
@@ -133,9 +136,20 @@ def _corpus_notes(config: ConfigDict, loaded: LoadedCorpus) -> list[str]:
     return notes
 
 
-def _token_notes(name: str, split: TokenizedSplit) -> list[str]:
-    """Messages about sequences that were cut to the limits, and examples that were skipped."""
-    notes = [
+def _token_notes(name: str, split: TokenizedSplit, unk_id: int | None, *, rationales: bool) -> list[str]:
+    """Messages about examples without a rationale, unknown characters, cut sequences, and skipped examples."""
+    notes = []
+    if rationales and split.without_rationale:
+        share = f"{split.without_rationale} of {split.size} examples ({split.without_rationale / split.size:.1%})"
+        notes.append(f"{name}: {share} have no rationale: only their label is trained")
+    unknown = [
+        f"{count.tokens} in the {column} (of {count.sequences} texts)"
+        for column, count in split.unknown(unk_id).items()
+        if count.tokens
+    ]
+    if unknown:
+        notes.append(f"{name}: unknown tokens, for characters that the vocabulary lacks: {', '.join(unknown)}")
+    notes += [
         f"{name}: {count} of {len(ragged.lengths)} {task} {kind} were longer than the limit and were cut"
         for task, tokens in split.tasks.items()
         for kind, ragged, count in (
@@ -146,6 +160,21 @@ def _token_notes(name: str, split: TokenizedSplit) -> list[str]:
     ]
     skipped = len(split.kept) - split.size
     return notes + ([f"{name}: {skipped} of {len(split.kept)} examples longer than the limits skipped"] * bool(skipped))
+
+
+def _has_rationales(config: ConfigDict) -> bool:
+    """Whether the objective trains on rationales."""
+    return bool(find_objective(config.objective.name).rationale_tasks)
+
+
+def _rationale_error(config: ConfigDict, train: TokenizedSplit) -> str:
+    """Why a train split in which no example has a rationale cannot be used; "" if it can."""
+    if not _has_rationales(config) or train.without_rationale < train.size:
+        return ""
+    return (
+        f"train: none of the {train.size} examples has a rationale, which objective {config.objective.name} trains on: "
+        "set config.objective.name to standard, or write rationales with python -m cotmi_jax.annotate"
+    )
 
 
 def _by_component(train: TokenizedSplit, facts: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
@@ -171,6 +200,7 @@ class RunData:
     config: ConfigDict
     prepared: Prepared
     found: bool  # in the cache
+    unk_id: int | None  # of the vocabulary
     order: TrainOrder
     process_rows: ProcessRows
 
@@ -183,17 +213,34 @@ class RunData:
         *,
         process: int = 0,
         processes: int = 1,
+        fresh: bool = True,
         all_gather: AllGather = all_gather_text,
     ) -> "RunData":
         """From the cache, or read, tokenized and cached now. Raises UserError if the data cannot be used.
 
+        A fresh run refuses labels that the vocabulary cannot represent, and a train split without any rationale where
+        the objective trains on them. A run that an earlier version started on such data can be resumed.
+
         Processes that share the folder of the cache divide the work; otherwise each of them does all of it.
         """
 
+        def refuse(error: str) -> None:
+            if error and fresh:
+                raise UserError(error)
+
         def read() -> tuple[Sequence[Example], Sequence[Example], dict[str, Any]]:
-            loaded = load_data(config)
+            loaded, labels = check_labels(
+                load_data(config),
+                vocabulary,
+                dataset=config.data.dataset,
+                objective=config.objective.name,
+                label_type=config.data.label_type,
+                bad_rows=config.data.bad_rows,
+            )
+            refuse(labels.error)
             components = [[component.name, component.size] for component in loaded.components]
-            facts = {"components": components, "notes": _corpus_notes(config, loaded)}
+            notes = [*_corpus_notes(config, loaded), *labels.notes]
+            facts = {"components": components, "notes": notes, "lost": labels.counts, "refused": labels.error}
             return loaded.corpus.splits["train"], loaded.corpus.splits["valid"], facts
 
         def tokens(examples: Sequence[Example], split: str) -> TokenizedSplit:
@@ -211,12 +258,14 @@ class RunData:
         divided = processes > 1 and folder is not None and is_shared(folder, all_gather)
         workers = {"process": process, "processes": processes} if divided else {}
         prepared, found = prepare(folder, identity, recipe, **workers)
+        refuse(prepared.facts["refused"])  # the cache may be that of a resumed run
+        refuse(_rationale_error(config, prepared.train))
         if processes > 1:
             _check_same(all_gather(prepared.fingerprint))
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
         components = make_quotas(sizes, [spec.rate for spec in parse_dataset(config.data.dataset)])
         order = TrainOrder(components, config.batch_size, config.seed, prepared.train if config.data.packing else None)
-        return cls(config, prepared, found, order, process_rows)
+        return cls(config, prepared, found, vocabulary.unk_id, order, process_rows)
 
     @property
     def train(self) -> TokenizedSplit:
@@ -285,4 +334,29 @@ class RunData:
             quotas = ", ".join(f"{each.quota} of the {each.size} of {name}" for (name, _), each in drawn)
             notes.append(f"an epoch draws {quotas}")
         notes += self.prepared.facts["notes"]
-        return notes + _token_notes("train", self.train) + _token_notes("valid", self.valid)
+        for name, split in self._splits.items():
+            notes += _token_notes(name, split, self.unk_id, rationales=_has_rationales(self.config))
+        return notes
+
+    @property
+    def _splits(self) -> dict[str, TokenizedSplit]:
+        return {"train": self.train, "valid": self.valid}
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Counts of each split for the record of a run, in types of JSON.
+
+        unknown: unknown tokens by column. lost_labels: labels that the vocabulary cannot represent; null if they are
+        not trained on. without_rationale: examples that train their label only, and their share; null if the objective
+        has no rationales.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for name, split in self._splits.items():
+            without = split.without_rationale if _has_rationales(self.config) else None
+            found[name] = {
+                "examples": split.size,
+                "without_rationale": without,
+                "share_without_rationale": None if without is None else without / split.size,
+                "unknown": {column: count.tokens for column, count in split.unknown(self.unk_id).items()},
+                "lost_labels": self.prepared.facts["lost"].get(name),
+            }
+        return found

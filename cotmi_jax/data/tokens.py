@@ -5,15 +5,24 @@ import functools
 import zlib
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cotmi_jax.data.order import IntArray, Picks
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.data.vocabulary import PAD_ID
 
 Batch = dict[str, Any]  # made by gather or packing.pack
+_BLOCK = 1 << 20  # tokens
 MULTIPLE = 8  # padded lengths are rounded up to it: it fits vector lanes and gives fewer distinct shapes
+
+
+class TokenCount(NamedTuple):
+    """How often a token occurs, and in how many sequences."""
+
+    tokens: int
+    sequences: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,17 @@ class Ragged:
     def longest(self) -> int:
         """Number of tokens of the longest sequence, 0 if there is none."""
         return int(self.lengths.max(initial=0))
+
+    def count(self, token: int | None) -> "TokenCount":
+        """Occurrences of a token, and sequences that hold it; 0 of None, a token that a vocabulary does not have."""
+        if token is None:
+            return TokenCount(0, 0)
+        found = [  # in blocks: a memory map is not loaded at once
+            np.flatnonzero(self.flat[start : start + _BLOCK] == token) + start
+            for start in range(0, len(self.flat), _BLOCK)
+        ]
+        positions = np.concatenate([np.zeros(0, np.int64), *found])
+        return TokenCount(len(positions), len(np.unique(np.searchsorted(self.offsets, positions, side="right"))))
 
     def concatenated(self, rows: IntArray) -> IntArray:
         """The concatenated tokens of sequences `rows`, int32."""
@@ -130,6 +150,22 @@ class TokenizedSplit:
         """Number of rationales of every example."""
         return np.diff(self.rationale_offsets)
 
+    @property
+    def without_rationale(self) -> int:
+        """Number of examples whose rationales all have weight 0: only their label is trained."""
+        return int((np.add.reduceat(self.weights, self.rationale_offsets[:-1]) == 0.0).sum()) if self.size else 0
+
+    def unknown(self, unk_id: int | None) -> dict[str, TokenCount]:
+        """Occurrences of the unknown token by column: input, label and rationale, or target where one text holds both.
+
+        The inputs of tasks differ by known prefixes only, so those of one task are counted.
+        """
+        counts = {"input": self.tasks[PREDICT].inputs.count(unk_id)}
+        for task, tokens in self.tasks.items():
+            column = "rationale" if task == EXPLAIN else "target" if tokens.per_rationale else "label"
+            counts[column] = tokens.targets.count(unk_id)
+        return counts
+
     def rationale_rows(self, rows: IntArray, passes: IntArray | int) -> IntArray:
         """Index of the rationale that each example uses in a pass over the data; −1 for a row of −1."""
         start = self.rationale_offsets[rows]
@@ -154,8 +190,8 @@ class TokenizedSplit:
         for _, tokens in sorted(self.tasks.items()):
             for ragged in (tokens.inputs, tokens.targets):
                 crc = zlib.crc32(ragged.offsets.tobytes(), crc)
-                for start in range(0, len(ragged.flat), 1 << 20):  # in blocks: a memory map is not loaded at once
-                    crc = zlib.crc32(ragged.flat[start : start + (1 << 20)].astype(np.int32).tobytes(), crc)
+                for start in range(0, len(ragged.flat), _BLOCK):  # in blocks: a memory map is not loaded at once
+                    crc = zlib.crc32(ragged.flat[start : start + _BLOCK].astype(np.int32).tobytes(), crc)
         return f"{crc:08x}"
 
 

@@ -84,3 +84,54 @@ def test_a_component_that_is_all_too_long_is_named(tmp_path: Path) -> None:
         UserError, match="train of jsonl:long: all 10 examples are longer than config.data.max_input_to"
     ):
         run_data("none", **changes)
+
+
+def write_rows(folder: Path, rationales: list[str], *, text: str = "Two pens.") -> str:
+    """A set of a row for each rationale, "" for none, and one valid row."""
+    folder.mkdir()
+    for split, column in (("train", rationales), ("valid", ["So."])):
+        rows = [{"input": f"{text} {n}", "label": "2", "rationale": written} for n, written in enumerate(column)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"jsonl:{folder}"
+
+
+def test_rationales_are_not_trained_on_a_set_without_any(tmp_path: Path) -> None:
+    changes = {"data.dataset": write_rows(tmp_path / "mine", [""] * 3), "data.empty_rationale": "keep"}
+    with pytest.raises(UserError, match="none of the 3 examples has a rationale, which objective cotmi trains on: set"):
+        run_data(tmp_path / "cache", **changes)
+    with pytest.raises(UserError, match=r"objective dss .*\.name to standard, or .* cotmi_jax\.annotate"):
+        run_data(tmp_path / "cache", **{"objective.name": "dss"}, **changes)  # its tokens are cached now
+    assert run_data("none", **{"objective.name": "standard"}, **changes).train.size == 3
+    config = runs.tiny_config({"data.cache": "none"} | changes)
+    resumed = RunData.of(config, Vocabulary(VOCABULARY_PATH), fresh=False)  # an earlier version started it
+    assert resumed.summary()["train"]["share_without_rationale"] == 1.0
+
+
+def test_the_share_of_examples_without_a_rationale_is_reported(tmp_path: Path) -> None:
+    changes = {"data.dataset": write_rows(tmp_path / "mine", ["", "So.", ""]), "data.empty_rationale": "keep"}
+    data = run_data("none", **changes)
+    assert "train: 2 of 3 examples (66.7%) have no rationale: only their label is trained" in data.notes(None)
+    assert not any("have no rationale" in note for note in data.notes(None) if note.startswith("valid"))
+    train = data.summary()["train"]
+    assert (train["examples"], train["without_rationale"], train["share_without_rationale"]) == (3, 2, 2 / 3)
+    standard = run_data("none", **{"objective.name": "standard"}, **changes)
+    assert standard.summary()["train"]["without_rationale"] is None
+    assert not any("rationale" in note for note in standard.notes(None))
+
+
+def test_unknown_tokens_are_counted_by_split_and_column(tmp_path: Path) -> None:
+    dataset = write_rows(tmp_path / "mine", ["So 東.", "So.", "東 or 東."], text="How many ï?")
+    data = run_data(tmp_path / "cache", **{"data.dataset": dataset})
+    cached = run_data(tmp_path / "cache", **{"data.dataset": dataset})
+    for each in (data, cached):
+        found = {name: split["unknown"] for name, split in each.summary().items()}
+        assert found == {
+            "train": {"input": 3, "label": 0, "rationale": 3},
+            "valid": {"input": 1, "label": 0, "rationale": 0},
+        }
+        assert (
+            "train: unknown tokens, for characters that the vocabulary lacks: 3 in the input (of 3 texts), 3 in the "
+            "rationale (of 2 texts)"
+        ) in each.notes(None)
+    single = run_data("none", **{"data.dataset": dataset, "objective.name": "single_task"})
+    assert single.summary()["train"]["unknown"] == {"input": 3, "target": 3}

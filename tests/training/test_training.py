@@ -153,6 +153,10 @@ def test_a_run_records_its_config_and_its_starts() -> None:
     shape = preset("tiny", "v1.1", vocab_size=512)
     student = {"vocab_size": 512, "d_model": shape.d_model, "gated": True, "dropout": 0.1, "scan_layers": False}
     assert {name: record["student"][name] for name in student} == student
+    counts = {"without_rationale": 0, "share_without_rationale": 0.0, "lost_labels": 0}
+    for split, examples in (("train", config.data.size), ("valid", runs.HELD_OUT)):
+        unknown = {"input": 0, "label": 0, "rationale": 0}
+        assert record["data"][split] == counts | {"examples": examples, "unknown": unknown}
     (start,) = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
     assert start["step"] == 0 and start["time"].endswith("+00:00")
     assert (
