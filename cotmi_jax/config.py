@@ -65,6 +65,11 @@ def base() -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every = 50  # steps between lines of training metrics
+    # Where metrics and texts go besides metrics.jsonl: tensorboard, wandb, mlflow or registered ones, separated by
+    # commas; "": nowhere.
+    config.log.trackers = "tensorboard"
+    config.log.project = "cotmi_jax"  # W&B project, MLflow experiment
+    config.log.examples = 4  # valid examples whose outputs are logged as text at each evaluation; 0: none
 
     config.profile = ""  # steps traced for TensorBoard's profiler, such as 10-15 (both included), or 10; "": none
     # Folder of compiled programs, may be gs://; "": JAX_COMPILATION_CACHE_DIR, else xla in $COTMI_CACHE or
@@ -200,7 +205,7 @@ _LOWEST = {
         *("mi.critic.hidden", "mi.critic.layers", "mi.critic.dim", "mi.monitor.examples", "mi.monitor.steps"),
     ),
     0: (
-        *("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps"),
+        *("eval.every", "eval.examples", "log.examples", "model.vocab_size", "optimizer.warmup_steps"),
         *("mi.warmup_steps", "mi.ramp_steps", "mi.monitor.every"),
     ),
     2: ("mi.monitor.pairs",),

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import check_batches, load_extensions, validate
+from cotmi_jax.config import check_batches, flatten, load_extensions, validate
 from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
@@ -36,6 +36,7 @@ from cotmi_jax.workdir.record import (
     run_record,
 )
 from cotmi_jax.workdir.recovery import Choice, choose, set_aside
+from cotmi_jax.workdir.trackers import parse_trackers
 
 
 def train(config: ConfigDict, workdir_path: str) -> int:
@@ -55,6 +56,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     check_batches(config, batch_shards(mesh))
     check_monitor(config)
     parse_metrics(config.eval.metrics)
+    parse_trackers(config.log.trackers)
     _check_shared(workdir)
     resumed = read_run(workdir)[1:] if steps_saved(workdir / LATEST) else None
     experiment = Experiment.of(
@@ -137,12 +139,27 @@ def _make_run(
         ),
         mi_monitor=make_monitor(experiment, student, mesh, progress),
         checkpoints=Checkpoints(workdir, keep=config.checkpoint.keep),
-        writer=MetricWriter(workdir, start=start) if is_main_process() else SilentWriter(),
+        writer=_make_writer(workdir, config, start, progress) if is_main_process() else SilentWriter(),
         progress=progress,
         owner=owner,
         record=record,
         best=best,
     )
+
+
+def _make_writer(workdir: Path, config: ConfigDict, start: int, progress: Progress) -> MetricWriter:
+    keys = flatten(config)
+    writer = MetricWriter(
+        workdir,
+        start=start,
+        trackers=parse_trackers(config.log.trackers),
+        project=config.log.project,
+        config=keys,
+        say=progress.say,
+    )
+    # Markdown shows indented lines as they are.
+    writer.write_texts(start, {"config": "\n".join(f"    {key} = {value}" for key, value in keys.items())})
+    return writer
 
 
 def _make_state(state_def: StateDef, experiment: Experiment, choice: Choice) -> TrainState:

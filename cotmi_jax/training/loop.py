@@ -13,6 +13,7 @@ from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.examples import markdown_examples
 from cotmi_jax.evaluation.metrics import METRICS, measure, parse_metrics
 from cotmi_jax.evaluation.mi_monitor import MIMonitor, fitting_rows
 from cotmi_jax.experiment import Experiment, eval_decoding
@@ -99,6 +100,8 @@ class Run:
         values = losses | {name: score["value"] for name, score in scores.items()}
         metrics = {f"valid/{name}": value for name, value in values.items()}
         self.writer.write(step, metrics)
+        if logged := predictions[: self.config.log.examples]:
+            self.writer.write_texts(step, {"valid/examples": markdown_examples(logged)})
         accuracy = scores.pop("accuracy")
         assert accuracy["interval"] is not None  # of accuracy there is always one
         low, high = accuracy["interval"]

@@ -130,7 +130,8 @@ def read_tensorboard(workdir: Path) -> dict[str, list[tuple[int, np.float32]]]:
                     for name, steps in shown.items()
                 }
             for value in event.summary.value:
-                shown.setdefault(value.tag, {}).setdefault(event.step, []).append(np.float32(value.simple_value))
+                if value.HasField("simple_value"):
+                    shown.setdefault(value.tag, {}).setdefault(event.step, []).append(np.float32(value.simple_value))
     return {
         name: [(step, value) for step, values in sorted(steps.items()) for value in values]
         for name, steps in shown.items()

@@ -144,6 +144,14 @@ def test_tensorboard_shows_the_same_numbers() -> None:
             if name != "step":
                 expected.setdefault(name, []).append((line["step"], np.float32(value)))
     assert shown == expected
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(runs.trained() / "tensorboard"))
+    events.Reload()
+    (config,) = events.Tensors("config/text_summary")
+    assert b"    model.preset = tiny\n" in config.tensor_proto.string_val[0]
+    examples = events.Tensors("valid/examples/text_summary")
+    assert [event.step for event in examples] == [3, 6]
+    assert len(examples[0].tensor_proto.string_val[0].splitlines()) == 2 + runs.tiny_config().log.examples
 
 
 def test_a_run_records_its_config_and_its_starts() -> None:
