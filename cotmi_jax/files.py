@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     from etils.epath import Path as Path  # re-exported
 
-MAX_JSON_BYTES = 1 << 22  # of a file that is parsed at once: its values take up to 25 times as much memory
+MAX_JSON_BYTES = 1 << 20  # of a file that is parsed at once: its values take up to 25 times as much memory
 _REMOTE = "gs://"
 _REMEDIES: dict[int | None, str] = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
 _REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable")

@@ -98,8 +98,13 @@ def _open_safetensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
         def read(name: str) -> np.ndarray:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _FLOATS:
-                raise UserError(f"{path}: tensor {name} is {dtype}: must be one of {', '.join(_FLOATS)}")
-            return file.get_tensor(name).astype(np.float32)
+                raise UserError(f"{path}: tensor {one_line(name)} is {dtype}: must be one of {', '.join(_FLOATS)}")
+            try:
+                return file.get_tensor(name).astype(np.float32)
+            except ValueError as error:  # an empty axis, and others beyond numpy's limit
+                raise UserError(
+                    f"{path}: tensor {one_line(name)}: {one_line(str(error))}: download it again"
+                ) from error
 
         yield {
             name: StoredTensor(tuple(file.get_slice(name).get_shape()), functools.partial(read, name))

@@ -27,6 +27,7 @@ from cotmi_jax.models.torch_pickle import (
     View,
     read_pickle,
     read_state_dict,
+    unlike_torch,
 )
 
 _DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -62,17 +63,17 @@ class _Archive:
         self._intact: set[str] = set()
 
     def size(self, name: str) -> int:
-        """Bytes of an entry. Raises BadZipFile if there is no such entry, or one that is not stored as torch does."""
+        """Bytes of an entry. Raises RefusedPickleError if there is no such entry, or one that torch does not write."""
         entry = self.entries.get(name)
         if entry is None:
-            raise zipfile.BadZipFile(f"there is no entry {shown(name)}")
+            raise unlike_torch(f"there is no entry {shown(name)}")
         # torch never compresses; a compressed entry may be a zip bomb.
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise zipfile.BadZipFile(f"entry {shown(name)} is compressed")
+            raise unlike_torch(f"entry {shown(name)} is compressed")
         return entry.file_size
 
     def read(self, name: str) -> np.ndarray:
-        """uint8 [size]: an entry, whose checksum is verified once. Raises BadZipFile."""
+        """uint8 [size]: an entry, whose checksum is verified once. Raises BadZipFile, and as `size` does."""
         size, start = self.size(name), self.entries[name].header_offset
         if not 0 <= start <= self._file.size - _LOCAL_HEADER.size:
             raise zipfile.BadZipFile(f"entry {shown(name)} reaches beyond the file")
@@ -108,12 +109,12 @@ def open_torch_bin(path: Path) -> Iterator[dict[str, StoredTensor]]:
     def read(view: View) -> np.ndarray:
         with _as_user_errors(path):
             values = archive.read(f"{prefix}data/{view.storage.key}")
-        if 0 in view.shape:
-            return np.zeros(view.shape, np.float32)
-        dtype = _DTYPES[view.storage.dtype]
-        flat = np.frombuffer(values, dtype, view.storage.length)[view.offset :]
-        strides = [stride * dtype.itemsize for stride in view.strides]
-        return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False).astype(np.float32)
+            if 0 in view.shape:
+                return np.zeros(view.shape, np.float32)
+            dtype = _DTYPES[view.storage.dtype]
+            flat = np.frombuffer(values, dtype, view.storage.length)[view.offset :]
+            strides = [stride * dtype.itemsize for stride in view.strides]
+            return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False).astype(np.float32)
 
     yield {name: StoredTensor(view.shape, functools.partial(read, view)) for name, view in views.items()}
 
@@ -121,7 +122,7 @@ def open_torch_bin(path: Path) -> Iterator[dict[str, StoredTensor]]:
 def _check_storage(archive: _Archive, prefix: str, storage: Storage) -> None:
     size, needed = archive.size(f"{prefix}data/{storage.key}"), storage.length * _DTYPES[storage.dtype].itemsize
     if needed > size:
-        raise zipfile.BadZipFile(f"storage {shown(storage.key)} has {size} bytes of {shown(needed)}")
+        raise unlike_torch(f"storage {shown(storage.key)} has {size} bytes of {shown(needed)}")
 
 
 @contextlib.contextmanager

@@ -53,7 +53,8 @@ class _Global(NamedTuple):
     name: str
 
 
-def _unlike_torch(why: str) -> RefusedPickleError:
+def unlike_torch(why: str) -> RefusedPickleError:
+    """The error for a file that is intact, as its checksums show, but not as torch.save writes it."""
     return RefusedPickleError(
         f"refused as malicious, or written by another program than torch.save ({one_line(why)}): take the checkpoint "
         "from a source that you trust"
@@ -87,7 +88,7 @@ class _Machine:
         """The value of the next pickle of a file."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count == _MAX_INSTRUCTIONS:
-                raise _unlike_torch(f"its pickle has more than {_MAX_INSTRUCTIONS} instructions")
+                raise unlike_torch(f"its pickle has more than {_MAX_INSTRUCTIONS} instructions")
             self._step(opcode.name, argument)
         (value,) = self._stack
         return value
@@ -99,7 +100,7 @@ class _Machine:
                 index = len(self._memo) if argument is None else argument
                 assert isinstance(index, int)
                 if index > self._size:  # Python's unpickler allocates memory for all indices up to the largest
-                    raise _unlike_torch(f"index {index} of a pickle of {self._size} bytes")
+                    raise unlike_torch(f"index {index} of a pickle of {self._size} bytes")
                 self._memo[index] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 assert isinstance(argument, int)
@@ -125,7 +126,7 @@ class _Machine:
             case "BUILD":
                 self._pop(1)  # attributes of a state dict are versions, which are of no use here
                 if not isinstance(stack[-1], dict):
-                    raise _unlike_torch("it sets attributes of something other than a state dict")
+                    raise unlike_torch("it sets attributes of something other than a state dict")
             case "SETITEM":
                 self._set_items(self._pop(2))
             case "SETITEMS":
@@ -141,11 +142,11 @@ class _Machine:
             case _ if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
             case _:
-                raise _unlike_torch(f"instruction {name}")
+                raise unlike_torch(f"instruction {name}")
 
     def _pop(self, number: int) -> list[object]:
         if len(self._stack) - (self._marks[-1] if self._marks else 0) < number:
-            raise _unlike_torch("an instruction lacks its operands")
+            raise unlike_torch("an instruction lacks its operands")
         items = self._stack[-number:]
         del self._stack[-number:]
         return items
@@ -161,13 +162,13 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             # The hash of tuples that share tuples takes exponential time.
             if not isinstance(target, dict) or not isinstance(key, str | int):
-                raise _unlike_torch("an item is set that has no name, or of something other than a dict")
+                raise unlike_torch("an item is set that has no name, or of something other than a dict")
             target[key] = value
 
     def _extend(self, items: list[object]) -> None:
         target = self._stack[-1]
         if not isinstance(target, list):
-            raise _unlike_torch("something other than a list is extended")
+            raise unlike_torch("something other than a list is extended")
         target += items
 
 
@@ -177,7 +178,7 @@ def _storage(pid: object) -> Storage:
             dtype = _STORAGES.get(name.removeprefix("torch."))
             if dtype is not None:
                 return Storage(key, dtype, length)
-    raise _unlike_torch(f"persistent id {shown(pid)} is no storage")
+    raise unlike_torch(f"persistent id {shown(pid)} is no storage")
 
 
 def _reduced(function: object, arguments: object) -> object:
@@ -188,16 +189,17 @@ def _reduced(function: object, arguments: object) -> object:
             return _view(storage, offset, shape, strides)
         case _Global(name), (View() as view, *_) if name == _PARAMETER:
             return view
-    raise _unlike_torch(f"a call of {shown(function)} with {shown(arguments)}")
+    raise unlike_torch(f"a call of {shown(function)} with {shown(arguments)}")
 
 
 def _view(storage: Storage, offset: object, shape: object, strides: object) -> View:
     start = (offset,)
     if not (_is_sizes(start) and _is_sizes(shape) and _is_sizes(strides) and len(shape) == len(strides)):
-        raise _unlike_torch("a tensor is described by something other than a storage and sizes")
+        raise unlike_torch("a tensor is described by something other than a storage and sizes")
     last = start[0] + sum((axis - 1) * stride for axis, stride in zip(shape, strides, strict=True))
-    if 0 not in shape and last >= storage.length:
-        raise _unlike_torch(f"a tensor of shape {shown(shape)} reaches beyond its storage of {shown(storage.length)}")
+    # numpy limits the size of an empty array too, by its other axes.
+    if (last >= storage.length) if 0 not in shape else math.prod(axis or 1 for axis in shape) >= 2**60:
+        raise unlike_torch(f"a tensor of shape {shown(shape)} reaches beyond its storage of {shown(storage.length)}")
     if math.prod(shape) > storage.length:  # a stride of 0 repeats values, and can ask for any memory
         raise RefusedPickleError(
             f"refused, a tensor of shape {shown(shape)} repeats values of its storage of {shown(storage.length)}: save "
@@ -218,7 +220,7 @@ def read_pickle(file: BinaryIO, size: int) -> object:
     try:
         return _Machine(size).run(file)
     except (ValueError, LookupError) as error:  # of pickletools for malformed instructions, or of a stack that is empty
-        raise _unlike_torch(f"malformed pickle: {error}") from error
+        raise unlike_torch(f"malformed pickle: {error}") from error
 
 
 def read_state_dict(pickled: bytes) -> dict[str, View]:

@@ -151,7 +151,7 @@ def test_short_missing_or_compressed_storage_is_refused(tmp_path: Path) -> None:
     pickled = view(0, b"K\x06\x85", b"K\x01\x85")
     for storages, compression in (({"0": SIX[:-1]}, 0), ({}, 0), ({"0": SIX}, zipfile.ZIP_DEFLATED)):
         write_archive(tmp_path / "bad.bin", pickled, storages, compression)
-        with pytest.raises(UserError, match="bad.bin: corrupt"):
+        with pytest.raises(UserError, match="bad.bin: refused as malicious"):
             read_all(tmp_path / "bad.bin")
 
 
