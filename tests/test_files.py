@@ -2,11 +2,15 @@
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from paths import REPOSITORY
 
 from cotmi_jax import files
 from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
@@ -93,6 +97,21 @@ def test_a_failed_write_leaves_the_old_file(number: int, tmp_path: Path, monkeyp
         with files.user_error_on_write(path):
             files.replace_file(path, "new")
     assert list(tmp_path.iterdir()) == [tmp_path / "a"] and path.read_text() == "old"
+
+
+def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
+    path = files.Path(tmp_path / "a")
+    files.replace_file(path, "old")
+    code = (
+        "import os, signal; from cotmi_jax import files\n"
+        "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"files.replace_file(files.Path({str(path)!r}), 'new')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    files.replace_file(path, "newer")  # what the kill left is in nobody's way
+    assert path.read_text() == "newer"
 
 
 def test_lines_are_appended_and_folders_created(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 import sentencepiece
 from flax import traverse_util
+from safetensors import SafetensorError
 
 from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import copy_file, is_remote, make_folder, read_json
@@ -54,7 +55,7 @@ def save_hf(
 
     Weights are float32 safetensors, in several files if they exceed max_shard_bytes. The directory appears complete or
     not at all; in a bucket, config.json is written last, and without it the rest is not read. Raises UserError if the
-    directory exists and is not empty, or if the vocabulary does not fit the config.
+    directory exists and is not empty, or if the vocabulary does not fit the config, and what `failures` lists.
     """
     files: dict[str, dict[str, object]] = {
         "config.json": config_to_hf(config),
@@ -141,7 +142,7 @@ def _write_json(path: Path, fields: Mapping[str, object]) -> None:
 
 
 def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory: Path, max_shard_bytes: int) -> None:
-    """Holds one shard in memory at a time. Raises ValueError for parameters of another network."""
+    """Holds one shard in memory at a time. Raises OSError, and ValueError for parameters of another network."""
     mode = (directory / "config.json").stat().st_mode & 0o777  # that of the umask
     flat = traverse_util.flatten_dict(params)
     found = {path: np.shape(leaf) for path, leaf in flat.items()}
@@ -154,7 +155,10 @@ def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory
     for number, names in enumerate(shards, start=1):
         file = SAFETENSORS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {name: next(stored) for name in names}
-        safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+        try:
+            safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # of a full disk too
+            raise OSError(one_line(str(error))) from error
         os.chmod(directory / file, mode)  # only its owner can read what save_file writes
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flax import nnx, traverse_util
 from paths import REPOSITORY
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.files import user_error_on_failure
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.hf import load_hf, save_hf
 from cotmi_jax.models.t5 import T5
@@ -211,6 +213,18 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(safetensors.numpy, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_hf(make_params(UNTIED), UNTIED, target, vocabulary_file=None, max_shard_bytes=2000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_without_room_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="^cannot write it: [^\\n]*File too large[^\\n]*$"):
+            with user_error_on_failure("cannot write it"):
+                save_hf(make_params(UNTIED), UNTIED, tmp_path / "student", vocabulary_file=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
 
 
