@@ -104,7 +104,8 @@ def _data() -> ConfigDict:
     data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
     data.size = 16_000  # train examples of the generated set (arithmetic only)
     data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
-    # SentencePiece file; "": that of the model.init checkpoint, else that of arithmetic, else {root}/t5/spiece.model.
+    # SentencePiece file, tokenizer.json, or bytes (ByT5's); "": that of the model.init checkpoint, else that of
+    # arithmetic, else {root}/t5/spiece.model.
     data.vocabulary = ""
     data.max_input_tokens = 1024  # including eos
     data.max_target_tokens = 256  # including eos
@@ -121,7 +122,8 @@ def _model() -> ConfigDict:
     model.preset = "base"  # tiny mini small base large xl xxl; not used if init names a checkpoint
     model.family = "v1.1"  # v1.0 or v1.1; not used if init names a checkpoint
     model.vocab_size = 0  # embeddings; 0: 32128, or the vocabulary's own size where that is smaller than 32000
-    model.init = "random"  # or a Hugging Face directory or hub name, e.g. google/t5-v1_1-base
+    # or a Hugging Face directory or hub name of a T5, Flan-T5, mT5, ByT5 or UMT5, e.g. google/t5-v1_1-base
+    model.init = "random"
     model.dropout = 0.1  # probability
     model.dtype = "float32"  # of activations: float32 or bfloat16
     model.scan_layers = True  # compile one layer and loop; False compiles each, often faster on CPU

@@ -28,7 +28,9 @@ _TFDS_DIR = flags.DEFINE_string(
     "Folder of data sets prepared by TensorFlow Datasets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
 )
 _VOCABULARY = flags.DEFINE_string(
-    "vocabulary", None, "SentencePiece file; default: the data set's own, else {root}/t5/spiece.model."
+    "vocabulary",
+    None,
+    "SentencePiece file, tokenizer.json, or bytes; default: the data set's, else {root}/t5/spiece.model.",
 )
 _EXTENSIONS = flags.DEFINE_string(
     "extensions", "", "Files or modules that register data sets, as config.extensions, separated by commas."

@@ -10,7 +10,7 @@ from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
 from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import PREDICT, find_objective
-from cotmi_jax.data.vocabulary import Vocabulary, check_fits
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.mi.networks import CriticConfig
@@ -27,13 +27,13 @@ _VOCAB_MULTIPLE = 128  # so that the tensor axis of the mesh divides the vocabul
 
 
 def find_vocabulary(config: ConfigDict) -> Path:
-    """The SentencePiece file of a run, by the rule stated at config.data.vocabulary."""
+    """The vocabulary's file of a run, or `bytes`, by the rule stated at config.data.vocabulary."""
     if config.data.vocabulary:
         return as_path(config.data.vocabulary)
     if config.data.dataset == "arithmetic" and config.model.init == "random":
         return VOCABULARY_PATH
     if config.model.init != "random":
-        return resolve_source(config.model.init) / "spiece.model"
+        return find_tokenizer(resolve_source(config.model.init))
     return find_data_root(config.data.root or None) / "t5" / "spiece.model"
 
 

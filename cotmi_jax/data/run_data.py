@@ -1,7 +1,6 @@
 """The data of a run: the tokens of config.data, from the cache or prepared now, and the batches of every step."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -116,7 +115,7 @@ def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
     data = config.data
     return {
         "corpus": corpus_fingerprint(loading_of(config)),
-        "vocabulary": hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
+        "vocabulary": vocabulary.fingerprint,
         "sequences": list(find_objective(config.objective.name).cache_key),
         "mark": ANSWER_MARK,
         "settings": {name: data[name] for name in _SETTINGS},

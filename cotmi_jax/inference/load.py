@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cotmi_jax.data.tasks import ObjectiveName
-from cotmi_jax.data.vocabulary import Vocabulary, check_fits
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.models.config import StudentConfig
@@ -21,7 +21,7 @@ from cotmi_jax.parallel.distributed import all_gather_text
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.sharding import abstract_arrays, param_shardings
 from cotmi_jax.workdir import checkpoint
-from cotmi_jax.workdir.record import RUN_FILE, VOCABULARY_FILE, read_run
+from cotmi_jax.workdir.record import RUN_FILE, read_run
 
 CheckpointChoice = Literal["best", "latest"] | int
 
@@ -95,7 +95,7 @@ def load_trained(source: str, which: CheckpointChoice, mesh: Mesh | None = None)
         return load_workdir(as_path(absolute(source)), which, mesh)
     directory = resolve_source(source)
     config, host_params = load_hf(directory)
-    vocabulary = Vocabulary(directory / VOCABULARY_FILE)
+    vocabulary = Vocabulary(find_tokenizer(directory))
     check_fits(vocabulary, vocab_size=config.vocab_size, pad_id=config.pad_id, eos_id=config.eos_id)
     student, mesh = StudentDef.of(config), mesh or _make_inference_mesh(config)
     params = jax.tree.map(jax.device_put, host_params, param_shardings(student.shapes, student.axes, mesh))

@@ -85,11 +85,12 @@ def relative_buckets(distance_TxS: Array, *, bidirectional: bool, num_buckets: i
 
 
 class RelativeBias(nnx.Module):
-    """The learned position bias that the self-attention layers of a stack share."""
+    """The learned position bias that the self-attention layers of a stack share; with `num`, one for each layer."""
 
-    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
-        shape = (config.relative_buckets, config.num_heads)
-        self.embedding = declare(rngs, shape, ("buckets", "heads"), POSITION_BIAS_STD)
+    def __init__(self, config: T5Config, num: int | None, *, bidirectional: bool, rngs: nnx.Rngs):
+        stack, axes = ((), ()) if num is None else ((num,), ("layers",))
+        shape = (*stack, config.relative_buckets, config.num_heads)
+        self.embedding = declare(rngs, shape, (*axes, "buckets", "heads"), POSITION_BIAS_STD)
         self.bidirectional = bidirectional
         self.num_buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
 

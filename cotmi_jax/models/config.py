@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.errors import UserError
 
 Remat = Literal["none", "dots", "full"]
+ModelType = Literal["t5", "mt5", "umt5"]
 FAMILIES = ("v1.0", "v1.1")
 PRESETS = ("tiny", "mini", "small", "base", "large", "xl", "xxl")
 
@@ -69,11 +70,19 @@ class T5Config:
     tied: bool = False  # output embedding = input embedding, logits scaled by d_model^-1/2 (v1.0)
     pad_id: int = 0  # also the decoder's start token
     eos_id: int = 1
+    # transformers' name of the network, under which it is exported. mt5 computes what t5 does; a umt5 (Chung et al.
+    # 2023, UniMax) has a position bias in every layer, where the others have one in each stack.
+    model_type: ModelType = "t5"
 
     dropout: float = 0.1  # probability, used only when a dropout key is given
     dtype: str = "float32"  # of activations and matmuls; parameters, norms, softmax and logits stay float32
     scan_layers: bool = True  # one compiled layer in a loop; False unrolls: slower to compile, often faster to run
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls with parameters, everything
+
+    @property
+    def layer_position_bias(self) -> bool:
+        """Whether every self-attention layer has its own position bias."""
+        return self.model_type == "umt5"
 
 
 def preset(name: str, family: str = "v1.1", *, vocab_size: int = T5_VOCAB_SIZE) -> T5Config:

@@ -1,5 +1,6 @@
 """T5 students read from and written as Hugging Face checkpoints."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,21 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-import sentencepiece
 from flax import traverse_util
 from safetensors import SafetensorError
 
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits
 from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import copy_file, is_remote, make_folder, read_json
 from cotmi_jax.models.config import T5Config
-from cotmi_jax.models.hf_config import config_from_hf, config_to_hf, head_is_embedding
+from cotmi_jax.models.hf_config import config_from_hf, config_to_hf, head_is_embedding, stored_head_scale
 from cotmi_jax.models.hf_names import EMBEDDING, EMBEDDING_COPIES, HEAD, OBSOLETE, Leaf, leaves
-from cotmi_jax.models.hf_source import VOCABULARY, resolve_source
+from cotmi_jax.models.hf_source import resolve_source
 from cotmi_jax.models.hf_weights import SAFETENSORS, SAFETENSORS_INDEX, open_weights, stored_bytes
 from cotmi_jax.models.torch_bin import StoredTensor
 
 Params = dict[str, object]  # nested; leaves are arrays
-_SENTINELS = 100  # <extra_id_0> … of T5's pretraining, with the ids after the vocabulary's pieces
 
 
 def load_hf(source: str | Path, cache_dir: Path | None = None) -> tuple[T5Config, Params]:
@@ -40,6 +40,10 @@ def load_hf(source: str | Path, cache_dir: Path | None = None) -> tuple[T5Config
         _check_size(config, len(tensors), directory)
         if HEAD not in tensors and EMBEDDING in tensors and head_is_embedding(fields):
             tensors[HEAD] = tensors[EMBEDDING]
+        if config.model_type == "umt5" and config.tied and _has_own_head(tensors):
+            config = dataclasses.replace(config, tied=False)
+            params = _to_params(tensors, leaves(config), config, directory)
+            return config, params | {"head": np.asarray(params["head"]) / np.float32(stored_head_scale(config))}
         return config, _to_params(tensors, leaves(config), config, directory)
 
 
@@ -51,7 +55,7 @@ def save_hf(
     vocabulary_file: Path | None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write a checkpoint that transformers 4 and 5 load as T5ForConditionalGeneration, and T5Tokenizer if it is given.
+    """Write a checkpoint that transformers loads by its model type, and with AutoTokenizer the vocabulary if given.
 
     Weights are float32 safetensors, in several files if they exceed max_shard_bytes. The directory appears complete or
     not at all; in a bucket, config.json is written last, and without it the rest is not read. Raises UserError if the
@@ -65,8 +69,11 @@ def save_hf(
             "pad_token_id": config.pad_id,
         },
     }
+    tokenizer: dict[str, bytes] = {}
     if vocabulary_file is not None:
-        files["tokenizer_config.json"] = _tokenizer_fields(vocabulary_file, config)
+        vocabulary = Vocabulary(vocabulary_file)
+        check_fits(vocabulary, vocab_size=config.vocab_size, pad_id=config.pad_id, eos_id=config.eos_id)
+        tokenizer = vocabulary.exported(config.vocab_size, config.model_type)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty: give a new directory")
     make_folder(directory.parent)
@@ -76,9 +83,9 @@ def save_hf(
         staged.mkdir()
         for name, fields in files.items():
             _write_json(staged / name, fields)
-        if vocabulary_file is not None:
-            (staged / VOCABULARY).write_bytes(vocabulary_file.read_bytes())
-        _write_weights(params, leaves(config), staged, max_shard_bytes)
+        for name, content in tokenizer.items():
+            (staged / name).write_bytes(content)
+        _write_weights(params, leaves(config), stored_head_scale(config), staged, max_shard_bytes)
         if not is_remote(directory):
             os.rename(staged, directory)
             return
@@ -115,6 +122,13 @@ def _to_params(tensors: dict[str, StoredTensor], expected: list[Leaf], config: T
     return traverse_util.unflatten_dict(flat)
 
 
+def _has_own_head(tensors: dict[str, StoredTensor]) -> bool:
+    """Whether the checkpoint's output matrix differs from its embedding."""
+    if not {HEAD, EMBEDDING} <= tensors.keys() or tensors[HEAD].shape != tensors[EMBEDDING].shape:
+        return False
+    return not np.array_equal(tensors[HEAD].read(), tensors[EMBEDDING].read())
+
+
 def _check_names(tensors: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
     """Compare names and shapes with those expected before any tensor is read. Raises UserError."""
     for complaint, names in (
@@ -141,10 +155,17 @@ def _write_json(path: Path, fields: Mapping[str, object]) -> None:
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _write_weights(params: Mapping[str, object], expected: list[Leaf], directory: Path, max_shard_bytes: int) -> None:
-    """Holds one shard in memory at a time. Raises OSError, and ValueError for parameters of another network."""
+def _write_weights(
+    params: Mapping[str, object], expected: list[Leaf], scale: float, directory: Path, max_shard_bytes: int
+) -> None:
+    """Holds one shard in memory at a time; the output matrix is multiplied by scale.
+
+    Raises OSError, and ValueError for parameters of another network.
+    """
     mode = (directory / "config.json").stat().st_mode & 0o777  # that of the umask
     flat = traverse_util.flatten_dict(params)
+    if scale != 1:
+        flat[("head",)] = np.asarray(flat[("head",)], np.float32) * np.float32(scale)
     found = {path: np.shape(leaf) for path, leaf in flat.items()}
     if found != {leaf.path: leaf.shape for leaf in expected}:
         raise ValueError(f"parameters {found} are not those of the configuration")
@@ -185,30 +206,3 @@ def _stored(flat: dict[tuple[str, ...], object], expected: list[Leaf]) -> Iterat
         parameter = np.asarray(flat[leaf.path], np.float32)
         for layer in range(len(leaf.names)):
             yield leaf.to_stored(parameter[layer] if leaf.stacked else parameter)
-
-
-def _tokenizer_fields(vocabulary_file: Path, config: T5Config) -> dict[str, object]:
-    """`tokenizer_config.json` for a T5Tokenizer that reads spiece.model.
-
-    T5Tokenizer splits at whitespace first: with a vocabulary normalized in another way than T5's (nmt_nfkc), ids agree
-    only for text whose whitespace is single spaces.
-    """
-    try:
-        vocabulary = sentencepiece.SentencePieceProcessor(model_proto=vocabulary_file.read_bytes())
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"{vocabulary_file}: not a SentencePiece model") from error
-    special, size = [vocabulary.id_to_piece(token) for token in range(3)], vocabulary.get_piece_size()
-    if special != ["<pad>", "</s>", "<unk>"] or (config.pad_id, config.eos_id) != (0, 1):
-        raise UserError(
-            f"{vocabulary_file}: pieces 0, 1, 2 are {' '.join(special)}, the model's pad is {config.pad_id} and eos "
-            f"{config.eos_id}: transformers' T5Tokenizer needs <pad> </s> <unk>, 0 and 1"
-        )
-    if size > config.vocab_size:
-        raise UserError(f"{vocabulary_file}: {size} pieces, but the model has vocab_size {config.vocab_size}")
-    return {
-        "tokenizer_class": "T5Tokenizer",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "extra_ids": _SENTINELS if size + _SENTINELS <= config.vocab_size else 0,
-    }

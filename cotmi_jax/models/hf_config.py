@@ -1,13 +1,14 @@
-"""T5Config ↔ the `config.json` of Hugging Face transformers (T5 v1.0, v1.1, Flan, ByT5, mT5).
+"""T5Config ↔ the `config.json` of Hugging Face transformers (T5 v1.0, v1.1, Flan, ByT5, mT5, UMT5).
 
 No field is ignored silently: each one is read, must have a fixed value, is in the list of those that do not affect the
 function computed, or is an error.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from cotmi_jax.errors import UserError, one_line, shown
-from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.config import ModelType, T5Config
 
 Fields = Mapping[str, object]
 
@@ -31,15 +32,21 @@ _WITHOUT_EFFECT = frozenset(
     "architectures bos_token_id chunk_size_feed_forward classifier_dropout cross_attention_hidden_size dtype"
     " finetuning_task gradient_checkpointing id2label initializer_factor initializer_range label2id n_positions"
     " name_or_path num_labels output_attentions output_hidden_states output_past prefix problem_type return_dict"
-    " sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript use_bfloat16 use_cache"
-    " bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size"
-    " exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens"
-    " min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores"
-    " remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p"
-    " typical_p".split()
+    " scalable_attention sep_token_id task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript"
+    " use_bfloat16 use_cache bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping"
+    " encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id"
+    " length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_beam_groups num_beams"
+    " num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate"
+    " suppress_tokens temperature top_k top_p typical_p".split()
 )
 _ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}  # name → dense_act_fn, is_gated_act
-_DEFAULT_ACTIVATION = {"t5": "relu", "mt5": "gated-gelu"}
+_DEFAULT_ACTIVATION: dict[ModelType, str] = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
+_CLASSES: dict[ModelType, str] = {
+    "t5": "T5ForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
+    "umt5": "UMT5ForConditionalGeneration",
+}
+_RELEASE = "5.0.0"  # of transformers, by whose rules an exported umt5 is scaled
 
 
 class _Reader:
@@ -84,7 +91,7 @@ def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
     there. Raises UserError with file, field and value if this package's T5 does not compute the same function.
     """
     read = _Reader(fields, file)
-    _check_names(read)
+    model_type = _check_names(read)
     num_layers = read.integer("num_layers")
     decoder_layers = "num_layers" if fields.get("num_decoder_layers") is None else "num_decoder_layers"
     buckets, max_distance = _relative_attention(read)
@@ -108,6 +115,7 @@ def config_from_hf(fields: Fields, file: str = "config.json") -> T5Config:
         relative_buckets=buckets,
         relative_max_distance=max_distance,
         norm_epsilon=epsilon,
+        model_type=model_type,
         gated=_gated(read),
         tied=_scaled(read),
         pad_id=pad_id,
@@ -124,10 +132,21 @@ def head_is_embedding(fields: Fields) -> bool:
     return fields.get("tie_word_embeddings") is True and not _scaled(_Reader(fields, "config.json"))
 
 
+def stored_head_scale(config: T5Config) -> float:
+    """Factor of the output matrix in an exported checkpoint.
+
+    transformers 5 multiplies the states of every umt5 by d_model^-1/2, whether its output matrix is the embedding or
+    not. Release 4 does not where it is not: the same file gives logits of another temperature there, and the same
+    greedy texts.
+    """
+    return config.d_model**0.5 if config.model_type == "umt5" and not config.tied else 1.0
+
+
 def config_to_hf(config: T5Config) -> dict[str, object]:
-    """The `config.json` from which transformers 4 and 5 build a T5ForConditionalGeneration of the same function."""
-    return {
-        "architectures": ["T5ForConditionalGeneration"],
+    """The `config.json` from which transformers 5 builds the network of the same function; so does 4 but for a umt5."""
+    release = {"transformers_version": _RELEASE} if config.model_type == "umt5" else {}
+    return release | {
+        "architectures": [_CLASSES[config.model_type]],
         "d_ff": config.d_ff,
         "d_kv": config.d_kv,
         "d_model": config.d_model,
@@ -137,7 +156,7 @@ def config_to_hf(config: T5Config) -> dict[str, object]:
         "feed_forward_proj": "gated-gelu" if config.gated else "relu",
         "is_encoder_decoder": True,
         "layer_norm_epsilon": config.norm_epsilon,
-        "model_type": "t5",
+        "model_type": config.model_type,
         "num_decoder_layers": config.num_decoder_layers,
         "num_heads": config.num_heads,
         "num_layers": config.num_encoder_layers,
@@ -150,13 +169,15 @@ def config_to_hf(config: T5Config) -> dict[str, object]:
     }
 
 
-def _check_names(read: _Reader) -> None:
-    read.choice("model_type", None, _DEFAULT_ACTIVATION)
+def _check_names(read: _Reader) -> ModelType:
+    """The type of the network."""
+    model_type = read.choice("model_type", None, _DEFAULT_ACTIVATION)
     for name, value in read.fields.items():
         if name in _FIXED and value not in _FIXED[name]:
             raise read.refuse(name, f"only {_FIXED[name][0]!r} is supported")
         if name not in _READ | _FIXED.keys() | _WITHOUT_EFFECT and not name.startswith("_"):
             raise read.refuse(name, "unknown field: remove it if the network's output does not depend on it")
+    return cast(ModelType, model_type)
 
 
 def _relative_attention(read: _Reader) -> tuple[int, int]:
@@ -170,7 +191,7 @@ def _relative_attention(read: _Reader) -> tuple[int, int]:
 
 
 def _gated(read: _Reader) -> bool:
-    default = _DEFAULT_ACTIVATION[read.choice("model_type", None, _DEFAULT_ACTIVATION)]
+    default = _DEFAULT_ACTIVATION[cast(ModelType, read.fields["model_type"])]
     name = read.choice("feed_forward_proj", default, _ACTIVATIONS)
     function, gated = _ACTIVATIONS[name]
     # In transformers these two override feed_forward_proj if a file has them.
@@ -181,17 +202,25 @@ def _gated(read: _Reader) -> bool:
     return gated
 
 
+def _release(read: _Reader) -> int:
+    """The major version of the transformers that wrote the file; 0: not stated."""
+    version = read.fields.get("transformers_version", "")
+    major = version.partition(".")[0] if isinstance(version, str) else ""
+    return int(major) if major.isdecimal() and len(major) <= 3 else 0
+
+
 def _scaled(read: _Reader) -> bool:
     """Whether decoder states are scaled by d_model^-1/2 before the output matrix, which is then the embedding.
 
     Up to transformers 4, tie_word_embeddings implies the scale. From 5 on, every file has tie_word_embeddings true; T5
-    has a separate field for the scale, and mT5 is not scaled.
+    has a separate field for the scale, mT5 is not scaled, and UMT5 always is.
     """
-    if read.fields["model_type"] == "t5":
+    model_type, release = read.fields["model_type"], _release(read)
+    if model_type == "t5":
         return read.flag("scale_decoder_outputs", read.flag("tie_word_embeddings", True))
-    if read.flag("tie_word_embeddings", False):
-        release = read.fields.get("transformers_version", "")
-        major = release.partition(".")[0] if isinstance(release, str) else ""
-        if not major.isdecimal() or len(major) > 3 or int(major) < 5:
-            raise read.refuse("tie_word_embeddings", "releases of transformers disagree on scaling a tied mt5's output")
+    tied = read.flag("tie_word_embeddings", model_type == "umt5")
+    if model_type == "umt5":
+        return tied or release >= 5
+    if tied and release < 5:
+        raise read.refuse("tie_word_embeddings", "releases of transformers disagree on scaling a tied mt5's output")
     return False

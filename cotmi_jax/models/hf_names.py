@@ -70,7 +70,7 @@ def leaves(config: T5Config) -> list[Leaf]:
     result = []
     for path, leaf in traverse_util.flatten_dict(params).items():
         name, stacked = names[".".join(path)] + ".weight", "blocks" in path
-        is_matrix = path == ("head",) or (stacked and path[-1] != "scale")
+        is_matrix = path == ("head",) or (stacked and path[-1] not in ("scale", "embedding"))
         result.append(
             Leaf(
                 path=path,
@@ -88,7 +88,8 @@ def _names(config: T5Config) -> dict[str, str]:
     mlp = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if config.gated else {"up": "wi", "down": "wo"}
     names = {"embedding": "shared", "head": "lm_head"}
     for stack, sublayers in _SUBLAYERS.items():
-        names[f"{stack}.position.embedding"] = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
+        bias = f"{stack}.block.{{}}.layer.0.SelfAttention.relative_attention_bias"
+        names[f"{stack}.position.embedding"], names[f"{stack}.blocks.position.embedding"] = bias.format(0), bias
         names[f"{stack}.final_norm.scale"] = f"{stack}.final_layer_norm"
         for index, (sublayer, norm, module) in enumerate(sublayers):
             prefix = f"{stack}.block.{{}}.layer.{index}"

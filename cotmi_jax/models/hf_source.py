@@ -11,13 +11,12 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from cotmi_jax.data.vocabulary import FILES, has_tokenizer
 from cotmi_jax.errors import UserError, one_line
 from cotmi_jax.files import as_path, copy_file, is_remote, user_error_on_failure
 from cotmi_jax.models.hf_weights import has_weights
 
-VOCABULARY = "spiece.model"
-_TOKENIZER = [VOCABULARY, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-_FILES = ["config.json", "generation_config.json", *_TOKENIZER]
+_FILES = ["config.json", "generation_config.json", *FILES, "special_tokens_map.json"]
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
 _WEIGHTS = _SAFETENSORS + _PICKLES
@@ -45,7 +44,7 @@ def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
             f"{name}: no such directory, and not a valid name on the hub (owner/name): give one of the two"
         ) from error
     cached = _cached(name, cache_dir)
-    if cached is not None and (cached / VOCABULARY).is_file():
+    if cached is not None and has_tokenizer(cached):
         return cached
     try:
         return _download(name, cache_dir)

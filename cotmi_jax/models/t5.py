@@ -1,4 +1,4 @@
-"""The student: a T5 of either family (Raffel et al. 2020; v1.1: Shazeer 2020; Flan: Chung et al. 2022).
+"""The student: a T5 of either family (Raffel et al. 2020; v1.1: Shazeer 2020; Flan: Chung et al. 2022) or a UMT5.
 
 Names of tensors end in their shape, as in `logits_BxTxV`: B batch (examples), S source tokens, T target tokens,
 D model, H heads, K head dim (beams in decoding), F mlp, V vocabulary, L layers, N position buckets, P batch shards.
@@ -18,6 +18,7 @@ from cotmi_jax.models.module import declare, dropout
 from cotmi_jax.parallel.batch import constrain_batch, current_batch_shards
 
 Cache = dict[str, Array]
+Positions = tuple[Array, Array, int]  # of queries [T] and keys [S], and the number of batch shards
 
 
 def padding_bias(valid_BxS: Array) -> Array:
@@ -39,6 +40,21 @@ def shift_right(targets_BxT: Array, start_id: int, segments_BxT: Array | None = 
     return jnp.where(first_BxT, start_id, shifted_BxT)
 
 
+def _layer_position(config: T5Config, num: int, *, bidirectional: bool, rngs: nnx.Rngs) -> RelativeBias | None:
+    """The position biases of a stack's layers, if each has its own."""
+    return RelativeBias(config, num, bidirectional=bidirectional, rngs=rngs) if config.layer_position_bias else None
+
+
+def _stack_position(config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs) -> RelativeBias | None:
+    """The position bias that all layers of a stack share, if they do."""
+    return None if config.layer_position_bias else RelativeBias(config, None, bidirectional=bidirectional, rngs=rngs)
+
+
+def _with_position(position: RelativeBias | None, positions: Positions, biases: Biases) -> Biases:
+    """The biases, after the position bias of this module if it has one."""
+    return biases if position is None else (position(*positions), *biases)
+
+
 def _split_key(key: Array | None, num: int) -> list[Array | None]:
     return [None] * num if key is None else list(jax.random.split(key, num))
 
@@ -48,14 +64,16 @@ class EncoderBlock(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         num = config.num_encoder_layers
+        self.position = _layer_position(config, num, bidirectional=True, rngs=rngs)
         self.attention_norm = RMSNorm(config, num, rngs=rngs)
         self.attention = Attention(config, num, rngs=rngs)
         self.mlp_norm = RMSNorm(config, num, rngs=rngs)
         self.mlp = MLP(config, num, rngs=rngs)
         self.rate = config.dropout
 
-    def __call__(self, x_BxSxD: Array, biases: Biases, key: Array | None) -> Array:
+    def __call__(self, x_BxSxD: Array, positions: Positions, biases: Biases, key: Array | None) -> Array:
         keys = _split_key(key, 4)
+        biases = _with_position(self.position, positions, biases)
         normed_BxSxD = self.attention_norm(x_BxSxD)
         attended_BxSxD = self.attention(normed_BxSxD, *self.attention.keys_values(normed_BxSxD), biases, keys[0])
         x_BxSxD = x_BxSxD + dropout(attended_BxSxD, self.rate, keys[1])
@@ -68,6 +86,7 @@ class DecoderBlock(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         num = config.num_decoder_layers
+        self.position = _layer_position(config, num, bidirectional=False, rngs=rngs)
         self.attention_norm = RMSNorm(config, num, rngs=rngs)
         self.attention = Attention(config, num, rngs=rngs)
         self.cross_norm = RMSNorm(config, num, rngs=rngs)
@@ -77,9 +96,16 @@ class DecoderBlock(nnx.Module):
         self.rate = config.dropout
 
     def __call__(
-        self, x_BxTxD: Array, encoded_BxSxD: Array, biases: Biases, cross_biases: Biases, key: Array | None
+        self,
+        x_BxTxD: Array,
+        encoded_BxSxD: Array,
+        positions: Positions,
+        biases: Biases,
+        cross_biases: Biases,
+        key: Array | None,
     ) -> Array:
         keys = _split_key(key, 6)
+        biases = _with_position(self.position, positions, biases)
         normed_BxTxD = self.attention_norm(x_BxTxD)
         attended_BxTxD = self.attention(normed_BxTxD, *self.attention.keys_values(normed_BxTxD), biases, keys[0])
         x_BxTxD = x_BxTxD + dropout(attended_BxTxD, self.rate, keys[1])
@@ -90,14 +116,15 @@ class DecoderBlock(nnx.Module):
         return constrain_batch(x_BxTxD)
 
     def step(
-        self, x_Bx1xD: Array, cache: Cache, position: Array, bias_1xHx1xT: Array, cross_bias_Bx1x1xS: Array
+        self, x_Bx1xD: Array, cache: Cache, positions: Positions, bias_1xHx1xT: Array, cross_bias_Bx1x1xS: Array
     ) -> tuple[Array, Cache]:
         """One position, given this layer's cache; returns its output and its new keys and values [B, 1, H, K]."""
+        position, biases = positions[0][0], _with_position(self.position, positions, (bias_1xHx1xT,))
         normed_Bx1xD = self.attention_norm(x_Bx1xD)
         key_Bx1xHxK, value_Bx1xHxK = self.attention.keys_values(normed_Bx1xD)
         keys_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache["key"], key_Bx1xHxK, position, axis=1)
         values_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache["value"], value_Bx1xHxK, position, axis=1)
-        x_Bx1xD = x_Bx1xD + self.attention(normed_Bx1xD, keys_BxTxHxK, values_BxTxHxK, (bias_1xHx1xT,), None)
+        x_Bx1xD = x_Bx1xD + self.attention(normed_Bx1xD, keys_BxTxHxK, values_BxTxHxK, biases, None)
         attended_Bx1xD = self.cross_attention(
             self.cross_norm(x_Bx1xD), cache["cross_key"], cache["cross_value"], (cross_bias_Bx1x1xS,), None
         )
@@ -110,7 +137,7 @@ class Encoder(nnx.Module):
     """Parameters of the encoder stack."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.position = RelativeBias(config, bidirectional=True, rngs=rngs)
+        self.position = _stack_position(config, bidirectional=True, rngs=rngs)
         self.blocks = EncoderBlock(config, rngs=rngs)
         self.final_norm = RMSNorm(config, None, rngs=rngs)
 
@@ -119,7 +146,7 @@ class Decoder(nnx.Module):
     """Parameters of the decoder stack."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.position = RelativeBias(config, bidirectional=False, rngs=rngs)
+        self.position = _stack_position(config, bidirectional=False, rngs=rngs)
         self.blocks = DecoderBlock(config, rngs=rngs)
         self.final_norm = RMSNorm(config, None, rngs=rngs)
 
@@ -166,11 +193,11 @@ class T5(nnx.Module):
             mask_Bx1xTxS = padding_bias(inputs_BxS != self.config.pad_id)
         else:
             mask_Bx1xTxS = segment_bias(segments_BxS, segments_BxS)
-        shards = current_batch_shards(inputs_BxS.shape[0])
-        biases = (self.encoder.position(positions_S, positions_S, shards), mask_Bx1xTxS)
+        positions = (positions_S, positions_S, current_batch_shards(inputs_BxS.shape[0]))
+        biases = _with_position(self.encoder.position, positions, (mask_Bx1xTxS,))
         x_BxSxD, _ = self._run(
             self.encoder.blocks,
-            lambda block, x, layer_key: (block(x, biases, layer_key), None),
+            lambda block, x, layer_key: (block(x, positions, biases, layer_key), None),
             self._embed(inputs_BxS, embed_key),
             None if layers_key is None else jax.random.split(layers_key, num),
             num,
@@ -194,11 +221,10 @@ class T5(nnx.Module):
         embed_key, final_key, layers_key = _split_key(key, 3)
         positions_T = jnp.arange(targets_BxT.shape[1])
         causal_TxT = positions_T[None, :] <= positions_T[:, None]
-        position_PxHxTxT = (
-            self.decoder.position(positions_T, positions_T, current_batch_shards(targets_BxT.shape[0]))
-            + jnp.where(causal_TxT, 0.0, MASKED)[None, None]
-        )
-        biases: Biases = (position_PxHxTxT,)
+        positions = (positions_T, positions_T, current_batch_shards(targets_BxT.shape[0]))
+        biases: Biases = (jnp.where(causal_TxT, 0.0, MASKED)[None, None],)
+        if self.decoder.position is not None:
+            biases = (self.decoder.position(*positions) + biases[0],)
         target_segments_BxT = None
         if segments is None:
             cross_biases: Biases = (padding_bias(inputs_BxS != self.config.pad_id),)
@@ -208,7 +234,7 @@ class T5(nnx.Module):
             cross_biases = (segment_bias(target_segments_BxT, input_segments_BxS),)
         x_BxTxD, _ = self._run(
             self.decoder.blocks,
-            lambda block, x, layer_key: (block(x, encoded_BxSxD, biases, cross_biases, layer_key), None),
+            lambda block, x, layer_key: (block(x, encoded_BxSxD, positions, biases, cross_biases, layer_key), None),
             self._embed(shift_right(targets_BxT, self.config.pad_id, target_segments_BxT), embed_key),
             None if layers_key is None else jax.random.split(layers_key, num),
             num,
@@ -263,12 +289,14 @@ class T5(nnx.Module):
     ) -> tuple[Array, Cache]:
         """Logits [B, V] of the token after token_B, which is at a scalar position, and the cache with that position."""
         key_positions_T = jnp.arange(cache["key"].shape[2])
-        bias_1xHx1xT = self.decoder.position(position[None], key_positions_T)
-        bias_1xHx1xT = bias_1xHx1xT + jnp.where(key_positions_T <= position, 0.0, MASKED)[None, None, None, :]
+        positions = (position[None], key_positions_T, 1)
+        bias_1xHx1xT = jnp.where(key_positions_T <= position, 0.0, MASKED)[None, None, None, :]
+        if self.decoder.position is not None:
+            bias_1xHx1xT = self.decoder.position(*positions) + bias_1xHx1xT
         cross_bias_Bx1x1xS = padding_bias(source_valid_BxS)
         x_Bx1xD, new = self._run(
             self.decoder.blocks,
-            lambda block, x, layer_cache: block.step(x, layer_cache, position, bias_1xHx1xT, cross_bias_Bx1x1xS),
+            lambda block, x, layer_cache: block.step(x, layer_cache, positions, bias_1xHx1xT, cross_bias_Bx1x1xS),
             self._embed(token_B[:, None], None),
             cache,
             self.config.num_decoder_layers,

@@ -118,7 +118,7 @@ def _make_run(
     record = run_record(config, experiment.student)
     progress = Progress(start=start, stop=config.steps, silent=not is_main_process())
     if is_main_process():
-        record_start(workdir, record | {"data": experiment.data.summary()}, experiment.vocabulary.path, start)
+        record_start(workdir, record | {"data": experiment.data.summary()}, experiment.vocabulary, start)
         set_aside(workdir, choice, progress.say)
     barrier("start")  # no process opens the folder of checkpoints before damaged ones are moved
     for note in experiment.data.notes(shape):

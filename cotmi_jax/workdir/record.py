@@ -2,7 +2,7 @@
 
 {workdir}/run.json        config and student shape, the same in every checkpoint
 {workdir}/starts.jsonl    per start: time, command, git revision, package versions, step
-{workdir}/spiece.model    the vocabulary
+{workdir}/spiece.model    the vocabulary; of other kinds tokenizer.json, or the tokenizer_config.json of a ByT5
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, cast
 from ml_collections import ConfigDict
 
 from cotmi_jax.config import base, differences, load_extensions
-from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.data.vocabulary import FILES, Vocabulary, find_tokenizer
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import (
     Path,
@@ -33,7 +33,7 @@ from cotmi_jax.models.student import find_network
 
 Record = dict[str, Any]
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "ml-collections")
-RUN_FILE, STARTS_FILE, VOCABULARY_FILE = "run.json", "starts.jsonl", "spiece.model"
+RUN_FILE, STARTS_FILE = "run.json", "starts.jsonl"
 
 
 def run_directory(path: str) -> Path:
@@ -82,11 +82,10 @@ def _revision() -> str | None:
         return None
 
 
-def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> None:
+def record_start(workdir: Path, record: Record, vocabulary: Vocabulary, step: int) -> None:
     """Write the run's files, and a line for this start. Only a start from step 0 writes the vocabulary."""
     if step == 0:
-        with user_error_on_write(workdir / VOCABULARY_FILE):
-            replace_file(workdir / VOCABULARY_FILE, vocabulary.read_bytes())
+        _write_vocabulary(workdir, vocabulary.files())
     with user_error_on_write(workdir / RUN_FILE):
         replace_file(workdir / RUN_FILE, json.dumps(record, indent=1) + "\n")
     start = {
@@ -98,6 +97,17 @@ def record_start(workdir: Path, record: Record, vocabulary: Path, step: int) -> 
     }
     with user_error_on_write(workdir / STARTS_FILE):
         append_line(workdir / STARTS_FILE, json.dumps(start))
+
+
+def _write_vocabulary(workdir: Path, files: dict[str, bytes]) -> None:
+    """Write a vocabulary's files, and remove those of another kind, which an earlier start can have left."""
+    for name, content in files.items():
+        with user_error_on_write(workdir / name):
+            replace_file(workdir / name, content)
+    for name in FILES:
+        if name not in files:
+            with user_error_on_write(workdir / name):
+                (workdir / name).unlink(missing_ok=True)
 
 
 def _read_record(workdir: Path) -> Record:
@@ -126,4 +136,4 @@ def read_run(workdir: Path) -> tuple[ConfigDict, StudentConfig, Vocabulary]:
     config = recorded_config(record)
     load_extensions(config.extensions)  # they may define the network of the run
     student: StudentConfig = find_network(config.model.network).config_type(**record["student"])
-    return config, student, Vocabulary(workdir / VOCABULARY_FILE)
+    return config, student, Vocabulary(find_tokenizer(workdir))

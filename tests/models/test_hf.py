@@ -313,9 +313,9 @@ def test_vocabularies_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "s").exists()
         return str(raised.value)
 
-    assert "80 pieces, but the model has vocab_size 79" in refused(train_vocabulary(tmp_path / "a.model"), 79)
+    assert "has 80 pieces but the model has 79 embeddings" in refused(train_vocabulary(tmp_path / "a.model"), 79)
     shifted = train_vocabulary(tmp_path / "b.model", unk_id=0, pad_id=2)
-    assert "b.model: pieces 0, 1, 2 are <unk> </s> <pad>" in refused(shifted, 80)
+    assert "b.model: a T5 vocabulary has pad 0 and eos 1, this one has pad 2 and eos 1" in refused(shifted, 80)
     (tmp_path / "c.model").write_text("no vocabulary")
-    assert "c.model: not a SentencePiece model" in refused(tmp_path / "c.model", 80)
-    assert "d.model: not a SentencePiece model" in refused(tmp_path / "d.model", 80)
+    assert "c.model is not a SentencePiece model" in refused(tmp_path / "c.model", 80)
+    assert f"no vocabulary at {tmp_path}/d.model" in refused(tmp_path / "d.model", 80)

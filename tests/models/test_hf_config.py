@@ -34,7 +34,6 @@ def test_a_written_configuration_is_read_back(tied: bool) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "umt5"}, "model_type = 'umt5'"),
         ({"model_type": "longt5"}, "model_type = 'longt5'"),
         ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj = 'gated-silu'"),
         ({"feed_forward_proj": "gelu"}, "feed_forward_proj = 'gelu'"),

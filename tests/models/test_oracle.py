@@ -247,7 +247,6 @@ def test_mt5_is_not_scaled(tmp_path: Path) -> None:
 def test_related_networks_are_refused() -> None:
     """Configs that transformers writes for networks of another function."""
     for config in (
-        transformers.UMT5Config(),
         transformers.LongT5Config(),
         transformers.SwitchTransformersConfig(),
         transformers.T5Config(feed_forward_proj="gated-silu"),

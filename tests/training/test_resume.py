@@ -13,6 +13,7 @@ import runs
 
 from cotmi_jax.data import run_data as inputs
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.training.job import train
 from cotmi_jax.workdir.metrics import MetricWriter
@@ -231,9 +232,9 @@ def test_a_fresh_start_writes_the_given_vocabulary(tmp_path: Path) -> None:
     config, student, vocabulary = read_run(runs.trained())
     (tmp_path / "spiece.model").write_bytes(b"of the former start")
     record = run_record(config, student)
-    record_start(tmp_path, record, VOCABULARY_PATH, 0)
+    record_start(tmp_path, record, Vocabulary(VOCABULARY_PATH), 0)
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
-    record_start(tmp_path, record, tmp_path / "spiece.model", 4)  # as a resumed run does
+    record_start(tmp_path, record, Vocabulary(tmp_path / "spiece.model"), 4)  # as a resumed run does
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
 
 
