@@ -28,7 +28,8 @@ import numpy as np
 
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, one_line
+from cotmi_jax.files import parse_json, read_regular
 
 FORMAT = 2  # of the files and facts; part of the key, so that caches of another format are not found
 _POLL = 0.2  # seconds between checks for the files of other processes
@@ -193,20 +194,21 @@ def _wait(place: Path, piece: Path | None, process: int, processes: int) -> bool
 
 def _open(place: Path, identity: Identity) -> Prepared:
     try:
-        manifest = json.loads((place / "manifest.json").read_text())
+        manifest = parse_json(read_regular(place / "manifest.json"))
         for name, value in identity.items():
             if manifest["identity"].get(name) != value:
                 raise UserError(
                     f"{place} was made with another {name}, {manifest['identity'].get(name)} and not {value}: delete it"
                 )
         train, valid = (_read_split(place, split) for split in ("train", "valid"))
-        lines = (place / "valid.jsonl").read_text().split("\n")[:-1]
-        examples = tuple(_example(json.loads(line)) for line in lines)
+        lines = read_regular(place / "valid.jsonl").split(b"\n")[:-1]
+        examples = tuple(_example(parse_json(line)) for line in lines)
         intact = manifest["fingerprint"] == fingerprint_of(train, valid) and manifest["rest"] == _checksum(place)
-    except (ValueError, LookupError, TypeError, EOFError, FileNotFoundError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, OSError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{place} is damaged ({error}): delete it, and it is prepared again") from error
+        why = one_line(str(error))
+        raise UserError(f"{place} is damaged ({why}): delete it, and it is prepared again") from error
     if not intact:
         raise UserError(f"{place} is damaged (its checksum differs): delete it, and it is prepared again")
     return Prepared(train, valid, examples, manifest["facts"], manifest["fingerprint"])
@@ -252,7 +254,7 @@ def _read_split(folder: Path, name: str) -> TokenizedSplit:
         return np.load(folder / f"{name}.{what}.npy")
 
     tasks = {}
-    for task, (per_rationale, *truncated) in json.loads((folder / f"{name}.json").read_text()).items():
+    for task, (per_rationale, *truncated) in parse_json(read_regular(folder / f"{name}.json")).items():
         inputs, targets = (
             Ragged(
                 np.load(folder / f"{name}.{task}.{kind}.npy", mmap_mode="r"),

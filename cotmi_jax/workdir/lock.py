@@ -27,8 +27,17 @@ from typing import Protocol
 
 import jax
 
-from cotmi_jax.errors import UserError
-from cotmi_jax.files import Path, failures, is_remote, reason, run_all, user_error_on_write
+from cotmi_jax.errors import UserError, one_line
+from cotmi_jax.files import (
+    Path,
+    failures,
+    is_remote,
+    parse_json,
+    read_regular,
+    reason,
+    run_all,
+    user_error_on_write,
+)
 
 OWNER_FILE = "owner.json"
 _READ_BYTES = 4096  # more than the size of an owner file
@@ -60,8 +69,8 @@ def _myself() -> dict[str, str | int]:
 def _description(text: str) -> str:
     """The owner that a file names, as one line."""
     try:
-        owner = json.loads(text)
-        return f"{owner['host']}, process {owner['pid']}, since {owner['since']}"
+        owner = parse_json(text)
+        return one_line(f"{owner['host']}, process {owner['pid']}, since {owner['since']}")
     except (ValueError, KeyError, TypeError):
         return "its host and process are not recorded yet"
 
@@ -218,13 +227,13 @@ class _HeartbeatOwner:
 
     def _may_be_recent(self, text: str) -> bool:
         try:
-            return time.time() - json.loads(text)["beat"] < _LONG_AGO
+            return time.time() - parse_json(text)["beat"] < _LONG_AGO
         except (ValueError, KeyError, TypeError):
             return True  # possibly incomplete, since it is being written
 
     def _read(self) -> str | None:
         try:
-            return self._path.read_text()
+            return read_regular(self._path).decode(errors="replace")
         except FileNotFoundError:
             return None
 

@@ -19,7 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar, text
 
 from cotmi_jax.errors import UserError, unknown_name
-from cotmi_jax.files import Path, is_remote, make_folder, replace_file, user_error_on_write
+from cotmi_jax.files import Path, is_remote, make_folder, read_json, replace_file, user_error_on_write
 
 RUN_IDS_FILE = "trackers.json"  # name of a tracker → the id that it gave the run, with which a resumed run continues
 
@@ -99,12 +99,10 @@ def _read_ids(workdir: Path) -> dict[str, str]:
     path = workdir / RUN_IDS_FILE
     if not path.exists():
         return {}
-    try:
-        ids = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): remove it, and trackers start a new run") from error
-    if not isinstance(ids, dict) or not all(isinstance(value, str) for value in ids.values()):
-        raise UserError(f"{path} does not hold the ids of trackers: remove it, and trackers start a new run")
+    remedy = "remove it, and trackers start a new run"
+    ids = read_json(path, remedy)
+    if not all(isinstance(value, str) for value in ids.values()):
+        raise UserError(f"{path} does not hold the ids of trackers; {remedy}")
     return ids
 
 

@@ -171,10 +171,10 @@ def test_names_of_trackers_are_checked() -> None:
         register_tracker("tensorboard")(TensorBoard)
 
 
-@pytest.mark.parametrize("content", ["[", "[]", '{"wandb": 3}'])
+@pytest.mark.parametrize("content", ["[", "[]", 200_000 * "[", '{"wandb": 3}'])
 def test_a_damaged_file_of_ids_is_named(content: str, tracked: TrackedRun) -> None:
     (tracked.workdir / "trackers.json").write_text(content)
-    with pytest.raises(UserError, match="trackers.json .*: remove it, and trackers start a new run"):
+    with pytest.raises(UserError, match="trackers.json.*; remove it, and trackers start a new run"):
         run_id(tracked.workdir, "wandb", lambda: "new")
 
 
