@@ -337,6 +337,10 @@ def test_a_workdir_and_its_export_give_equal_predictions(exported: Path, task: s
 
 def test_an_export_is_the_best_student_with_its_vocabulary(exported: Path) -> None:
     assert (exported / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
+    assert (
+        f"| checkpoint | step {runs.steps_in(runs.trained() / 'best')[0]} of 6 |"
+        in (exported / "README.md").read_text()
+    )
     transformers = pytest.importorskip("transformers")
     assert transformers.T5Config.from_pretrained(exported).d_model == read_run(runs.trained())[1].d_model
     runs.assert_same(load_hf(exported)[1], runs.read_params(runs.trained(), "best")["student"])

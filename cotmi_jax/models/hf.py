@@ -53,9 +53,12 @@ def save_hf(
     directory: Path,
     *,
     vocabulary_file: Path | None,
+    card: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a checkpoint that transformers loads by its model type, and with AutoTokenizer the vocabulary if given.
+
+    card: the content of README.md, if there is to be one.
 
     Weights are float32 safetensors, in several files if they exceed max_shard_bytes. The directory appears complete or
     not at all; in a bucket, config.json is written last, and without it the rest is not read. Raises UserError if the
@@ -69,11 +72,11 @@ def save_hf(
             "pad_token_id": config.pad_id,
         },
     }
-    tokenizer: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {} if card is None else {"README.md": card.encode()}
     if vocabulary_file is not None:
         vocabulary = Vocabulary(vocabulary_file)
         check_fits(vocabulary, vocab_size=config.vocab_size, pad_id=config.pad_id, eos_id=config.eos_id)
-        tokenizer = vocabulary.exported(config.vocab_size, config.model_type)
+        contents |= vocabulary.exported(config.vocab_size, config.model_type)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty: give a new directory")
     make_folder(directory.parent)
@@ -83,7 +86,7 @@ def save_hf(
         staged.mkdir()
         for name, fields in files.items():
             _write_json(staged / name, fields)
-        for name, content in tokenizer.items():
+        for name, content in contents.items():
             (staged / name).write_bytes(content)
         _write_weights(params, leaves(config), stored_head_scale(config), staged, max_shard_bytes)
         if not is_remote(directory):

@@ -22,7 +22,7 @@ _PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index
 _WEIGHTS = _SAFETENSORS + _PICKLES
 _TIMEOUT = 10.0  # seconds; the hub's own client has none
 # The root of the HTTP library's exceptions: which library that is depends on huggingface_hub's release.
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
@@ -48,7 +48,7 @@ def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
         return cached
     try:
         return _download(name, cache_dir)
-    except (OSError, _HTTP_ERROR) as error:
+    except (OSError, HTTP_ERROR) as error:
         if cached is not None:  # complete except for a vocabulary, which not every checkpoint has
             return cached
         reason = (str(error) or type(error).__name__).splitlines()[0]
