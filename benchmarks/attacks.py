@@ -5,6 +5,7 @@ may run. `mutant` damages a valid file at random, which may leave it valid.
 """
 
 import io
+import itertools
 import json
 import os
 import random
@@ -305,6 +306,33 @@ def indices() -> Attacks:
     yield "no weight_map", b"{}"
 
 
+def tokenizers(valid: Mapping[str, object]) -> Attacks:
+    """tokenizer.json files that differ from a valid one."""
+    yield from broken_json()
+
+    def edited(**fields: object) -> bytes:
+        return json.dumps({**valid, **fields}).encode()
+
+    doubled = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    long = {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 100_000}
+    yield "40 steps that double", edited(normalizer={"type": "Sequence", "normalizers": 40 * [doubled]})
+    nested: object = {"type": "Sequence", "normalizers": [doubled, doubled]}
+    for _ in range(5):
+        nested = {"type": "Sequence", "normalizers": [nested, nested]}
+    yield "nested steps that double", edited(normalizer=nested)
+    yield "a long replacement", edited(normalizer=long)
+    yield "a decoder that doubles", edited(decoder={"type": "Sequence", "decoders": 40 * [doubled]})
+    model = valid["model"]
+    assert isinstance(model, dict)
+    yield "no unk", edited(model={**model, "unk_id": None})
+    yield "unk beyond the vocabulary", edited(model={**model, "unk_id": 10**9})
+    yield "unk of 5,000 digits", edited(model=0).replace(b": 0", b': {"unk_id": ' + 5_000 * b"9" + b"}")
+    yield "no vocabulary", edited(model={**model, "vocab": [], "unk_id": None})
+    yield "wrong types", edited(model={**model, "vocab": {"a": "b"}})
+    yield "another model", edited(model={"type": "Torch"})
+    yield "no special tokens", edited(added_tokens=[], model={**model, "vocab": [["a", 0.0]], "unk_id": 0})
+
+
 _SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
 
 
@@ -322,30 +350,23 @@ def configs(valid: Mapping[str, object]) -> Attacks:
         if field != "num_decoder_layers":
             yield f"{field} = None", edited(**{field: None})
     yield "every size", edited(**dict.fromkeys(_SIZES, 10**6))
-    for field in ("layer_norm_epsilon", "dropout_rate"):
-        for value in (-1, 2, 10**400, float("nan"), float("inf"), True, "0.1", None, []):
-            yield f"{field} = {value!r:.20}", edited(**{field: value})
-    for field in ("pad_token_id", "eos_token_id", "relative_attention_max_distance"):
-        for value in (-1, 2**31, 10**400, 0.5, True, "1", [1, 2]):
-            yield f"{field} = {value!r:.20}", edited(**{field: value})
-    for field in ("model_type", "feed_forward_proj"):
-        for value in ("bert", "", "\n\x1b[2J" * 1000, 1, None, ["t5"], {"t5": 1}):
+    others: dict[tuple[str, ...], tuple[object, ...]] = {
+        ("layer_norm_epsilon", "dropout_rate"): (-1, 2, 10**400, float("nan"), float("inf"), True, "0.1", None, []),
+        ("pad_token_id", "eos_token_id"): (-1, 2**31, 10**400, 0.5, True, "1", [1, 2]),
+        ("relative_attention_max_distance",): (-1, 2**31, 10**400, 0.5, True, "1", [1, 2]),
+        ("model_type", "feed_forward_proj"): ("bert", "", "\n\x1b[2J" * 1000, 1, None, ["t5"], {"t5": 1}),
+    }
+    for names, values in others.items():
+        for field, value in itertools.product(names, values):
             yield f"{field} = {value!r:.20}", edited(**{field: value})
     deep: object = 1
     for _ in range(900):
         deep = [deep]
     yield "a nested value", edited(is_decoder=deep)
     yield "an unknown field", edited(**{"\n\x1b[2J\u202e" * 1000: 1})
-    yield (
-        "a release of 5,000 digits",
-        edited(
-            model_type="mt5", tie_word_embeddings=True, feed_forward_proj="gated-gelu", transformers_version=5_000 * "9"
-        ),
-    )
-    yield (
-        "a nested release",
-        edited(model_type="mt5", tie_word_embeddings=True, feed_forward_proj="gated-gelu", transformers_version=deep),
-    )
+    tied = {"model_type": "mt5", "tie_word_embeddings": True, "feed_forward_proj": "gated-gelu"}
+    yield "a release of 5,000 digits", edited(**tied, transformers_version=5_000 * "9")
+    yield "a nested release", edited(**tied, transformers_version=deep)
 
 
 # What can be in place of a file: each makes it at the path.
@@ -376,8 +397,3 @@ def mutant(valid: bytes, draw: random.Random) -> bytes:
             return valid[:start]
         case _:
             return valid[:end] + draw.choice((1, 1000)) * valid[start:end] + valid[end:]
-
-
-def mutant_archive(pickled: bytes, draw: random.Random) -> bytes:
-    """A torch file with a damaged pickle, whose checksum is right."""
-    return torch_file(mutant(pickled, draw))

@@ -6,19 +6,21 @@ ones; `Vocabulary` adds what they share.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import sentencepiece
 
 from cotmi_jax.errors import UserError, one_line
-from cotmi_jax.files import Path
+from cotmi_jax.files import Path, parse_json
 
 PAD_ID = 0
 EOS_ID = 1
 SPIECE, TOKENIZER, TOKENIZER_CONFIG = "spiece.model", "tokenizer.json", "tokenizer_config.json"
 BYTES_CLASS = "ByT5Tokenizer"  # transformers' tokenizer for bytes, which tokenizer_config.json names
+_MAX_GROWTH = 10_000  # of a text by the steps of a tokenizer.json; published ones have 18
 _SENTINELS = 100  # <extra_id_0> … of T5's pretraining, with the ids after the vocabulary's pieces
 
 
@@ -55,7 +57,7 @@ class SentencePieceCodec:
     def __init__(self, path: Path, model: bytes):
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the second where the message quotes a broken piece
             raise UserError(f"{path} is not a SentencePiece model") from error
         if not model:  # an empty file raises no error in the library
             raise UserError(f"{path} is not a SentencePiece model: it is empty")
@@ -109,12 +111,16 @@ class TokenizerCodec:
 
         try:
             self._tokenizer = Tokenizer.from_buffer(content)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            _check_growth(self._tokenizer, path)
+            self._tokenizer.encode("\U0010fffd")  # it fails later, at the first such character, without an unk
+        except UserError:
+            raise
         except Exception as error:  # the library raises no narrower class
             raise UserError(
                 f"{path} is not a tokenizer.json of Hugging Face's tokenizers: {one_line(str(error))}"
             ) from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._special = {"pad": "<pad>", "eos": "</s>"} | special
         ids = tuple(self._tokenizer.token_to_id(self._special[name]) for name in ("pad", "eos"))
         if ids != (PAD_ID, EOS_ID):
@@ -131,7 +137,8 @@ class TokenizerCodec:
         unk = getattr(self._tokenizer.model, "unk_token", None)
         if unk is not None:
             return self._tokenizer.token_to_id(unk)
-        found = re.search(rb'(?<!\\)"unk_id"\s*:\s*(\d+)', self._content)  # no attribute of a unigram model has it
+        # No attribute of a unigram model has it.
+        found = re.search(rb'(?<!\\)"unk_id"\s*:\s*(\d{1,18})\b', self._content)
         return None if found is None else int(found[1])
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
@@ -147,6 +154,29 @@ class TokenizerCodec:
 
     def exported(self, vocab_size: int, fast: bool) -> dict[str, bytes]:
         return self.files()
+
+
+def _check_growth(tokenizer: Any, path: Path) -> None:
+    """Refuse a tokenizer.json whose steps could turn a character into gigabytes: each may multiply a text's length."""
+    for part in filter(None, (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)):
+        growth = _growth(parse_json(part.__getstate__()))
+        if growth > _MAX_GROWTH:
+            raise UserError(
+                f"{path}: refused, its steps can make a text {growth:.1g} times as long, at most {_MAX_GROWTH} are "
+                "allowed: take the tokenizer from a source that you trust"
+            )
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """The factor by which a step of a tokenizer can multiply the length of a text."""
+    match step.get("type"):
+        case "Sequence":
+            return math.prod(_growth(each) for steps in step.values() if isinstance(steps, list) for each in steps)
+        case "Replace":
+            return float(max(1, len(step["content"])))
+        case "Precompiled" | "NFC" | "NFD" | "NFKC" | "NFKD" | "ByteLevel":
+            return 18.0  # of U+FDFA in NFKC, the most in Unicode
+    return 1.0
 
 
 class ByteCodec:

@@ -100,8 +100,8 @@ def _check_size(config: T5Config, num_tensors: int, directory: Path) -> None:
     """Refuse a network that is larger than its weight files, before names or arrays of its size are made."""
     layers = config.num_encoder_layers + config.num_decoder_layers
     per_layer = 2 * config.d_model * (2 * config.num_heads * config.d_kv + config.d_ff)
-    position = 2 * config.relative_buckets * config.num_heads
-    fewest = config.vocab_size * config.d_model + layers * per_layer + position
+    biases = (layers if config.model_type == "umt5" else 2) * config.relative_buckets * config.num_heads
+    fewest = config.vocab_size * config.d_model + layers * per_layer + biases
     size = stored_bytes(directory)
     if layers > num_tensors or 2 * fewest > size:  # a parameter takes at least two bytes
         raise UserError(

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import numpy_params, small_config
+from paths import REPOSITORY
 
 from benchmarks import attacks
+from cotmi_jax.data.codecs import tokenizer_json
+from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import read_json
 from cotmi_jax.models.hf import load_hf, save_hf
@@ -26,7 +29,7 @@ from cotmi_jax.models.torch_bin import open_torch_bin
 
 SECONDS = 1.0  # of this process; the machine may be busy
 BYTES = 200 << 20
-MUTANTS = 150
+MUTANTS = 400
 
 
 @contextlib.contextmanager
@@ -126,6 +129,25 @@ def test_configs(valid: Path, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").write_bytes((valid / "model.safetensors").read_bytes())
     fields = json.loads((checkpoint / "config.json").read_text())
     assert_refused(checkpoint / "config.json", attacks.configs(fields))
+
+
+def test_tokenizers(tmp_path: Path) -> None:
+    source = REPOSITORY / "cotmi_jax" / "data" / "sources" / "arithmetic.spiece.model"
+    good, file = tokenizer_json(source, source.read_bytes()), tmp_path / "tokenizer.json"
+    file.write_bytes(good)
+    assert Vocabulary(file).size == 430
+    draw = random.Random(0)
+    for name, content in attacks.tokenizers(json.loads(good)):
+        file.write_bytes(content)
+        print(name)
+        assert str(file) in refused(lambda: Vocabulary(file), len(content))
+    vocabulary = tmp_path / "spiece.model"
+    for path, content in ((file, good), (vocabulary, source.read_bytes())):
+        for _ in range(MUTANTS):
+            path.write_bytes(attacks.mutant(content, draw))
+            with contextlib.suppress(UserError), bounded(len(content)):
+                damaged = Vocabulary(path)
+                damaged.decode([token for each in damaged.encode(["ab 12", "é東\U0010fffd"]) for token in each])
 
 
 @pytest.mark.parametrize("place", attacks.PLACES)
