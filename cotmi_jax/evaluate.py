@@ -1,4 +1,7 @@
-"""Score a trained student on a split: python -m cotmi_jax.evaluate --workdir=W --split=test.
+"""Score a student on a split: python -m cotmi_jax.evaluate --workdir=W --split=test.
+
+--workdir=W scores a run on its own data. --model=W --dataset=D scores it on another data set, and
+--model=HF --dataset=D scores a Hugging Face checkpoint as it is, for a baseline; neither needs a train split.
 
 Several hosts give the same command, with the environment variables that cotmi_jax/parallel/distributed.py names.
 """
@@ -8,15 +11,41 @@ from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imp
 from absl import flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run; nothing else is needed.")
+_MODEL = flags.DEFINE_string("model", None, "Instead of --workdir: a workdir, or a Hugging Face directory or hub name.")
+_DATASET = flags.DEFINE_string(
+    "dataset", None, "Data set to score, as config.data.dataset (docs/data.md); default: that of the run."
+)
+_OBJECTIVE = flags.DEFINE_string(
+    "objective",
+    None,
+    "Objective of a Hugging Face --model, which determines its tasks and prefixes; default: predict, the label alone.",
+)
+_VOCABULARY = flags.DEFINE_string("vocabulary", None, "Vocabulary of a Hugging Face --model that has none.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "The split to score.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (on the valid split), latest, or a step.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; default: {workdir}/evaluation/{split}.")
-_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the data, if it has moved since training.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; default: see docs/running.md.")
+# By key of config.data. Those beside the first say how --dataset is read.
+_DATA = {
+    "root": flags.DEFINE_string("data_root", None, "Folder of the data, if it is not that of training."),
+    "tfds_dir": flags.DEFINE_string("tfds_dir", None, "As config.data.tfds_dir."),
+    "teacher": flags.DEFINE_string("teacher", None, "As config.data.teacher."),
+    "bad_rows": flags.DEFINE_string("bad_rows", None, "As config.data.bad_rows."),
+    "labels": flags.DEFINE_string("labels", None, "As config.data.labels."),
+    "label_kind": flags.DEFINE_string("label_kind", None, "As config.data.label_kind."),
+}
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 0, "Number of examples to print, with the predicted label and rationale.", lower_bound=0
 )
 _INFORMATION = flags.DEFINE_bool(
-    "information", True, "Also measure held-out mutual information, with critics fitted to train examples."
+    "information",
+    None,
+    "Also measure held-out mutual information, with critics fitted to train examples; default: without --dataset.",
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Examples a batch; default: config.eval.batch_size.", lower_bound=1
+)
+_MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", None, "Maximal number of generated tokens; default: config.eval.max_decode_tokens.", lower_bound=1
 )
 _METRICS = flags.DEFINE_string(
     "metrics",
@@ -31,35 +60,46 @@ _EXTENSIONS = flags.DEFINE_string(
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "", "Folder of compiled programs, as config.compilation_cache of training; none: no cache."
 )
-flags.mark_flag_as_required("workdir")
+flags.register_multi_flags_validator(
+    ["workdir", "model"],
+    lambda values: (values["workdir"] is None) != (values["model"] is None),
+    "--workdir must have a value, or --model, but not both",
+)
 
 
 def main() -> None:
     """Evaluate from the flags."""
     from cotmi_jax.compilation_cache import use_compilation_cache
     from cotmi_jax.evaluation.job import score
+    from cotmi_jax.parallel.accelerators import skip_absent_tpu
     from cotmi_jax.parallel.distributed import is_main_process, process_group
     from cotmi_jax.report.plots import draw_information
     from cotmi_jax.report.terminal import format_examples, format_scores
 
+    skip_absent_tpu()
     with process_group(preemption=False, show_traceback=flags.FLAGS.traceback):
         use_compilation_cache(_COMPILATION_CACHE.value)
         result = score(
-            _WORKDIR.value,
+            _WORKDIR.value or _MODEL.value,
             _SPLIT.value,
             checkpoint=_CHECKPOINT.value,
+            dataset=_DATASET.value,
+            objective=_OBJECTIVE.value,
+            vocabulary=_VOCABULARY.value,
+            data_settings={key: flag.value for key, flag in _DATA.items() if flag.value is not None},
             output=_OUTPUT.value,
-            data_root=_DATA_ROOT.value,
             information=_INFORMATION.value,
             metrics=_METRICS.value,
             extensions=_EXTENSIONS.value,
+            batch_size=_BATCH_SIZE.value,
+            max_tokens=_MAX_TOKENS.value,
         )
         if not is_main_process():
             return
         print(format_scores(result.metrics, result.information))
         if _EXAMPLES.value:
             print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
-        drawn = draw_information(result.workdir, result.output / "information.png")
+        drawn = result.workdir is not None and draw_information(result.workdir, result.output / "information.png")
         picture = ", information.png" if drawn else ""
         print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl{picture}")
 

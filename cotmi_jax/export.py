@@ -25,6 +25,7 @@ def main() -> None:
     from cotmi_jax.models.config import T5Config
     from cotmi_jax.models.hf import save_hf
     from cotmi_jax.models.hf_hub import check_access, push
+    from cotmi_jax.parallel.accelerators import skip_absent_tpu
     from cotmi_jax.report.model_card import model_card
 
     output, name = as_path(absolute(_OUTPUT.value)), _PUSH_TO_HUB.value
@@ -32,6 +33,7 @@ def main() -> None:
         if is_remote(output):
             raise UserError(f"--push_to_hub uploads a local folder, but --output is {output}: give a local one")
         check_access(name)
+    skip_absent_tpu()
     trained = load_trained(_MODEL.value, parse_checkpoint_choice(_CHECKPOINT.value))
     student = trained.student.config
     if not isinstance(student, T5Config):

@@ -40,7 +40,9 @@ def main() -> None:
     from cotmi_jax.inference.load import load_trained, parse_checkpoint_choice
     from cotmi_jax.inference.predictor import Predictor
     from cotmi_jax.models.decoding import Decoding
+    from cotmi_jax.parallel.accelerators import skip_absent_tpu
 
+    skip_absent_tpu()
     use_compilation_cache(_COMPILATION_CACHE.value)
     decoding = Decoding(
         _METHOD.value,

@@ -19,9 +19,11 @@ def main() -> None:
     """Train from the flags."""
     # Imported after the flags are parsed: a mistyped flag fails at once, before slow imports.
     from cotmi_jax.compilation_cache import use_compilation_cache
+    from cotmi_jax.parallel.accelerators import skip_absent_tpu
     from cotmi_jax.parallel.distributed import process_group
     from cotmi_jax.training.job import train
 
+    skip_absent_tpu()
     config = cli.loaded_config(_CONFIG)
     with process_group(preemption=True, show_traceback=flags.FLAGS.traceback):
         use_compilation_cache(config.compilation_cache)

@@ -1,7 +1,11 @@
-"""Known accelerators: peak speed, memory and link bandwidth. Does not import jax."""
+"""Known accelerators: peak speed, memory and link bandwidth. Imports jax only to skip a backend."""
 
 import dataclasses
+import glob
+import importlib.util
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
 GIB = 1 << 30
 
@@ -65,3 +69,41 @@ def set_libtpu_stack_size() -> None:
     flag, given = "--fibers_default_thread_stack_size", os.environ.get("LIBTPU_INIT_ARGS", "")
     if flag not in given:
         os.environ["LIBTPU_INIT_ARGS"] = f"{given} {flag}={1 << 20}".strip()
+
+
+# As text in /sys/bus/pci/devices/*/{vendor,class}. Google's virtual disks and network cards have its vendor number too.
+_GOOGLE_PCI_VENDOR, _DISKS_AND_NETWORK = "0x1ae0", ("0x01", "0x02")
+# What a cloud or a user sets for processes that use a TPU. LIBTPU_INIT_ARGS and the like do not say that there is one.
+_TPU_VARIABLES = (
+    *("TPU_NAME", "TPU_WORKER_", "TPU_ACCELERATOR_TYPE", "TPU_TOPOLOGY", "TPU_PROCESS_", "TPU_VISIBLE_", "TPU_CHIPS_"),
+    *("TPU_HOST_", "CLOUD_TPU_", "JAX_FORCE_TPU_INIT"),
+)
+
+
+def may_have_tpu(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
+    """Whether this machine may have a TPU: by its variables, device files or PCI devices. root: of the file system."""
+    if "tpu" in environment.get("JAX_PLATFORMS", "") or any(name.startswith(_TPU_VARIABLES) for name in environment):
+        return True
+    if any(glob.glob(f"{root}/dev/{pattern}") for pattern in ("accel*", "vfio/[0-9]*")):
+        return True
+    return any(
+        vendor.read_text().strip() == _GOOGLE_PCI_VENDOR
+        and not vendor.with_name("class").read_text().startswith(_DISKS_AND_NETWORK)
+        for vendor in root.glob("sys/bus/pci/devices/*/vendor")
+    )
+
+
+def skip_absent_tpu() -> None:
+    """On a machine without TPU, keep JAX from trying libtpu; takes effect before JAX is first asked for devices.
+
+    JAX tries every installed backend. An installation that only compiles for TPUs (`aot`) has libtpu too, whose attempt
+    takes a second and logs four lines of errors. Compiling for a TPU topology does not use the backend and still works.
+    """
+    if importlib.util.find_spec("libtpu") is None or may_have_tpu(os.environ):
+        return
+    from jax.extend.backend import register_backend_factory
+
+    def absent() -> None:
+        raise RuntimeError("this machine has no TPU")
+
+    register_backend_factory("tpu", absent, fail_quietly=True)

@@ -1,10 +1,14 @@
 """Accelerators by the device_kind of JAX."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from paths import REPOSITORY
 
-from cotmi_jax.parallel.accelerators import ACCELERATORS, find_accelerator, set_libtpu_stack_size
+from cotmi_jax.parallel.accelerators import ACCELERATORS, find_accelerator, may_have_tpu, set_libtpu_stack_size
 
 
 @pytest.mark.parametrize(
@@ -59,3 +63,38 @@ def test_arguments_already_given_to_libtpu_are_kept(monkeypatch: pytest.MonkeyPa
         set_libtpu_stack_size()
         set_libtpu_stack_size()
         assert os.environ["LIBTPU_INIT_ARGS"] == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "expected"),
+    [
+        ({}, {}, False),
+        ({}, {"LIBTPU_INIT_ARGS": "--xla_a=1", "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cuda,cpu"}, False),
+        ({}, {"JAX_PLATFORMS": "tpu,cpu"}, True),
+        ({}, {"TPU_WORKER_ID": "0"}, True),
+        ({"dev/accel0": ""}, {}, True),
+        ({"dev/vfio/vfio": ""}, {}, False),
+        ({"dev/vfio/0": ""}, {}, True),
+        ({"sys/bus/pci/devices/0/vendor": "0x1ae0\n", "sys/bus/pci/devices/0/class": "0xff0000\n"}, {}, True),
+        ({"sys/bus/pci/devices/0/vendor": "0x1ae0\n", "sys/bus/pci/devices/0/class": "0x020000\n"}, {}, False),
+        ({"sys/bus/pci/devices/0/vendor": "0x10de\n", "sys/bus/pci/devices/0/class": "0x030200\n"}, {}, False),
+    ],
+    ids=["nothing", "variables of the compiler", "platform", "worker", "accel", "vfio alone", "vfio", "pci"]
+    + ["network card", "gpu"],
+)
+def test_signs_of_a_tpu(tmp_path: Path, files: dict[str, str], environment: dict[str, str], expected: bool) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert may_have_tpu(environment, tmp_path) is expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(may_have_tpu(os.environ), reason="this machine has a TPU")
+def test_a_machine_without_tpu_says_nothing_of_tpus() -> None:
+    """In a fresh process, without the platform that the suite sets."""
+    pytest.importorskip("libtpu")
+    program = "from cotmi_jax.parallel.accelerators import skip_absent_tpu as skip; skip(); import jax; jax.devices()"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_"))}
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env=kept, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
