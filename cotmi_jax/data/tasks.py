@@ -29,6 +29,7 @@ class ObjectiveSpec:
     """What an objective trains on, and how its outputs are parsed.
 
     tasks: (PREDICT,), or (PREDICT, EXPLAIN); with two, each input begins with the prefix of its task.
+    prefix: whether inputs have the prefix of their task also with one task.
     target: (example, task, label) → target text; label is the gold or the teacher's label, by config.data.label_type.
     rationale_tasks: tasks whose target holds the rationale. An example with several rationales has one such target for
       each; the loss of its tokens is multiplied by the weight of the rationale.
@@ -46,6 +47,7 @@ class ObjectiveSpec:
     read_rationale: Callable[[str], str] | None = None
     has_mi_term: bool = False
     cache_key: tuple[str, ...] = ()
+    prefix: bool = False
 
     def __post_init__(self) -> None:
         if self.tasks not in ((PREDICT,), (PREDICT, EXPLAIN)):
@@ -85,6 +87,7 @@ _TWO_TASKS = ObjectiveSpec(
 )
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "standard": ObjectiveSpec((PREDICT,), label_or_rationale, cache_key=("standard",)),
+    "predict": ObjectiveSpec((PREDICT,), label_or_rationale, cache_key=("predict", PREFIX[PREDICT]), prefix=True),
     "single_task": ObjectiveSpec(
         (PREDICT,),
         _rationale_then_label,
@@ -129,8 +132,9 @@ def writes_rationale(objective: ObjectiveName, task: str) -> bool:
 
 
 def task_input(text: str, objective: ObjectiveName, task: str) -> str:
-    """The student's input for a task; it has a prefix only if the objective has two tasks."""
-    return PREFIX[task] + text if len(tasks_of(objective)) > 1 else text
+    """The student's input for a task; it has a prefix if the objective has two tasks or asks for it."""
+    spec = find_objective(objective)
+    return PREFIX[task] + text if len(spec.tasks) > 1 or spec.prefix else text
 
 
 def training_label(example: Example, label_type: LabelType) -> str:

@@ -1,36 +1,40 @@
-"""Evaluation of a workdir as a job: restores the parameters only, scores a split, writes the results."""
+"""Evaluation as a job: restores the parameters only, scores a split, writes the results."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from cotmi_jax.config import load_extensions
-from cotmi_jax.data.corpus import Component
+from cotmi_jax.data.corpus import Component, LoadedCorpus
 from cotmi_jax.data.run_data import load_data, tokenize
-from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.data.tasks import EXPLAIN, find_objective
+from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import Prediction, Summary, measure, parse_metrics, summarize
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, fitting_rows
-from cotmi_jax.experiment import eval_decoding, make_objective
+from cotmi_jax.evaluation.subject import Subject, find_subject
+from cotmi_jax.experiment import eval_decoding
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
-from cotmi_jax.inference.load import load_workdir, parse_checkpoint_choice
 from cotmi_jax.parallel.distributed import barrier, is_main_process
 from cotmi_jax.parallel.mesh import batch_shards
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Metrics, predictions, held-out mutual information (None: not estimated), and the folder they are written to."""
+    """Metrics, predictions, held-out mutual information (None: not estimated), and the folder they are written to.
+
+    workdir: that of the run if it was scored on its own data, else None.
+    """
 
     metrics: dict[str, Any]
     predictions: list[Prediction]
     information: HeldOutEstimates | None
-    workdir: Path
+    workdir: Path | None
     output: Path
 
 
@@ -46,61 +50,73 @@ def accuracy_by_component(correct: list[bool], components: Sequence[Component], 
 
 
 def score(
-    workdir_path: str,
+    source: str,
     split_name: str,
     *,
     checkpoint: str = "best",
+    dataset: str | None = None,
+    objective: str | None = None,
+    vocabulary: str | None = None,
+    data_settings: Mapping[str, object] | None = None,
     output: str | None = None,
-    data_root: str | None = None,
-    information: bool = True,
+    information: bool | None = None,
     metrics: str | None = None,
     extensions: str = "",
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
 ) -> Scored:
     """Score a split and write metrics.json and predictions.jsonl. Raises UserError for user errors.
 
-    `metrics`: names of registered metrics, separated by commas; None: config.eval.metrics. `extensions`: files or
-    modules to import besides those of the run, in the form of config.extensions, for metrics registered since then.
+    `source`, `checkpoint`, `dataset`, `objective`, `vocabulary`, `data_settings`: as for `subject.find_subject`.
+    `information`: whether to estimate mutual information, with critics fitted to train examples of the data set that is
+    scored; None: if that is the data set of the training. `metrics`: names of registered metrics, separated by commas;
+    None: config.eval.metrics. `extensions`: files or modules to import besides those of the run, in the form of
+    config.extensions, for metrics registered since then. `batch_size`, `max_tokens`: instead of config.eval.batch_size
+    and config.eval.max_decode_tokens.
 
-    metrics.json: accuracy against gold with its 95% Wilson interval and n; `loss`: the mean of every term of the
-    objective against gold labels, in nats (accuracies of tokens as fractions); `metrics`: value, 95% interval and n of
-    every metric; counts of truncated inputs and targets; of a mixture `components`: the accuracy of each; with
-    `information`, the held-out mutual information of a student that explains.
+    metrics.json: student, data and objective; accuracy against gold with its 95% Wilson interval and n; `loss`: the
+    mean of every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms
+    of rationales if no example has one; `metrics`: value, 95% interval and n of every metric; counts of truncated
+    inputs and targets; of a mixture `components`: the accuracy of each; with `information`, the held-out mutual
+    information of a student that explains.
     """
-    workdir = as_path(absolute(workdir_path))
     barrier("begin")
     load_extensions(extensions)
-    trained = load_workdir(workdir, parse_checkpoint_choice(checkpoint))
-    config, vocabulary = trained.config, trained.vocabulary
-    assert config is not None  # of a workdir it is known
+    subject = find_subject(
+        source,
+        checkpoint=checkpoint,
+        dataset=dataset,
+        objective=objective,
+        vocabulary=vocabulary,
+        settings=data_settings,
+    )
+    config = subject.config
+    config.eval.batch_size = batch_size or config.eval.batch_size
+    config.eval.max_decode_tokens = max_tokens or config.eval.max_decode_tokens
     chosen = parse_metrics(config.eval.metrics if metrics is None else metrics)
-    if data_root is not None:
-        config.data.root = absolute(data_root)
-    with jax.set_mesh(mesh := trained.mesh):
-        data = load_data(config)
-        corpus = data.corpus
-        if split_name not in corpus.splits:
-            raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
-        examples = corpus.splits[split_name]
-        split = tokenize(config, vocabulary, examples, train=False)
-        barrier("data")
-        objective = make_objective(config)
-        batch_size = -(-config.eval.batch_size // batch_shards(mesh)) * batch_shards(mesh)
-        evaluator = Evaluator(trained.student, objective, vocabulary, mesh, batch_size=batch_size)
-        losses = evaluator.losses(trained.params, split)
-        predictions = evaluator.predictions(trained.params, split, examples, eval_decoding(config))
-        measured = None
-        if information and EXPLAIN in objective.tasks:
-            rows = fitting_rows(len(corpus.splits["train"]), config)
-            if min(len(rows), split.size) >= MIN_PAIRS:
-                known = tuple(corpus.splits["train"][row] for row in rows)
-                fitted = tokenize(config, vocabulary, known, train=True)
-                monitor = MIMonitor(trained.student, config, mesh, batch_size=batch_size)
-                measured = monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
+    explains = EXPLAIN in find_objective(config.objective.name).tasks
+    information = explains and (subject.own_data if information is None else information)
+    data = load_data(config)
+    corpus = data.corpus
+    if split_name not in corpus.splits:
+        raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
+    examples = corpus.splits[split_name]
+    split = tokenize(config, subject.trained.vocabulary, examples, train=False)
+    barrier("data")
+    with jax.set_mesh(subject.trained.mesh):
+        evaluator = _make_evaluator(subject)
+        losses = _losses(evaluator, subject, split)
+        predictions = evaluator.predictions(subject.trained.params, split, examples, eval_decoding(config))
+        measured = _measure_information(subject, data, split) if information else None
     scores = measure(chosen, predictions)
     found: dict[str, Any] = {
+        "model": subject.source,
+        "trained_on": subject.trained_on,
+        "objective": config.objective.name,
+        "data": config.data.dataset,
         "dataset": corpus.name,
         "split": split_name,
-        "checkpoint": {"which": checkpoint, "step": trained.step},
+        "checkpoint": {"which": checkpoint, "step": subject.trained.step},
         "interval": scores["accuracy"]["interval"],
         "accuracy": scores["accuracy"]["value"],
         "n": scores["accuracy"]["n"],
@@ -114,14 +130,48 @@ def score(
     if len(data.components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
         found["components"] = accuracy_by_component(correct, data.components, split_name)
-    if information and EXPLAIN in objective.tasks:
+    if information:
         found["information"] = measured.summary() if measured else None  # None: too few examples
-    folder = as_path(absolute(output)) if output else workdir / "evaluation" / split_name
+    folder = as_path(absolute(output)) if output else subject.default_output(corpus.name, split_name)
     if is_main_process():
-        with user_error_on_failure(f"cannot write results to {folder}"):
-            make_folder(folder)
-            replace_file(folder / "metrics.json", json.dumps(found, indent=1) + "\n")
-            replace_file(
-                folder / "predictions.jsonl", "".join(json.dumps(prediction) + "\n" for prediction in predictions)
-            )
-    return Scored(found, predictions, measured, workdir, folder)
+        _write(folder, found, predictions)
+    return Scored(found, predictions, measured, as_path(subject.source) if subject.own_data else None, folder)
+
+
+def _rows(subject: Subject) -> int:
+    """Examples of a batch: config.eval.batch_size, rounded up to the shards of the mesh."""
+    shards = batch_shards(subject.trained.mesh)
+    return -(-subject.config.eval.batch_size // shards) * shards
+
+
+def _make_evaluator(subject: Subject) -> Evaluator:
+    trained = subject.trained
+    return Evaluator(trained.student, subject.objective, trained.vocabulary, trained.mesh, batch_size=_rows(subject))
+
+
+def _losses(evaluator: Evaluator, subject: Subject, split: TokenizedSplit) -> dict[str, float]:
+    """The terms of the objective; of rationales only if there are any to compare with."""
+    losses = evaluator.losses(subject.trained.params, split)
+    if split.weights.any():
+        return losses
+    absent = (*find_objective(subject.objective.name).rationale_tasks, "mi")
+    return {name: value for name, value in losses.items() if name.removesuffix("_token_accuracy") not in absent}
+
+
+def _measure_information(subject: Subject, data: LoadedCorpus, split: TokenizedSplit) -> HeldOutEstimates | None:
+    """The monitor's estimates, with critics fitted to train examples; None if there are too few examples."""
+    trained, config = subject.trained, subject.config
+    train = data.corpus.splits["train"]
+    rows = fitting_rows(len(train), config)
+    if min(len(rows), split.size) < MIN_PAIRS:
+        return None
+    fitted = tokenize(config, trained.vocabulary, tuple(train[row] for row in rows), train=True)
+    monitor = MIMonitor(trained.student, config, trained.mesh, batch_size=_rows(subject))
+    return monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
+
+
+def _write(folder: Path, found: Mapping[str, Any], predictions: Sequence[Prediction]) -> None:
+    with user_error_on_failure(f"cannot write results to {folder}"):
+        make_folder(folder)
+        replace_file(folder / "metrics.json", json.dumps(found, indent=1) + "\n")
+        replace_file(folder / "predictions.jsonl", "".join(json.dumps(prediction) + "\n" for prediction in predictions))

@@ -83,19 +83,26 @@ def load_workdir(workdir: Path, which: CheckpointChoice, mesh: Mesh | None = Non
     return TrainedStudent(student, params, mesh, vocabulary, config, found.step)
 
 
-def load_trained(source: str, which: CheckpointChoice, mesh: Mesh | None = None) -> TrainedStudent:
+def load_trained(
+    source: str, which: CheckpointChoice, mesh: Mesh | None = None, *, vocabulary_path: str | None = None
+) -> TrainedStudent:
     """The student of a workdir, or of a Hugging Face directory or hub name; `which` and mesh as in load_workdir.
 
-    Only workdirs have several checkpoints: for other sources `which` has no effect.
+    Only workdirs have several checkpoints: for other sources `which` has no effect. `vocabulary_path`: the vocabulary
+    of a Hugging Face checkpoint that is stored without one; a workdir has its own.
 
     Raises:
       UserError: no student is found at `source`, or its vocabulary does not match its config.
     """
     if is_workdir(source):
+        if vocabulary_path is not None:
+            raise UserError(
+                f"--vocabulary {vocabulary_path}: workdir {source} has the vocabulary of its training: leave it out"
+            )
         return load_workdir(as_path(absolute(source)), which, mesh)
     directory = resolve_source(source)
     config, host_params = load_hf(directory)
-    vocabulary = Vocabulary(find_tokenizer(directory))
+    vocabulary = Vocabulary(as_path(vocabulary_path) if vocabulary_path else find_tokenizer(directory))
     check_fits(vocabulary, vocab_size=config.vocab_size, pad_id=config.pad_id, eos_id=config.eos_id)
     student, mesh = StudentDef.of(config), mesh or _make_inference_mesh(config)
     params = jax.tree.map(jax.device_put, host_params, param_shardings(student.shapes, student.axes, mesh))

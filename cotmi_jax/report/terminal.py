@@ -19,12 +19,11 @@ _LOSS_ROWS = {
 def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | None = None) -> str:
     """The results of an evaluation as a table: one line for each metric and each loss, in nats."""
     rows = [
-        (
-            f"{metrics['dataset']} {metrics['split']}",
-            f"{metrics['n']} examples, checkpoint of step {metrics['checkpoint']['step']}",
-        ),
+        (f"{metrics['dataset']} {metrics['split']}", f"{metrics['n']} examples" + _format_checkpoint(metrics)),
         ("label accuracy", _format_accuracy(metrics)),
     ]
+    if metrics.get("data") != metrics.get("trained_on"):
+        rows.insert(1, ("student", _format_student(metrics)))
     for name, summary in metrics.get("components", {}).items():
         rows.append((f"label accuracy, {name}", f"{_format_accuracy(summary)}, {summary['n']} examples"))
     for name, score in metrics["metrics"].items():
@@ -44,6 +43,17 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
         rows += [(f"truncated to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _format_checkpoint(metrics: Mapping[str, Any]) -> str:
+    step = metrics["checkpoint"]["step"]
+    return "" if step is None else f", checkpoint of step {step}"
+
+
+def _format_student(metrics: Mapping[str, Any]) -> str:
+    if metrics["trained_on"] is None:
+        return f"{metrics['model']}, not trained here; objective {metrics['objective']}"
+    return f"{metrics['model']}, trained on {metrics['trained_on']} with {metrics['objective']}"
 
 
 def _format_accuracy(summary: Mapping[str, Any]) -> str:
