@@ -31,6 +31,7 @@ _DATA = {
     "teacher": flags.DEFINE_string("teacher", None, "As config.data.teacher."),
     "bad_rows": flags.DEFINE_string("bad_rows", None, "As config.data.bad_rows."),
     "labels": flags.DEFINE_string("labels", None, "As config.data.labels."),
+    "fields": flags.DEFINE_string("fields", None, "As config.data.fields."),
     "label_kind": flags.DEFINE_string("label_kind", None, "As config.data.label_kind."),
 }
 _EXAMPLES = flags.DEFINE_integer(

@@ -10,6 +10,7 @@ import numpy as np
 
 from cotmi_jax.config import load_extensions
 from cotmi_jax.data.corpus import Component, LoadedCorpus
+from cotmi_jax.data.example import SPLITS
 from cotmi_jax.data.run_data import load_data, tokenize
 from cotmi_jax.data.tasks import EXPLAIN, find_objective
 from cotmi_jax.data.tokens import TokenizedSplit
@@ -96,7 +97,9 @@ def score(
     chosen = parse_metrics(config.eval.metrics if metrics is None else metrics)
     explains = EXPLAIN in find_objective(config.objective.name).tasks
     information = explains and (subject.own_data if information is None else information)
-    data = load_data(config)
+    # Another data set may have no train split. Of its own data a run loads all, as in training.
+    needed = SPLITS if subject.own_data else {split_name, *(["train"] if information else [])}
+    data = load_data(config, needed)
     corpus = data.corpus
     if split_name not in corpus.splits:
         raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")

@@ -99,9 +99,9 @@ def find_subject(
 
 
 def _with_dataset(config: ConfigDict, dataset: str) -> ConfigDict:
-    """The config with another data set, whose examples are scored whether or not they have a rationale."""
+    """The config with another data set, read by the defaults."""
     changed = config.copy_and_resolve_references()
     changed.data.update({key: value for key, value in base().data.items() if key not in _KEPT})
     changed.data.dataset = with_absolute_paths(dataset)
-    changed.data.empty_rationale = "keep"
+    changed.data.empty_rationale = "keep"  # an example is scored whether or not it has a rationale
     return changed
