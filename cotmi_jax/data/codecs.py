@@ -114,7 +114,8 @@ class TokenizerCodec:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             _check_growth(self._tokenizer, path)
-            self._tokenizer.encode("\U0010fffd")  # it fails later, at the first such character, without an unk
+            # Without an unk it would fail at the first character that it lacks.
+            self._tokenizer.encode("\U0010fffd", add_special_tokens=False)
         except UserError:
             raise
         except Exception as error:  # the library raises no narrower class
