@@ -1,4 +1,8 @@
-"""Predict labels and rationales of input lines: python -m cotmi_jax.predict --model=W --task=both < problems.txt."""
+"""Predict labels and rationales of input lines: python -m cotmi_jax.predict --model=W --task=both < problems.txt.
+
+A line of standard input is a text, or a JSON object with the text in `input`, whose other fields the answer repeats; a
+field that the answer uses itself, such as a gold `label`, is kept in `given`. Each answer is a line of JSON.
+"""
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 
@@ -11,6 +15,24 @@ _TASK = flags.DEFINE_enum(
     ["predict", "explain", "both", "raw"],
     "Label, rationale or both; raw: the output for the line without a prefix.",
 )
+_FORMAT = flags.DEFINE_enum(
+    "format", "auto", ["auto", "text", "jsonl"], "Of the input; auto: jsonl if the first line begins a JSON object."
+)
+_BAD_LINES = flags.DEFINE_enum(
+    "bad_lines",
+    "error",
+    ["error", "skip"],
+    "Lines that cannot be used: end there with an error, or report and skip them.",
+)
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 1, "Answers per input, with --method=sample; several are listed in the field samples.", lower_bound=1
+)
+_SCORES = flags.DEFINE_bool(
+    "scores",
+    False,
+    "Add sum and mean of the log-probabilities of each output's tokens, in nats, as label_score and so on.",
+)
+_VOCABULARY = flags.DEFINE_string("vocabulary", None, "Vocabulary of a Hugging Face --model that has none.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "If --model is a workdir: best (on valid), latest, or a step.")
 _METHOD = flags.DEFINE_enum("method", "greedy", ["greedy", "sample", "beam"], "Decoding method.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "Maximal number of generated tokens.")
@@ -31,12 +53,12 @@ flags.mark_flag_as_required("model")
 
 def main() -> None:
     """Predict from the flags."""
-    import json
     import sys
 
     import jax
 
     from cotmi_jax.compilation_cache import use_compilation_cache
+    from cotmi_jax.inference.lines import read_lines
     from cotmi_jax.inference.load import load_trained, parse_checkpoint_choice
     from cotmi_jax.inference.predictor import Predictor
     from cotmi_jax.models.decoding import Decoding
@@ -53,7 +75,7 @@ def main() -> None:
         num_beams=_BEAMS.value,
         length_penalty=_LENGTH_PENALTY.value,
     )
-    trained = load_trained(_MODEL.value, parse_checkpoint_choice(_CHECKPOINT.value))
+    trained = load_trained(_MODEL.value, parse_checkpoint_choice(_CHECKPOINT.value), vocabulary_path=_VOCABULARY.value)
     with jax.set_mesh(trained.mesh):
         predictor = Predictor(
             trained.student,
@@ -64,11 +86,15 @@ def main() -> None:
             task=_TASK.value,
             decoding=decoding,
             seed=_SEED.value,
+            num_samples=_NUM_SAMPLES.value,
+            scores=_SCORES.value,
         )
-        for answers in predictor.answers(sys.stdin, 1 if sys.stdin.isatty() else _BATCH_SIZE.value):
-            for answer in answers:
-                print(json.dumps(answer, ensure_ascii=False))
-            sys.stdout.flush()
+        skip = (lambda reason: print(f"skipped: {reason}", file=sys.stderr)) if _BAD_LINES.value == "skip" else None
+        lines = read_lines(sys.stdin.buffer, _FORMAT.value, skip)
+        for answers in predictor.answers(lines, 1 if sys.stdin.isatty() else _BATCH_SIZE.value):
+            for line, samples in answers:
+                sys.stdout.buffer.write(f"{line.answered(samples)}\n".encode())
+            sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

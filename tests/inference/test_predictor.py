@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import io
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +27,8 @@ from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import measure
 from cotmi_jax.inference import generation
 from cotmi_jax.inference import predictor as predictor_module
-from cotmi_jax.inference.predictor import Answer, Predictor
+from cotmi_jax.inference.lines import Answer, read_lines
+from cotmi_jax.inference.predictor import Predictor
 from cotmi_jax.models.decoding import Decoding, Generated
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
@@ -68,7 +71,9 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> None:
 def predict(mesh: Mesh, lines: list[str], batch_size: int = 8, **settings: Any) -> list[Answer]:
     settings = {"task": "both", "objective": "dss", "decoding": GREEDY} | settings
     predictor = Predictor(STUDENT, params(), VOCABULARY, settings.pop("objective"), mesh, **settings)
-    return [answer for answers in predictor.answers(lines, batch_size) for answer in answers]
+    stream = io.BytesIO("".join(f"{line.rstrip()}\n" for line in lines).encode())
+    found = predictor.answers(read_lines(stream), batch_size)
+    return [json.loads(line.answered(samples)) for answers in found for line, samples in answers]
 
 
 # Prediction.
@@ -130,9 +135,10 @@ def test_no_lines_give_no_answers(mesh: Mesh) -> None:
 @pytest.mark.parametrize("empty", ["", "\n", " \t\n"])
 def test_an_empty_line_is_refused_after_earlier_lines_are_answered(echo: None, mesh: Mesh, empty: str) -> None:
     predictor = Predictor(STUDENT, params(), VOCABULARY, "dss", mesh, task="predict", decoding=GREEDY)
-    answers = predictor.answers(["3 pens", "4 pens", "5 pens", empty, "6 pens"], 2)
-    assert [answer["input"] for answer in next(answers)] == ["3 pens", "4 pens"]
-    assert [answer["input"] for answer in next(answers)] == ["5 pens"]
+    stream = io.BytesIO(f"3 pens\n4 pens\n5 pens\n{empty.strip(chr(10))}\n6 pens".encode())
+    answers = predictor.answers(read_lines(stream), 2)
+    assert [line.text for line, _ in next(answers)] == ["3 pens", "4 pens"]
+    assert [line.text for line, _ in next(answers)] == ["5 pens"]
     with pytest.raises(UserError, match="line 4 of the input is empty"):
         next(answers)
 

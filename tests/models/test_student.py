@@ -21,6 +21,7 @@ from cotmi_jax.config import load_extensions
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.job import score
 from cotmi_jax.experiment import Experiment, check_packing
+from cotmi_jax.inference.lines import Line
 from cotmi_jax.inference.load import load_workdir
 from cotmi_jax.inference.predictor import Predictor
 from cotmi_jax.models.config import T5Config
@@ -81,8 +82,8 @@ def test_a_registered_network_trains_scores_and_generates(study: Path, tmp_path:
             task="predict",
             decoding=decoding,
         )
-        outputs, _ = predictor._generate_texts(["1 + 1?"], 8)
-        assert len(outputs) == 1
+        ((_, answers),) = next(predictor.answers([Line(1, "1 + 1?")], 8))
+        assert answers[0].keys() == {"label"}
     refused = runs.command("export", f"--model={workdir}", f"--output={tmp_path / 'hf'}")
     runs.assert_refused(refused, "is a BagConfig, but only a T5 can be exported", "load_workdir")
 

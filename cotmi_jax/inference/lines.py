@@ -1,0 +1,116 @@
+"""Inputs of `predict`, one a line, as text or as JSON objects, and the lines that answer them. Imports no jax."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import parse_json
+
+Format = Literal["auto", "text", "jsonl"]
+Answer = dict[str, Any]
+MAX_LINE_BYTES = 1 << 24  # a longer line is not read into memory
+GIVEN = "given"  # field of an answer with those fields of its row whose names the answer uses itself
+_WHITESPACE = " \t\r\n\v\f"  # other line ends of Unicode, such as U+2028, are content
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MAX_SHOWN = 100  # characters of a reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """An input, and the JSON object that holds it (None: the line is text)."""
+
+    number: int
+    text: str
+    row: Mapping[str, Any] | None = None
+
+    def answered(self, samples: Sequence[Answer]) -> str:
+        r"""The line of JSON that answers it, without "\n": its own fields, then those of its answer.
+
+        One sample is given by its fields, several as a list in the field `samples`. Fields of the row whose names the
+        answer uses are kept in the field GIVEN.
+        """
+        answer: Answer = dict(samples[0]) if len(samples) == 1 else {"samples": list(samples)}
+        own = {"input": self.text} if self.row is None else dict(self.row)
+        if replaced := {name: own.pop(name) for name in list(own) if name in answer or name == GIVEN}:
+            if replaced.keys() == {GIVEN}:
+                own |= replaced
+            else:
+                answer[GIVEN] = replaced
+        return json.dumps(own | answer, ensure_ascii=False, allow_nan=False)
+
+
+def read_lines(stream: BinaryIO, form: Format = "auto", skip: Callable[[str], None] | None = None) -> Iterator[Line]:
+    r"""The lines of a stream, split at "\n" only, without surrounding whitespace.
+
+    form: "text", or "jsonl" for JSON objects with a text `input`; "auto": jsonl if the first line begins an object.
+    skip: is called with the reason for each line that cannot be used; None: such a line raises UserError.
+
+    Raises:
+      UserError: a line that cannot be used; with `skip`, if no line can.
+    """
+    number = usable = 0
+    for number, content in enumerate(_split(stream), 1):
+        if number == 1:
+            content = content.removeprefix(_BYTE_ORDER_MARK)
+            if form == "auto":
+                form = "jsonl" if re.match(rb'\s*\{\s*["}]', content) else "text"
+        try:
+            line = _parse(content, number, form)
+        except UserError as error:
+            if skip is None:
+                raise
+            skip(str(error))
+            continue
+        usable += 1
+        yield line
+    if number and not usable:
+        raise UserError(f"none of the {number} lines of the input can be used: the lines above say why")
+
+
+def _split(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines; of one that is too long, its first MAX_LINE_BYTES + 1 bytes."""
+    while content := stream.readline(MAX_LINE_BYTES + 1):
+        rest = content
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_LINE_BYTES + 1)
+        yield content
+
+
+def _parse(content: bytes, number: int, form: Format) -> Line:
+    where = f"line {number} of the input"
+    if len(content.rstrip(b"\n")) > MAX_LINE_BYTES:
+        raise UserError(f"{where} has more than {MAX_LINE_BYTES >> 20} MiB: shorten it")
+    try:
+        text = content.decode().strip(_WHITESPACE)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from error
+    if not text:
+        raise UserError(f"{where} is empty; remove it or write a text")
+    if form == "text":
+        return Line(number, text)
+    try:
+        row = parse_json(text)
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # the answer will repeat it
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} holds half of a surrogate pair: correct the text") from error
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:_MAX_SHOWN]
+        raise UserError(f"{where} is not JSON ({reason}): correct it, or give --format=text") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no JSON object but {type(row).__name__}: give one object a line")
+    if not isinstance(row.get("input"), str):
+        found = ascii(sorted(row))[:_MAX_SHOWN]
+        raise UserError(
+            f"{where} has no text in the field input, but the fields {found}: add it, or give --format=text"
+        )
+    if not row["input"].strip():
+        raise UserError(f"{where} has an empty input; remove it or write a text")
+    return Line(number, row["input"], row)
+
+
+def log_probability(total: float, tokens: int) -> dict[str, float | int]:
+    """The score of an output: sum and mean of the log-probabilities of its tokens in nats, and their number."""
+    return {"sum": total, "mean": total / tokens, "tokens": tokens}
