@@ -53,7 +53,7 @@ def test_a_directory_is_used_directly(checkpoint: Path) -> None:
     assert resolve_source(str(checkpoint)) == resolve_source(checkpoint) == checkpoint
 
 
-@pytest.mark.parametrize("vocabulary", [{}, {"spiece.model": b"pieces"}])
+@pytest.mark.parametrize("vocabulary", [{}, {"spiece.model": b"pieces"}, {"tokenizer.json": b"{}"}])
 def test_cached_name_needs_no_network(vocabulary: dict[str, bytes], checkpoint: Path, cache: Path) -> None:
     snapshot = fill_cache(cache, "owner/student", contents_of(checkpoint) | vocabulary)
     assert resolve_source("owner/student", cache) == snapshot
