@@ -30,7 +30,7 @@ def main() -> int:
     from cotmi_jax.aot.programs import check_names, default_shape, programs, summary
     from cotmi_jax.aot.report import QUICK, compile_program, format_reports, shortage
     from cotmi_jax.aot.topology import topology_devices
-    from cotmi_jax.files import replace_file
+    from cotmi_jax.files import replace_file, user_error_on_failure
     from cotmi_jax.parallel.accelerators import find_accelerator
     from cotmi_jax.parallel.mesh import make_mesh
 
@@ -49,7 +49,8 @@ def main() -> int:
     if _JSON.value:
         head = {"topology": _TOPOLOGY.value, "device": accelerator.name, "mesh": dict(mesh.shape)}
         content = head | {"programs": {name: report.to_json() for name, report in reports.items()}}
-        replace_file(Path(_JSON.value), json.dumps(content, indent=1) + "\n")
+        with user_error_on_failure(f"cannot write --json {_JSON.value}", "give a file in a folder that can be written"):
+            replace_file(Path(_JSON.value), json.dumps(content, indent=1) + "\n")
     short = [shortage(name, report) for name, report in reports.items() if not report.fits]
     print("\n".join(short) or "everything fits")
     return 1 if short else 0

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
 
+from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import run_all, user_error_on_write
 from cotmi_jax.training.job import train
@@ -156,9 +158,10 @@ def test_metrics_on_a_full_disk_are_an_error_and_earlier_lines_stay_readable(
 
 def test_the_files_of_a_start_on_a_full_disk_are_an_error(make_disk: Callable[[str], Disk]) -> None:
     disk = make_disk("16k")
-    (disk.place / "vocabulary").write_bytes(b"v" * 4096)
+    vocabulary = mock.create_autospec(Vocabulary, instance=True)
+    vocabulary.files.return_value = {"spiece.model": b"v" * 4096}
     with pytest.raises(UserError) as error:
-        record_start(disk.place, {"config": "c" * 20_000}, disk.place / "vocabulary", 0)
+        record_start(disk.place, {"config": "c" * 20_000}, vocabulary, 0)
     assert str(error.value) == f"cannot write {disk.place}/run.json: {FULL}"
 
 
