@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cotmi_jax.data.grammar import parse_dataset
+from cotmi_jax.data.sources.row_format import parse_fields
 from cotmi_jax.data.tokenize import TOO_LONG
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import absolute
@@ -96,6 +97,8 @@ def _data() -> ConfigDict:
     data.subsample = 1.0  # fraction of the train split kept, drawn with the seed
     data.bad_rows = "error"  # or skip: leave out rows that cannot be used, count and report them
     data.empty_rationale = "error"  # or drop: leave out such train examples; keep: train on their label alone
+    # Identical rationales of an example: each is used in turn; weight: merge them into one, weighted by their number.
+    data.duplicate_rationales = "keep"
     # Of your own rows (jsonl csv tsv parquet hf): the columns that hold input, label, rationale, weight, teacher_label
     # and id, where they have other names: "input=question,label=answer"
     data.fields = ""
@@ -239,6 +242,7 @@ def validate(config: ConfigDict) -> None:
         if flat[key] not in allowed:
             raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")
     profiled_steps(config)
+    parse_fields(config.data.fields)
     if config.data.augment_asdiv and all(spec.written != "svamp" for spec in parse_dataset(config.data.dataset)):
         raise UserError(f"config.data.augment_asdiv needs config.data.dataset svamp, not {config.data.dataset!r}")
 

@@ -4,13 +4,17 @@ from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imp
 
 from absl import flags
 
+from cotmi_jax.data.origins import RELEASE, T5_VOCABULARY
+
 _DATASET = flags.DEFINE_string(
     "dataset",
     None,
     "arithmetic, svamp, cqa, esnli, anli1, jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:NAME_OR_PATH or "
     "tfds:NAME, or several: svamp=3,arithmetic=1.",
 )
-_DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the release; default: $COTMI_DATA_ROOT.")
+_DATA_ROOT = flags.DEFINE_string(
+    "data_root", None, f"Folder of the release ({RELEASE}, unpacked); default: $COTMI_DATA_ROOT."
+)
 _TEACHER = flags.DEFINE_string("teacher", "palm", "palm or gpt-neox.")
 _ALIGN = flags.DEFINE_string(
     "align", "strict", "If rows and completions differ in number: strict: error; prefix: use the rows that have both."
@@ -30,7 +34,8 @@ _TFDS_DIR = flags.DEFINE_string(
 _VOCABULARY = flags.DEFINE_string(
     "vocabulary",
     None,
-    "SentencePiece file, tokenizer.json, or bytes; default: the data set's, else {root}/t5/spiece.model.",
+    "SentencePiece file, tokenizer.json, or bytes; default: the data set's, else {root}/t5/spiece.model "
+    f"({T5_VOCABULARY}).",
 )
 _EXTENSIONS = flags.DEFINE_string(
     "extensions", "", "Files or modules that register data sets, as config.extensions, separated by commas."

@@ -5,8 +5,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
-from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
+from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind, merge_rationales
 from cotmi_jax.data.grammar import OWN_KINDS, ComponentSpec, SourceKind, parse_dataset
+from cotmi_jax.data.origins import RELEASE, T5_VOCABULARY
 from cotmi_jax.data.sources.arithmetic import ArithmeticSource
 from cotmi_jax.data.sources.base import Source, digest
 from cotmi_jax.data.sources.hf_datasets import HfSource
@@ -23,6 +24,7 @@ from cotmi_jax.files import Path, as_path
 
 DATA_ROOT_VARIABLE = "COTMI_DATA_ROOT"
 EMPTY_RATIONALES = ("error", "drop", "keep")
+DUPLICATE_RATIONALES = ("keep", "weight")
 LABEL_KINDS: tuple[LabelKind, ...] = ("text", "equation")
 _VERSION = 1  # Raise it when the same files and settings give other examples.
 
@@ -39,6 +41,9 @@ class Loading:
     bad_rows: "error", or "skip" to leave rows out that cannot be used, and count them.
     empty_rationale: for examples with a blank rationale: "error" refuses them, in any split; "drop" removes them from
       train; "keep" gives the rationale weight 0, so that only the label is trained.
+    needs_rationales: whether the objective trains on rationales; if not, "error" refuses nothing.
+    duplicate_rationales: identical rationales of a train example: "keep" uses each in turn; "weight" merges them into
+      one, by `example.merge_rationales`.
     size: number of train examples of "arithmetic", before subsampling.
     labels: the labels that rows of a user's own data may have, separated by commas; "" for any.
     label_kind: how labels of such rows are compared.
@@ -55,6 +60,8 @@ class Loading:
     seed: int = 0
     bad_rows: str = "error"
     empty_rationale: str = "error"
+    needs_rationales: bool = True
+    duplicate_rationales: str = "keep"
     size: int = 16_000
     labels: str = ""
     label_kind: str = "text"
@@ -63,6 +70,7 @@ class Loading:
     def __post_init__(self) -> None:
         check_choice("bad_rows", self.bad_rows, BAD_ROWS)
         check_choice("empty_rationale", self.empty_rationale, EMPTY_RATIONALES)
+        check_choice("duplicate_rationales", self.duplicate_rationales, DUPLICATE_RATIONALES)
         check_choice("label_kind", self.label_kind, LABEL_KINDS)
         components = parse_dataset(self.dataset)
         if parse_fields(self.fields) and all(spec.kind not in OWN_KINDS for spec in components):
@@ -142,11 +150,13 @@ def load_corpus(loading: Loading, splits: Collection[str] = SPLITS) -> LoadedCor
 def corpus_fingerprint(loading: Loading) -> str:
     """Hexadecimal digest of everything that `load_corpus` depends on, computed without parsing any file.
 
-    It does not depend on the folder of the files, nor on rates, which do not change what is loaded.
+    It does not depend on the folder of the files, nor on rates and needs_rationales, which do not change what is
+    loaded.
     """
     fingerprints = [source.fingerprint() for _, source in _sources(loading)]
     drawn = (loading.subsample, loading.seed) if loading.subsample < 1 else ()
-    return digest(_VERSION, *drawn, loading.empty_rationale, *fingerprints)
+    merged = ("merged",) if loading.duplicate_rationales == "weight" else ()
+    return digest(_VERSION, *drawn, loading.empty_rationale, *merged, *fingerprints)
 
 
 def find_data_root(data_root: str | None) -> Path:
@@ -156,8 +166,8 @@ def find_data_root(data_root: str | None) -> Path:
         return as_path(given)
     raise UserError(
         f"no data root: set config.data.root (--config.data.root, --data_root) or {DATA_ROOT_VARIABLE} to the folder "
-        "that holds dss/{set}/{set}_{split}.json and t5/spiece.model; dataset 'arithmetic' needs no files, and data of "
-        "your own only config.data.vocabulary"
+        f"that holds dss/{{set}}/{{set}}_{{split}}.json ({RELEASE}, unpacked) and t5/spiece.model ({T5_VOCABULARY}); "
+        "dataset 'arithmetic' needs no files, and data of your own only config.data.vocabulary"
     )
 
 
@@ -200,6 +210,8 @@ _SOURCE_OF_KIND: dict[SourceKind, Callable[[ComponentSpec, Loading], Source]] = 
 def _load(source: Source, rate: float, loading: Loading, asked: Collection[str]) -> LoadedCorpus:
     corpus = _read(source, asked)
     policy = loading.empty_rationale if "train" in asked else "keep"
+    if policy == "error" and not loading.needs_rationales:
+        policy = "keep"
     if policy == "error":
         _refuse_empty_rationales(corpus)
     made = _split(corpus, loading.subsample, loading.seed) if "train" in corpus.splits else corpus.splits
@@ -208,6 +220,8 @@ def _load(source: Source, rate: float, loading: Loading, asked: Collection[str])
         kept = {split: tuple(map(_without_weight, examples)) for split, examples in splits.items()}
     else:
         kept = splits | {"train": tuple(example for example in splits["train"] if example.rationale.strip())}
+    if "train" in kept and loading.duplicate_rationales == "weight":
+        kept["train"] = tuple(map(merge_rationales, kept["train"]))
     if "train" in kept and not kept["train"]:
         raise UserError(f"dataset = {corpus.name!r}: none of the {len(splits['train'])} train examples has a rationale")
     sizes = {split: len(examples) for split, examples in kept.items()}

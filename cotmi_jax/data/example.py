@@ -37,6 +37,20 @@ class Example:
         return ((self.rationale, self.weight), *self.more)
 
 
+def merge_rationales(example: Example) -> Example:
+    """The example with identical rationales merged into one, whose weight holds their frequency.
+
+    The weight is their sum, times distinct/all rationales: each rationale is then used in one of `distinct` epochs, not
+    of `all`, and the mean weight of an epoch and the sum of the losses over the epochs have the same proportions.
+    """
+    weights: dict[str, float] = {}
+    for text, weight in example.rationales:
+        weights[text] = weights.get(text, 0.0) + weight
+    scale = len(weights) / len(example.rationales)
+    (first, weight), *more = ((text, scale * weight) for text, weight in weights.items())
+    return dataclasses.replace(example, rationale=first, weight=weight, more=tuple(more))
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """A data set as read. skipped: number of bad rows by split; skip_notes: place and reason of the first few."""

@@ -43,6 +43,8 @@ def loading_of(config: ConfigDict) -> Loading:
         seed=config.seed,
         bad_rows=data.bad_rows,
         empty_rationale=data.empty_rationale,
+        needs_rationales=bool(find_objective(config.objective.name).rationale_tasks),
+        duplicate_rationales=data.duplicate_rationales,
         size=data.size,
         labels=data.labels,
         label_kind=data.label_kind,

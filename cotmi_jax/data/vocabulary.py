@@ -15,7 +15,8 @@ from cotmi_jax.data.codecs import (
     TokenizerCodec,
 )
 from cotmi_jax.data.example import EOS_TEXT
-from cotmi_jax.data.sources.rows import read_bytes
+from cotmi_jax.data.origins import T5_VOCABULARY
+from cotmi_jax.data.sources.rows import read_bytes, shown_path
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, read_json, user_error_on_failure
 
@@ -136,8 +137,8 @@ def _open(path: Path) -> Codec:
         return ByteCodec()
     if not path.is_file():
         raise UserError(
-            f"no vocabulary at {path}: set config.data.vocabulary to a SentencePiece model file, a {TOKENIZER}, or "
-            f"{BYTES}"
+            f"no vocabulary at {shown_path(path)}: set config.data.vocabulary to a SentencePiece model file "
+            f"(that of T5: {T5_VOCABULARY}), a {TOKENIZER}, or {BYTES}"
         )
     if path.name == TOKENIZER_CONFIG:
         if not _is_bytes(path):

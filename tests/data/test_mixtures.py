@@ -124,8 +124,11 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
         "labels": "yes",
         "label_kind": "equation",
         "fields": "rationale=why",
+        "duplicate_rationales": "weight",
     }
-    assert set(changes) | {"data_root", "tfds_dir"} == {field.name for field in dataclasses.fields(Loading)}
+    assert set(changes) | {"data_root", "tfds_dir", "needs_rationales"} == {
+        field.name for field in dataclasses.fields(Loading)
+    }
     found = {corpus_fingerprint(dataclasses.replace(plain, **{key: value})) for key, value in changes.items()}
     before = corpus_fingerprint(plain)
     assert len(found | {before}) == len(changes) + 1
@@ -137,7 +140,7 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
     moved.mkdir()
     root.rename(moved / "release")
     mine.rename(moved / "mine.jsonl")
-    there = {"data_root": str(moved / "release"), "tfds_dir": "elsewhere"}
+    there = {"data_root": str(moved / "release"), "tfds_dir": "elsewhere", "needs_rationales": False}
     with_rates = f"svamp=3,jsonl:{moved / 'mine.jsonl'},arithmetic=0.5"
     assert corpus_fingerprint(Loading(dataset=with_rates, size=10, subsample=0.9, **there)) == before
 

@@ -55,7 +55,7 @@ class HfSource:
         bad = BadRows(self.rows.bad_rows)
         read = {}
         for split, table in self._tables(splits).items():
-            where = f"{self.name} {table.split or split}"
+            where = f"{one_line(self.name)} {one_line(str(table.split or split))}"
             read[split] = self.rows.examples(self.name, split, self._rows(table, where), where, bad)
         return Corpus(self.name, read, bad.skipped, tuple(bad.notes))
 
@@ -69,22 +69,24 @@ class HfSource:
         for split in SPLITS:
             names = [name for name in HF_SPLITS[split] if name in loaded]
             if len(names) > 1:
-                raise UserError(f"{self.name}: has the splits {' and '.join(names)}, which would both be {split}")
+                raise UserError(
+                    f"{one_line(self.name)}: has the splits {' and '.join(names)}, which would both be {split}"
+                )
             if names and split in splits:
                 found[split] = loaded[names[0]]
         if not found or ("train" in splits and "train" not in found):
             wanted = "train" if "train" in splits else " or ".join(split for split in SPLITS if split in splits)
             listed = one_line(", ".join(map(str, loaded)), 300)
-            raise UserError(f"{self.name}: has no {wanted} split, but {listed}; save one under that name")
+            raise UserError(f"{one_line(self.name)}: has no {wanted} split, but {listed}; save one under that name")
         return found
 
     def _load(self) -> Any:
         if "://" in self.argument:
-            raise UserError(f"hf:{self.argument}: give a name on the hub, or a folder on disk")
+            raise UserError(f"{one_line(self.name)}: give a name on the hub, or a folder on disk")
         if importlib.util.find_spec("datasets") is None:
             raise UserError(
-                f"{self.name} needs the package datasets: pip install -e '.[hf]' (in the repository), or write the "
-                "rows to JSON Lines, CSV or Parquet"
+                f"{one_line(self.name)} needs the package datasets: pip install -e '.[hf]' (in the repository), or "
+                "write the rows to JSON Lines, CSV or Parquet"
             )
         import datasets
 
@@ -121,7 +123,8 @@ class HfSource:
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
             if isinstance(error, UserError):
                 raise
+            reason = one_line(str(error) or type(error).__name__, 300)
             raise UserError(
-                f"{self.name} cannot be loaded ({one_line(str(error) or type(error).__name__, 300)}); give a folder, "
-                "or the name of a data set of the hub, as hf:NAME or hf:NAME:CONFIG"
+                f"{one_line(self.name)} cannot be loaded ({reason}); give a folder, or the name of a data set of the "
+                "hub, as hf:NAME or hf:NAME:CONFIG"
             ) from error

@@ -12,13 +12,24 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example
+from cotmi_jax.data.origins import RELEASE
 from cotmi_jax.data.sources.base import digest, digest_files
 from cotmi_jax.data.sources.released_sets import RELEASED, RELEASED_NAMES, TEACHERS
-from cotmi_jax.data.sources.rows import BadRows, check_choice, parse_json, read_raw_rows, read_text
-from cotmi_jax.errors import UserError
+from cotmi_jax.data.sources.rows import (
+    BadRows,
+    check_choice,
+    check_text,
+    is_present,
+    parse_json,
+    read_raw_rows,
+    read_text,
+    shown_path,
+)
+from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import Path
 
 ALIGNMENTS = ("strict", "prefix")
+_RESTORE = f"restore the file from the release, {RELEASE}"
 
 
 class _Gold(NamedTuple):
@@ -80,7 +91,7 @@ class ReleasedSource:
 
     def _pieces(self, folder: Path) -> list[tuple[str, str]]:
         """The data sets and splits that are read, in order."""
-        present = [split for split in SPLITS if split == "train" or gold_file(folder, self.name, split).exists()]
+        present = [split for split in SPLITS if split == "train" or is_present(gold_file(folder, self.name, split))]
         return [(self.name, split) for split in present] + [("asdiv", "train")] * self.augment_asdiv
 
 
@@ -89,7 +100,9 @@ def find_release(root: Path, name: str) -> Path:
     for folder in (root, root / "dss"):
         if (folder / name).is_dir():
             return folder
-    raise UserError(f"{root}: holds neither {name}/ nor dss/{name}/; point data_root at the unpacked release")
+    raise UserError(
+        f"{shown_path(root)}: holds neither {name}/ nor dss/{name}/; point data_root at the unpacked release, {RELEASE}"
+    )
 
 
 def gold_file(folder: Path, name: str, split: str) -> Path:
@@ -103,7 +116,7 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str, b
     paths = _completion_files(folder, name, split, teacher)
     completions = [completion for path in paths for completion in _read_completions(path)]
     if not golds or not completions:
-        raise UserError(f"{paths[0] if golds else gold_path}: holds nothing; restore the file from the release")
+        raise UserError(f"{paths[0] if golds else gold_path}: holds nothing; {_RESTORE}")
     if align == "strict" and len(golds) != len(completions):
         raise UserError(
             f"{gold_path}: {len(golds)} rows but {len(completions)} completions in {paths[0].parent}; "
@@ -125,7 +138,7 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str, b
 def _read_golds(path: Path, name: str, split: str, bad: BadRows) -> list[_Gold | None]:
     """Gold rows in order, with None for a skipped one, so that completions stay aligned."""
     golds: list[_Gold | None] = []
-    for raw in read_raw_rows(path):
+    for raw in read_raw_rows(path, _RESTORE):
         golds.append(None)
         with bad.guard(split):
             golds[-1] = _Gold(*RELEASED[name].read_gold(raw.parse(), raw.place), raw.place)
@@ -140,16 +153,17 @@ def _completion_files(folder: Path, name: str, split: str, teacher: str) -> list
     files = [folder / name / "llm" / f"{split}_CoT_{i}.json" for i in range(max(1, len(found)))]
     missing = [path for path in files if path.name not in found]
     if found and missing:
-        beyond = ", ".join(sorted(found - {path.name for path in files}))
+        beyond = one_line(", ".join(sorted(found - {path.name for path in files})))
         raise UserError(f"{missing[0]}: missing, but there is {beyond}; the files are numbered from 0 without a gap")
     return files
 
 
 def _read_completions(path: Path) -> list[str]:
-    completions = parse_json(read_text(path), path)
+    completions = parse_json(read_text(path, _RESTORE), path)
     if not isinstance(completions, list):
         raise UserError(f"{path}:1: not a JSON list; write the completions as one list of texts")
     for i, completion in enumerate(completions):
         if not isinstance(completion, str):
-            raise UserError(f"{path}: item {i} of the list is not a text but {completion!r:.50}; correct it")
+            raise UserError(f"{path}: item {i} of the list is not a text but {shown(completion)}; correct it")
+        check_text(completion, "completion", f"{path}: item {i}")
     return completions

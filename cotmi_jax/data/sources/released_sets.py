@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from cotmi_jax.data.example import EOS_TEXT, LabelKind
-from cotmi_jax.data.sources.rows import Row, text_field
-from cotmi_jax.errors import UserError
+from cotmi_jax.data.sources.rows import Row, check_text, text_field
+from cotmi_jax.errors import UserError, one_line, shown
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 NUM_CHOICES = 5
@@ -79,10 +79,12 @@ def _read_asdiv(row: Row, place: str) -> tuple[str, str]:
 def _read_cqa(row: Row, place: str) -> tuple[str, str]:
     choices = row.get("choices")
     if not isinstance(choices, list) or len(choices) != NUM_CHOICES or not all(isinstance(c, str) for c in choices):
-        raise UserError(f"{place}: choices = {choices!r:.80}; give a list of {NUM_CHOICES} texts")
+        raise UserError(f"{place}: choices = {shown(choices)}; give a list of {NUM_CHOICES} texts")
+    for choice in choices:
+        check_text(choice, "choices", place)
     label = text_field(row, "answer", place)
     if label not in choices:
-        raise UserError(f"{place}: answer = {label!r:.80}; give one of the choices, {', '.join(choices)}")
+        raise UserError(f"{place}: answer = {shown(label)}; give one of the choices, {one_line(', '.join(choices))}")
     listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", choices, strict=True))
     return f"{text_field(row, 'question', place)}\nAnswer Choices:\n{listed}", label
 
@@ -92,7 +94,7 @@ def _read_nli(row: Row, place: str) -> tuple[str, str]:
     label = row.get("label")
     if type(label) is not int or not 0 <= label < len(NLI_LABELS):
         named = ", ".join(f"{i} ({text})" for i, text in enumerate(NLI_LABELS))
-        raise UserError(f"{place}: label = {label!r}; give one of {named}")
+        raise UserError(f"{place}: label = {shown(label)}; give one of {named}")
     return f"{text_field(row, 'premise', place)}{EOS_TEXT}{text_field(row, 'hypothesis', place)}", NLI_LABELS[label]
 
 

@@ -109,7 +109,7 @@ def test_errors_name_the_data_set_and_what_it_has(saved, tmp_path, monkeypatch):
     assert message(str(tmp_path / "other")).startswith("hf:other: has no train split, but train_r1; ")
     assert message(str(tmp_path / "absent")).startswith("hf:absent cannot be loaded (")
     assert message("no-such-data-set-of-anybody").startswith("hf:no-such-data-set-of-anybody cannot be loaded (")
-    assert message("gs://bucket/data") == "hf:gs://bucket/data: give a name on the hub, or a folder on disk"
+    assert message("gs://bucket/data") == "hf:data: give a name on the hub, or a folder on disk"
     (tmp_path / "other" / "dataset_dict.json").write_text("[" * 200_000)
     assert message(str(tmp_path / "other")).startswith("hf:other cannot be loaded (")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
