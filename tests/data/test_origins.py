@@ -1,6 +1,7 @@
 """Messages about missing files say where the release and T5's vocabulary are found, and what each file is called."""
 
 import pytest
+import runs
 from releases import nli_row, write_release
 
 from cotmi_jax.data.corpus import Loading, load_corpus
@@ -33,3 +34,9 @@ def test_missing_files_are_named_with_their_origin(tmp_path, monkeypatch):
     assert str(error.value).startswith(f"no vocabulary at {tmp_path}/t5/spiece.model: ") and VOCABULARY in str(
         error.value
     )
+
+
+@pytest.mark.slow
+def test_describe_says_where_the_files_are_found():
+    printed = "".join(runs.command("describe", "--help").out.split())  # absl breaks lines within names
+    assert RELEASE.replace(" ", "") in printed and VOCABULARY.replace(" ", "") in printed
