@@ -13,7 +13,6 @@ from cotmi_jax.files import Path, read_json, user_error_on_failure
 from cotmi_jax.inference.load import TrainedStudent
 from cotmi_jax.workdir.record import RUN_FILE
 
-_METRICS_FILE = "metrics.json"
 _CITATIONS = """```bibtex
 @inproceedings{chen2024learning,
   title     = {Learning to Maximize Mutual Information for Chain-of-Thought Distillation},
@@ -50,9 +49,8 @@ def read_scores(workdir: Path, step: int) -> list[Measured]:
     Raises UserError for a file that evaluate did not write.
     """
     folder, found = workdir / "evaluation", []
-    with user_error_on_failure(f"cannot read {folder}"):
-        files = [each / _METRICS_FILE for each in sorted(folder.iterdir())] if folder.is_dir() else []
-        files = [file for file in files if file.is_file()]
+    with user_error_on_failure(f"cannot read {folder}"):  # of its own data by split, of others by data and split
+        files = sorted([*folder.glob("*/metrics.json"), *folder.glob("*/*/metrics.json")])
     for file in files:
         fields = read_json(file, "evaluate again, or remove the file")
         try:

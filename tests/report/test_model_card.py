@@ -36,10 +36,14 @@ def trained() -> TrainedStudent:
 def workdir(tmp_path: Path) -> Path:
     """The record of a run, with evaluations of its last checkpoint and of an earlier one."""
     (tmp_path / "run.json").write_text(json.dumps({"data": {"train": {"examples": 20}}}))
-    for split, step in (("test", 6), ("valid", 3)):
-        (tmp_path / "evaluation" / split).mkdir(parents=True)
-        content = METRICS | {"split": split, "checkpoint": {"which": "latest", "step": step}}
-        (tmp_path / "evaluation" / split / "metrics.json").write_text(json.dumps(content))
+    for folder, dataset, split, step in (
+        ("test", "arithmetic", "test", 6),
+        ("valid", "arithmetic", "valid", 3),
+        ("svamp/test", "svamp", "test", 6),  # of other data than the run's
+    ):
+        (tmp_path / "evaluation" / folder).mkdir(parents=True)
+        content = METRICS | {"dataset": dataset, "split": split, "checkpoint": {"which": "latest", "step": step}}
+        (tmp_path / "evaluation" / folder / "metrics.json").write_text(json.dumps(content))
     return tmp_path
 
 
@@ -50,8 +54,9 @@ def test_the_card_states_data_objective_and_the_scores_of_its_checkpoint(
     card = huggingface_hub.ModelCard(text)
     assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
     assert [(r.dataset_name, r.dataset_split, r.metric_type, r.metric_value) for r in card.data.eval_results] == [
-        ("arithmetic", "test", "accuracy", 0.75),
-        ("arithmetic", "test", "length", 3.5),
+        (dataset, "test", *metric)
+        for dataset in ("svamp", "arithmetic")
+        for metric in (("accuracy", 0.75), ("length", 3.5))
     ]
     for line in (
         "| data | arithmetic |",
