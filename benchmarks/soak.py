@@ -32,7 +32,7 @@ from cotmi_jax.workdir.checkpoint import BEST, LATEST, Json, Saved, contents, sa
 from cotmi_jax.workdir.metrics import METRICS_FILE
 from cotmi_jax.workdir.record import STARTS_FILE
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "A new folder for the runs.")
 _KILLS = flags.DEFINE_integer("kills", 20, "Least number of kills.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the times of the kills.")
@@ -195,7 +195,7 @@ def _say(text: str) -> None:
 def main() -> int:
     """Soak from the flags."""
     jax.config.update("jax_platforms", "cpu")  # the trainers need the accelerators, which belong to one process
-    config = cli.loaded_config(_CONFIG)
+    config = _CONFIG.value
     load_extensions(config.extensions)
     validate(config)
     flag = flags.FLAGS["config"]

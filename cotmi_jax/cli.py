@@ -1,9 +1,11 @@
 """Common to all commands: parsing of flags, and one-line error messages."""
 
+import contextlib
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 # Before tensorflow is imported: hides its start-up notices.
@@ -12,12 +14,15 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else tensorflow prints a 
 
 from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
+from ml_collections import ConfigDict, config_flags  # noqa: E402
 
-from cotmi_jax.errors import UserError  # noqa: E402
+from cotmi_jax.errors import UserError, did_you_mean  # noqa: E402
+from cotmi_jax.help import config_keys, format_help  # noqa: E402
 from cotmi_jax.parallel.accelerators import set_libtpu_stack_size  # noqa: E402
+from cotmi_jax.recipes import load_recipe  # noqa: E402
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
+_MAX_SHOWN = 100  # characters of an argument in a message
 
 
 def _fail(message: str) -> NoReturn:
@@ -25,30 +30,84 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+class _RecipeParser(flags.ArgumentParser):
+    """The value of --config, which config_flags then changes by --config.key=value."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        return load_recipe(argument)
+
+    def flag_type(self) -> str:
+        return "recipe"
+
+
+def define_config() -> flags.FlagHolder[ConfigDict]:
+    """The flag --config of a command that takes a recipe."""
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "The recipe, a name or a file; RECIPE:smoke is the same at CPU size. --config.key=value changes a key.",
+    )
+    flags.FLAGS["config"].parser = _RecipeParser()
+    return holder
+
+
+def _fail_on_key(arguments: Sequence[str]) -> NoReturn:
+    """Report the first --config.key=value whose key no recipe has."""
+    known = [key.name for key in config_keys()]
+    given = [match[1] for each in arguments if (match := re.match(r"--?(?:no)?config\.([^=]*)", each))]
+    sections = {name.rpartition(".")[0] for name in known}
+    unknown = next((key for key in given if key not in known and key not in sections), ", ".join(given))
+    close = did_you_mean(unknown, known, "--config.")
+    _fail(f"--config has no key {unknown[:_MAX_SHOWN]}{close} (train --help lists all keys)")
+
+
+def _fail_on_flag(name: str) -> NoReturn:
+    keys = [f"config.{key.name}" for key in config_keys()] if "config" in flags.FLAGS else []
+    close = did_you_mean(name, [*flags.FLAGS, *keys], "--")
+    _fail(f"unknown flag --{name[:_MAX_SHOWN]}{close or ': see --help'}")
+
+
+def _help(arguments: Sequence[str]) -> None:
+    """Print the help that the arguments ask for, if they do, and exit with code 0."""
+    options = {each.lstrip("-") for each in arguments if each.startswith("-")}
+    if not options & {"help", "helpshort", "h", "?", "helpfull"}:
+        return
+    with _closed_pipe_ends():
+        if "helpfull" in options:
+            app.usage(writeto_stdout=True)
+        else:
+            print(format_help(sys.modules["__main__"].__doc__ or "", sys.argv[0]))
+        sys.stdout.flush()
+    sys.exit(0)
+
+
+@contextlib.contextmanager
+def _closed_pipe_ends() -> Iterator[None]:
+    """End with exit code 1 and no message when the process that reads the output, such as head, has ended."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's flush at exit fails again
+        sys.exit(1)
+
+
 def _parse(arguments: Sequence[str]) -> list[str]:
+    _help(arguments[1:])
     try:
         rest = flags.FLAGS(list(arguments))
+    except flags.UnrecognizedFlagError as error:
+        _fail_on_flag(error.flagname)
+    except RecursionError:  # of absl's search for a flag like one whose name has hundreds of characters
+        _fail_on_flag(max((each.lstrip("-").partition("=")[0] for each in arguments[1:]), key=len))
     except flags.Error as error:
-        _fail(str(error).replace("\n", " "))
-    except (AttributeError, KeyError) as error:
-        # The text of ml_collections' exception is the repr of a message of two lines.
-        unknown = " ".join(str(error.args[0]).encode().decode("unicode_escape").replace("'", "").split())
-        _fail(f"--config has no key {unknown} (all keys: cotmi_jax/config.py)")
-    except (TypeError, ValueError, SyntaxError, UserError) as error:
-        _fail(f"--config: {error}".replace("\n", " "))
+        _fail(" ".join(str(error).split()))
+    except (AttributeError, KeyError):
+        _fail_on_key(arguments)
+    except (TypeError, ValueError) as error:
+        _fail(f"--config: {' '.join(str(error).split())}")
     if rest[1:]:
-        _fail(f"unexpected argument {rest[1]!r}: every option starts with --, see --help")
+        _fail(f"unexpected argument {rest[1][:_MAX_SHOWN]!r}: every option starts with --, see --help")
     return rest
-
-
-def loaded_config(flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
-    """The value of a --config flag; config_flags reports a recipe that cannot be loaded only when it is first read."""
-    config = flag.value
-    try:
-        config.keys()
-    except OSError as error:
-        raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
-    return config
 
 
 def guard(main: Callable[[], int | None]) -> int | None:
@@ -58,13 +117,10 @@ def guard(main: Callable[[], int | None]) -> int | None:
         absl_logging.set_verbosity(absl_logging.ERROR)
         logging.getLogger().setLevel(logging.ERROR)
     try:
-        code = main()
-        sys.stdout.flush()
+        with _closed_pipe_ends():
+            code = main()
+            sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # The process that reads the output, such as head, has ended. Without this, Python's flush at exit fails again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except UserError as error:
         if _TRACEBACK.value:
             raise

@@ -46,3 +46,20 @@ class _Repr(reprlib.Repr):
 
 
 _REPR = _Repr()
+
+
+def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """A question with the names that are most like a mistyped one, to append to an error; "" if none is.
+
+    prefix: is shown before each. Of dotted names the last part is compared too: `learning_rate` is like
+    `optimizer.learning_rate`.
+    """
+    import difflib
+
+    known = list(names)
+    last = name.rpartition(".")[2]
+    found = [each for each in known if each.rpartition(".")[2] == last] or difflib.get_close_matches(name, known, 1)
+    if not found:
+        close = difflib.get_close_matches(last, [each.rpartition(".")[2] for each in known], 1)
+        found = [each for each in known if each.rpartition(".")[2] in close]
+    return f": did you mean {' or '.join(prefix + each for each in found[:3])}?" if found else ""

@@ -23,7 +23,12 @@ _OBJECTIVE = flags.DEFINE_string(
 _VOCABULARY = flags.DEFINE_string("vocabulary", None, "Vocabulary of a Hugging Face --model that has none.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "The split to score.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (on the valid split), latest, or a step.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; default: see docs/running.md.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Folder for the results; default: evaluation/SPLIT in the workdir, evaluation/DATASET/SPLIT with --dataset, and "
+    "evaluation/MODEL/DATASET/SPLIT in the current folder for a Hugging Face model.",
+)
 # By key of config.data. Those beside the first say how --dataset is read.
 _DATA = {
     "root": flags.DEFINE_string("data_root", None, "Folder of the data, if it is not that of training."),

@@ -6,9 +6,8 @@ Several hosts give the same command, with the environment variables that cotmi_j
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 
 from absl import flags
-from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, which is resumed if the folder holds one; may be gs://."
 )
@@ -24,7 +23,7 @@ def main() -> None:
     from cotmi_jax.training.job import train
 
     skip_absent_tpu()
-    config = cli.loaded_config(_CONFIG)
+    config = _CONFIG.value
     with process_group(preemption=True, show_traceback=flags.FLAGS.traceback):
         use_compilation_cache(config.compilation_cache)
         train(config, _WORKDIR.value)

@@ -3,9 +3,8 @@
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
 
 from absl import flags
-from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe; its keys are overridden by --config.key=value.")
+_CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, such as v5e-64, or its grid of chips, v5e:8x8.")
 _ROWS = flags.DEFINE_integer("rows", 0, "Rows of a packed batch; 0: as many as config.batch_size.", lower_bound=0)
 _INPUT = flags.DEFINE_integer("input_length", 0, "Input tokens a row; 0: data.max_input_tokens.", lower_bound=0)
@@ -34,7 +33,7 @@ def main() -> int:
     from cotmi_jax.parallel.accelerators import find_accelerator
     from cotmi_jax.parallel.mesh import make_mesh
 
-    config, devices = cli.loaded_config(_CONFIG), topology_devices(_TOPOLOGY.value)
+    config, devices = _CONFIG.value, topology_devices(_TOPOLOGY.value)
     accelerator = find_accelerator(devices[0].device_kind)
     assert accelerator is not None, devices[0].device_kind
     mesh = make_mesh(**config.mesh.to_dict(), devices=devices)
