@@ -101,11 +101,11 @@ def _parse(content: bytes, number: int, form: Format) -> Line:
         raise UserError(f"{where} is not JSON ({reason}): correct it, or give --format=text") from error
     if not isinstance(row, dict):
         raise UserError(f"{where} is no JSON object but {type(row).__name__}: give one object a line")
-    if not isinstance(row.get("input"), str):
+    if "input" in row and not isinstance(row["input"], str):
+        raise UserError(f"{where} has no text in the field input, but {type(row['input']).__name__}: give a text")
+    if "input" not in row:
         found = ascii(sorted(row))[:_MAX_SHOWN]
-        raise UserError(
-            f"{where} has no text in the field input, but the fields {found}: add it, or give --format=text"
-        )
+        raise UserError(f"{where} has no field input, but {found}: add it, or give --format=text")
     if not row["input"].strip():
         raise UserError(f"{where} has an empty input; remove it or write a text")
     return Line(number, row["input"], row)
