@@ -26,7 +26,7 @@ from cotmi_jax.inference.load import load_trained
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.job import train
-from cotmi_jax.workdir import metrics
+from cotmi_jax.workdir import mirror
 from cotmi_jax.workdir.checkpoint import Checkpoints, Saved, damage, find, steps_saved
 from cotmi_jax.workdir.metrics import MetricWriter
 from cotmi_jax.workdir.recovery import choose, set_aside
@@ -217,7 +217,7 @@ def test_metrics_are_copied_periodically_and_on_request(
     writer.flush()
     writer.flush()
     assert copies() == 2
-    monkeypatch.setattr(metrics, "_SECONDS", 0.0)
+    monkeypatch.setattr(mirror, "_SECONDS", 0.0)
     writer.write(11, {"loss": 1.0})
     assert copies() == 3
     writer.close()
