@@ -97,7 +97,7 @@ def find_tokenizer(directory: Path) -> Path:
     if file is None:
         raise UserError(
             f"no vocabulary in {directory}: it has no {SPIECE}, no {TOKENIZER}, and no {TOKENIZER_CONFIG} of a "
-            f"{BYTES_CLASS}: restore the file, or set config.data.vocabulary"
+            f"{BYTES_CLASS}: restore the file, or set config.data.vocabulary (--vocabulary)"
         )
     return file
 
