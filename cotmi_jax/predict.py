@@ -58,12 +58,15 @@ def main() -> None:
     import jax
 
     from cotmi_jax.compilation_cache import use_compilation_cache
+    from cotmi_jax.errors import UserError
     from cotmi_jax.inference.lines import read_lines
     from cotmi_jax.inference.load import load_trained, parse_checkpoint_choice
     from cotmi_jax.inference.predictor import Predictor
     from cotmi_jax.models.decoding import Decoding
     from cotmi_jax.parallel.accelerators import skip_absent_tpu
 
+    if sys.stdin is None:
+        raise UserError("standard input is closed: give the lines to answer there")
     skip_absent_tpu()
     use_compilation_cache(_COMPILATION_CACHE.value)
     decoding = Decoding(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import parse_json
+from cotmi_jax.files import parse_json, user_error_on_failure
 
 Format = Literal["auto", "text", "jsonl"]
 Answer = dict[str, Any]
@@ -72,11 +72,16 @@ def read_lines(stream: BinaryIO, form: Format = "auto", skip: Callable[[str], No
 
 def _split(stream: BinaryIO) -> Iterator[bytes]:
     """The lines; of one that is too long, its first MAX_LINE_BYTES + 1 bytes."""
-    while content := stream.readline(MAX_LINE_BYTES + 1):
+    while content := _read(stream):
         rest = content
         while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = stream.readline(MAX_LINE_BYTES + 1)
+            rest = _read(stream)
         yield content
+
+
+def _read(stream: BinaryIO) -> bytes:
+    with user_error_on_failure("cannot read the input", "give a file, or the output of a command"):
+        return stream.readline(MAX_LINE_BYTES + 1)
 
 
 def _parse(content: bytes, number: int, form: Format) -> Line:

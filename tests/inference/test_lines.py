@@ -1,5 +1,6 @@
 """Lines of predict: text and JSON, their answers, and lines that cannot be used."""
 
+import errno
 import io
 import json
 from typing import Any
@@ -96,6 +97,15 @@ def test_input_without_a_line_that_can_be_used_is_an_error() -> None:
     with pytest.raises(UserError, match="none of the 2 lines"):
         read(b"\xff\n\xff", skip=lambda reason: None)
     assert read(b"") == []
+
+
+def test_a_stream_that_cannot_be_read_is_an_error() -> None:
+    class Folder(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+
+    with pytest.raises(UserError, match="cannot read the input: Is a directory; give a file"):
+        list(read_lines(Folder()))
 
 
 def test_a_line_that_is_too_long_is_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
