@@ -296,9 +296,23 @@ _MAY_DIFFER = (
 )
 
 
+# Keys that may differ between processes of a run: places on their hosts. The content of extensions must be the same.
+_BY_HOST = ("data.root", "data.tfds_dir", "data.vocabulary", "data.cache", "compilation_cache", "extensions")
+
+
+def shared_settings(config: ConfigDict) -> dict[str, Any]:
+    """The values, by dotted key, that must be the same in all processes of a run."""
+    return {key: value for key, value in flatten(config).items() if key not in _BY_HOST}
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """The changed keys, as "key: old → new", that a run may not change when it resumes."""
+    """The changed keys, as "key: old → new", that a run may not change when it resumes.
+
+    With a constant learning rate a run may be extended: nothing before its last step depends on the number of steps.
+    """
     before, after = flatten(old), flatten(new)
+    if new.optimizer.schedule == "constant" and after["steps"] > before["steps"]:
+        before["steps"] = after["steps"]
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
@@ -306,13 +320,14 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     ]
 
 
-def _extension_names(extensions: str) -> list[str]:
+def extension_names(extensions: str) -> list[str]:
+    """The files and modules that config.extensions names."""
     return [name.strip() for name in extensions.split(",") if name.strip()]
 
 
 def with_absolute_files(extensions: str) -> str:
     """The same extensions, with absolute paths of files, so that a run's record can be read from any folder."""
-    return ",".join(absolute(name) if name.endswith(".py") else name for name in _extension_names(extensions))
+    return ",".join(absolute(name) if name.endswith(".py") else name for name in extension_names(extensions))
 
 
 def load_extensions(extensions: str) -> None:
@@ -322,7 +337,7 @@ def load_extensions(extensions: str) -> None:
 
     Raises UserError if one is not found. Exceptions of a module's own code are not converted.
     """
-    for name in _extension_names(extensions):
+    for name in extension_names(extensions):
         if name.endswith(".py"):
             _load_extension_file(os.path.realpath(absolute(name)))
             continue

@@ -321,11 +321,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a small text file. Raises what `failures` lists."""
+    """Add a line to a small text file. Raises what `failures` lists, also where a FIFO or a device is in its place."""
     if is_remote(path):
         replace_file(path, (path.read_text() if path.exists() else "") + line + "\n")
         return
-    with path.open("a") as lines:
+    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666)) as lines:
+        if not stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
         lines.write(line + "\n")
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from typing import TextIO
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +18,7 @@ from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, MIMonitor, check_monitor
 from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.files import Path, run_all
 from cotmi_jax.models.student import StudentDef, count_parameters
+from cotmi_jax.parallel.agreement import check_agreement
 from cotmi_jax.parallel.batch import make_process_rows
 from cotmi_jax.parallel.distributed import AbortAllOnError, all_gather_text, barrier, is_main_process, is_shared
 from cotmi_jax.parallel.mesh import batch_shards, make_mesh
@@ -28,10 +30,12 @@ from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.workdir.checkpoint import BEST, LATEST, Checkpoints, Saved, restore_items, restore_json, steps_saved
 from cotmi_jax.workdir.lock import Owner, workdir_lock
 from cotmi_jax.workdir.metrics import MetricWriter, Progress, SilentWriter
+from cotmi_jax.workdir.provenance import start_facts
 from cotmi_jax.workdir.record import (
-    check_same_config,
+    check_resumable,
     read_run,
     record_start,
+    recorded_initial,
     run_directory,
     run_record,
 )
@@ -43,6 +47,8 @@ def train(config: ConfigDict, workdir_path: str) -> int:
     """Train a fresh run, or resume the one in the workdir; returns the step reached. Raises UserError."""
     load_extensions(config.extensions)
     validate(config)
+    if jax.process_count() > 1:
+        check_agreement("give all the same command, code and packages", start_facts(config))
     config = with_data_root(config)
     workdir = run_directory(workdir_path)
     with workdir_lock(workdir) as owner:
@@ -51,14 +57,15 @@ def train(config: ConfigDict, workdir_path: str) -> int:
 
 
 def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
-    check_same_config(workdir, config)
+    for note in check_resumable(workdir, config):
+        _print_once(note, sys.stderr)
     mesh = make_mesh(**config.mesh.to_dict())
     check_batches(config, batch_shards(mesh))
     check_monitor(config)
     parse_metrics(config.eval.metrics)
     parse_trackers(config.log.trackers)
     _check_shared(workdir)
-    resumed = read_run(workdir)[1:] if steps_saved(workdir / LATEST) else None
+    resumed = read_run(workdir, extensions=config.extensions)[1:] if steps_saved(workdir / LATEST) else None
     experiment = Experiment.of(
         config, resumed, make_process_rows(mesh), process=jax.process_index(), processes=jax.process_count()
     )
@@ -71,7 +78,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
     if start >= config.steps:
         if is_main_process():
             set_aside(workdir, choice, functools.partial(print, file=sys.stderr))
-        _print_last(f"{workdir} is complete: {start} of {config.steps} steps")
+        _print_once(f"{workdir} is complete: {start} of {config.steps} steps")
         return start
     with jax.set_mesh(mesh):
         run = _make_run(workdir, experiment, mesh, state_def, choice, start, owner)
@@ -80,7 +87,7 @@ def _train(config: ConfigDict, workdir: Path, owner: Owner) -> int:
         with run_all(*ends), AbortAllOnError():
             reached = run.steps(start, interrupt)
     if reached < config.steps:
-        _print_last(f"interrupted after step {reached} of {config.steps}: the same command resumes from there")
+        _print_once(f"interrupted after step {reached} of {config.steps}: the same command resumes from there")
     return reached
 
 
@@ -97,9 +104,9 @@ def _check_shared(workdir: Path) -> None:
         raise UserError(f"--workdir {workdir}: processes see different checkpoints ({'; '.join(seen)}): start again")
 
 
-def _print_last(text: str) -> None:
+def _print_once(text: str, file: TextIO | None = None) -> None:
     if is_main_process():
-        print(text)
+        print(text, file=file)
 
 
 def _make_run(
@@ -115,7 +122,8 @@ def _make_run(
     config, shape = experiment.config, experiment.data.shape(batch_shards(mesh))
     student = state_def.student
     state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best)
-    record = run_record(config, experiment.student)
+    initial = recorded_initial(workdir) if start else None
+    record = run_record(config, experiment.student, experiment.vocabulary, initial)
     progress = Progress(start=start, stop=config.steps, silent=not is_main_process())
     if is_main_process():
         record_start(workdir, record | {"data": experiment.data.summary()}, experiment.vocabulary, start)

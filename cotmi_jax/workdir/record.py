@@ -1,6 +1,6 @@
 """The record of a run in its workdir: config, student, vocabulary, and a line for every start.
 
-{workdir}/run.json        config and student shape, the same in every checkpoint
+{workdir}/run.json        config, student shape, checksums of vocabulary and extensions, the same in every checkpoint
 {workdir}/starts.jsonl    per start: time, command, git revision, package versions, step
 {workdir}/spiece.model    the vocabulary; of other kinds tokenizer.json, or the tokenizer_config.json of a ByT5
 """
@@ -8,31 +8,33 @@
 import dataclasses
 import datetime
 import json
-import subprocess
 import sys
-from importlib import metadata
 from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import base, differences, load_extensions
+from cotmi_jax.config import base, differences, flatten, load_extensions
 from cotmi_jax.data.vocabulary import FILES, Vocabulary, find_tokenizer
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import (
     Path,
     absolute,
     append_line,
     as_path,
     check_writable,
+    read_json,
     replace_file,
     user_error_on_failure,
     user_error_on_write,
 )
 from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.student import find_network
+from cotmi_jax.workdir.provenance import extension_digests, revision, versions
 
 Record = dict[str, Any]
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "ml-collections")
+_SCALARS: dict[Any, type] = {kind: kind for kind in (bool, int, float, str)}
+_SCALARS |= {kind.__name__: kind for kind in _SCALARS}  # the types of fields, which may be quoted
+_RESTORE = "restore it, for example from a checkpoint's config"
 RUN_FILE, STARTS_FILE = "run.json", "starts.jsonl"
 
 
@@ -44,42 +46,72 @@ def run_directory(path: str) -> Path:
     return workdir
 
 
-def run_record(config: ConfigDict, student: StudentConfig) -> Record:
-    """Config and student shape of a run, as JSON."""
-    return {"config": config.to_dict(), "student": dataclasses.asdict(cast(Any, student))}
+def run_record(
+    config: ConfigDict, student: StudentConfig, vocabulary: Vocabulary, initial: Record | None = None
+) -> Record:
+    """What a run is, as JSON: config, student shape, fingerprint of the vocabulary, SHA-256 of extensions.
+
+    initial: the checkpoint of another run that this one started from, if any.
+    """
+    record: Record = {"config": config.to_dict(), "student": dataclasses.asdict(cast(Any, student))}
+    record |= {"vocabulary": vocabulary.fingerprint, "extensions": extension_digests(config.extensions)}
+    return record | ({"initial": initial} if initial else {})
 
 
-def recorded_config(record: Record) -> ConfigDict:
+def _recorded_config(record: Record, path: Path) -> ConfigDict:
     """The config of a record. A key that the run's version had not declared gets the default of base().
 
-    So a new key needs a default with which earlier runs compute the same results.
+    So a new key needs a default with which earlier runs compute the same results. Raises UserError for wrong types.
     """
     config = ConfigDict(base().to_dict())
-    config.update(ConfigDict(record["config"]))
+    declared = flatten(config)
+    try:
+        config.update(ConfigDict(record["config"]))
+        recorded = flatten(config)
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: config is not that of a run ({one_line(str(error))}); {_RESTORE}") from error
+    for key, default in declared.items():
+        if key not in recorded or not _has_type(recorded[key], type(default)):
+            raise UserError(
+                f"{path}: config.{key} is {shown(recorded.get(key))}, must be a {type(default).__name__}; {_RESTORE}"
+            )
     return config
 
 
-def check_same_config(workdir: Path, config: ConfigDict) -> None:
-    """Raises UserError where the workdir already holds a run of another config, naming the keys that differ."""
+def _has_type(value: object, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def check_resumable(workdir: Path, config: ConfigDict) -> list[str]:
+    """Raises UserError where the workdir already holds a run of another config, naming the keys that differ.
+
+    Extensions may be at another path if their files are unchanged. Returns notes: files at the same path that changed.
+    """
     with user_error_on_failure(f"cannot read --workdir {workdir}"):
         if not (workdir / RUN_FILE).exists():
-            return
-    changed = differences(recorded_config(_read_record(workdir)), config)
+            return []
+    record = _read_record(workdir)
+    recorded = _recorded_config(record, workdir / RUN_FILE)
+    before, now = record.get("extensions"), extension_digests(config.extensions)
+    if not isinstance(before, dict):  # of an earlier version
+        before = {}
+    if before and [digest or name for name, digest in before.items()] == [
+        digest or name for name, digest in now.items()
+    ]:
+        recorded.extensions = config.extensions
+    changed = differences(recorded, config)
     if changed:
+        extended = any(change.startswith("steps:") for change in changed)
+        hint = "; steps may be raised where optimizer.schedule is constant" * extended
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(changed)}): "
-            "take another --workdir, or undo the change"
+            f"take another --workdir, or undo the change{hint}"
         )
-
-
-def _revision() -> str | None:
-    """The git revision of the package's source, with + where it was changed; None outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    return [
+        f"extension {name} has changed since the run was recorded"
+        for name, digest in now.items()
+        if before.get(name, digest) != digest
+    ]
 
 
 def record_start(workdir: Path, record: Record, vocabulary: Vocabulary, step: int) -> None:
@@ -92,8 +124,8 @@ def record_start(workdir: Path, record: Record, vocabulary: Vocabulary, step: in
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
         "command": [sys.executable, *sys.argv],
-        "revision": _revision(),
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "revision": revision(),
+        "versions": versions(),
     }
     with user_error_on_write(workdir / STARTS_FILE):
         append_line(workdir / STARTS_FILE, json.dumps(start))
@@ -113,27 +145,52 @@ def _write_vocabulary(workdir: Path, files: dict[str, bytes]) -> None:
 def _read_record(workdir: Path) -> Record:
     path = workdir / RUN_FILE
     try:
-        with user_error_on_failure(f"cannot read {path}", "give the --workdir of a training run"):
-            content = path.read_bytes()
+        record = read_json(path, _RESTORE)
     except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise UserError(f"no {RUN_FILE} in {workdir}: give the --workdir of a training run") from error
         raise
-    try:
-        record = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): restore it from a checkpoint's config") from error
-    if not isinstance(record, dict) or not {"config", "student"} <= record.keys():
-        raise UserError(f"{path} is not a run's record: restore it from a checkpoint's config")
+    if not all(isinstance(record.get(name), dict) for name in ("config", "student")):
+        raise UserError(f"{path} is not a run's record; {_RESTORE}")
     return record
 
 
-def read_run(workdir: Path) -> tuple[ConfigDict, StudentConfig, Vocabulary]:
-    """Config, student shape and vocabulary of a run; imports its extensions. Raises UserError if the workdir holds no
-    run, or if an extension or the vocabulary cannot be loaded.
+def _student(config_type: type, fields: Record, path: Path) -> StudentConfig:
+    """The student's config. Raises UserError for fields that it does not have, and for values of a wrong type."""
+    types = {field.name: _SCALARS.get(field.type) for field in dataclasses.fields(config_type)}
+    for name, value in fields.items():
+        if name not in types:
+            raise UserError(f"{path}: student.{one_line(name)} is unknown; {_RESTORE}")
+        kind = types[name]
+        if kind is not None and not _has_type(value, kind):
+            raise UserError(f"{path}: student.{name} is {shown(value)}, must be a {kind.__name__}; {_RESTORE}")
+    try:
+        return config_type(**fields)
+    except TypeError as error:
+        raise UserError(f"{path}: student is incomplete ({one_line(str(error))}); {_RESTORE}") from error
+
+
+def read_run(workdir: Path, *, extensions: str | None = None) -> tuple[ConfigDict, StudentConfig, Vocabulary]:
+    """Config, student shape and vocabulary of a run; imports its extensions, or those given instead.
+
+    Raises UserError if the workdir holds no run, if an extension or the vocabulary cannot be loaded, or if the
+    vocabulary is not that of the run.
     """
-    record = _read_record(workdir)
-    config = recorded_config(record)
-    load_extensions(config.extensions)  # they may define the network of the run
-    student: StudentConfig = find_network(config.model.network).config_type(**record["student"])
-    return config, student, Vocabulary(find_tokenizer(workdir))
+    record, path = _read_record(workdir), workdir / RUN_FILE
+    config = _recorded_config(record, path)
+    load_extensions(config.extensions if extensions is None else extensions)  # they may define the network of the run
+    student = _student(find_network(config.model.network).config_type, record["student"], path)
+    vocabulary = Vocabulary(find_tokenizer(workdir))
+    if vocabulary.fingerprint != record.get("vocabulary", vocabulary.fingerprint):  # an earlier version recorded none
+        raise UserError(
+            f"{vocabulary.path} is not the vocabulary of this run (fingerprint {vocabulary.fingerprint[:12]}, recorded "
+            f"{shown(record['vocabulary'])[:14]}): restore the file, for example from the run's data.vocabulary "
+            f"{shown(config.data.vocabulary)}"
+        )
+    return config, student, vocabulary
+
+
+def recorded_initial(workdir: Path) -> Record | None:
+    """The checkpoint of another run that a run started from, as it was recorded; None if there was none."""
+    found = _read_record(workdir).get("initial")
+    return found if isinstance(found, dict) else None

@@ -30,10 +30,10 @@ def shrink_devices(monkeypatch: pytest.MonkeyPatch, *, shards: float) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[]", "run.json is not a run's record"),
+        (b"[]", "run.json: contains a list, must be an object; restore it"),
         (b'{"config": {}}', "run.json is not a run's record"),
-        (b"{", "run.json is not JSON"),
-        (b"\xff\xfe{", "run.json is not JSON"),
+        (b"{", "run.json, line 1: not JSON"),
+        (b"\xff\xfe{", "run.json: not JSON"),
         (None, "no run.json in"),
     ],
 )
@@ -43,7 +43,7 @@ def test_an_invalid_run_is_refused(tmp_path: Path, content: bytes | None, messag
     with pytest.raises(UserError, match=message):
         read_run(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot read .*file/run.json: Not a directory; give the --workdir"):
+    with pytest.raises(UserError, match="no run.json in .*/file: give the --workdir"):
         read_run(tmp_path / "file")
 
 

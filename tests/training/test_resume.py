@@ -231,7 +231,7 @@ def test_a_fresh_start_writes_the_given_vocabulary(tmp_path: Path) -> None:
     """A run that never saved may start again with another vocabulary file, which replaces that of its workdir."""
     config, student, vocabulary = read_run(runs.trained())
     (tmp_path / "spiece.model").write_bytes(b"of the former start")
-    record = run_record(config, student)
+    record = run_record(config, student, Vocabulary(VOCABULARY_PATH))
     record_start(tmp_path, record, Vocabulary(VOCABULARY_PATH), 0)
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
     record_start(tmp_path, record, Vocabulary(tmp_path / "spiece.model"), 4)  # as a resumed run does
