@@ -71,7 +71,12 @@ def read_parquet_rows(path: Path, rows: RowFormat) -> list[ArrowRow]:
                 needed += batch.nbytes
                 _check_expansion(needed, size, where)
                 found += arrow_rows(batch, where, len(found))
-    except (pyarrow.ArrowException, OSError, OverflowError) as error:
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        OverflowError,
+        UnicodeDecodeError,
+    ) as error:  # the last: of a column's name
         raise UserError(
             f"{where}: not a Parquet file that can be read ({one_line(str(error), 150)}); restore it from its source"
         ) from error

@@ -232,7 +232,15 @@ def test_a_damaged_parquet_file_is_an_error(tmp_path):
     parquet.write_table(table(input=pyarrow.array(["Is ice cold?"])), path, write_page_checksum=True)
     content = path.read_bytes()
     assert content.count(b"cold")
-    for damaged in (b"", b"PAR1", content[:-20], content[20:], os.urandom(100), content.replace(b"cold", b"gold")):
+    for damaged in (
+        b"",
+        b"PAR1",
+        content[:-20],
+        content[20:],
+        os.urandom(100),
+        content.replace(b"cold", b"gold"),
+        content.replace(b"input", b"in\xffut"),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(UserError) as error:
             read(path)
