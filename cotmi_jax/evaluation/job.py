@@ -11,6 +11,7 @@ import numpy as np
 from cotmi_jax.config import load_extensions
 from cotmi_jax.data.corpus import Component, LoadedCorpus
 from cotmi_jax.data.example import SPLITS
+from cotmi_jax.data.lost_labels import find_lost_labels
 from cotmi_jax.data.run_data import load_data, tokenize
 from cotmi_jax.data.tasks import EXPLAIN, find_objective
 from cotmi_jax.data.tokens import TokenizedSplit
@@ -78,8 +79,9 @@ def score(
     metrics.json: student, data and objective; accuracy against gold with its 95% Wilson interval and n; `loss`: the
     mean of every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms
     of rationales if no example has one; `metrics`: value, 95% interval and n of every metric; counts of truncated
-    inputs and targets; of a mixture `components`: the accuracy of each; with `information`, the held-out mutual
-    information of a student that explains.
+    inputs and targets, of `unknown` tokens by column, and of `lost_labels`, which the vocabulary cannot represent, so
+    that no answer to them is correct; of a mixture `components`: the accuracy of each; with `information`, the held-out
+    mutual information of a student that explains.
     """
     barrier("begin")
     load_extensions(extensions)
@@ -130,6 +132,10 @@ def score(
             for task, tokens in split.tasks.items()
         },
     }
+    found["unknown"] = {
+        column: count.tokens for column, count in split.unknown(subject.trained.vocabulary.unk_id).items()
+    }
+    found["lost_labels"] = len(find_lost_labels(examples, subject.trained.vocabulary, config.objective.name))
     if len(data.components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
         found["components"] = accuracy_by_component(correct, data.components, split_name)

@@ -41,6 +41,11 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
         )
     for task, counts in metrics["truncated"].items():
         rows += [(f"truncated to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
+    for column, tokens in metrics.get("unknown", {}).items():
+        if tokens:
+            rows.append((f"unknown tokens, {column}", f"{tokens}, for characters that the vocabulary lacks"))
+    if metrics.get("lost_labels"):
+        rows.append(("labels not in the vocabulary", f"{metrics['lost_labels']}: no answer to them is correct"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

@@ -298,6 +298,7 @@ def test_the_terminal_table_has_every_result() -> None:
     for part in ("svamp test", "200 examples, checkpoint of step 7", "65.5%", "58.7% to 71.8%", "0.250 nats", "50.0%"):
         assert part in text
     assert "truncated to the limit, predict inputs  3" in text and "targets" not in text and "rationale" not in text
+    assert "unknown" not in text and "vocabulary" not in text
     prediction = {"input": "How many?", "label": "2", "predicted_label": "( 1 + 1 )", "correct": True}
     assert format_examples([prediction | {"predicted_rationale": None}]).splitlines() == [
         "  problem  How many?",
