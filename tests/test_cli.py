@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -262,7 +261,6 @@ def test_a_mixture_is_scored_component_by_component(tmp_path: Path) -> None:
     for name, count in (("mine", 4), ("other", 3)):
         (tmp_path / name).mkdir()
         rows = [{"input": f"{name} {n}?", "label": "yes", "rationale": "So."} for n in range(count)]
-        rows[0] |= {"label": "東", "rationale": "東 or 東."} if name == "mine" else {}
         for split in ("train", "test"):
             (tmp_path / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     record = json.loads((workdir / "run.json").read_text())
@@ -273,9 +271,6 @@ def test_a_mixture_is_scored_component_by_component(tmp_path: Path) -> None:
     metrics = json.loads((workdir / "evaluation" / "test" / "metrics.json").read_text())
     assert {name: part["n"] for name, part in metrics["components"].items()} == {"jsonl:mine": 4, "jsonl:other": 3}
     assert "label accuracy, jsonl:other" in result.out and metrics["n"] == 7
-    assert metrics["unknown"] == {"input": 0, "label": 1, "rationale": 2} and metrics["lost_labels"] == 1
-    for line in (r"unknown tokens, rationale +2, for characters", r"labels not in the vocabulary +1: no answer"):
-        assert re.search(f"^{line}", result.out, re.M)
 
 
 def test_evaluation_refuses(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def test_a_sharded_student_is_evaluated_as_a_replicated_one(monkeypatch: pytest.
     shrink_devices(monkeypatch, shards=8)
     sharded = scored("split")
     assert sharded.predictions == replicated.predictions
+    assert replicated.metrics["unknown"] == {"input": 0, "label": 0, "rationale": 0}
+    assert replicated.metrics["lost_labels"] == 0
     for term, value in replicated.metrics["loss"].items():
         assert sharded.metrics["loss"][term] == pytest.approx(value, rel=1e-4), term
 

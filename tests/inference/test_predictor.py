@@ -299,6 +299,10 @@ def test_the_terminal_table_has_every_result() -> None:
         assert part in text
     assert "truncated to the limit, predict inputs  3" in text and "targets" not in text and "rationale" not in text
     assert "unknown" not in text and "vocabulary" not in text
+    text = format_scores(metrics | {"unknown": {"input": 0, "label": 2}, "lost_labels": 1})
+    assert re.search(r"^unknown tokens, label +2, for characters that the vocabulary lacks$", text, re.M)
+    assert re.search(r"^labels not in the vocabulary +1: no answer to them is correct$", text, re.M)
+    assert "unknown tokens, input" not in text
     prediction = {"input": "How many?", "label": "2", "predicted_label": "( 1 + 1 )", "correct": True}
     assert format_examples([prediction | {"predicted_rationale": None}]).splitlines() == [
         "  problem  How many?",
