@@ -17,8 +17,8 @@ def read(content: bytes, form: Any = "auto", skip: Any = None) -> list[Line]:
 
 
 def test_lines_are_split_at_newlines_only() -> None:
-    content = " one\u2028two\x85three\x0bfour \r\nfive\rsix\n seven".encode()
-    assert [line.text for line in read(content)] == ["one\u2028two\x85three\x0bfour", "five\rsix", "seven"]
+    content = " one\u2028two\x85three\x0bfour \r\nfive\rsix\n \u2028seven\x85".encode()
+    assert [line.text for line in read(content)] == ["one\u2028two\x85three\x0bfour", "five\rsix", "\u2028seven\x85"]
 
 
 def test_the_first_line_determines_the_format() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import helpers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
@@ -12,9 +13,10 @@ import runs
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
+from cotmi_jax.inference import predictor as predictor_module
 from cotmi_jax.inference.lines import Line
 from cotmi_jax.inference.predictor import Predictor
-from cotmi_jax.models.decoding import Decoding
+from cotmi_jax.models.decoding import Decoding, Generated
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.parallel.mesh import make_mesh
@@ -63,6 +65,19 @@ def test_several_samples_differ_and_the_first_is_that_of_one_sample() -> None:
     (one,), (several,) = (list(make_predictor(sampling, num_samples=number).answers(lines, 8)) for number in (1, 4))
     for (_, (alone,)), (_, samples) in zip(one, several, strict=True):
         assert samples[0] == alone and len({sample["output"] for sample in samples}) > 2
+
+
+@pytest.mark.parametrize(("method", "total"), [("greedy", -6.0), ("beam", -6.0 * 7**0.5)])
+def test_the_end_of_an_output_counts_as_a_token(method: Any, total: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids_T = jnp.asarray([5, 6, 7, 8, 9, 10, 1, 0, 0], jnp.int32)  # padded after eos
+
+    def generate(student: Any, inputs_BxS: jax.Array, *_: Any) -> Generated:
+        return Generated(jnp.tile(ids_T, (len(inputs_BxS), 1)), jnp.full(len(inputs_BxS), -6.0))
+
+    monkeypatch.setattr(predictor_module, "generate", generate)
+    predictor = make_predictor(Decoding(method, max_tokens=9, length_penalty=0.5))
+    ((_, (answer,)),) = next(predictor.answers([Line(1, TEXTS[0])], 8))
+    assert answer["output_score"] == pytest.approx({"sum": total, "mean": total / 7, "tokens": 7})
 
 
 def test_several_samples_need_sampling() -> None:
