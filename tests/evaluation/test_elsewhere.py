@@ -1,7 +1,7 @@
 """Scoring elsewhere: a run on other data, a Hugging Face checkpoint as it is, and data without a train split."""
 
 import json
-import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,6 +10,7 @@ import helpers
 import jax
 import pytest
 import runs
+from paths import REPOSITORY
 
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import task_input
@@ -50,9 +51,17 @@ def perfect(evaluator: Evaluator, params: Any, split: Any, task: str, *_: Any, *
 
 @pytest.fixture
 def answers_are_targets() -> Any:
-    runs.trained()  # before the patch: its training evaluates too
     with mock.patch.object(Evaluator, "texts", perfect):
         yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir that need not be trained here."""
+    folder = tmp_path_factory.mktemp("run")
+    with tarfile.open(REPOSITORY / "tests" / "workdir" / "legacy_workdir.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +74,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_is_scored_on_a_set_that_has_only_a_test_split(tmp_path: Path, answers_are_targets: None) -> None:
+def test_a_run_is_scored_on_a_set_that_has_only_a_test_split(
+    run: Path, tmp_path: Path, answers_are_targets: None
+) -> None:
     write_nli(tmp_path, "anli1", "test", [0, 1, 2, 2, 1])
-    run = tmp_path / "run"
-    shutil.copytree(runs.trained(), run)
-    result = score(str(run), "test", dataset="anli1", data_settings={"root": str(tmp_path)})
+    result = score(str(run), "test", checkpoint="latest", dataset="anli1", data_settings={"root": str(tmp_path)})
     found = result.metrics
     assert (found["dataset"], found["n"], found["accuracy"], found["objective"]) == ("anli1", 5, 1.0, "cotmi")
     assert (found["model"], found["trained_on"], found["data"]) == (str(run), "arithmetic", "anli1")
@@ -78,7 +87,7 @@ def test_a_run_is_scored_on_a_set_that_has_only_a_test_split(tmp_path: Path, ans
     assert "information" not in found and "explain" in found["loss"]
     assert f"{run}, trained on arithmetic with cotmi" in format_scores(found)
     with pytest.raises(UserError, match="anli1_train.json"):
-        score(str(run), "valid", dataset="anli1", data_settings={"root": str(tmp_path)})
+        score(str(run), "valid", checkpoint="latest", dataset="anli1", data_settings={"root": str(tmp_path)})
 
 
 @pytest.mark.slow
@@ -116,27 +125,27 @@ def test_a_checkpoint_is_scored_as_it_is_on_one_file(
     }
 
 
-def test_what_does_not_go_together_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    run = str(runs.trained())
+def test_what_does_not_go_together_is_refused(run: Path, checkpoint: Path, tmp_path: Path) -> None:
+    workdir = str(run)
     for source, arguments, message in (
         (str(checkpoint), {}, f"no run.json in {checkpoint}: give the workdir of a run, or --dataset"),
         (str(checkpoint), {"dataset": "arithmetic"}, "spiece.model|vocabulary"),
         (str(checkpoint), {"dataset": "arithmetic", "objective": "dds"}, "unknown objective 'dds'"),
         (
-            run,
+            workdir,
             {"dataset": "arithmetic", "objective": "dss"},
             "--objective dss: workdir .* the objective of its training",
         ),
         (
-            run,
+            workdir,
             {"dataset": "arithmetic", "vocabulary": "v"},
             "--vocabulary v: workdir .* the vocabulary of its training",
         ),
-        (run, {"dataset": "arithmtic"}, "dataset = 'arithmtic': choose one of"),
-        (run, {"dataset": f"jsonl:{tmp_path / 'absent.jsonl'}"}, "absent.jsonl"),
+        (workdir, {"dataset": "arithmtic"}, "dataset = 'arithmtic': choose one of"),
+        (workdir, {"dataset": f"jsonl:{tmp_path / 'absent.jsonl'}"}, "absent.jsonl"),
     ):
         with pytest.raises(UserError, match=message):
-            score(source, "test", **arguments)
+            score(source, "test", checkpoint="latest", **arguments)
 
 
 def test_results_of_different_data_and_models_have_different_folders() -> None:
