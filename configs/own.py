@@ -1,7 +1,8 @@
 """Your own questions, with rationales from your own teacher or written by hand, as JSON Lines: see docs/data.md.
 
 No expected result, since the data are yours. The path names a folder with train.jsonl and optionally valid.jsonl and
-test.jsonl, or one file of train rows. Without a valid split, a tenth of train becomes one.
+test.jsonl, or one file of train rows. Without a valid split, a tenth of train becomes one. Other formats and names of
+columns: --config.data.dataset=csv:F (tsv, parquet, hf), --config.data.fields=input=question,label=answer.
 
     python -m cotmi_jax.train --config=configs/own.py --config.data.dataset=jsonl:rationales.jsonl --workdir=runs/own
 
