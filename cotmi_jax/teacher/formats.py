@@ -36,7 +36,7 @@ def tolerate_markdown(parse: ParseCompletion, mark: str) -> ParseCompletion:
         if start < 0:
             return parse(completion)
         rationale, answer = parse(_without_bold(completion, start))
-        return _without_heading(rationale), answer and unwrap(answer)
+        return _without_heading(rationale), unwrap(answer) or None if answer else None
 
     return parse_plain
 

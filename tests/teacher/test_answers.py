@@ -77,6 +77,7 @@ def test_without_thinking_there_is_no_rationale_to_take():
         ("generic", "Two. So the answer is __init__.", "Two.", "__init__"),
         ("generic", "Two. So the answer is x**2**y.", "Two.", "x**2**y"),
         ("generic", "Two. So the answer is **kwargs.", "Two.", "**kwargs"),
+        ("generic", "Two. So the answer is $ $.", "Two.", None),
         ("cqa", "Near. **So the answer is (b) a cork.**", "Near.", "a cork"),
         ("anli", "It says so. So the answer is **neutral**.", "It says so.", "neutral"),
         ("esnli", "They sleep.\n\n**Answer:** neutral", "They sleep.", "neutral"),
