@@ -25,6 +25,7 @@ from cotmi_jax.mi.estimate import NONPARAMETRIC
 from cotmi_jax.mi.estimators import ESTIMATORS, Estimator, conditional, make_estimator, scored
 from cotmi_jax.mi.fitting import make_model
 from cotmi_jax.mi.networks import CRITICS, CriticConfig
+from cotmi_jax.parallel.accelerators import skip_absent_tpu
 
 DIMENSIONS = 20
 LEVELS = (2.0, 4.0, 6.0, 8.0, 10.0)  # nats
@@ -198,6 +199,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="the table as JSON")
     arguments = parser.parse_args()
+    skip_absent_tpu()
     critic = CriticConfig(arguments.critic)
     settings = {name: getattr(arguments, name) for name in ("num_pairs", "steps", "learning_rate", "fresh", "seed")}
     runs = []

@@ -26,6 +26,7 @@ from cotmi_jax.experiment import make_objective
 from cotmi_jax.models.config import preset
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.parallel.accelerators import skip_absent_tpu
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.optimizer import with_networks
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--memory_only", action="store_true", help="compile only")
     arguments = parser.parse_args()
+    skip_absent_tpu()
     names = [BASELINE, *(name for name in arguments.variants if name != BASELINE)]
     batch = random_batch(arguments, preset(arguments.preset).vocab_size)
     variants = {name: make_variant(arguments, VARIANTS[name], batch) for name in names}

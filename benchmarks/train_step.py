@@ -26,6 +26,7 @@ import numpy as np
 from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.packing import make_batch, make_shape
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
+from cotmi_jax.parallel.accelerators import skip_absent_tpu
 
 SEED = 0
 LEARNING_RATE = 5e-5
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=("jax", "torch"), default=("jax", "torch"))
     parser.add_argument("--side", choices=("jax", "torch"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    skip_absent_tpu()
     print(json.dumps(measure(arguments)) if arguments.side else json.dumps(compare(arguments), indent=1))
 
 

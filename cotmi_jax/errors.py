@@ -23,9 +23,12 @@ def unknown_name(problem: str, names: Iterable[str]) -> UserError:
 
 def one_line(text: str, limit: int = _SHOWN) -> str:
     """A text of unknown origin for a message: control characters escaped, the middle left out beyond the limit."""
-    if len(text) > limit:
-        text = f"{text[: limit - limit // 3 - 1]}…{text[-(limit // 3) :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in _cut(text, limit))
+    return _cut(escaped, limit)  # an escape sequence has up to ten characters
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - limit // 3 - 1]}…{text[-(limit // 3) :]}"
 
 
 def shown(value: object) -> str:

@@ -5,9 +5,7 @@ size of the file bounds, and runs no code. benchmarks/fuzz.py repeats this with 
 import contextlib
 import json
 import random
-import resource
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from helpers import numpy_params, small_config
 from paths import REPOSITORY
 
 from benchmarks import attacks
+from benchmarks.fuzz import bounded
 from cotmi_jax.data.codecs import tokenizer_json
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
@@ -27,24 +26,7 @@ from cotmi_jax.models.hf_weights import open_weights
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.models.torch_bin import open_torch_bin
 
-SECONDS = 1.0  # of this process; the machine may be busy
-BYTES = 200 << 20
 MUTANTS = 400
-
-
-@contextlib.contextmanager
-def bounded(size: int) -> Iterator[None]:
-    """Fail where the body takes more address space than the limit and the file's size, or more time than the limit."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + BYTES + size, before[1]))
-    start = time.process_time()
-    try:
-        yield
-    finally:
-        seconds = time.process_time() - start
-        resource.setrlimit(resource.RLIMIT_AS, before)
-    assert seconds < SECONDS
 
 
 def refused(read: Callable[[], object], size: int = 0) -> str:
