@@ -125,7 +125,8 @@ def _model() -> ConfigDict:
     model.preset = "base"  # tiny mini small base large xl xxl; not used if init names a checkpoint
     model.family = "v1.1"  # v1.0 or v1.1; not used if init names a checkpoint
     model.vocab_size = 0  # embeddings; 0: 32128, or the vocabulary's own size where that is smaller than 32000
-    # or a Hugging Face directory or hub name of a T5, Flan-T5, mT5, ByT5 or UMT5, e.g. google/t5-v1_1-base
+    # or a Hugging Face directory or hub name of a T5, Flan-T5, mT5, ByT5 or UMT5, e.g. google/t5-v1_1-base, or the
+    # workdir of a run: its best checkpoint
     model.init = "random"
     model.dropout = 0.1  # probability
     model.dtype = "float32"  # of activations: float32 or bfloat16

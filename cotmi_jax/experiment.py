@@ -11,16 +11,19 @@ from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import PREDICT, find_objective
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, shown
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.mi.networks import CriticConfig
-from cotmi_jax.models.config import T5_VOCAB_SIZE, StudentConfig, with_execution
+from cotmi_jax.models.config import T5_VOCAB_SIZE, StudentConfig, T5Config, with_execution
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.hf import load_hf, resolve_source
-from cotmi_jax.models.student import Params, find_network
+from cotmi_jax.models.student import Params, StudentDef, find_network
 from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.parallel.distributed import all_gather_text
 from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
+from cotmi_jax.workdir.checkpoint import Saved, saved
+from cotmi_jax.workdir.record import is_workdir, read_run
 
 _OFFICIAL_PIECES = 32_000
 _VOCAB_MULTIPLE = 128  # so that the tensor axis of the mesh divides the vocabulary
@@ -33,7 +36,8 @@ def find_vocabulary(config: ConfigDict) -> Path:
     if config.data.dataset == "arithmetic" and config.model.init == "random":
         return VOCABULARY_PATH
     if config.model.init != "random":
-        return find_tokenizer(resolve_source(config.model.init))
+        init = config.model.init
+        return find_tokenizer(as_path(absolute(init)) if is_workdir(init) else resolve_source(init))
     return find_data_root(config.data.root or None) / "t5" / "spiece.model"
 
 
@@ -47,28 +51,63 @@ def check_packing(config: ConfigDict) -> None:
         )
 
 
-def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentConfig, Params | None]:
-    """The student's config, and its initial parameters if model.init names a checkpoint (None: random)."""
+def _student_of_run(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentConfig, Saved]:
+    """The student of the run that config.model.init names, and its best checkpoint.
+
+    Raises UserError where network or vocabulary is not that of the run, or where it has no best checkpoint.
+    """
+    model, workdir = config.model, as_path(absolute(config.model.init))
+    recorded, student, theirs = read_run(workdir, extensions=config.extensions)
+    if recorded.model.network != model.network:
+        raise UserError(
+            f"config.model.network is {model.network!r}, but config.model.init {workdir} is a run of "
+            f"{shown(recorded.model.network)}: give the same"
+        )
+    if theirs.fingerprint != vocabulary.fingerprint:
+        raise UserError(
+            f"vocabulary {vocabulary.path} is not that of config.model.init {workdir}, whose embeddings belong to it: "
+            "leave config.data.vocabulary empty"
+        )
+    found = saved(workdir, "best")
+    if found is None:
+        raise UserError(
+            f"config.model.init {workdir} has no best checkpoint: give a run that evaluated its valid split "
+            "(eval.every above 0)"
+        )
+    if len(set(all_gather_text(str(found)))) > 1:
+        raise UserError(f"config.model.init {workdir}: a run replaced its best checkpoint meanwhile: start again")
+    if isinstance(student, T5Config):
+        return with_execution(student, model), found
+    mine: StudentConfig = find_network(model.network).make_config(model, student.vocab_size)
+    if StudentDef.of(mine).shapes != StudentDef.of(student).shapes:
+        raise UserError(f"config.model describes a {model.network} of other shapes than run {workdir}: give its own")
+    return mine, found
+
+
+def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentConfig, Params | Saved | None]:
+    """The student's config, and where its parameters come from: model.init is random (None), a run or a T5's folder."""
     model = config.model
-    params = None
+    initial: Params | Saved | None = None
     network = find_network(model.network)
     student: StudentConfig
     if model.init == "random":
         padded = -(-vocabulary.size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
         size = model.vocab_size or (T5_VOCAB_SIZE if vocabulary.size == _OFFICIAL_PIECES else padded)
         student = network.make_config(model, size)
+    elif is_workdir(model.init):
+        student, initial = _student_of_run(config, vocabulary)
     else:
         if model.network != "t5":
             raise UserError(f"config.model.init {model.init} is a T5: with network {model.network} it must be random")
-        checkpoint, params = load_hf(model.init)
+        checkpoint, initial = load_hf(model.init)
         student = with_execution(checkpoint, model)
-        if model.vocab_size not in (0, student.vocab_size):
-            raise UserError(
-                f"config.model.vocab_size {model.vocab_size} but {model.init} has {student.vocab_size} embeddings: "
-                "set it to 0"
-            )
+    if model.init != "random" and model.vocab_size not in (0, student.vocab_size):
+        raise UserError(
+            f"config.model.vocab_size {model.vocab_size} but {model.init} has {student.vocab_size} embeddings: "
+            "set it to 0"
+        )
     check_fits(vocabulary, vocab_size=student.vocab_size, pad_id=student.pad_id, eos_id=student.eos_id)
-    return student, params
+    return student, initial
 
 
 def make_mi_term(mi: ConfigDict) -> MITermConfig:
@@ -131,7 +170,7 @@ class Experiment:
     config: ConfigDict
     vocabulary: Vocabulary
     student: StudentConfig
-    initial_params: Params | None
+    initial: Params | Saved | None  # parameters, or the checkpoint that has them; None: random, or resumed
     objective: Objective
     data: RunData
 
@@ -152,6 +191,6 @@ class Experiment:
         check_packing(config)
         objective = make_objective(config)
         vocabulary = resumed[1] if resumed else Vocabulary(find_vocabulary(config))
-        student, params = (resumed[0], None) if resumed else make_student(config, vocabulary)
+        student, initial = (resumed[0], None) if resumed else make_student(config, vocabulary)
         data = RunData.of(config, vocabulary, process_rows, process=process, processes=processes, fresh=resumed is None)
-        return cls(config, vocabulary, student, params, objective, data)
+        return cls(config, vocabulary, student, initial, objective, data)

@@ -21,7 +21,7 @@ from cotmi_jax.parallel.distributed import all_gather_text
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.sharding import abstract_arrays, param_shardings
 from cotmi_jax.workdir import checkpoint
-from cotmi_jax.workdir.record import RUN_FILE, read_run
+from cotmi_jax.workdir.record import is_workdir, read_run
 
 CheckpointChoice = Literal["best", "latest"] | int
 
@@ -51,11 +51,6 @@ def parse_checkpoint_choice(text: str) -> CheckpointChoice:
         case _ if text.isdigit():
             return int(text)
     raise UserError(f"--checkpoint={text}: give best, latest or a step")
-
-
-def is_workdir(source: str) -> bool:
-    """Whether source is the workdir of a training run."""
-    return (as_path(source) / RUN_FILE).exists()
 
 
 def _make_inference_mesh(config: StudentConfig) -> Mesh:

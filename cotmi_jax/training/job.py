@@ -3,7 +3,7 @@
 import functools
 import json
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 from jax.sharding import Mesh
@@ -26,8 +26,17 @@ from cotmi_jax.training.loop import Run
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.preemption import Interrupt
 from cotmi_jax.training.rng import stream_key
-from cotmi_jax.training.state import StateDef, TrainState
-from cotmi_jax.workdir.checkpoint import BEST, LATEST, Checkpoints, Saved, restore_items, restore_json, steps_saved
+from cotmi_jax.training.state import StateDef, TrainState, check_finite
+from cotmi_jax.workdir.checkpoint import (
+    BEST,
+    LATEST,
+    Checkpoints,
+    Saved,
+    restore_items,
+    restore_json,
+    restore_params,
+    steps_saved,
+)
 from cotmi_jax.workdir.lock import Owner, workdir_lock
 from cotmi_jax.workdir.metrics import MetricWriter, Progress, SilentWriter
 from cotmi_jax.workdir.provenance import start_facts
@@ -122,7 +131,7 @@ def _make_run(
     config, shape = experiment.config, experiment.data.shape(batch_shards(mesh))
     student = state_def.student
     state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best)
-    initial = recorded_initial(workdir) if start else None
+    initial = recorded_initial(workdir) if choice.latest else _initial_record(experiment)
     record = run_record(config, experiment.student, experiment.vocabulary, initial)
     progress = Progress(start=start, stop=config.steps, silent=not is_main_process())
     if is_main_process():
@@ -155,6 +164,12 @@ def _make_run(
     )
 
 
+def _initial_record(experiment: Experiment) -> dict[str, Any] | None:
+    if not isinstance(experiment.initial, Saved):
+        return None
+    return {"workdir": str(experiment.initial.directory.parent), "checkpoint": "best", "step": experiment.initial.step}
+
+
 def _make_writer(workdir: Path, config: ConfigDict, start: int, progress: Progress) -> MetricWriter:
     keys = flatten(config)
     writer = MetricWriter(
@@ -176,9 +191,14 @@ def _make_state(state_def: StateDef, experiment: Experiment, choice: Choice) -> 
     if choice.latest is not None:
         items = choice.items or restore_items(choice.latest, state_def.abstract.items(), verified=True)
         return state_def.restored(items, choice.latest.step)
-    if experiment.initial_params is not None:
-        return state_def.from_student(experiment.initial_params, key)
-    return state_def.init(key)
+    if experiment.initial is None:
+        return state_def.init(key)
+    params = experiment.initial
+    if isinstance(params, Saved):
+        params = restore_params(params, {"student": state_def.abstract.params["student"]})["student"]
+    state = state_def.from_student(params, key)
+    check_finite(state.params["student"], f"config.model.init {experiment.config.model.init}")
+    return state
 
 
 def _start(latest: Saved | None, experiment: Experiment) -> int:

@@ -149,3 +149,13 @@ class StateDef:
         """A fresh state with given student parameters (host arrays); the key initializes the objective's networks."""
         placed = jax.tree.map(jax.device_put, params, self.shardings.params["student"])
         return jax.jit(self._complete, out_shardings=self.shardings)(placed, key)
+
+
+def check_finite(params: Params, what: str) -> None:
+    """Raises UserError if a parameter has a value that is not finite, naming the first ones."""
+    finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))(params)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(finite))
+    bad = ["/".join(str(key) for key in dict_keys(path)) for path, is_finite in leaves if not is_finite]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise UserError(f"{what}: {', '.join(bad[:3])}{more} has values that are not finite: give an intact checkpoint")

@@ -38,6 +38,11 @@ _RESTORE = "restore it, for example from a checkpoint's config"
 RUN_FILE, STARTS_FILE = "run.json", "starts.jsonl"
 
 
+def is_workdir(source: str) -> bool:
+    """Whether source is the workdir of a training run."""
+    return (as_path(source) / RUN_FILE).exists()
+
+
 def run_directory(path: str) -> Path:
     """The workdir, which is created. Raises UserError if it cannot be written."""
     workdir = as_path(absolute(path))
