@@ -80,6 +80,7 @@ def main() -> None:
     from cotmi_jax.parallel.accelerators import skip_absent_tpu
     from cotmi_jax.parallel.distributed import is_main_process, process_group
     from cotmi_jax.report.plots import draw_information
+    from cotmi_jax.report.tensorboard import log_evaluation
     from cotmi_jax.report.terminal import format_examples, format_scores
 
     skip_absent_tpu()
@@ -106,8 +107,10 @@ def main() -> None:
         if _EXAMPLES.value:
             print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
         drawn = result.workdir is not None and draw_information(result.workdir, result.output / "information.png")
-        picture = ", information.png" if drawn else ""
-        print(f"\nwritten: {result.output}/metrics.json, predictions.jsonl{picture}")
+        written = ["metrics.json", "predictions.jsonl"] + ["information.png"] * drawn
+        if log_evaluation(result, result.output / "information.png" if drawn else None):
+            written.append("tensorboard/")
+        print(f"\nwritten: {result.output}/{', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def test_quoted_values_are_short_and_on_one_line() -> None:
     for value in (nested, shared, 1 << 10**6, "\n\x1b[2J" * 10**5, {"\u202e": [nested] * 1000}, b"\0" * 10**6):
         assert len(shown(value)) <= 100 and shown(value).isprintable()
     assert (shown(12), shown("a"), shown(None)) == ("12", "'a'", "None")
-    assert one_line("a\tb\ud800") == "a\\tb\\ud800"
+    assert one_line("a\tb\ud800") == "a\\tb\\ud800" and len(one_line("\0" * 300)) == 100
 
 
 def test_failures_are_one_line(tmp_path: Path) -> None:

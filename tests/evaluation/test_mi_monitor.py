@@ -20,6 +20,7 @@ from cotmi_jax.evaluation.mi_monitor import MIMonitor, label_features
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.report.plots import draw_information, read_measurements
+from cotmi_jax.report.tensorboard import log_evaluation
 from cotmi_jax.report.terminal import format_scores
 from cotmi_jax.training.job import train
 
@@ -68,6 +69,16 @@ def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
     assert estimate["control"]["value"] <= 0.05 < estimate["value"]
     assert draw_information(result.workdir, result.output / "information.png")
     assert (tmp_path / "out" / "information.png").read_bytes().startswith(b"\x89PNG")
+    assert log_evaluation(result, result.output / "information.png")
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    ((step, accuracy),) = [(event.step, event.value) for event in events.Scalars("accuracy")]
+    assert (step, accuracy) == (6, pytest.approx(result.metrics["accuracy"]))
+    (image,) = events.Images("information")
+    assert (image.width, image.height) == (1200, 480)
+    (examples,) = events.Tensors("examples/text_summary")
+    assert result.predictions[0]["label"].encode() in examples.tensor_proto.string_val[0]
     ((name, text), *_) = result.information.lines() if result.information else []
     assert "I(Z;V)" in name and text.startswith("≥ ") and "permuted" in text
     without = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "bare"), information=False)
