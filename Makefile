@@ -45,5 +45,5 @@ versions: $(VENV)/tested  ## Run the tests that depend on the versions of JAX an
 lint: $(VENV)/tested  ## Style and types.
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
-oracle: $(VENV)/tested  ## Install torch (CPU), so that the tests against it are not skipped.
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test,torch]'
+oracle: $(VENV)/tested  ## Install torch (CPU) and inference engines, so that the tests against them are not skipped.
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test,torch,engines]'

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from cotmi_jax.data.cache import Prepared, Recipe, prepare
+from cotmi_jax.data.cache import Prepared, Recipe, key_of, prepare
 from cotmi_jax.data.corpus import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.data.example import SPLITS, Example
 from cotmi_jax.data.grammar import parse_dataset
@@ -255,6 +255,8 @@ class RunData:
             check_split(name, split.kept, _limits(config, train=name == "train"))
 
         identity, recipe = _identity(config, vocabulary), Recipe(read, tokens, check)
+        if processes > 1:  # before the processes wait for each other's shards in the cache
+            _check_same(all_gather(key_of(identity)))
         folder = find_cache(config)
         divided = processes > 1 and folder is not None and is_shared(folder, all_gather)
         workers = {"process": process, "processes": processes} if divided else {}

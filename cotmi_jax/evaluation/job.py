@@ -182,5 +182,7 @@ def _measure_information(subject: Subject, data: LoadedCorpus, split: TokenizedS
 def _write(folder: Path, found: Mapping[str, Any], predictions: Sequence[Prediction]) -> None:
     with user_error_on_failure(f"cannot write results to {folder}"):
         make_folder(folder)
-        replace_file(folder / "metrics.json", json.dumps(found, indent=1) + "\n")
+        # A kill between the two leaves no metrics of an earlier evaluation beside the predictions of this one.
+        (folder / "metrics.json").unlink(missing_ok=True)
         replace_file(folder / "predictions.jsonl", "".join(json.dumps(prediction) + "\n" for prediction in predictions))
+        replace_file(folder / "metrics.json", json.dumps(found, indent=1) + "\n")

@@ -208,7 +208,8 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[floa
             12,
         )
         correct = round(10 * script.pop(0)[0])
-        return [{"correct": index < correct} for index in range(10)]
+        texts = dict.fromkeys(("input", "label", "predicted_label", "rationale", "predicted_rationale"), "")
+        return [{"id": str(index), "correct": index < correct} | texts for index in range(10)]
 
     monkeypatch.setattr(Evaluator, "losses", losses)
     monkeypatch.setattr(Evaluator, "predictions", predictions)

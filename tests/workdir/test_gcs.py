@@ -25,9 +25,11 @@ from cotmi_jax.evaluation.job import score
 from cotmi_jax.inference.load import load_trained
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.parallel.mesh import make_mesh
+from cotmi_jax.training import job
 from cotmi_jax.training.job import train
 from cotmi_jax.workdir import mirror
 from cotmi_jax.workdir.checkpoint import Checkpoints, Saved, damage, find, steps_saved
+from cotmi_jax.workdir.lock import Periods, workdir_lock
 from cotmi_jax.workdir.metrics import MetricWriter
 from cotmi_jax.workdir.recovery import choose, set_aside
 
@@ -35,6 +37,8 @@ if not files.GCS_INSTALLED:  # not importorskip: gcsfs reads the server's enviro
     pytest.skip("gs:// needs the extra gcs", allow_module_level=True)
 quick_compilation = runs.quick_compilation
 RUN = "gs://bucket/runs/one"
+# Runs of this process wait this long for the heartbeat of a killed one; test_lock.py tests the default periods.
+QUICK = Periods(beat=0.5, stale=3.0, settle=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,7 @@ def store() -> Iterator[fake_gcs.FakeGcs]:
         for name in store.environment:
             patch.setenv(name, "")  # so that they are as before in the end
         fake_gcs.use(store.environment)
+        patch.setattr(job, "workdir_lock", functools.partial(workdir_lock, periods=QUICK))
         yield store
 
 
