@@ -49,6 +49,7 @@ def main() -> None:
     import json
 
     from cotmi_jax.config import base, load_extensions
+    from cotmi_jax.data.checks import check_splits, format_checks
     from cotmi_jax.data.run_data import load_data
     from cotmi_jax.data.statistics import describe, format_description
     from cotmi_jax.data.tasks import PREDICT, PREFIX
@@ -69,7 +70,13 @@ def main() -> None:
         lambda texts: [[*ids, EOS_ID] for ids in vocabulary.encode(texts)],
         input_prefix=PREFIX[PREDICT],
     )
-    print(json.dumps(description, indent=1) if _JSON.value else format_description(description))
+    limits = {"input": config.data.max_input_tokens}
+    limits |= dict.fromkeys(("label", "rationale"), config.data.max_target_tokens)
+    checks = check_splits(loaded.corpus.splits, vocabulary, limits, PREFIX[PREDICT])
+    if _JSON.value:
+        print(json.dumps({**description, "checks": checks}, indent=1))
+    else:
+        print(format_description(description), format_checks(checks), sep="\n\n")
 
 
 if __name__ == "__main__":

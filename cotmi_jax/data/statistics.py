@@ -25,13 +25,17 @@ class Lengths(TypedDict):
 
 
 class SplitDescription(TypedDict):
-    """Counts of a split; accuracies are over all its examples; teacher_value is None unless labels are equations."""
+    """Counts of a split; accuracies are over all its examples.
+
+    teacher_exact, teacher_value, unparsable: None if no example has a teacher's label. teacher_value: also None unless
+    labels are equations.
+    """
 
     examples: int
     tokens: dict[str, Lengths]
-    teacher_exact: float
+    teacher_exact: float | None
     teacher_value: float | None
-    unparsable: int
+    unparsable: int | None
     dropped: int
     skipped: int
 
@@ -77,6 +81,7 @@ def describe(
     splits: dict[str, SplitDescription] = {}
     for split, examples in corpus.splits.items():
         inputs = [input_prefix + example.input for example in examples]
+        taught = any(example.teacher_label is not None for example in examples)
         splits[split] = SplitDescription(
             examples=len(examples),
             tokens={
@@ -84,9 +89,9 @@ def describe(
                 "label": _lengths(encode([example.label for example in examples])),
                 "rationale": _lengths(encode([example.rationale for example in examples])),
             },
-            teacher_exact=_teacher_accuracy(examples, str.__eq__),
-            teacher_value=_teacher_accuracy(examples, _equal_values) if by_value else None,
-            unparsable=loaded.unparsed[split],
+            teacher_exact=_teacher_accuracy(examples, str.__eq__) if taught else None,
+            teacher_value=_teacher_accuracy(examples, _equal_values) if taught and by_value else None,
+            unparsable=loaded.unparsed[split] if taught else None,
             dropped=loaded.dropped[split],
             skipped=loaded.skipped.get(split, 0),
         )
@@ -115,12 +120,16 @@ def format_description(description: Description) -> str:
         accuracies = [split["teacher_exact"], *([split["teacher_value"]] if by_value else [])]
         shown = ["-" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies]
         counts = [split["unparsable"], split["dropped"], *([split["skipped"]] if skipping else [])]
-        rows.append([name, str(split["examples"]), *lengths, *shown, *map(str, counts)])
+        absent = ["-" if count is None else str(count) for count in counts]
+        rows.append([name, str(split["examples"]), *lengths, *shown, *absent])
     compared = "as text and by value" if by_value else "as text"
     notes = [
         f"{', '.join(FIELDS)}: tokens, as mean / 95th percentile / maximum",
         f"teacher: fraction of its labels equal to the gold label, {compared}",
     ]
+    without = [name for name, split in description["splits"].items() if split["teacher_exact"] is None]
+    if without:
+        notes.append(f"no teacher labels in {', '.join(without)}: there is no teacher, or none of them can be read")
     if skipping:
         notes += ["skipped: rows that cannot be used, such as", *(f"  {note}" for note in description["skip_notes"])]
     if len(description["components"]) > 1:

@@ -5,9 +5,12 @@ import json
 
 import pytest
 
+from cotmi_jax.data.checks import check_splits, context_of, format_checks
 from cotmi_jax.data.corpus import Component, LoadedCorpus
 from cotmi_jax.data.example import Corpus, Example, LabelKind
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.statistics import describe, format_description
+from cotmi_jax.data.vocabulary import Vocabulary
 
 
 def encode_words(texts: list[str]) -> list[list[int]]:
@@ -37,7 +40,7 @@ def test_describe_counts():
     assert (train["teacher_exact"], train["teacher_value"]) == (0.25, 0.5)
     assert (train["unparsable"], train["dropped"]) == (1, 5)
     assert test["tokens"]["rationale"] == {"mean": 1.0, "p95": 1.0, "max": 1}
-    assert (test["teacher_exact"], test["teacher_value"]) == (0.0, 0.0)
+    assert (test["teacher_exact"], test["teacher_value"], test["unparsable"]) == (None, None, None)
     assert [sample["id"] for sample in description["samples"]] == [f"made/train/{i}" for i in range(3)]
     assert json.loads(json.dumps(description)) == description
 
@@ -92,3 +95,29 @@ def test_format_shows_labels_that_could_not_be_read():
     only_test = Corpus("made", {"test": loaded.corpus.splits["test"]})
     text = format_description(describe(LoadedCorpus(only_test, {"test": 0}, {"test": 1}), encode_words))
     assert "  rationale\n  teacher_label  (not readable)" in text.replace("rationale      \n", "rationale\n")
+
+
+def test_absent_teacher_labels_are_not_called_wrong():
+    text = format_description(describe(make_loaded(), encode_words))
+    assert "no teacher labels in test: there is no teacher" in text and " 0.00%" not in text
+
+
+def test_labels_repetitions_and_overlap_are_counted():
+    vocabulary = Vocabulary(VOCABULARY_PATH)
+    train = [Example("a", "Snow.</s>Cold?", "yes", "So."), Example("b", "Fire.</s>Cold?", "no", "東")]
+    train += [Example("c", "Fire.</s>Cold?", "yes", "")]
+    test = [Example("d", "Fire.</s>Hot?", "東", "So."), Example("e", "Snow.</s>Cold?", "yes", "So. " * 20)]
+    limits = {"input": 50, "label": 20, "rationale": 20}
+    checks = check_splits({"train": train, "test": test}, vocabulary, limits, "")
+    assert checks["train"]["labels"] == {"yes": 2, "no": 1} and checks["train"]["distinct_labels"] == 2
+    found = {name: (split["repeated_inputs"], split["contradictory"]) for name, split in checks.items()}
+    assert found == {"train": (1, 1), "test": (0, 0)}
+    assert (checks["test"]["inputs_in_train"], checks["test"]["contexts_in_train"]) == (1, 2)
+    assert (checks["train"]["inputs_in_train"], checks["train"]["without_rationale"]) == (None, 1)
+    assert checks["train"]["unknown"]["rationale"] == 1 and checks["test"]["unknown"]["label"] == 1
+    assert checks["test"]["cut"] == {"input": 0, "label": 0, "rationale": 1}
+    assert [split["lost_labels"] for split in checks.values()] == [0, 1]
+    text = format_checks(checks)
+    assert max(map(len, text.split("\n"))) <= 100 and "context is in train" in text
+    story = Example("f", "Ida has 3 pens.\nHow many?", "3", "So.", kind="equation")
+    assert context_of(story) == "Ida has # pens."
