@@ -62,7 +62,7 @@ def main() -> None:
     config.data.teacher, config.data.align, config.data.augment_asdiv = _TEACHER.value, _ALIGN.value, _ASDIV.value
     config.data.bad_rows, config.data.tfds_dir = _BAD_ROWS.value, _TFDS_DIR.value
     config.data.labels, config.data.label_kind, config.data.fields = _LABELS.value, _LABEL_KIND.value, _FIELDS.value
-    config.data.vocabulary, config.data.empty_rationale = _VOCABULARY.value or "", "drop"
+    config.data.vocabulary, config.data.empty_rationale = _VOCABULARY.value or "", "keep"
     loaded = load_data(config)
     vocabulary = Vocabulary(find_vocabulary(config))
     description = describe(

@@ -36,7 +36,6 @@ class SplitDescription(TypedDict):
     teacher_exact: float | None
     teacher_value: float | None
     unparsable: int | None
-    dropped: int
     skipped: int
 
 
@@ -92,7 +91,6 @@ def describe(
             teacher_exact=_teacher_accuracy(examples, str.__eq__) if taught else None,
             teacher_value=_teacher_accuracy(examples, _equal_values) if taught and by_value else None,
             unparsable=loaded.unparsed[split] if taught else None,
-            dropped=loaded.dropped[split],
             skipped=loaded.skipped.get(split, 0),
         )
     first = next(iter(corpus.splits.values()))
@@ -109,7 +107,7 @@ def describe(
 
 def format_description(description: Description) -> str:
     """A table of the splits, and the samples, for a terminal of TERMINAL_WIDTH columns."""
-    header = ["split", "examples", *FIELDS, "teacher", "unparsable", "dropped"]
+    header = ["split", "examples", *FIELDS, "teacher", "unparsable"]
     by_value = any(split["teacher_value"] is not None for split in description["splits"].values())
     if by_value:
         header.insert(header.index("teacher") + 1, "by value")
@@ -119,7 +117,7 @@ def format_description(description: Description) -> str:
         lengths = [f"{n['mean']:.1f} / {n['p95']:.0f} / {n['max']}" for n in (split["tokens"][f] for f in FIELDS)]
         accuracies = [split["teacher_exact"], *([split["teacher_value"]] if by_value else [])]
         shown = ["-" if accuracy is None else f"{accuracy:.2%}" for accuracy in accuracies]
-        counts = [split["unparsable"], split["dropped"], *([split["skipped"]] if skipping else [])]
+        counts = [split["unparsable"], *([split["skipped"]] if skipping else [])]
         absent = ["-" if count is None else str(count) for count in counts]
         rows.append([name, str(split["examples"]), *lengths, *shown, *absent])
     compared = "as text and by value" if by_value else "as text"

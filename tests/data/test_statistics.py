@@ -38,7 +38,7 @@ def test_describe_counts():
     assert train["tokens"]["label"] == {"mean": 4.5, "p95": pytest.approx(5.7), "max": 6}
     assert train["tokens"]["rationale"] == {"mean": 12.5, "p95": pytest.approx(35.45), "max": 41}
     assert (train["teacher_exact"], train["teacher_value"]) == (0.25, 0.5)
-    assert (train["unparsable"], train["dropped"]) == (1, 5)
+    assert train["unparsable"] == 1
     assert test["tokens"]["rationale"] == {"mean": 1.0, "p95": 1.0, "max": 1}
     assert (test["teacher_exact"], test["teacher_value"], test["unparsable"]) == (None, None, None)
     assert [sample["id"] for sample in description["samples"]] == [f"made/train/{i}" for i in range(3)]
@@ -81,7 +81,7 @@ def test_format_is_an_aligned_table_followed_by_the_samples():
     header, train, test = lines[2:5]
     assert len(header) == len(train) == len(test)
     assert train.split() == ("train 4 3.5 / 5 / 5 4.5 / 6 / 6 12.5 / 35 / 41 25.00% 50.00% 1 5".split())
-    for column in ("examples", "input", "rationale", "by value", "dropped"):
+    for column in ("examples", "input", "rationale", "by value", "unparsable"):
         end = header.index(column) + len(column)
         assert all(line[end - 1] != " " and line[end : end + 1] in ("", " ") for line in (header, train, test))
     text = "\n".join(lines[5:])
