@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import runs
 
 from cotmi_jax.config import shared_settings
 from cotmi_jax.errors import UserError
+from cotmi_jax.parallel import distributed
 from cotmi_jax.parallel.agreement import check_agreement
 from cotmi_jax.parallel.distributed import EXIT_PEER_LOST
 from cotmi_jax.workdir.provenance import start_facts
@@ -82,6 +84,7 @@ def test_processes_that_were_given_different_things_do_not_train(
     address, flags = hosts.free_address(), [*runs.config_flags(runs.tiny_config()), f"--workdir={tmp_path}"]
     start = functools.partial(hosts.start, processes=2, address=address)
     (first,) = start("train", *flags, only=0)
+    time.sleep(3)  # the order and the delay of starts do not matter
     (second,) = start("train", *flags, *flag, only=1, hooks=[None, hook])
     results = [first.result(), second.result()]
     assert {result.code for result in results} <= {2, EXIT_PEER_LOST}
@@ -89,3 +92,21 @@ def test_processes_that_were_given_different_things_do_not_train(
         assert f"the processes of this job differ in {expected}: give all the same command" in result.err, result
         assert result.err.count("\n") == 1
     assert not (tmp_path / "run.json").exists()
+
+
+def _join_quickly() -> None:
+    distributed.JOIN_SECONDS = 5  # type: ignore[misc]
+
+
+@pytest.mark.slow
+def test_a_wrong_coordinator_ends_both_processes_with_the_address_and_the_time(tmp_path: Path) -> None:
+    flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={tmp_path / 'run'}"]
+    addresses, waiting = (hosts.free_address(), hosts.free_address()), []
+    for number, address in enumerate(addresses):
+        hooks = [_join_quickly, _join_quickly]
+        waiting += hosts.start("train", *flags, processes=2, address=address, only=number, hooks=hooks)
+    for host, address in zip(waiting, addresses, strict=True):
+        result = host.result()
+        assert result.code in (2, EXIT_PEER_LOST) and "Traceback" not in result.err, result
+        assert address in result.err.splitlines()[-1], result
+    assert not (tmp_path / "run").exists()

@@ -19,6 +19,7 @@ import runs
 
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation import job as evaluation_job
 from cotmi_jax.files import run_all, user_error_on_write
 from cotmi_jax.training.job import train
 from cotmi_jax.training.state import TrainState
@@ -28,7 +29,7 @@ from cotmi_jax.workdir.checkpoint import (
     steps_saved,
 )
 from cotmi_jax.workdir.metrics import MetricWriter
-from cotmi_jax.workdir.record import record_start
+from cotmi_jax.workdir.record import record_start, run_directory
 from cotmi_jax.workdir.recovery import choose
 
 quick_compilation = runs.quick_compilation
@@ -266,6 +267,37 @@ def test_all_ends_are_called_where_one_is_defective_or_interrupted(kind: type[Ba
     with pytest.raises(UserError, match="^body"):
         ends(UserError("body"))
     assert called == ["a", "b", "c"] * 2
+
+
+def test_a_read_only_workdir_is_refused(make_disk: Callable[[str], Disk]) -> None:
+    disk = make_disk("64k")
+    disk._mount("remount,ro")
+    with pytest.raises(UserError, match=f"^cannot write to --workdir {disk.place}/run: Read-only file system"):
+        run_directory(str(disk.place / "run"))
+
+
+@pytest.mark.slow
+def test_a_workdir_behind_a_link_is_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link").symlink_to(runs.trained())
+    assert train(runs.tiny_config(), str(tmp_path / "link")) == 6
+    assert "is complete: 6 of 6 steps" in capsys.readouterr().out
+    assert runs.steps_in(tmp_path / "link" / "checkpoints") == runs.steps_in(runs.trained() / "checkpoints")
+
+
+def test_a_kill_between_the_files_of_an_evaluation_leaves_no_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation_job._write(tmp_path, {"accuracy": 0.5}, [])
+    replaced = evaluation_job.replace_file
+
+    def killed_after_one(path: Path, content: str) -> None:
+        replaced(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation_job, "replace_file", killed_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation_job._write(tmp_path, {"accuracy": 1.0}, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
 
 
 def test_a_line_of_metrics_that_is_not_json_is_named(tmp_path: Path) -> None:
