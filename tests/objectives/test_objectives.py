@@ -354,7 +354,7 @@ def test_terms_are_divided_once_and_weight_zero_gives_zero() -> None:
 
 def test_impossible_objectives_are_refused() -> None:
     for options, words in (
-        (dict(name="mi"), "'mi'.*standard, single_task, dss, cotmi"),
+        (dict(name="mi"), "'mi'.*standard, predict, single_task, dss, cotmi"),
         (dict(name="dss", alpha=1.5), "alpha is 1.5"),
         (dict(name="dss", alpha=-0.1), "alpha is -0.1"),
         (dict(name="cotmi", beta=-1.0, mi_term=mi_config()), "beta is -1.0"),

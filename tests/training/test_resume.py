@@ -236,7 +236,8 @@ def test_a_fresh_start_writes_the_given_vocabulary(tmp_path: Path) -> None:
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
     record_start(tmp_path, record, Vocabulary(tmp_path / "spiece.model"), 4)  # as a resumed run does
     assert (tmp_path / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
-    record_start(tmp_path, record, Vocabulary(Path("bytes")), 0)  # of another kind: the former file would be preferred
+    other = Vocabulary(Path("bytes"))  # of another kind: the former file would be preferred
+    record_start(tmp_path, run_record(config, student, other), other, 0)
     _, _, found = read_run(tmp_path)
     assert found.path == tmp_path / "tokenizer_config.json" and found.decode(found.encode(["ï"])[0]) == "ï"
 

@@ -94,9 +94,13 @@ def test_every_data_set_is_a_component_or_extends_one_and_has_a_prompt_with_its_
         assert RELEASED[released.extends].extends is None
         with pytest.raises(UserError, match="choose one of"):
             parse_dataset(name)
-    rule = RULES[released.rule]
-    assert load_prompt(name).rule == rule and rule.kind == released.kind
-    assert rule.parse is released.parse or name == "anli1"  # for which annotate tolerates a missing full stop
+    rule, prompt = RULES[released.rule], load_prompt(name)
+    assert prompt.rule.kind == rule.kind == released.kind
+    for example in prompt.examples:
+        reading = prompt.rule.parse(example.completion)
+        assert reading == rule.parse(example.completion)
+        if name != "anli1":  # for which annotate tolerates a missing full stop
+            assert reading == released.parse(example.completion)
 
 
 def test_the_entry_in_the_documentation_can_be_used():
