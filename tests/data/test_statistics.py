@@ -80,7 +80,7 @@ def test_format_is_an_aligned_table_followed_by_the_samples():
     assert lines[0] == "made (equation labels)"
     header, train, test = lines[2:5]
     assert len(header) == len(train) == len(test)
-    assert train.split() == ("train 4 3.5 / 5 / 5 4.5 / 6 / 6 12.5 / 35 / 41 25.00% 50.00% 1 5".split())
+    assert train.split() == ("train 4 3.5 / 5 / 5 4.5 / 6 / 6 12.5 / 35 / 41 25.00% 50.00% 1".split())
     for column in ("examples", "input", "rationale", "by value", "unparsable"):
         end = header.index(column) + len(column)
         assert all(line[end - 1] != " " and line[end : end + 1] in ("", " ") for line in (header, train, test))
