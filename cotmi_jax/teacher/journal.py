@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from cotmi_jax.data.sources.rows import Row
-from cotmi_jax.errors import UserError, shown
+from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import parse_json, read_regular, user_error_on_failure
 
 FORMAT = "cotmi_jax annotations 1"
+_MAX_LISTED = 4  # differing settings that a message names
 
 
 class Choice(NamedTuple):
@@ -178,7 +179,11 @@ def _check_header(path: Path, found: object, header: Mapping[str, object]) -> No
     recorded, current = {**dict.fromkeys(header), **found}, {**dict.fromkeys(found), **header, "format": FORMAT}
     differing = [key for key in recorded if recorded[key] != current[key]]
     if differing:
-        listed = ", ".join(f"{key} was {shown(recorded[key])}, is {shown(current[key])}" for key in differing)
+        listed = ", ".join(
+            f"{one_line(key)} was {shown(recorded[key])}, is {shown(current[key])}" for key in differing[:_MAX_LISTED]
+        )
+        if len(differing) > _MAX_LISTED:
+            listed += f" and {len(differing) - _MAX_LISTED} more"
         raise UserError(f"{path}: made with other settings: {listed}; restore them, or choose another --journal")
 
 

@@ -149,3 +149,12 @@ def test_a_journal_that_is_no_regular_file_is_refused(tmp_path):
     for open_journal in (Journal, read_journal):
         with pytest.raises(UserError, match="fifo: not a regular file; choose another --journal"):
             open_journal(tmp_path / "fifo", {})
+
+
+def test_settings_of_a_journal_that_differ_are_named_in_one_short_line(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    odd = {f"\x7f{number}" * 1000: 1 for number in range(50)}
+    path.write_text(json.dumps({**EARLIER[0], "model": "other", **odd}) + "\n")
+    with pytest.raises(UserError, match="model was 'other'.* and 47 more; restore them") as error:
+        read_journal(path, {name: value for name, value in EARLIER[0].items() if name != "format"})
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
