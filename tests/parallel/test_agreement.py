@@ -71,6 +71,7 @@ def _other_numpy() -> None:
     metadata.version = lambda name: "0.1" if name == "numpy" else version(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "hook", "expected"),
     [

@@ -278,6 +278,7 @@ def test_a_network_failure_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) 
         files.as_path("gs://bucket/run")
 
 
+@pytest.mark.slow
 def test_altered_objects_are_noticed_without_reading_any(
     store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
