@@ -17,7 +17,7 @@ from cotmi_jax.data.tasks import EXPLAIN, find_objective
 from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
-from cotmi_jax.evaluation.metrics import Prediction, Summary, measure, parse_metrics, summarize
+from cotmi_jax.evaluation.metrics import Prediction, Score, Summary, measure, parse_metrics, summarize
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, fitting_rows
 from cotmi_jax.evaluation.subject import Subject, find_subject
 from cotmi_jax.experiment import eval_decoding
@@ -113,29 +113,8 @@ def score(
         losses = _losses(evaluator, subject, split)
         predictions = evaluator.predictions(subject.trained.params, split, examples, eval_decoding(config))
         measured = _measure_information(subject, data, split) if information else None
-    scores = measure(chosen, predictions)
-    found: dict[str, Any] = {
-        "model": subject.source,
-        "trained_on": subject.trained_on,
-        "objective": config.objective.name,
-        "data": config.data.dataset,
-        "dataset": corpus.name,
-        "split": split_name,
-        "checkpoint": {"which": checkpoint, "step": subject.trained.step},
-        "interval": scores["accuracy"]["interval"],
-        "accuracy": scores["accuracy"]["value"],
-        "n": scores["accuracy"]["n"],
-        "metrics": scores,
-        "loss": losses,
-        "truncated": {
-            task: {"inputs": tokens.truncated_inputs, "targets": tokens.truncated_targets}
-            for task, tokens in split.tasks.items()
-        },
-    }
-    found["unknown"] = {
-        column: count.tokens for column, count in split.unknown(subject.trained.vocabulary.unk_id).items()
-    }
-    found["lost_labels"] = len(find_lost_labels(examples, subject.trained.vocabulary, config.objective.name))
+    found = _describe(subject, checkpoint, data, split_name, split)
+    found |= _quality(measure(chosen, predictions), losses)
     if len(data.components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
         found["components"] = accuracy_by_component(correct, data.components, split_name)
@@ -145,6 +124,41 @@ def score(
     if is_main_process():
         _write(folder, found, predictions)
     return Scored(found, predictions, measured, as_path(subject.source) if subject.own_data else None, folder)
+
+
+def _describe(
+    subject: Subject, checkpoint: str, data: LoadedCorpus, split_name: str, split: TokenizedSplit
+) -> dict[str, Any]:
+    """The fields of metrics.json that say what is scored, and what of the split was cut, unknown or lost."""
+    config, vocabulary = subject.config, subject.trained.vocabulary
+    unknown = split.unknown(vocabulary.unk_id)
+    return {
+        "model": subject.source,
+        "trained_on": subject.trained_on,
+        "objective": config.objective.name,
+        "data": config.data.dataset,
+        "dataset": data.corpus.name,
+        "split": split_name,
+        "checkpoint": {"which": checkpoint, "step": subject.trained.step},
+        "truncated": {
+            task: {"inputs": tokens.truncated_inputs, "targets": tokens.truncated_targets}
+            for task, tokens in split.tasks.items()
+        },
+        "unknown": {column: count.tokens for column, count in unknown.items()},
+        "lost_labels": len(find_lost_labels(data.corpus.splits[split_name], vocabulary, config.objective.name)),
+    }
+
+
+def _quality(scores: Mapping[str, Score], losses: Mapping[str, float]) -> dict[str, Any]:
+    """The fields of metrics.json for the metrics, of which accuracy is always one, and the losses."""
+    accuracy = scores["accuracy"]
+    return {
+        "interval": accuracy["interval"],
+        "accuracy": accuracy["value"],
+        "n": accuracy["n"],
+        "metrics": scores,
+        "loss": losses,
+    }
 
 
 def _rows(subject: Subject) -> int:

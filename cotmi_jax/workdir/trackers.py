@@ -26,7 +26,7 @@ RUN_IDS_FILE = "trackers.json"  # name of a tracker → the id that it gave the 
 
 @dataclasses.dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run.
+    """The properties of a run that a tracker receives at its start.
 
     workdir: the run's folder, may be in a bucket; its last part is the name of the run.
     folder: a local folder for files, copied to the workdir; the workdir itself if that is local.
