@@ -8,7 +8,8 @@ from flax import nnx
 from jax import Array
 
 from cotmi_jax.models.config import T5Config
-from cotmi_jax.models.module import declare, dropout
+from cotmi_jax.models.dropout import weight_dropout
+from cotmi_jax.models.module import declare
 from cotmi_jax.parallel.batch import copy_per_shard
 
 Biases = tuple[Array, ...]  # added to the attention scores in this order
@@ -52,7 +53,7 @@ class Attention(nnx.Module):
         for bias in biases:
             score_BxHxTxS = score_BxHxTxS + _repeat_per_example(bias, score_BxHxTxS.shape[0])
         weight_BxHxTxS = jax.nn.softmax(score_BxHxTxS, axis=-1).astype(self.dtype)
-        weight_BxHxTxS = dropout(weight_BxHxTxS, self.rate, key)
+        weight_BxHxTxS = weight_dropout(weight_BxHxTxS, self.rate, key)
         context_BxTxHxK = jnp.einsum("bhts,bshk->bthk", weight_BxHxTxS, values_BxSxHxK)
         return jnp.einsum("bthk,hkd->btd", context_BxTxHxK, self.out.astype(self.dtype))
 

@@ -10,7 +10,8 @@ from flax import nnx
 from jax import Array
 
 from cotmi_jax.models.config import T5Config
-from cotmi_jax.models.module import declare, dropout
+from cotmi_jax.models.dropout import dropout
+from cotmi_jax.models.module import declare
 
 
 class RMSNorm(nnx.Module):

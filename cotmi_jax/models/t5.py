@@ -13,8 +13,9 @@ from jax import Array
 
 from cotmi_jax.models.attention import MASKED, Attention, Biases, RelativeBias
 from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.dropout import dropout
 from cotmi_jax.models.layers import MLP, RMSNorm
-from cotmi_jax.models.module import declare, dropout
+from cotmi_jax.models.module import declare
 from cotmi_jax.parallel.batch import constrain_batch, current_batch_shards
 
 Cache = dict[str, Array]
