@@ -25,7 +25,9 @@ class Generation:
         self._reshard = jax.jit(lambda params: params, out_shardings=self.shardings)
         # (params, inputs_BxS, decoding) → tokens_BxT, replicated; call it inside jax.set_mesh(self.mesh).
         self.generate = jax.jit(
-            lambda params, inputs_BxS, decoding: generate(student.bind(params), inputs_BxS, decoding).tokens,
+            lambda params, inputs_BxS, decoding: (
+                generate(student.bind(params), inputs_BxS, decoding, scores=False).tokens
+            ),
             static_argnames="decoding",
             out_shardings=replicated(self.mesh),
         )

@@ -50,16 +50,32 @@ class Generated(NamedTuple):
     top-k or top-p), for beam search divided by length^length_penalty. A row of padding gets no token and score 0."""
 
     tokens: Array
-    score: Array
+    score: Array | None  # None if not asked for
 
 
-def generate(student: Student, inputs_BxS: Array, decoding: Decoding, key: Array | None = None) -> Generated:
-    """Generate for padded inputs until every row has its eos or max_tokens. `sample` needs a key."""
-    if decoding.method == "beam":
-        return _beam_search(student, inputs_BxS, decoding)
+def generate(
+    student: Student,
+    inputs_BxS: Array,
+    decoding: Decoding,
+    key: Array | None = None,
+    encoded_BxSxD: Array | None = None,
+    *,
+    scores: bool = True,
+) -> Generated:
+    """Generate for padded inputs until every row has its eos or max_tokens. `sample` needs a key.
+
+    encoded_BxSxD: the encoder states of the inputs, if the caller has them. scores False leaves out the scores, which
+    cost a sum over the vocabulary for each token.
+    """
     if decoding.method == "sample" and key is None:
         raise ValueError("sampling needs a key")
-    return _left_to_right(student, inputs_BxS, decoding, key if decoding.method == "sample" else None)
+    if encoded_BxSxD is None:
+        encoded_BxSxD = student.encode(inputs_BxS)
+    if decoding.method == "beam":
+        beam = _beam_search(student, inputs_BxS, encoded_BxSxD, decoding)
+        return beam if scores else beam._replace(score=None)
+    key = key if decoding.method == "sample" else None
+    return _left_to_right(student, inputs_BxS, encoded_BxSxD, decoding, key, scores)
 
 
 def filter_logits(logits_BxV: Array, decoding: Decoding) -> Array:
@@ -89,7 +105,9 @@ class _Loop(NamedTuple):
     cache: Cache
 
 
-def _left_to_right(student: Student, inputs_BxS: Array, decoding: Decoding, key: Array | None) -> Generated:
+def _left_to_right(
+    student: Student, inputs_BxS: Array, encoded_BxSxD: Array, decoding: Decoding, key: Array | None, scores: bool
+) -> Generated:
     batch, config = inputs_BxS.shape[0], student.config
     valid_BxS = inputs_BxS != config.pad_id
 
@@ -101,7 +119,9 @@ def _left_to_right(student: Student, inputs_BxS: Array, decoding: Decoding, key:
     def body(loop: _Loop) -> _Loop:
         logits_BxV, cache = student.decode_step(loop.token_B, loop.position, loop.cache, valid_BxS)
         chosen_B = choose(logits_BxV, loop.position).astype(jnp.int32)
-        log_probability_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), chosen_B[:, None], axis=-1)[:, 0]
+        log_probability_B = jnp.zeros_like(loop.score_B)
+        if scores:
+            log_probability_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), chosen_B[:, None], axis=-1)[:, 0]
         token_B = jnp.where(loop.done_B, config.pad_id, chosen_B)
         return _Loop(
             loop.position + 1,
@@ -118,10 +138,10 @@ def _left_to_right(student: Student, inputs_BxS: Array, decoding: Decoding, key:
         jnp.full((batch, decoding.max_tokens), config.pad_id, jnp.int32),
         jnp.zeros((batch,)),
         ~valid_BxS.any(axis=1),  # a row of padding is done from the start and does not prolong the loop
-        student.init_cache(student.encode(inputs_BxS), decoding.max_tokens),
+        student.init_cache(encoded_BxSxD, decoding.max_tokens),
     )
     end = jax.lax.while_loop(lambda loop: (loop.position < decoding.max_tokens) & ~loop.done_B.all(), body, start)
-    return Generated(end.tokens_BxT, end.score_B)
+    return Generated(end.tokens_BxT, end.score_B if scores else None)
 
 
 class _Beams(NamedTuple):
@@ -148,7 +168,7 @@ def _reorder_cache(cache: Cache, index_BxK: Array) -> Cache:
     return {name: leaf if name.startswith("cross_") else leaf[:, index_BK] for name, leaf in cache.items()}
 
 
-def _beam_search(student: Student, inputs_BxS: Array, decoding: Decoding) -> Generated:
+def _beam_search(student: Student, inputs_BxS: Array, encoded_BxSxD: Array, decoding: Decoding) -> Generated:
     """Beam search with 2K candidates a step, so that K of them stay live even if K end (Wu et al. 2016, section 7).
 
     A row stops when no live beam's score, normalized at its current length, exceeds that of its worst finished beam.
@@ -194,7 +214,6 @@ def _beam_search(student: Student, inputs_BxS: Array, decoding: Decoding) -> Gen
             _reorder_cache(cache, _take_beams(parent_Bx2K, kept_BxK)),
         )
 
-    encoded_BKxSxD = jnp.repeat(student.encode(inputs_BxS), beams, axis=0)
     empty_BxKxT = jnp.full((batch, beams, length), config.pad_id, jnp.int32)
     start = _Beams(
         jnp.zeros((), jnp.int32),
@@ -204,7 +223,7 @@ def _beam_search(student: Student, inputs_BxS: Array, decoding: Decoding) -> Gen
         empty_BxKxT,
         jnp.broadcast_to(jnp.where(open_B, MASKED, 0.0)[:, None], (batch, beams)),
         open_B,
-        student.init_cache(encoded_BKxSxD, length),
+        student.init_cache(jnp.repeat(encoded_BxSxD, beams, axis=0), length),
     )
     end = jax.lax.while_loop(lambda state: (state.position < length) & state.open_B.any(), body, start)
     return Generated(end.finished_BxKxT[:, 0], end.finished_score_BxK[:, 0])

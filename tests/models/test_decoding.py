@@ -288,3 +288,21 @@ def test_invalid_decodings_are_refused() -> None:
         generate_chain(chain, inputs, Decoding("beam", num_beams=4))
     with pytest.raises(ValueError, match="needs a key"):
         generate_chain(chain, inputs, Decoding("sample"))
+
+
+def test_given_encoder_states_are_used_and_scores_can_be_left_out(generator: Generator, greedy: Generated) -> None:
+    """Encoder states of the inputs in reverse order give the outputs of reversed inputs."""
+
+    @jax.jit
+    def run(params: Any, inputs: np.ndarray) -> Generated:
+        student = generator.student.bind(params)
+        return generate(student, inputs, GREEDY, None, student.encode(inputs), scores=False)
+
+    assert run(generator.params, generator.inputs).score is None
+    np.testing.assert_array_equal(run(generator.params, generator.inputs).tokens, greedy.tokens)
+    swapped = jax.jit(
+        lambda params, inputs: generate(
+            generator.student.bind(params), inputs, GREEDY, None, generator.student.bind(params).encode(inputs)[::-1]
+        )
+    )(generator.params, np.concatenate([generator.inputs[:1], generator.inputs[5:6]]))
+    np.testing.assert_array_equal(swapped.tokens, greedy.tokens[[5, 0]])
