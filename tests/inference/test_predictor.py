@@ -61,7 +61,7 @@ def params() -> dict[str, Any]:
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces generation by a student whose output is its input."""
 
-    def generate(student: Any, inputs_BxS: jax.Array, *_: Any) -> Generated:
+    def generate(student: Any, inputs_BxS: jax.Array, *_: Any, **__: Any) -> Generated:
         return Generated(inputs_BxS, jnp.zeros(inputs_BxS.shape[0]))
 
     monkeypatch.setattr(predictor_module, "generate", generate)

@@ -71,7 +71,7 @@ def test_several_samples_differ_and_the_first_is_that_of_one_sample() -> None:
 def test_the_end_of_an_output_counts_as_a_token(method: Any, total: float, monkeypatch: pytest.MonkeyPatch) -> None:
     ids_T = jnp.asarray([5, 6, 7, 8, 9, 10, 1, 0, 0], jnp.int32)  # padded after eos
 
-    def generate(student: Any, inputs_BxS: jax.Array, *_: Any) -> Generated:
+    def generate(student: Any, inputs_BxS: jax.Array, *_: Any, **__: Any) -> Generated:
         return Generated(jnp.tile(ids_T, (len(inputs_BxS), 1)), jnp.full(len(inputs_BxS), -6.0))
 
     monkeypatch.setattr(predictor_module, "generate", generate)
