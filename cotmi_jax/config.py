@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import sys
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
@@ -17,6 +17,7 @@ from cotmi_jax.data.sources.row_format import parse_fields
 from cotmi_jax.data.tokenize import TOO_LONG
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import absolute
+from cotmi_jax.models.config import AttentionForm
 
 
 def base() -> ConfigDict:
@@ -131,6 +132,8 @@ def _model() -> ConfigDict:
     model.dropout = 0.1  # probability
     model.dtype = "float32"  # of activations: float32 or bfloat16
     model.scan_layers = True  # compile one layer and loop; False compiles each, often faster on CPU
+    # How attention is computed: auto, plain, blocked (blocks of queries) or kernel (one fused kernel); same result.
+    model.attention = "auto"
     model.remat = "none"  # recompute in the backward pass: none, dots (all but matmuls with parameters) or full
     return model
 
@@ -238,7 +241,7 @@ def validate(config: ConfigDict) -> None:
     if not 0.0 <= config.model.dropout < 1.0:
         raise UserError(f"config.model.dropout is {config.model.dropout}: it must be a probability below 1")
     choices = {"model.dtype": ("float32", "bfloat16"), "model.remat": ("none", "dots", "full")}
-    choices["data.too_long"] = TOO_LONG
+    choices |= {"data.too_long": TOO_LONG, "model.attention": get_args(AttentionForm)}
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.errors import UserError
 
 Remat = Literal["none", "dots", "full"]
+AttentionForm = Literal["auto", "plain", "blocked", "kernel"]
 ModelType = Literal["t5", "mt5", "umt5"]
 FAMILIES = ("v1.0", "v1.1")
 PRESETS = ("tiny", "mini", "small", "base", "large", "xl", "xxl")
@@ -78,6 +79,7 @@ class T5Config:
     dtype: str = "float32"  # of activations and matmuls; parameters, norms, softmax and logits stay float32
     scan_layers: bool = True  # one compiled layer in a loop; False unrolls: slower to compile, often faster to run
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls with parameters, everything
+    attention: AttentionForm = "auto"  # how attention is computed (models/attention.py); its result is the same
 
     @property
     def layer_position_bias(self) -> bool:
@@ -108,5 +110,10 @@ def preset(name: str, family: str = "v1.1", *, vocab_size: int = T5_VOCAB_SIZE) 
 def with_execution(student: T5Config, model: ConfigDict) -> T5Config:
     """The student with the execution options of config.model; its parameters are unchanged."""
     return dataclasses.replace(
-        student, dropout=model.dropout, dtype=model.dtype, scan_layers=model.scan_layers, remat=model.remat
+        student,
+        dropout=model.dropout,
+        dtype=model.dtype,
+        scan_layers=model.scan_layers,
+        remat=model.remat,
+        attention=model.attention,
     )

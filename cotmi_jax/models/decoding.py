@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.models.attention import MASKED
+from cotmi_jax.models.attention_pattern import MASKED
 from cotmi_jax.models.student import Student
 from cotmi_jax.models.t5 import Cache
 

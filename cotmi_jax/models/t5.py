@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from cotmi_jax.models.attention import MASKED, Attention, Biases, RelativeBias
+from cotmi_jax.models.attention import Attention
+from cotmi_jax.models.attention_pattern import Pattern, RelativeBias
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.dropout import dropout
 from cotmi_jax.models.layers import MLP, RMSNorm
@@ -19,17 +20,14 @@ from cotmi_jax.models.module import declare
 from cotmi_jax.parallel.batch import constrain_batch, current_batch_shards
 
 Cache = dict[str, Array]
-Positions = tuple[Array, Array, int]  # of queries [T] and keys [S], and the number of batch shards
 
 
-def padding_bias(valid_BxS: Array) -> Array:
-    """Score bias [B, 1, 1, S] that hides the keys where valid is False."""
-    return jnp.where(valid_BxS, 0.0, MASKED)[:, None, None, :]
-
-
-def segment_bias(segments_BxT: Array, key_segments_BxS: Array) -> Array:
-    """Score bias [B, 1, T, S] that hides the keys of other segments; padding is segment 0 and attends to padding."""
-    return jnp.where(segments_BxT[:, :, None] == key_segments_BxS[:, None, :], 0.0, MASKED)[:, None]
+def padding_pattern(valid_BxS: Array, queries: int) -> Pattern:
+    """The pattern of queries that see the keys where valid is True."""
+    return Pattern(
+        query_segments_BxT=jnp.ones((valid_BxS.shape[0], queries), jnp.int32),
+        key_segments_BxS=valid_BxS.astype(jnp.int32),
+    )
 
 
 def shift_right(targets_BxT: Array, start_id: int, segments_BxT: Array | None = None) -> Array:
@@ -51,9 +49,9 @@ def _stack_position(config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs) ->
     return None if config.layer_position_bias else RelativeBias(config, None, bidirectional=bidirectional, rngs=rngs)
 
 
-def _with_position(position: RelativeBias | None, positions: Positions, biases: Biases) -> Biases:
-    """The biases, after the position bias of this module if it has one."""
-    return biases if position is None else (position(*positions), *biases)
+def _with_position(position: RelativeBias | None, pattern: Pattern, batch: int) -> Pattern:
+    """The pattern, with the position bias of this module if it has one."""
+    return pattern if position is None else position.add_to(pattern, current_batch_shards(batch))
 
 
 def _split_key(key: Array | None, num: int) -> list[Array | None]:
@@ -72,11 +70,11 @@ class EncoderBlock(nnx.Module):
         self.mlp = MLP(config, num, rngs=rngs)
         self.rate = config.dropout
 
-    def __call__(self, x_BxSxD: Array, positions: Positions, biases: Biases, key: Array | None) -> Array:
+    def __call__(self, x_BxSxD: Array, pattern: Pattern, key: Array | None) -> Array:
         keys = _split_key(key, 4)
-        biases = _with_position(self.position, positions, biases)
+        pattern = _with_position(self.position, pattern, x_BxSxD.shape[0])
         normed_BxSxD = self.attention_norm(x_BxSxD)
-        attended_BxSxD = self.attention(normed_BxSxD, *self.attention.keys_values(normed_BxSxD), biases, keys[0])
+        attended_BxSxD = self.attention(normed_BxSxD, *self.attention.keys_values(normed_BxSxD), pattern, keys[0])
         x_BxSxD = x_BxSxD + dropout(attended_BxSxD, self.rate, keys[1])
         x_BxSxD = x_BxSxD + dropout(self.mlp(self.mlp_norm(x_BxSxD), keys[2]), self.rate, keys[3])
         return constrain_batch(x_BxSxD)
@@ -100,34 +98,32 @@ class DecoderBlock(nnx.Module):
         self,
         x_BxTxD: Array,
         encoded_BxSxD: Array,
-        positions: Positions,
-        biases: Biases,
-        cross_biases: Biases,
+        pattern: Pattern,
+        cross_pattern: Pattern,
         key: Array | None,
     ) -> Array:
         keys = _split_key(key, 6)
-        biases = _with_position(self.position, positions, biases)
+        pattern = _with_position(self.position, pattern, x_BxTxD.shape[0])
         normed_BxTxD = self.attention_norm(x_BxTxD)
-        attended_BxTxD = self.attention(normed_BxTxD, *self.attention.keys_values(normed_BxTxD), biases, keys[0])
+        attended_BxTxD = self.attention(normed_BxTxD, *self.attention.keys_values(normed_BxTxD), pattern, keys[0])
         x_BxTxD = x_BxTxD + dropout(attended_BxTxD, self.rate, keys[1])
         keys_values_BxSxHxK = self.cross_attention.keys_values(encoded_BxSxD)
-        attended_BxTxD = self.cross_attention(self.cross_norm(x_BxTxD), *keys_values_BxSxHxK, cross_biases, keys[2])
+        attended_BxTxD = self.cross_attention(self.cross_norm(x_BxTxD), *keys_values_BxSxHxK, cross_pattern, keys[2])
         x_BxTxD = x_BxTxD + dropout(attended_BxTxD, self.rate, keys[3])
         x_BxTxD = x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD), keys[4]), self.rate, keys[5])
         return constrain_batch(x_BxTxD)
 
-    def step(
-        self, x_Bx1xD: Array, cache: Cache, positions: Positions, bias_1xHx1xT: Array, cross_bias_Bx1x1xS: Array
-    ) -> tuple[Array, Cache]:
+    def step(self, x_Bx1xD: Array, cache: Cache, pattern: Pattern, cross_pattern: Pattern) -> tuple[Array, Cache]:
         """One position, given this layer's cache; returns its output and its new keys and values [B, 1, H, K]."""
-        position, biases = positions[0][0], _with_position(self.position, positions, (bias_1xHx1xT,))
+        position = pattern.first_query
+        pattern = pattern if self.position is None else self.position.add_to(pattern)
         normed_Bx1xD = self.attention_norm(x_Bx1xD)
         key_Bx1xHxK, value_Bx1xHxK = self.attention.keys_values(normed_Bx1xD)
         keys_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache["key"], key_Bx1xHxK, position, axis=1)
         values_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache["value"], value_Bx1xHxK, position, axis=1)
-        x_Bx1xD = x_Bx1xD + self.attention(normed_Bx1xD, keys_BxTxHxK, values_BxTxHxK, biases, None)
+        x_Bx1xD = x_Bx1xD + self.attention(normed_Bx1xD, keys_BxTxHxK, values_BxTxHxK, pattern, None)
         attended_Bx1xD = self.cross_attention(
-            self.cross_norm(x_Bx1xD), cache["cross_key"], cache["cross_value"], (cross_bias_Bx1x1xS,), None
+            self.cross_norm(x_Bx1xD), cache["cross_key"], cache["cross_value"], cross_pattern, None
         )
         x_Bx1xD = x_Bx1xD + attended_Bx1xD
         x_Bx1xD = x_Bx1xD + self.mlp(self.mlp_norm(x_Bx1xD), None)
@@ -189,16 +185,14 @@ class T5(nnx.Module):
         """
         num = self.config.num_encoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)
-        positions_S = jnp.arange(inputs_BxS.shape[1])
         if segments_BxS is None:
-            mask_Bx1xTxS = padding_bias(inputs_BxS != self.config.pad_id)
+            pattern = padding_pattern(inputs_BxS != self.config.pad_id, inputs_BxS.shape[1])
         else:
-            mask_Bx1xTxS = segment_bias(segments_BxS, segments_BxS)
-        positions = (positions_S, positions_S, current_batch_shards(inputs_BxS.shape[0]))
-        biases = _with_position(self.encoder.position, positions, (mask_Bx1xTxS,))
+            pattern = Pattern(query_segments_BxT=segments_BxS, key_segments_BxS=segments_BxS)
+        pattern = _with_position(self.encoder.position, pattern, inputs_BxS.shape[0])
         x_BxSxD, _ = self._run(
             self.encoder.blocks,
-            lambda block, x, layer_key: (block(x, positions, biases, layer_key), None),
+            lambda block, x, layer_key: (block(x, pattern, layer_key), None),
             self._embed(inputs_BxS, embed_key),
             None if layers_key is None else jax.random.split(layers_key, num),
             num,
@@ -220,22 +214,16 @@ class T5(nnx.Module):
         """
         num = self.config.num_decoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)
-        positions_T = jnp.arange(targets_BxT.shape[1])
-        causal_TxT = positions_T[None, :] <= positions_T[:, None]
-        positions = (positions_T, positions_T, current_batch_shards(targets_BxT.shape[0]))
-        biases: Biases = (jnp.where(causal_TxT, 0.0, MASKED)[None, None],)
-        if self.decoder.position is not None:
-            biases = (self.decoder.position(*positions) + biases[0],)
-        target_segments_BxT = None
+        input_segments_BxS, target_segments_BxT = (None, None) if segments is None else segments
+        pattern = Pattern(query_segments_BxT=target_segments_BxT, key_segments_BxS=target_segments_BxT, causal=True)
+        pattern = _with_position(self.decoder.position, pattern, targets_BxT.shape[0])
         if segments is None:
-            cross_biases: Biases = (padding_bias(inputs_BxS != self.config.pad_id),)
+            cross_pattern = padding_pattern(inputs_BxS != self.config.pad_id, targets_BxT.shape[1])
         else:
-            input_segments_BxS, target_segments_BxT = segments
-            biases += (segment_bias(target_segments_BxT, target_segments_BxT),)
-            cross_biases = (segment_bias(target_segments_BxT, input_segments_BxS),)
+            cross_pattern = Pattern(query_segments_BxT=target_segments_BxT, key_segments_BxS=input_segments_BxS)
         x_BxTxD, _ = self._run(
             self.decoder.blocks,
-            lambda block, x, layer_key: (block(x, encoded_BxSxD, positions, biases, cross_biases, layer_key), None),
+            lambda block, x, layer_key: (block(x, encoded_BxSxD, pattern, cross_pattern, layer_key), None),
             self._embed(shift_right(targets_BxT, self.config.pad_id, target_segments_BxT), embed_key),
             None if layers_key is None else jax.random.split(layers_key, num),
             num,
@@ -289,15 +277,12 @@ class T5(nnx.Module):
         self, token_B: Array, position: Array, cache: Cache, source_valid_BxS: Array
     ) -> tuple[Array, Cache]:
         """Logits [B, V] of the token after token_B, which is at a scalar position, and the cache with that position."""
-        key_positions_T = jnp.arange(cache["key"].shape[2])
-        positions = (position[None], key_positions_T, 1)
-        bias_1xHx1xT = jnp.where(key_positions_T <= position, 0.0, MASKED)[None, None, None, :]
+        pattern, cross_pattern = Pattern(first_query=position, causal=True), padding_pattern(source_valid_BxS, 1)
         if self.decoder.position is not None:
-            bias_1xHx1xT = self.decoder.position(*positions) + bias_1xHx1xT
-        cross_bias_Bx1x1xS = padding_bias(source_valid_BxS)
+            pattern = self.decoder.position.add_to(pattern)
         x_Bx1xD, new = self._run(
             self.decoder.blocks,
-            lambda block, x, layer_cache: block.step(x, layer_cache, positions, bias_1xHx1xT, cross_bias_Bx1x1xS),
+            lambda block, x, layer_cache: block.step(x, layer_cache, pattern, cross_pattern),
             self._embed(token_B[:, None], None),
             cache,
             self.config.num_decoder_layers,

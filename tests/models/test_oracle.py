@@ -12,7 +12,7 @@ import pytest
 from flax import nnx, traverse_util
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.models.attention import relative_buckets
+from cotmi_jax.models.attention_pattern import relative_buckets
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.hf import load_hf, save_hf
 from cotmi_jax.models.hf_config import config_from_hf

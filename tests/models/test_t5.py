@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_trees_close, numpy_params, random_ids, small_config
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.models.attention import POSITION_BIAS_STD, RelativeBias, relative_buckets
+from cotmi_jax.models.attention_pattern import POSITION_BIAS_STD, Pattern, RelativeBias, relative_buckets
 from cotmi_jax.models.config import preset
 from cotmi_jax.models.student import Params, StudentDef, count_parameters
 
@@ -174,7 +174,9 @@ def test_relative_buckets(bidirectional: bool, num_buckets: int, max_distance: i
 def test_position_bias_depends_on_key_minus_query(stack: str) -> None:
     student, params = make_student()
     position: RelativeBias = getattr(student.bind(params), stack).position
-    bias_HxTxS = position(jnp.arange(2, 5), jnp.arange(6))[0]
+    bias_1xHxTxS = position.add_to(Pattern(first_query=2)).bias(3, 6)
+    assert bias_1xHxTxS is not None
+    bias_HxTxS = bias_1xHxTxS[0]
     embedding = params[stack]["position"]["embedding"]
     assert bias_HxTxS.shape == (4, 3, 6)
     np.testing.assert_array_equal(bias_HxTxS[:, 1, 3], embedding[0])  # the query itself
