@@ -13,6 +13,7 @@ IntArray = np.ndarray
 
 # By how much a balanced batch's input and target tokens can exceed the mean, as a fraction of it.
 EXCESS = (0.04, 0.10)
+MAX_EVAL_SHAPES = 8  # shapes of the batches of an evaluation: a program is compiled for each
 
 
 class Picks(NamedTuple):
@@ -207,8 +208,84 @@ def _balance(order: TrainOrder, number: int, picks: Picks) -> Picks:
     return picks.take(place_N)
 
 
-def eval_rows(size: int, batch_size: int) -> list[IntArray]:
-    """Every row once, in order, in batches of batch_size; the last is padded with −1."""
-    padded = np.full(-(-size // batch_size) * batch_size, -1, np.int64)
-    padded[:size] = np.arange(size)
+class EvalBatch(NamedTuple):
+    """Rows of a batch, with −1 for padding, and the length to which each column of lengths is padded."""
+
+    rows: IntArray
+    lengths: tuple[int, ...]
+
+
+def eval_batches(
+    lengths_NxC: IntArray,
+    batch_size: int,
+    *,
+    weights_C: Sequence[int],
+    min_saving: int,
+    multiple: int,
+    sort: bool = True,
+) -> list[EvalBatch]:
+    """Every row once, in batches of rows of similar lengths, the longest first; −1 fills the one that is not full.
+
+    A column holds the lengths of the inputs or of the targets of a task. A row of a batch costs the sum over columns of
+    weight · padded length, where batches are padded to the longest row of their set, rounded up to `multiple`. There is
+    one set at first. As long as this saves at least `min_saving`, the cost of compiling for another shape, and there
+    are fewer than MAX_EVAL_SHAPES sets, one set is divided into its longer and its shorter rows by one column: where
+    that saves most, and after a multiple of batch_size, so that the number of batches stays. A pure function of its
+    arguments: all processes find the same batches. sort False: one set, in order.
+    """
+    weights = np.asarray(weights_C)
+    sets = [np.arange(len(lengths_NxC))]
+    while sort and len(sets) < MAX_EVAL_SHAPES:
+        divisions = [_divide(lengths_NxC[rows], batch_size, weights, multiple) for rows in sets]
+        best = max(range(len(sets)), key=lambda index: divisions[index].saving)
+        if divisions[best].saving < max(min_saving, 1):
+            break
+        rows = sets.pop(best)[divisions[best].order]
+        sets += [rows[: divisions[best].longer], rows[divisions[best].longer :]]
+    shapes = [_round_up(lengths_NxC[rows].max(axis=0, initial=0), multiple) for rows in sets]
+    return [
+        EvalBatch(batch, tuple(shapes[index].tolist()))
+        for index in sorted(range(len(sets)), key=lambda index: -int(shapes[index] @ weights))
+        for batch in _in_batches(np.sort(sets[index]), batch_size)
+    ]
+
+
+class _Division(NamedTuple):
+    """A set of rows in order, of which the first `longer` are divided from the others, and the tokens that saves."""
+
+    saving: int
+    order: IntArray
+    longer: int
+
+
+def _divide(lengths_NxC: IntArray, batch_size: int, weights_C: IntArray, multiple: int) -> _Division:
+    """The division by one column that saves most; saving 0 if there is none."""
+    size = len(lengths_NxC)
+    best = _Division(0, np.arange(size), 0)
+    longer = np.arange(batch_size, size, batch_size)
+    if not len(longer):
+        return best
+    batches = -(-size // batch_size)
+    undivided = batches * int(_round_up(lengths_NxC.max(axis=0), multiple) @ weights_C)
+    for column in range(lengths_NxC.shape[1]):
+        order = np.argsort(-lengths_NxC[:, column], kind="stable")
+        sorted_NxC = lengths_NxC[order]
+        long_N = _round_up(np.maximum.accumulate(sorted_NxC), multiple) @ weights_C  # of the rows up to each
+        short_N = _round_up(np.maximum.accumulate(sorted_NxC[::-1])[::-1], multiple) @ weights_C  # from each on
+        number = longer // batch_size
+        saving = batch_size * (undivided - number * long_N[longer - 1] - (batches - number) * short_N[longer])
+        place = int(saving.argmax())
+        if saving[place] > best.saving:
+            best = _Division(int(saving[place]), order, int(longer[place]))
+    return best
+
+
+def _round_up(length: IntArray, multiple: int) -> IntArray:
+    return -(-length // multiple) * multiple
+
+
+def _in_batches(rows: IntArray, batch_size: int) -> list[IntArray]:
+    """The rows in order, in batches of batch_size; the last is filled with −1."""
+    padded = np.full(-(-len(rows) // batch_size) * batch_size, -1, np.int64)
+    padded[: len(rows)] = rows
     return list(padded.reshape(-1, batch_size))

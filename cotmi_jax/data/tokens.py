@@ -184,6 +184,13 @@ class TokenizedSplit:
             columns[1] += tokens.targets.lengths[self.target_rows(task, *picks)]
         return np.stack(columns, axis=1)
 
+    def eval_lengths(self, rows: IntArray) -> IntArray:
+        """Lengths of examples in evaluation, int64 [len(rows), 1 + tasks]: input, the longest of all tasks, which share
+        one encoder call, and the target of each task with the first rationale."""
+        inputs = np.max([tokens.inputs.lengths[rows] for tokens in self.tasks.values()], axis=0)
+        targets = [tokens.targets.lengths[self.target_rows(task, rows, 0)] for task, tokens in self.tasks.items()]
+        return np.stack([inputs, *targets], axis=1)
+
     def fingerprint(self) -> str:
         """CRC-32 of all tokens and weights; a resumed run compares it to detect changed data."""
         crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(self.rationale_offsets.tobytes()))
@@ -205,18 +212,22 @@ def round_up(length: int, multiple: int = MULTIPLE) -> int:
     return -(-length // multiple) * multiple
 
 
-def gather(split: TokenizedSplit, rows: IntArray, passes: IntArray | int = 0) -> Batch:
+def gather(
+    split: TokenizedSplit, rows: IntArray, passes: IntArray | int = 0, lengths: Sequence[int] | None = None
+) -> Batch:
     """The padded batch of these rows; a row of −1 is padding.
 
     {task: {inputs [B, S], targets [B, T]}, valid [B], weight [B]}: valid is False for padding; weight is that of
-    the rationale in the loss.
+    the rationale in the loss. lengths: S, and T of each task, in the order of eval_lengths; no row exceeds them. None:
+    those of the split.
     """
+    inputs, *targets = (split.input_length, *split.target_lengths.values()) if lengths is None else lengths
     batch: Batch = {
         task: {
-            "inputs": tokens.inputs.padded(rows, split.input_length),
-            "targets": tokens.targets.padded(split.target_rows(task, rows, passes), split.target_lengths[task]),
+            "inputs": tokens.inputs.padded(rows, inputs),
+            "targets": tokens.targets.padded(split.target_rows(task, rows, passes), length),
         }
-        for task, tokens in split.tasks.items()
+        for (task, tokens), length in zip(split.tasks.items(), targets, strict=True)
     }
     weight_B = np.where(rows < 0, np.float32(0), split.weights[split.rationale_rows(rows, passes)])
     return batch | {"valid": rows >= 0, "weight": weight_B}

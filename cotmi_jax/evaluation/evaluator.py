@@ -1,6 +1,7 @@
 """Losses and predictions of a student on a split, each example exactly once. Imports no tensorflow."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,29 +10,44 @@ from jax.sharding import Mesh
 
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.labels import is_correct
-from cotmi_jax.data.order import eval_rows
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
-from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
+from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.evaluation.batches import by_length
 from cotmi_jax.evaluation.metrics import Prediction
 from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import Params, StudentDef
-from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.objectives.objective import Evaluated, Objective
 from cotmi_jax.objectives.terms import Terms
-from cotmi_jax.parallel.batch import make_process_rows, put_batch
+from cotmi_jax.parallel.batch import batch_sharding
 from cotmi_jax.parallel.sharding import replicated
 
 
-def make_terms(student: StudentDef, objective: Objective, mesh: Mesh) -> Callable[[Params, Mapping], Terms]:
-    """Jitted (params, batch) → terms without dropout. Results are replicated: every host can read them."""
+def make_terms(student: StudentDef, objective: Objective, mesh: Mesh) -> Callable[[Params, Mapping], Evaluated]:
+    """Jitted (params, batch) → terms without dropout, and the encoder states, from which generation continues.
+
+    Terms are replicated: every host can read them.
+    """
     return jax.jit(
-        lambda params, batch: objective.terms(student.bind(params), batch, None), out_shardings=replicated(mesh)
+        lambda params, batch: objective.evaluate(student.bind(params), batch),
+        out_shardings=Evaluated(replicated(mesh), batch_sharding(mesh)),  # type: ignore[arg-type]
     )
 
 
+class Scores(NamedTuple):
+    """The mean of every term of the objective, and by task the generated texts, by row."""
+
+    losses: dict[str, float]
+    texts: dict[str, list[str]]
+
+
 class Evaluator:
-    """The jitted evaluation functions of one student and objective on a mesh; compiled once per padded shape."""
+    """The jitted evaluation functions of one student and objective on a mesh; compiled once per padded shape.
+
+    Examples are sorted by length into batches of at most MAX_EVAL_SHAPES shapes, the same at each evaluation of a
+    split. An objective whose terms depend on the padding keeps the order of the split, in one shape.
+    """
 
     def __init__(
         self, student: StudentDef, objective: Objective, vocabulary: Vocabulary, mesh: Mesh, *, batch_size: int
@@ -39,35 +55,36 @@ class Evaluator:
         self._objective, self._vocabulary, self._mesh, self._batch_size = objective, vocabulary, mesh, batch_size
         self._terms, self._generation = make_terms(student, objective, mesh), Generation(student, mesh)
 
-    def _batches(self, split: TokenizedSplit, limit: int, mesh: Mesh) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches on a mesh with their global rows; −1 pads the last one."""
-        for rows in eval_rows(min(split.size, limit or split.size), self._batch_size):
-            local = rows[make_process_rows(mesh).indices(len(rows))]
-            yield put_batch(gather(split, local), mesh), rows
+    def scores(
+        self, params: Params, split: TokenizedSplit, decoding: Decoding, tasks: Sequence[str] = (), *, limit: int = 0
+    ) -> Scores:
+        """Losses without dropout on the split's first `limit` examples (0: all), and the generated texts of `tasks`.
 
-    def losses(self, params: Params, split: TokenizedSplit, *, limit: int = 0) -> dict[str, float]:
-        """Mean of every term of the objective over the split's first `limit` examples (0: all), without dropout."""
+        The encoder runs once for both.
+        """
+        rows = np.arange(min(split.size, limit or split.size))
         sums: dict[str, np.ndarray] = {}
-        for batch, _ in self._batches(split, limit, self._mesh):
-            terms: Terms = jax.device_get(self._terms(params, batch))
-            for name, term in terms.items():
+        texts = {task: [""] * len(rows) for task in tasks}
+        for_generation = self._generation.reshard(params) if tasks else params
+        sort = not self._objective.depends_on_padding
+        for batch, places in by_length(split, rows, self._batch_size, self._mesh, sort=sort):
+            terms, encoded_BxSxD = self._terms(params, batch)
+            for task in tasks:
+                with jax.set_mesh(self._generation.mesh):
+                    tokens_BxT: Array = self._generation.generate(
+                        for_generation, batch[task]["inputs"], encoded_BxSxD[task], decoding=decoding
+                    )
+                for place, ids in zip(places, np.asarray(tokens_BxT), strict=True):
+                    if place >= 0:
+                        texts[task][place] = self._vocabulary.decode(ids)
+            fetched: Terms = jax.device_get(terms)
+            for name, term in fetched.items():
                 # In float64, since a large split has more tokens than float32 counts exactly.
                 sums[name] = sums.get(name, 0.0) + np.asarray([term.sum, term.weight], np.float64)
-        return {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
+        losses = {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
+        return Scores(losses, texts)
 
-    def texts(
-        self, params: Params, split: TokenizedSplit, task: str, decoding: Decoding, *, limit: int = 0
-    ) -> list[str]:
-        """The generated text of a task, by row."""
-        texts: list[str] = []
-        params = self._generation.reshard(params)
-        with jax.set_mesh(self._generation.mesh):
-            for batch, rows in self._batches(split, limit, self._generation.mesh):
-                tokens_BxT: Array = self._generation.generate(params, batch[task]["inputs"], decoding=decoding)
-                texts += [self._vocabulary.decode(ids) for ids in np.asarray(tokens_BxT)[rows >= 0]]
-        return texts
-
-    def predictions(
+    def evaluate(
         self,
         params: Params,
         split: TokenizedSplit,
@@ -76,13 +93,17 @@ class Evaluator:
         *,
         limit: int = 0,
         rationales: bool = True,
-    ) -> list[Prediction]:
-        """The answers to the split's first `limit` examples (0: all). The rationale task is decoded if `rationales`."""
-        name = self._objective.name
-        outputs = self.texts(params, split, PREDICT, decoding, limit=limit)
+    ) -> tuple[dict[str, float], list[Prediction]]:
+        """Losses, and the answers to the split's first `limit` examples (0: all).
+
+        The rationale task is decoded if `rationales`.
+        """
+        name, explains = self._objective.name, rationales and EXPLAIN in self._objective.tasks
+        losses, texts = self.scores(params, split, decoding, (PREDICT, *[EXPLAIN] * explains), limit=limit)
+        outputs = texts[PREDICT]
         written: Sequence[str | None] = [read_rationale(output, name) for output in outputs]
-        if rationales and EXPLAIN in self._objective.tasks:
-            written = self.texts(params, split, EXPLAIN, decoding, limit=limit)
+        if explains:
+            written = texts[EXPLAIN]
         predictions: list[Prediction] = []
         for example, output, rationale in zip(examples[: len(outputs)], outputs, written, strict=True):
             label = read_label(output, name)
@@ -98,4 +119,4 @@ class Evaluator:
                     "predicted_rationale": rationale,
                 }
             )
-        return predictions
+        return losses, predictions

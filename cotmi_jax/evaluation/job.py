@@ -110,11 +110,10 @@ def score(
     barrier("data")
     with jax.set_mesh(subject.trained.mesh):
         evaluator = _make_evaluator(subject)
-        losses = _losses(evaluator, subject, split)
-        predictions = evaluator.predictions(subject.trained.params, split, examples, eval_decoding(config))
+        losses, predictions = evaluator.evaluate(subject.trained.params, split, examples, eval_decoding(config))
         measured = _measure_information(subject, data, split) if information else None
     found = _describe(subject, checkpoint, data, split_name, split)
-    found |= _quality(measure(chosen, predictions), losses)
+    found |= _quality(measure(chosen, predictions), _measured(losses, subject, split))
     if len(data.components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
         found["components"] = accuracy_by_component(correct, data.components, split_name)
@@ -172,9 +171,8 @@ def _make_evaluator(subject: Subject) -> Evaluator:
     return Evaluator(trained.student, subject.objective, trained.vocabulary, trained.mesh, batch_size=_rows(subject))
 
 
-def _losses(evaluator: Evaluator, subject: Subject, split: TokenizedSplit) -> dict[str, float]:
+def _measured(losses: dict[str, float], subject: Subject, split: TokenizedSplit) -> dict[str, float]:
     """The terms of the objective; of rationales only if there are any to compare with."""
-    losses = evaluator.losses(subject.trained.params, split)
     if split.weights.any():
         return losses
     absent = (*find_objective(subject.objective.name).rationale_tasks, "mi")

@@ -15,11 +15,11 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cotmi_jax.data.order import eval_rows
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT
-from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
+from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import PAD_ID
 from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.batches import by_length
 from cotmi_jax.mi.estimate import Estimate, estimate_splits
 from cotmi_jax.mi.estimators import make_estimator
 from cotmi_jax.mi.fitting import FitConfig
@@ -27,7 +27,6 @@ from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives import pooling
 from cotmi_jax.objectives.forward import Heads, forward
-from cotmi_jax.parallel.batch import make_process_rows, put_batch
 from cotmi_jax.parallel.sharding import replicated
 
 Features = dict[str, np.ndarray]  # "z", "v", "x", "first", "y": [N, D]
@@ -100,7 +99,7 @@ def fitting_rows(size: int, config: ConfigDict) -> np.ndarray:
 
 
 class MIMonitor:
-    """Held-out estimates of students of one shape; features are compiled once."""
+    """Held-out estimates of students of one shape; features are compiled once per padded shape."""
 
     def __init__(self, student: StudentDef, config: ConfigDict, mesh: Mesh, *, batch_size: int):
         self._config, self._mesh, self._batch_size = config, mesh, batch_size
@@ -121,17 +120,14 @@ class MIMonitor:
 
     def features(self, params: Params, split: TokenizedSplit, rows_N: np.ndarray) -> Features:
         """Z, V, X, Z₁ and the label of some of a split's examples, float32 [N, …]."""
-        blocks: dict[str, list[np.ndarray]] = {}
-        for places in eval_rows(len(rows_N), self._batch_size):
-            rows = np.where(places < 0, -1, rows_N[places])
-            local = rows[make_process_rows(self._mesh).indices(len(rows))]
-            found = self._states(params, put_batch(gather(split, local), self._mesh))
-            for name, feature in jax.device_get(found).items():
-                blocks.setdefault(name, []).append(feature[rows >= 0])
+        features: Features = {}
+        for batch, places in by_length(split, rows_N, self._batch_size, self._mesh):
+            for name, feature_BxD in jax.device_get(self._states(params, batch)).items():
+                feature_NxD = features.setdefault(name, np.zeros((len(rows_N), feature_BxD.shape[1]), np.float32))
+                feature_NxD[places[places >= 0]] = feature_BxD[places >= 0]
         labels = split.tasks[PREDICT].targets
-        return {name: np.concatenate(parts) for name, parts in blocks.items()} | {
-            "y": label_features(labels.padded(rows_N, split.target_lengths[PREDICT]), self._vocab_size)
-        }
+        codes = label_features(labels.padded(rows_N, split.target_lengths[PREDICT]), self._vocab_size)
+        return features | {"y": codes}
 
     def measure(
         self, params: Params, train: TokenizedSplit, rows_N: np.ndarray, held_out: TokenizedSplit, limit: int = 0

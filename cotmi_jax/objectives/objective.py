@@ -32,10 +32,18 @@ from cotmi_jax.objectives.token_scan import Pool
 
 
 class BatchOutputs(NamedTuple):
-    """Token terms of a batch, and the features of its mutual-information term."""
+    """Token terms of a batch, the features of its mutual-information term, and what the student computed by task."""
 
     terms: Terms
     features: Features | None
+    by_task: dict[str, TaskOutput]
+
+
+class Evaluated(NamedTuple):
+    """Terms of a batch, and by task the encoder states of its inputs."""
+
+    terms: Terms
+    encoded_BxSxD: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +80,11 @@ class Objective:
     def couples_examples(self) -> bool:
         """Whether an example's loss depends on other examples of its batch."""
         return self.mi_term is not None and self.mi_term.couples_examples
+
+    @property
+    def depends_on_padding(self) -> bool:
+        """Whether an example's loss depends on how long the other examples of its padded batch are."""
+        return self.mi_term is not None and self.mi_term.estimator == "released"
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -137,18 +150,19 @@ class Objective:
         outputs = self.forward(student, batch, key, trains=trains)
         terms = self._token_terms(outputs, batch, student.config.pad_id)
         if self.mi_term is None or (self.mi_term.learns and not trains):
-            return BatchOutputs(terms, None)
+            return BatchOutputs(terms, None, outputs)
         label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
-        return BatchOutputs(terms, gather_features(self.mi_term, networks, label, rationale, self.beta, ramp))
+        features = gather_features(self.mi_term, networks, label, rationale, self.beta, ramp)
+        return BatchOutputs(terms, features, outputs)
 
-    def terms(self, student: Student, batch: Mapping, key: Array | None) -> Terms:
-        """Every term that evaluation reports: all but those with networks of their own."""
-        terms, features = self.compute(student, None, batch, key, trains=False)
+    def evaluate(self, student: Student, batch: Mapping) -> Evaluated:
+        """Every term that evaluation reports, all but those with networks of their own, of a padded batch."""
+        terms, features, outputs = self.compute(student, None, batch, None, trains=False)
         if features is not None:
             pairs_B = self.pairs(batch, student.config.pad_id)
             weight = pairs_B.sum(dtype=jnp.float32)
             terms |= self.mi_loss(None, None, features.by_example(slots_of(batch)), pairs_B, weight, None, None)[1]
-        return terms
+        return Evaluated(terms, {task: output.states.encoded_RxSxD for task, output in outputs.items()})
 
     def mi_loss(
         self,
@@ -177,7 +191,7 @@ class Objective:
     def forward(self, student: Student, batch: Mapping, key: Array | None, *, trains: bool) -> dict[str, TaskOutput]:
         """Run the student on every task of a batch, with training's token loss or, to evaluate, cross-entropy."""
         pools: dict[str, Pool] = {}
-        released = self.mi_term is not None and self.mi_term.estimator == "released"
+        released = self.depends_on_padding
         if released and is_packed(batch):
             raise UserError("mi.estimator released reads the padding of a padded batch: set data.packing to False")
         if self.mi_term is not None:

@@ -89,8 +89,7 @@ class Run:
         config, experiment = self.config.eval, self.experiment
         params, limit = self.state.params["student"], config.examples
         data, decoding = experiment.data.prepared, eval_decoding(self.config)
-        losses = self.evaluator.losses(params, data.valid, limit=limit)
-        predictions = self.evaluator.predictions(
+        losses, predictions = self.evaluator.evaluate(
             params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False
         )
         names = [name for name in parse_metrics(config.metrics) if not METRICS[name].reads_rationales]

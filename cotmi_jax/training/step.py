@@ -64,7 +64,7 @@ class _LossFunctions:
         networks = self.mi_inputs.networks
         bound = None if networks is None else networks.bind(params["mi"])
         student = self.student.bind(params["student"])
-        terms, features = self.objective.compute(student, bound, micro_batch, key, ramp=self.mi_inputs.ramp)
+        terms, features, _ = self.objective.compute(student, bound, micro_batch, key, ramp=self.mi_inputs.ramp)
         coefficients = self.objective.coefficients
         loss = sum(coefficients[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
         return jnp.asarray(loss), (terms, features)

@@ -78,7 +78,7 @@ def compiled(objective: Objective) -> Callable[[Logits, dict[str, Any]], Result]
     def run(logits: Logits, batch: dict[str, Any]) -> Result:
         def means(logits: Logits) -> tuple[dict[str, jax.Array], Terms]:
             # The gradient of the features carries beta, which is a coefficient and not part of the term.
-            terms = dataclasses.replace(objective, beta=1.0).terms(STUDENT.bind(logits), batch, None)
+            terms = dataclasses.replace(objective, beta=1.0).evaluate(STUDENT.bind(logits), batch).terms
             return {name: terms[name].mean for name in objective.coefficients}, terms
 
         term_grads, terms = jax.jacrev(means, has_aux=True)(logits)

@@ -107,7 +107,7 @@ def test_training_minimizes_the_token_loss_and_evaluation_reports_the_cross_entr
     expected, found = (loss_and_grads(student, each, params, batch, None, 1) for each in (usual, twice))
     np.testing.assert_allclose(found.loss, 2.0 * expected.loss, rtol=1e-6)
     helpers.assert_trees_close(found.grads, jax.tree.map(lambda x: 2.0 * x, expected.grads), rtol=1e-5, atol=1e-7)
-    scores = [each.terms(student.bind(params["student"]), batch, None) for each in (usual, twice)]
+    scores = [each.evaluate(student.bind(params["student"]), batch).terms for each in (usual, twice)]
     helpers.assert_trees_close(*scores, rtol=0, atol=0)
 
 
