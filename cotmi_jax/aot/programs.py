@@ -184,14 +184,18 @@ def _padded_text(examples: int, shape: PackShape, objective: Objective) -> str:
 def _evaluate(
     config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objective, student: StudentDef, state: TrainState
 ) -> Program:
-    """Losses of a padded batch; the state of the optimizer stays resident."""
+    """Losses of a padded batch; the state of the optimizer stays resident, and a copy of the parameters if generation
+    uses another mesh."""
     examples, inputs, targets = config.eval.batch_size, shape.input_length, shape.target_length
     terms, batch = make_terms(student, objective, mesh), padded_batch(examples, inputs, targets, objective, mesh)
     params, text = state.params["student"], _padded_text(examples, shape, objective)
     flops = forward_flops(
         student.config, rows=examples * len(objective.tasks), input_length=inputs, target_length=targets
     )
+    generation = Generation(student, mesh)
     resident = bytes_per_device(state) - bytes_per_device(params)
+    if generation.mesh != mesh:
+        resident += bytes_per_device(abstract_arrays(student.shapes, generation.shardings))
     arguments = bytes_per_device((params, batch))
     return Program("evaluate", text, flops, arguments, resident, lambda: _lower(terms, params, batch))
 
@@ -199,8 +203,8 @@ def _evaluate(
 def _generate(
     config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objective, student: StudentDef, state: TrainState
 ) -> Program:
-    """Generation for a padded batch; the state stays resident, its parameters too if generation uses another mesh and
-    hence a copy of them."""
+    """Encoding and generation for a padded batch; the state stays resident, its parameters too if generation uses
+    another mesh and hence a copy of them."""
     examples, inputs, decoding = config.eval.batch_size, shape.input_length, eval_decoding(config)
     generation = Generation(student, mesh)
     params = abstract_arrays(student.shapes, generation.shardings)
@@ -213,7 +217,7 @@ def _generate(
 
     def lower() -> jax.stages.Lowered:
         with jax.set_mesh(generation.mesh):
-            return _lower(generation.generate, params, batch[PREDICT]["inputs"], decoding=decoding)
+            return _lower(generation.generate, params, batch[PREDICT]["inputs"], None, decoding=decoding)
 
     return Program("generate", text, flops, bytes_per_device((params, batch)), resident, lower)
 

@@ -23,10 +23,11 @@ class Generation:
         self._is_training_mesh = self.mesh == mesh
         self.shardings = param_shardings(student.shapes, student.axes, self.mesh)
         self._reshard = jax.jit(lambda params: params, out_shardings=self.shardings)
-        # (params, inputs_BxS, decoding) → tokens_BxT, replicated; call it inside jax.set_mesh(self.mesh).
+        # (params, inputs_BxS, encoded_BxSxD, decoding) → tokens_BxT, replicated; call it in jax.set_mesh(self.mesh).
+        # Inputs and their encoder states may be sharded over the mesh of training. encoded_BxSxD None: it encodes.
         self.generate = jax.jit(
-            lambda params, inputs_BxS, decoding: (
-                generate(student.bind(params), inputs_BxS, decoding, scores=False).tokens
+            lambda params, inputs_BxS, encoded_BxSxD, decoding: (
+                generate(student.bind(params), inputs_BxS, decoding, None, encoded_BxSxD, scores=False).tokens
             ),
             static_argnames="decoding",
             out_shardings=replicated(self.mesh),

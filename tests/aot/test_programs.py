@@ -24,12 +24,13 @@ from cotmi_jax.data.packing import PackShape, make_shape, pack
 from cotmi_jax.data.tokens import gather
 from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import make_objective
+from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.flops import step_flops
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
-from cotmi_jax.parallel.sharding import PyTree
+from cotmi_jax.parallel.sharding import PyTree, abstract_arrays
 
 OBJECTIVES = {"standard": ("predict",), "cotmi": TASKS}
 
@@ -89,12 +90,14 @@ def test_arguments_and_resident_state_of_a_device() -> None:
     sharded = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4 / 8
     norms = 2 * 32 * 8 * 4 + 128 * 12 * 4  # replicated
     assert found["evaluate"].arguments == pytest.approx(sharded + norms, rel=0.05)
-    # Resident: Adam's two moments, and the critic with its moments.
-    assert 2 * sharded < found["evaluate"].resident < 2.2 * (sharded + norms)
+    # Resident: Adam's two moments, the critic with its moments, and the copy of the parameters for generation.
+    student = StudentDef.of(abstract_student(config))
+    copy = bytes_per_device(abstract_arrays(student.shapes, Generation(student, mesh).shardings))
+    assert 2 * sharded + copy < found["evaluate"].resident < 2.2 * (sharded + norms) + copy
     # The argument of a step is the whole state: the arguments of an evaluation and what stays resident meanwhile.
     state = found["train"].arguments - bytes_per_device(packed_batch(shape, 8, objective, mesh))
     batch = bytes_per_device(padded_batch(config.eval.batch_size, 16, 8, objective, mesh))
-    assert state == found["evaluate"].arguments + found["evaluate"].resident - batch
+    assert state == found["evaluate"].arguments + found["evaluate"].resident - copy - batch
     assert found["train"].resident == 0
     assert found["train"].flops == step_flops(abstract_student(config), rows=8, input_length=16, target_length=8)
 

@@ -82,7 +82,7 @@ def test_a_token_is_generated_without_gathering_the_decoder() -> None:
     params = abstract_arrays(student.shapes, generation.shardings)
     inputs = jax.ShapeDtypeStruct((2, 8), jnp.int32, sharding=batch_sharding(generation.mesh))
     with jax.set_mesh(generation.mesh):
-        program = generation.generate.lower(params, inputs, decoding=Decoding("greedy", max_tokens=4)).compile()
+        program = generation.generate.lower(params, inputs, None, decoding=Decoding("greedy", max_tokens=4)).compile()
     found = read_collectives(program.as_text())
     assert len(found.unbounded) == 1
     decoder = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(student.shapes["decoder"]))

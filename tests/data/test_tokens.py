@@ -12,7 +12,6 @@ import sentencepiece
 
 from cotmi_jax.data import tokenize as tokenizing
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.order import eval_rows
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.sources.released import ReleasedSource
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, PREFIX, read_label, read_rationale, task_texts
@@ -81,14 +80,18 @@ def test_a_batch_holds_its_rows_and_marks_padding(vocabulary: Vocabulary) -> Non
                 assert got.tolist() == expected + [PAD_ID] * (padded.shape[1] - len(expected))
 
 
-# Order of evaluation.
-
-
-@pytest.mark.parametrize(("size", "batches"), [(1, 1), (4, 1), (5, 2), (12, 3)])
-def test_evaluation_visits_every_row_once_in_order(size: int, batches: int) -> None:
-    rows = eval_rows(size, 4)
-    assert len(rows) == batches and all(batch.shape == (4,) for batch in rows)
-    assert np.concatenate(rows).tolist() == list(range(size)) + [-1] * (4 * batches - size)
+def test_a_batch_of_short_rows_can_be_shorter_than_the_split(vocabulary: Vocabulary) -> None:
+    split = tokenized(vocabulary)
+    rows = np.argsort(split.eval_lengths(np.arange(split.size)).sum(axis=1))[:4]
+    lengths = split.eval_lengths(rows).max(axis=0)
+    batch, longer = gather(split, rows, lengths=lengths), gather(split, rows)
+    assert lengths.tolist() == [batch[PREDICT]["inputs"].shape[1], *(batch[t]["targets"].shape[1] for t in split.tasks)]
+    for task in split.tasks:
+        for name, short in batch[task].items():
+            assert short.any(axis=0).all() or name == "inputs"  # the longest row has no padding
+            whole = longer[task][name]
+            assert whole.shape[1] > short.shape[1]
+            np.testing.assert_array_equal(np.pad(short, ((0, 0), (0, whole.shape[1] - short.shape[1]))), whole)
 
 
 def test_hosts_divide_a_batch_without_overlap_and_an_uneven_one_is_refused() -> None:

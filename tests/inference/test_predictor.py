@@ -201,36 +201,37 @@ def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator
 def test_a_padded_last_batch_equals_single_examples(mesh: Mesh) -> None:
     evaluator, split = make_evaluator(mesh, "cotmi"), tokens("cotmi")
     rows = [only(split, row) for row in range(split.size)]
-    losses, texts = evaluator.losses(params(), split), evaluator.texts(params(), split, "predict", GREEDY)
-    alone = [evaluator.losses(params(), row) for row in rows]
+    losses, texts = evaluator.scores(params(), split, GREEDY, ("predict", "explain"))
+    alone = [evaluator.scores(params(), row, GREEDY, ("predict", "explain")) for row in rows]
     assert losses.keys() == {"predict", "explain", "mi", "predict_token_accuracy", "explain_token_accuracy"}
     for name, value in losses.items():
         task = name.removesuffix("_token_accuracy")
         weights = [1 if name == "mi" else len(row.tasks[task].targets.flat) for row in rows]
-        np.testing.assert_allclose(value, np.average([one[name] for one in alone], weights=weights), rtol=1e-5)
-    assert texts == [text for row in rows for text in evaluator.texts(params(), row, "predict", GREEDY)]
-    assert len(set(texts)) > 3
+        np.testing.assert_allclose(value, np.average([one.losses[name] for one in alone], weights=weights), rtol=1e-5)
+    for task, written in texts.items():
+        assert written == [text for one in alone for text in one.texts[task]]
+        assert len(set(written)) > 3
 
 
 @pytest.mark.slow
 def test_resharding_from_fsdp_keeps_the_generated_texts(mesh: Mesh) -> None:
     split = tokens("cotmi")
-    expected = make_evaluator(mesh, "cotmi").texts(params(), split, "explain", GREEDY)
+    expected = make_evaluator(mesh, "cotmi").scores(params(), split, GREEDY, ("explain",))
     for sizes in ((1, 8, 1), (2, 2, 2), (1, 2, 4)):
         other = make_mesh(*sizes)
         sharded = jax.device_put(params(), param_shardings(STUDENT.shapes, STUDENT.axes, other))
         with jax.set_mesh(other):
-            evaluator = make_evaluator(other, "cotmi")
-            assert evaluator.texts(sharded, split, "explain", GREEDY) == expected, sizes
+            found = make_evaluator(other, "cotmi").scores(sharded, split, GREEDY, ("explain",))
             assert jax.sharding.get_mesh() == other, sizes
-    with jax.set_mesh(other):  # after generation, losses are computed on the mesh of training
-        assert evaluator.losses(sharded, split).keys() >= {"predict", "explain"}
+        assert found.texts == expected.texts, sizes
+        for name, value in expected.losses.items():
+            np.testing.assert_allclose(found.losses[name], value, rtol=1e-5)
 
 
 def test_a_limit_evaluates_the_first_examples(echo: None, mesh: Mesh) -> None:
     evaluator, split = make_evaluator(mesh, "standard"), tokens("standard")
     for limit, expected in ((0, 11), (3, 3), (8, 8), (11, 11), (99, 11)):
-        texts = evaluator.texts(params(), split, "predict", GREEDY, limit=limit)
+        texts = evaluator.scores(params(), split, GREEDY, ("predict",), limit=limit).texts["predict"]
         assert texts == [example.input for example in EXAMPLES[:expected]]
 
 
@@ -240,7 +241,7 @@ def test_accuracy_is_the_fraction_of_correct_labels(echo: None, mesh: Mesh) -> N
     examples = (*correct, *wrong)
     evaluator, split = make_evaluator(mesh, "standard"), tokens("standard", examples)
     for limit, expected, n in ((0, 0.3, 10), (4, 0.75, 4)):
-        predictions = evaluator.predictions(params(), split, examples, GREEDY, limit=limit, rationales=False)
+        _, predictions = evaluator.evaluate(params(), split, examples, GREEDY, limit=limit, rationales=False)
         score = measure(["accuracy"], predictions)["accuracy"]
         assert (score["value"], score["n"]) == (expected, n)
 
@@ -260,7 +261,7 @@ def test_predictions_have_every_example_and_the_output_of_the_student(
     examples = tuple(
         Example(f"a/test/{n}", text, "2", f"Rationale {n}.", f"( {n} )", kind="equation") for n in range(10)
     )
-    predictions = make_evaluator(mesh, objective).predictions(params(), tokens(objective, examples), examples, GREEDY)
+    _, predictions = make_evaluator(mesh, objective).evaluate(params(), tokens(objective, examples), examples, GREEDY)
     assert [prediction["id"] for prediction in predictions] == [example.id for example in examples]
     assert predictions[7] == {
         "id": "a/test/7",
@@ -272,7 +273,7 @@ def test_predictions_have_every_example_and_the_output_of_the_student(
         "teacher_rationale": "Rationale 7.",
         "predicted_rationale": rationale,
     }
-    labels = make_evaluator(mesh, objective).predictions(
+    _, labels = make_evaluator(mesh, objective).evaluate(
         params(), tokens(objective, examples), examples, GREEDY, rationales=False
     )
     without_decoding = None if objective == "dss" else rationale  # else it is part of the output with the label

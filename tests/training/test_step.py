@@ -100,7 +100,7 @@ def test_every_step_and_micro_batch_has_its_own_dropout(micro_batches: int) -> N
         return jnp.zeros(()) if key is None else jax.random.uniform(key)
 
     def compute(student: Any, networks: None, batch: Any, key: jax.Array | None, **_: Any) -> BatchOutputs:
-        return BatchOutputs({"draw": Term(draw(key) + 0.0 * student, jnp.ones(()))}, None)
+        return BatchOutputs({"draw": Term(draw(key) + 0.0 * student, jnp.ones(()))}, None, {})
 
     objective: Any = SimpleNamespace(
         tasks=("draw",),
