@@ -6,11 +6,10 @@
 
 The run has every kind of state: AdamW's moments, the networks of the mutual-information term with their Adam, and
 MINE's moving average. It is interrupted after step 4 of 6. The archive holds its workdir (`run`), `expected.npz` with
-the parameters at step 6, and `expected.json`: metrics and 16 predictions of step 4, digests of all arrays of step 6,
-and which JAX and processor made it.
+the parameters at step 6, and `expected.json`: metrics and 16 predictions of step 4, and type and shape of all arrays of
+step 6.
 """
 
-import hashlib
 import importlib
 import json
 import os
@@ -34,6 +33,7 @@ CHANGES: dict[str, Any] = {
     "data.cache": "none",
     "data.vocabulary": "spiece.model",  # neither this nor the initial checkpoint is read again
     "model.init": "initial",
+    "model.dropout": 0.0,  # dropout masks differ between revisions
     "model.scan_layers": False,
     "objective.beta": 0.1,
     "optimizer.learning_rate": 1e-2,
@@ -106,11 +106,9 @@ def main(archive: Path) -> None:
         "expected.npz", **{name: array for name, array in arrays.items() if not name.startswith("optimizer")}
     )
     expected = {
-        "jax": jax.__version__,
-        "processor": legacy("training.compilation").default_folder().name,
         "metrics": scored.metrics,
         "predictions": scored.predictions[:16],
-        "digests": {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()},
+        "arrays": {name: [str(array.dtype), *array.shape] for name, array in arrays.items()},
         "lines": [json.loads(line) for line in Path("resumed/metrics.jsonl").read_text().splitlines()],
     }
     Path("expected.json").write_text(json.dumps(expected, indent=1) + "\n")

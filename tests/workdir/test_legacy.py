@@ -1,17 +1,18 @@
-"""A workdir of an earlier revision is evaluated and resumed as by that revision (make_legacy_workdir.py)."""
+"""A workdir of an earlier revision is evaluated and resumed as by that revision (make_legacy_workdir.py).
 
-import hashlib
+The results are equal within rounding, not bit for bit: revisions sum in another order. The run has no dropout, since
+its masks are those of a revision's generator of random bits.
+"""
+
 import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import runs
 
-from cotmi_jax.compilation_cache import default_folder
 from cotmi_jax.evaluation.job import score
 from cotmi_jax.training.job import train
 from cotmi_jax.workdir.checkpoint import contents, find
@@ -29,21 +30,19 @@ def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_equal(actual: Any, expected: Any, name: str, *, exact: bool) -> None:
-    """Bit-equal on the processor and with the JAX that made the archive, else close."""
+def assert_close(actual: Any, expected: Any, name: str) -> None:
+    """Equal types, keys, counts and texts; numbers within rounding."""
     assert type(actual) is type(expected), name
     if isinstance(expected, dict):
         assert actual.keys() == expected.keys(), name
         for key in expected:
-            assert_equal(actual[key], expected[key], f"{name}/{key}", exact=exact)
+            assert_close(actual[key], expected[key], f"{name}/{key}")
     elif isinstance(expected, list):
         assert len(actual) == len(expected), name
         for index, pair in enumerate(zip(actual, expected, strict=True)):
-            assert_equal(*pair, f"{name}/{index}", exact=exact)
+            assert_close(*pair, f"{name}/{index}")
     elif isinstance(expected, float | np.ndarray):
-        np.testing.assert_allclose(
-            actual, expected, rtol=0.0 if exact else 1e-4, atol=0.0 if exact else 1e-6, err_msg=name
-        )
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6, err_msg=name)
     else:
         assert actual == expected, name
 
@@ -53,26 +52,20 @@ def untimed(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if not name.startswith(runs.TIMINGS)} for line in lines]
 
 
-def test_an_earlier_workdir_is_evaluated_and_resumed_bit_for_bit(legacy: Path) -> None:
+def test_an_earlier_workdir_is_evaluated_and_resumed(legacy: Path) -> None:
     expected = json.loads((legacy / "expected.json").read_text())
-    exact = (expected["jax"], expected["processor"]) == (jax.__version__, default_folder().name)
     workdir = legacy / "run"
     scored = score(str(workdir), "valid", checkpoint="latest", information=False)
     metrics = {
         name: scored.metrics[name] for name in expected["metrics"]
     }  # those that are new since have no value there
-    # A formula of two counts, which scipy rounds otherwise in the last bit.
-    assert metrics.pop("interval") == pytest.approx(expected["metrics"].pop("interval"), rel=1e-12)
-    assert_equal(json.loads(json.dumps(metrics)), expected["metrics"], "metrics", exact=exact)
+    assert_close(json.loads(json.dumps(metrics)), expected["metrics"], "metrics")
     predictions = json.loads(json.dumps(scored.predictions[: len(expected["predictions"])]))
-    assert_equal(predictions, expected["predictions"], "predictions", exact=exact)
+    assert_close(predictions, expected["predictions"], "predictions")
     assert train(read_run(workdir)[0], str(workdir)) == 6
-    assert_equal(untimed(runs.read_metrics(workdir)), untimed(expected["lines"]), "lines", exact=exact)
+    assert_close(untimed(runs.read_metrics(workdir)), untimed(expected["lines"]), "lines")
     found = {name: value for name, value in contents(find(workdir, "latest")) if isinstance(value, np.ndarray)}
     with np.load(legacy / "expected.npz") as arrays:
-        assert_equal({name: found[name] for name in arrays}, dict(arrays), "step 6", exact=exact)
-    assert found.keys() == expected["digests"].keys()  # the optimizer's state too
-    if exact:
-        assert {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in found.items()} == expected[
-            "digests"
-        ]
+        assert_close({name: found[name] for name in arrays}, dict(arrays), "step 6")
+    # The optimizer's state too.
+    assert {name: [str(array.dtype), *array.shape] for name, array in found.items()} == expected["arrays"]
