@@ -15,7 +15,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALL = re.compile(r"([\w\-]+)\((.*)$")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
+ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
 _BITS = re.compile(r"[a-z]+(\d+)")
 _COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(-start)?")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -98,7 +98,7 @@ def _closing(text: str, depth: int = 0) -> int:
 def array_bytes(type_text: str) -> float:
     """Bytes of an array type, or of all arrays of a tuple type, without padding and layout."""
     total = 0.0
-    for kind, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", type_text)):
+    for kind, dims in ARRAY.findall(re.sub(r"\{[^}]*\}", "", type_text)):
         bits = _BITS.match(kind)
         width = 8 if kind == "pred" else int(bits.group(1)) if bits else 0
         total += width / 8 * math.prod(int(size.lstrip("<=")) for size in dims.split(",") if size)
@@ -164,8 +164,8 @@ class Module:
                 for each in self._walk(body, times * (1 if trips is None else trips), unbounded, running):
                     yield each if trips is not None else dataclasses.replace(each, repeats=True)
             elif opcode == "conditional":
-                branches = [list(self._walk(each, times, unbounded, running)) for each in _branches(instruction)]
-                yield from max(branches, key=lambda branch: sum(each.times * each.sent for each in branch))
+                choices = [list(self._walk(each, times, unbounded, running)) for each in branches(instruction)]
+                yield from max(choices, key=lambda choice: sum(each.times * each.sent for each in choice))
             elif opcode in ("fusion", "call", "async-start"):
                 called = instruction.attribute(r"(?:calls|to_apply)=%?([\w.\-]+)")
                 if called in self.computations:
@@ -222,7 +222,7 @@ def _identity(instruction: Instruction) -> tuple[str, str | None, str]:
     return instruction.opcode, instruction.attribute(r"channel_id=(\d+)"), re.sub(r"\{[^}]*\}", "", instruction.type)
 
 
-def _branches(instruction: Instruction) -> Sequence[str]:
+def branches(instruction: Instruction) -> Sequence[str]:
     listed = instruction.attribute(r"branch_computations=\{([^}]*)\}")
     return _NAME.findall(listed or instruction.attribute(r"(true_computation=.*?, false_computation=%[\w.\-]+)") or "")
 

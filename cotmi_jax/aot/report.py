@@ -1,4 +1,4 @@
-"""Compiles programs and reports what each needs of a device: memory, operations, communication volume."""
+"""Compiles programs and reports what each needs of a device: memory, operations, bytes moved, communication volume."""
 
 import dataclasses
 import re
@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from cotmi_jax.aot.hlo import KINDS, Collectives, read_collectives
+from cotmi_jax.aot.hlo import KINDS, Collectives, Module
 from cotmi_jax.aot.programs import Program
+from cotmi_jax.aot.roofline import Roofline, read_roofline
 from cotmi_jax.parallel.accelerators import GIB, Accelerator
 
 RESERVE = GIB  # of a device's memory, for the runtime, prefetched batches and fragmentation
@@ -47,8 +48,8 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramReport:
-    """A program compiled for a device. If it does not fit, collectives and flops_counted (XLA's count, with loop bodies
-    once) are None, and temporaries include outputs and code."""
+    """A program compiled for a device. If it does not fit, collectives, roofline and flops_counted (XLA's count, with
+    loop bodies once) are None, and temporaries include outputs and code."""
 
     program: Program
     seconds: float  # of compilation
@@ -56,6 +57,7 @@ class ProgramReport:
     capacity: float  # bytes of a device
     flops_counted: float | None
     collectives: Collectives | None
+    roofline: Roofline | None = None
 
     @property
     def fits(self) -> bool:
@@ -77,6 +79,7 @@ class ProgramReport:
             "memory": memory | {"total": self.memory.total, "capacity": self.capacity},
             "flops_model": self.program.flops,
             "flops_counted": self.flops_counted,
+            "roofline": dataclasses.asdict(self.roofline) if self.roofline else None,
             "collectives": traffic,
             "unbounded_loops": list(self.collectives.unbounded) if self.collectives else [],
             "sent_each_turn": self.collectives.sent_per_iteration() if self.collectives else 0.0,
@@ -107,8 +110,11 @@ def compile_program(
         stats.generated_code_size_in_bytes,
         program.resident,
     )
-    seconds, collectives = time.perf_counter() - start, read_collectives(text)
-    return ProgramReport(program, seconds, memory, accelerator.memory, float(cost["flops"]), collectives)
+    seconds, module = time.perf_counter() - start, Module(text)
+    roofline = read_roofline(module, bandwidth=accelerator.bandwidth, peak=accelerator.flops)
+    return ProgramReport(
+        program, seconds, memory, accelerator.memory, float(cost["flops"]), module.collectives(), roofline
+    )
 
 
 def needed_memory(message: str) -> float | None:
@@ -139,14 +145,23 @@ def format_reports(reports: Mapping[str, ProgramReport], devices: int, accelerat
     rows.append((f"  fits in {_gib(accelerator.memory)}", ["yes" if each.fits else "NO" for each in columns]))
     rows.append(("TFLOP per device", [""] * len(columns)))
     rows.append(("  of the model", [f"{each.program.flops / devices / 1e12:.3f}" for each in columns]))
-    rows.append(("  counted by XLA *", [_tera(each.flops_counted) for each in columns]))
+    rows.append(("  executed", [_of_roofline(each, "flops", 1e12, ".3f") for each in columns]))
     at_peak = [_milliseconds(each.program.flops / devices / accelerator.flops) for each in columns]
     rows.append((f"  ms at the peak of {accelerator.flops / 1e12:.0f} TFLOP/s", at_peak))
+    rows.append(("GB moved per device", [_of_roofline(each, "bytes", 1e9, ".2f") for each in columns]))
+    rows.append(("  of random bits", [_of_roofline(each, "random_bits", 1e9, ".2f") for each in columns]))
+    label = f"  ms at that peak and {accelerator.bandwidth / 1e9:,.0f} GB/s *"
+    rows.append((label, [_of_roofline(each, "seconds", 1e-3, ",.2f") for each in columns]))
+    rows.append(("  MFU in that time *", [_utilization(each, devices, accelerator) for each in columns]))
+    unbounded = [each for each in columns if each.collectives and each.collectives.unbounded]
+    if unbounded:
+        repeated = (_of_roofline(each, "seconds", 1e-3, ",.3f", iteration=True) for each in columns)
+        cells = [cell if each in unbounded else "" for each, cell in zip(columns, repeated, strict=True)]
+        rows.append(("    ms per loop iteration ≥", cells))
     rows.append(("MiB sent per device", [""] * len(columns)))
     for kind in KINDS:
         rows.append((f"  {kind}", [_sent(each, kind) for each in columns]))
     rows.append(("  total", [_sent(each, None) for each in columns]))
-    unbounded = [each for each in columns if each.collectives and each.collectives.unbounded]
     if unbounded:
         rows.append(
             ("    per loop iteration ≥", [_sent_per_iteration(each) if each in unbounded else "" for each in columns])
@@ -156,7 +171,10 @@ def format_reports(reports: Mapping[str, ProgramReport], devices: int, accelerat
         rows.append((label, [_on_links(each, accelerator) for each in columns]))
     rows.append(("compilation, s", [f"{each.seconds:.0f}" for each in columns]))
     table = _align(rows)
-    notes = ["* XLA counts the body of a loop once, and a stack of layers is a loop."]
+    notes = [
+        "* Roofline: Σ max(FLOPs / peak, bytes / bandwidth) over the instructions, without communication;",
+        "  MFU: TFLOP of the model per device / (that time · peak).",
+    ]
     if unbounded:
         notes.append(
             "≥ at least: a loop whose length depends on data counts as one iteration, which in generation is a token."
@@ -178,8 +196,19 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f}"
 
 
-def _tera(flops: float | None) -> str:
-    return "–" if flops is None else f"{flops / 1e12:.3f}"
+def _of_roofline(report: ProgramReport, name: str, unit: float, form: str, *, iteration: bool = False) -> str:
+    if report.roofline is None:
+        return "–"
+    cost = report.roofline.iteration if iteration else report.roofline.total
+    bound = "≥ " if report.collectives and report.collectives.unbounded and not iteration else ""
+    return f"{bound}{getattr(cost, name) / unit:{form}}"
+
+
+def _utilization(report: ProgramReport, devices: int, accelerator: Accelerator) -> str:
+    """Model FLOP utilization if a step took the time of the roofline; of a loop of unknown length it is unknown."""
+    if report.roofline is None or report.collectives is None or report.collectives.unbounded:
+        return "–"
+    return f"{report.program.flops / devices / accelerator.flops / report.roofline.total.seconds:.1%}"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Known accelerators: peak speed, memory and link bandwidth. Imports jax only to skip a backend."""
+"""Known accelerators: peak speed, memory, memory and link bandwidth. Imports jax only to skip a backend."""
 
 import dataclasses
 import glob
@@ -22,6 +22,7 @@ class Accelerator:
     kinds: tuple[str, ...]  # prefixes of jax.Device.device_kind, in whole words
     flops: float  # peak FLOP/s
     memory: float  # bytes
+    bandwidth: float  # of the memory, bytes/s
     # Bytes/s that a device can send over all its inter-chip links; 0: unknown. One direction, which is half of what
     # Google publishes for both (600 GB/s for v4, 400 for v5e, 1200 for v5p, 800 for v6e).
     link_bandwidth: float = 0.0
@@ -29,24 +30,24 @@ class Accelerator:
 
 # A kind that is a prefix of another is listed after it.
 ACCELERATORS = (
-    Accelerator("TPU v2", ("TPU v2",), 22.5e12, 8 * GIB),
-    Accelerator("TPU v3", ("TPU v3",), 61.5e12, 16 * GIB),
-    Accelerator("TPU v4", ("TPU v4",), 275e12, 32 * GIB, 300e9),
-    Accelerator("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 200e9),
-    Accelerator("TPU v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 600e9),
-    Accelerator("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 400e9),
-    Accelerator("NVIDIA T4", ("Tesla T4", "NVIDIA T4"), 65e12, 16e9),
-    Accelerator("NVIDIA V100", ("Tesla V100", "NVIDIA V100"), 125e12, 16e9),
-    Accelerator("NVIDIA A100 80 GB", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB"), 312e12, 80e9),
-    Accelerator("NVIDIA A100", ("NVIDIA A100",), 312e12, 40e9),
-    Accelerator("NVIDIA L40S", ("NVIDIA L40S",), 362e12, 48e9),
-    Accelerator("NVIDIA L40", ("NVIDIA L40",), 181.05e12, 48e9),
-    Accelerator("NVIDIA L4", ("NVIDIA L4",), 121e12, 24e9),
-    Accelerator("NVIDIA H200 NVL", ("NVIDIA H200 NVL",), 835e12, 141e9),
-    Accelerator("NVIDIA H200", ("NVIDIA H200",), 989.4e12, 141e9),
-    Accelerator("NVIDIA H100 NVL", ("NVIDIA H100 NVL",), 835e12, 94e9),
-    Accelerator("NVIDIA H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80e9),
-    Accelerator("NVIDIA H100", ("NVIDIA H100",), 989.4e12, 80e9),
+    Accelerator("TPU v2", ("TPU v2",), 22.5e12, 8 * GIB, 350e9),
+    Accelerator("TPU v3", ("TPU v3",), 61.5e12, 16 * GIB, 450e9),
+    Accelerator("TPU v4", ("TPU v4",), 275e12, 32 * GIB, 1228e9, 300e9),
+    Accelerator("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9),
+    Accelerator("TPU v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9),
+    Accelerator("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1640e9, 400e9),
+    Accelerator("NVIDIA T4", ("Tesla T4", "NVIDIA T4"), 65e12, 16e9, 320e9),
+    Accelerator("NVIDIA V100", ("Tesla V100", "NVIDIA V100"), 125e12, 16e9, 900e9),
+    Accelerator("NVIDIA A100 80 GB", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB"), 312e12, 80e9, 1935e9),
+    Accelerator("NVIDIA A100", ("NVIDIA A100",), 312e12, 40e9, 1555e9),
+    Accelerator("NVIDIA L40S", ("NVIDIA L40S",), 362e12, 48e9, 864e9),
+    Accelerator("NVIDIA L40", ("NVIDIA L40",), 181.05e12, 48e9, 864e9),
+    Accelerator("NVIDIA L4", ("NVIDIA L4",), 121e12, 24e9, 300e9),
+    Accelerator("NVIDIA H200 NVL", ("NVIDIA H200 NVL",), 835e12, 141e9, 4800e9),
+    Accelerator("NVIDIA H200", ("NVIDIA H200",), 989.4e12, 141e9, 4800e9),
+    Accelerator("NVIDIA H100 NVL", ("NVIDIA H100 NVL",), 835e12, 94e9, 3900e9),
+    Accelerator("NVIDIA H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80e9, 2000e9),
+    Accelerator("NVIDIA H100", ("NVIDIA H100",), 989.4e12, 80e9, 3350e9),
 )
 
 

@@ -23,7 +23,7 @@ def shrink_devices(monkeypatch: pytest.MonkeyPatch, *, shards: float) -> None:
     """Reports devices half of whose memory holds 1/shards of the parameters of runs.trained()."""
     student = load_trained(str(runs.trained()), "best").student
     memory = 2 * 4 * parameter_count(student.config)[1] / shards
-    device = Accelerator("small", ("cpu",), 1e12, memory)
+    device = Accelerator("small", ("cpu",), 1e12, memory, 1e12)
     monkeypatch.setattr(load, "find_accelerator", lambda kind: device)
 
 
