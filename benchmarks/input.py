@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # otherwise torch's copies use th
 
 import numpy as np  # noqa: E402
 
+from benchmarks.table import Options, Row, missing, run_json, shown_command  # noqa: E402
 from cotmi_jax.config import base  # noqa: E402
 from cotmi_jax.data.packing import make_batch  # noqa: E402
 from cotmi_jax.data.run_data import RunData  # noqa: E402
@@ -122,6 +123,36 @@ def measure(batches: Callable[[], Iterator[Batch]], clock: Callable[[], float]) 
     return clock() - start, total
 
 
+def rows(options: Options) -> list[Row]:
+    """Tokens per second of processor time beside the collator of transformers, and the padding of packed batches."""
+    absent = missing("torch", "transformers")
+    found = []
+    for dataset in ["arithmetic"] if options.quick else ["cqa", "svamp", "esnli", "arithmetic"]:
+        given = [f"--dataset={dataset}", f"--rounds={options.rounds}", f"--steps={2 if options.quick else 100}"]
+        given += ["--batch_size=8"] * options.quick + [f"--data_root={options.data_root}"] * bool(options.data_root)
+        given += ["--sides", "packed", *(["torch"] if not absent else [])]
+        report, command = run_json("benchmarks.input", *given), shown_command("benchmarks.input", *given)
+        ours = report["packed"]
+        padding = (
+            f"{report['shape']}: {ours['input_padding']:.1%} of inputs and {ours['target_padding']:.1%} of targets"
+        )
+        if absent:
+            padding += f"; no {' and '.join(absent)}: pip install -e '.[torch]'"
+        peer = report["torch"]["rounds"] if "torch" in report else []
+        found.append(
+            Row.of(
+                f"input pipeline, {dataset}, batch {report['batch_size']}",
+                "tokens per second and core",
+                ours["rounds"],
+                peer,
+                command=command,
+                peer_name="DataCollatorForSeq2Seq and DataLoader" * bool(peer),
+                note=f"padding of {padding}",
+            )
+        )
+    return found
+
+
 def main() -> None:
     """Parse the command line and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,13 +191,17 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
     }
     if "packed" in sides:
-        report |= {"shape": str(data.shape(shards=1)), "examples_moved": fraction_moved(data, arguments.steps)}
+        shape = data.shape(shards=1)
+        assert shape is not None
+        text = f"{shape.rows} rows of {shape.input_length}→{shape.target_length}"
+        report |= {"shape": text, "examples_moved": fraction_moved(data, arguments.steps)}
     for side, seconds_of_rounds in spent.items():
         seconds = statistics.median(seconds_of_rounds)
         padding = 1.0 - tokens / totals[side]
         report[side] = {
             "tokens_per_second_and_core": tokens.sum() / seconds,
             "milliseconds_a_batch": 1e3 * seconds / arguments.steps,
+            "rounds": [tokens.sum() / each for each in seconds_of_rounds],
             "input_padding": padding[0],
             "target_padding": padding[1],
         }

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks.table import Options, Row, run_json, shown_command
 from cotmi_jax.config import base
 from cotmi_jax.experiment import make_objective
 from cotmi_jax.models.config import preset
@@ -36,6 +37,7 @@ from cotmi_jax.training.step import make_train_step
 
 SEED = 0
 BASELINE = "dss"
+DEFAULT = "cotmi (infonce, decoder_mean)"
 
 
 def _cotmi(**mi: str) -> Objective:
@@ -48,7 +50,7 @@ def _cotmi(**mi: str) -> Objective:
 
 VARIANTS: dict[str, Objective] = {
     BASELINE: Objective("dss"),
-    "cotmi (infonce, decoder_mean)": _cotmi(estimator="infonce"),
+    DEFAULT: _cotmi(estimator="infonce"),
     "barber_agakov, vocab_max": _cotmi(estimator="barber_agakov"),
     "barber_agakov, vocab_mean": _cotmi(estimator="barber_agakov", feature="vocab_mean"),
     "released": _cotmi(estimator="released"),
@@ -102,6 +104,28 @@ def make_variant(arguments: argparse.Namespace, objective: Objective, batch: Map
     return Variant(advance, compiled.memory_analysis().temp_size_in_bytes)
 
 
+def rows(options: Options) -> list[Row]:
+    """Time of a step with the mutual-information term beside one of dss."""
+    given = [f"--rounds={options.rounds}"]
+    if options.quick:
+        given += ["--preset=tiny", "--batch_size=4", "--input_tokens=16", "--rationale_tokens=16"]
+    given += ["--variants", DEFAULT, "barber_agakov, vocab_max"]
+    report = run_json("benchmarks.mi_term", *given)
+    setup = report["set-up"]
+    return [
+        Row.of(
+            f"step with the mutual-information term, {name}, {setup['preset']}, batch {setup['batch_size']}",
+            "s",
+            report[name]["seconds"],
+            report[BASELINE]["seconds"],
+            command=shown_command("benchmarks.mi_term", *given),
+            peer_name="the same step of dss",
+            note=f"{report[name]['extra_temporaries_gb']:.4f} GB more temporaries",
+        )
+        for name in (DEFAULT, "barber_agakov, vocab_max")
+    ]
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,6 +162,7 @@ def main() -> None:
                 "seconds_per_step": statistics.median(seconds[name]),
                 "time_ratio": statistics.median(ratios),
                 "time_ratios": ratios,
+                "seconds": seconds[name],
             }
     print(json.dumps(report, indent=1))
 

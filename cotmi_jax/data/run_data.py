@@ -300,12 +300,7 @@ class RunData:
 
         It covers the batch of all processes.
         """
-        picks = self.order.picks(step - 1)
-        pairs = [
-            (tokens.inputs.lengths[picks.rows], tokens.targets.lengths[self.train.target_rows(task, *picks)])
-            for task, tokens in self.train.tasks.items()
-        ]
-        return np.concatenate(pairs, axis=1).T
+        return self.train.pair_lengths(self.order.picks(step - 1))
 
     def position(self, step: int) -> dict[str, int | str]:
         """The position in the data after `step` steps, and the fingerprint of the data."""

@@ -176,6 +176,14 @@ class TokenizedSplit:
         """Indices of a task's targets."""
         return self.rationale_rows(rows, passes) if self.tasks[task].per_rationale else rows
 
+    def pair_lengths(self, picks: Picks) -> IntArray:
+        """Input and target tokens of every sequence pair of these examples, task by task: int64 [pairs, 2]."""
+        pairs = [
+            (tokens.inputs.lengths[picks.rows], tokens.targets.lengths[self.target_rows(task, *picks)])
+            for task, tokens in self.tasks.items()
+        ]
+        return np.concatenate(pairs, axis=1).T
+
     def token_counts(self, picks: Picks) -> IntArray:
         """Input and target tokens of each example, summed over tasks: int64 [len(picks), 2]."""
         columns = [0, 0]

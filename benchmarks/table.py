@@ -1,0 +1,195 @@
+"""What a suite of benchmarks.run returns, how its commands are timed, and the table of all suites.
+
+A suite is a module with `rows(options: Options) -> list[Row]`. It measures each side in a process of its own, in turn,
+so that a change in the machine's load affects both, and gives the values of every round to `Row.of`.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import replace_file
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_PACKAGES = ("jax", "libtpu", "numpy", "torch", "transformers", "ctranslate2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Arguments of benchmarks.run that suites get.
+
+    rounds: how often each side is measured. quick: the smallest sizes, whose figures mean nothing but that the suite
+    runs. examples: of suites that process a data set. data_root: of the papers' sets; None: $COTMI_DATA_ROOT. baseline:
+    a revision of this repository to compare with; "": none.
+    """
+
+    rounds: int = 3
+    quick: bool = False
+    examples: int = 512
+    data_root: str | None = None
+    baseline: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    ours, peer: medians over the rounds, in `unit`; peer None: not measured, for the reason in `note`.
+    ratios: ours / peer of each round.
+    command: measures this row alone.
+    """
+
+    what: str
+    unit: str
+    ours: float
+    command: str
+    peer_name: str = ""
+    peer: float | None = None
+    ratios: tuple[float, ...] = ()
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        what: str,
+        unit: str,
+        ours: Sequence[float],
+        peer: Sequence[float] = (),
+        *,
+        command: str,
+        peer_name: str = "",
+        note: str = "",
+    ) -> "Row":
+        """From the values of every round, n each, or without a peer."""
+        if not peer:
+            return cls(what, unit, statistics.median(ours), command, peer_name, note=note)
+        ratios = tuple(own / other for own, other in zip(ours, peer, strict=True))
+        medians = statistics.median(ours), statistics.median(peer)
+        return cls(what, unit, medians[0], command, peer_name, medians[1], ratios, note)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the results file. ratio: the median over n rounds; interval: the smallest and the largest."""
+        found = dataclasses.asdict(self) | {"ratio": None, "interval": None, "n": len(self.ratios)}
+        if self.ratios:
+            found |= {"ratio": statistics.median(self.ratios), "interval": [min(self.ratios), max(self.ratios)]}
+        return found
+
+
+class Spent(NamedTuple):
+    """Cost of a process: seconds of wall clock, of processor time (user + system), GiB at its peak; and its output."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_gib: float
+    output: str
+
+
+def spend(command: Sequence[str], *, folder: Path = ROOT, environment: Mapping[str, str] | None = None) -> Spent:
+    """Run a command to its end; its standard error is shown. Raises UserError if it fails.
+
+    environment: variables besides those of this process. Children that the command waits for are counted.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{' '.join(command)}: exit code {process.returncode}, see its message above")
+    seconds = time.perf_counter() - start
+    return Spent(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20, output)
+
+
+def run_json(module: str, *arguments: str, folder: Path = ROOT) -> dict[str, Any]:
+    """The JSON object that `python -m MODULE ARGUMENTS` prints last, from a process of its own."""
+    output = spend([sys.executable, "-m", module, *arguments], folder=folder).output
+    return json.loads(output[output.index("{") :])
+
+
+def shown_command(module: str, *arguments: str) -> str:
+    """The command of a row, as a user types it."""
+    return f"python -m {module} {shlex.join(arguments)}"
+
+
+def missing(*packages: str) -> list[str]:
+    """Those of the packages that are not installed."""
+    return [name for name in packages if _version(name) is None]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and revision that a result was measured with."""
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "revision": revision or "not a git repository",
+        "machine": f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": {"python": platform.python_version()}
+        | {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def markdown(suites: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results of all suites as a Markdown table, and below it where and how they were measured."""
+    lines = ["| | unit | ours | peer | ours / peer | n | of |", "|---|---|--:|--:|--:|--:|---|"]
+    commands: dict[str, None] = {}
+    for result in suites.values():
+        for row in result["rows"]:
+            ratio = "–"
+            if row["ratio"] is not None:
+                low, high = row["interval"]
+                ratio = f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+            peer = "–" if row["peer"] is None else _number(row["peer"])
+            of = "; ".join(text for text in (row["peer_name"], row["note"]) if text)
+            cells = [row["what"], row["unit"], _number(row["ours"]), peer, ratio, str(row["n"] or ""), of]
+            lines.append("| " + " | ".join(cells) + " |")
+            commands[row["command"]] = None
+    lines += ["", "Measured with", ""]
+    for name, result in suites.items():
+        versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+        where = f"{result['machine']}; {versions}; revision {result['revision']}"
+        lines.append(f"* {name}, {result['date']}: {where}")
+    lines += ["", "The commands of the rows:", "", *(f"    {command}" for command in commands)]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def write_markdown(path: Path, table: str) -> None:
+    """Write a table between the markers of a page. Raises UserError for a page without them."""
+    text = path.read_text() if path.exists() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise UserError(f"--markdown={path}: the page needs one line {BEGIN} and one line {END}")
+    before, rest = text.split(BEGIN)
+    replace_file(path, f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}")
