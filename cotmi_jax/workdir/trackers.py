@@ -6,20 +6,15 @@ import importlib
 import io
 import json
 import secrets
-import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, Protocol
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar, text
-
 from cotmi_jax.errors import UserError, unknown_name
 from cotmi_jax.files import Path, is_remote, make_folder, read_json, replace_file, user_error_on_write
+from cotmi_jax.workdir.event_file import EventFile, image, scalar, text
 
 RUN_IDS_FILE = "trackers.json"  # name of a tracker → the id that it gave the run, with which a resumed run continues
 
@@ -118,54 +113,41 @@ def run_id(workdir: Path, tracker: str, make: Callable[[], str]) -> str:
 
 @register_tracker("tensorboard")
 class TensorBoard:
-    """Event files in {folder}/tensorboard, one per start; imports no tensorflow.
+    """Event files in {folder}/tensorboard, one per start; imports neither tensorflow nor torch.
 
-    Written synchronously: tensorboardX's own writer uses a thread, which ends when the disk is full, and the run would
-    wait for it forever.
+    Written synchronously: a thread that writes would end when the disk is full, and the run would wait for it forever.
     """
 
     def __init__(self, run: TrackedRun):
         self._folder = run.folder / "tensorboard"
         with user_error_on_write(self._folder):
             make_folder(self._folder)
-            # TensorBoard reads files in order of their names, which otherwise have only the second and the host.
-            self._events = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
-            # TensorBoard then drops the events of former starts from this step on.
-            self._write(Event(step=run.start + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._events = EventFile(self._folder)
+            self._events.start(run.start + 1)
             self._events.flush()
 
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._events.write_event(event)
-
-    def _summaries(self, step: int, summaries: Sequence[Summary]) -> None:
+    def _summaries(self, step: int, summaries: Iterable[bytes]) -> None:
         with user_error_on_write(self._folder):
             for summary in summaries:
-                self._write(Event(step=step, summary=summary))
+                self._events.summary(step, summary)
             self._events.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars, of which TensorBoard draws a curve each."""
-        self._summaries(step, [scalar(name, value) for name, value in values.items()])
+        self._summaries(step, (scalar(name, value) for name, value in values.items()))
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Texts, which TensorBoard renders as Markdown."""
-        self._summaries(step, [text(name, content) for name, content in texts.items()])
+        self._summaries(step, (text(name, content) for name, content in texts.items()))
 
     def images(self, step: int, images: Mapping[str, bytes]) -> None:
         """Images in the form of their files."""
-        self._summaries(step, [_image_summary(name, png) for name, png in images.items()])
+        self._summaries(step, (image(name, png) for name, png in images.items()))
 
     def close(self) -> None:
         """Close the event file."""
         with user_error_on_write(self._folder):
             self._events.close()
-
-
-def _image_summary(name: str, png: bytes) -> Summary:
-    width, height = struct.unpack(">II", png[16:24])  # of the header chunk, the first of every PNG file
-    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-    return Summary(value=[Summary.Value(tag=name, image=image)])
 
 
 def _in_one_line(error: Exception) -> str:
