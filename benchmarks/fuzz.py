@@ -188,7 +188,9 @@ def data_targets(folder: Path) -> Iterator[Target]:
         yield Target(
             name,
             path,
-            lambda skip=skip: [line.answered([{"label": "5"}]) for line in read_lines(path.open("rb"), skip=skip)],  # type: ignore[misc]
+            lambda skip=skip: [  # type: ignore[misc]
+                line.answered([{"label": "5"}]) for line in read_lines(path.open("rb"), skip=skip) if line
+            ],
             (lines, row.encode()),
         )
 

@@ -59,7 +59,7 @@ def main() -> None:
 
     from cotmi_jax.compilation_cache import use_compilation_cache
     from cotmi_jax.errors import UserError
-    from cotmi_jax.inference.lines import read_lines
+    from cotmi_jax.inference.lines import OpenStream, read_lines
     from cotmi_jax.inference.load import load_trained, parse_checkpoint_choice
     from cotmi_jax.inference.predictor import Predictor
     from cotmi_jax.models.decoding import Decoding
@@ -93,7 +93,7 @@ def main() -> None:
             scores=_SCORES.value,
         )
         skip = (lambda reason: print(f"skipped: {reason}", file=sys.stderr)) if _BAD_LINES.value == "skip" else None
-        lines = read_lines(sys.stdin.buffer, _FORMAT.value, skip)
+        lines = read_lines(OpenStream(sys.stdin.fileno()), _FORMAT.value, skip)
         for answers in predictor.answers(lines, 1 if sys.stdin.isatty() else _BATCH_SIZE.value):
             for line, samples in answers:
                 sys.stdout.buffer.write(f"{line.answered(samples)}\n".encode())

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
+import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal, Protocol
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import parse_json, user_error_on_failure
@@ -16,6 +18,48 @@ GIVEN = "given"  # field of an answer with those fields of its row whose names t
 _WHITESPACE = " \t\r\n\v\f"  # other line ends of Unicode, such as U+2028, are content
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_SHOWN = 100  # characters of a reason
+_PAUSE = 0.05  # seconds without input after which the next line is not at hand
+_READ_BYTES = 1 << 16
+_READING = "cannot read the input", "give a file, or the output of a command"
+
+
+class Stream(Protocol):
+    """What lines are read from: a binary file, or an OpenStream."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """Up to and including the next newline, of at most `limit` bytes; b"" at the end."""
+
+
+class OpenStream:
+    """The lines of a file descriptor that may stay open without input: a pipe, a socket, a terminal."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor, self._content, self._ended = descriptor, bytearray(), False
+
+    def readline(self, limit: int, /) -> bytes:
+        """As in Stream."""
+        while not self._has_line(limit):
+            self._fill()
+        end = self._content.find(b"\n", 0, limit) + 1 or limit
+        line = bytes(self._content[:end])
+        del self._content[:end]
+        return line
+
+    def pauses(self) -> bool:
+        """Whether neither a line nor the end of the input is at hand."""
+        while not self._has_line(MAX_LINE_BYTES):
+            if not select.select([self._descriptor], [], [], _PAUSE)[0]:
+                return True
+            self._fill()
+        return False
+
+    def _has_line(self, limit: int) -> bool:
+        return self._ended or len(self._content) >= limit or b"\n" in self._content
+
+    def _fill(self) -> None:
+        content = os.read(self._descriptor, _READ_BYTES)
+        self._content += content
+        self._ended = not content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +86,11 @@ class Line:
         return json.dumps(own | answer, ensure_ascii=False, allow_nan=False)
 
 
-def read_lines(stream: BinaryIO, form: Format = "auto", skip: Callable[[str], None] | None = None) -> Iterator[Line]:
-    r"""The lines of a stream, split at "\n" only, without surrounding whitespace.
+def read_lines(
+    stream: Stream, form: Format = "auto", skip: Callable[[str], None] | None = None
+) -> Iterator[Line | None]:
+    r"""The lines of a stream, split at "\n" only, without surrounding whitespace; of an OpenStream, None before each
+    line that is not at hand.
 
     form: "text", or "jsonl" for JSON objects with a text `input`; "auto": jsonl if the first line begins an object.
     skip: is called with the reason for each line that cannot be used; None: such a line raises UserError.
@@ -52,7 +99,11 @@ def read_lines(stream: BinaryIO, form: Format = "auto", skip: Callable[[str], No
       UserError: a line that cannot be used; with `skip`, if no line can.
     """
     number = usable = 0
-    for number, content in enumerate(_split(stream), 1):
+    for content in _split(stream):
+        if content is None:
+            yield None
+            continue
+        number += 1
         if number == 1:
             content = content.removeprefix(_BYTE_ORDER_MARK)
             if form == "auto":
@@ -70,17 +121,23 @@ def read_lines(stream: BinaryIO, form: Format = "auto", skip: Callable[[str], No
         raise UserError(f"none of the {number} lines of the input can be used: the lines above say why")
 
 
-def _split(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines; of one that is too long, its first MAX_LINE_BYTES + 1 bytes."""
-    while content := _read(stream):
-        rest = content
+def _split(stream: Stream) -> Iterator[bytes | None]:
+    """The lines; of one that is too long, its first MAX_LINE_BYTES + 1 bytes. None: the next one is not at hand."""
+    while True:
+        with user_error_on_failure(*_READING):
+            pauses = isinstance(stream, OpenStream) and stream.pauses()
+        if pauses:
+            yield None
+        rest = content = _read(stream)
+        if not content:
+            return
         while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
             rest = _read(stream)
         yield content
 
 
-def _read(stream: BinaryIO) -> bytes:
-    with user_error_on_failure("cannot read the input", "give a file, or the output of a command"):
+def _read(stream: Stream) -> bytes:
+    with user_error_on_failure(*_READING):
         return stream.readline(MAX_LINE_BYTES + 1)
 
 

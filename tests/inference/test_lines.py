@@ -3,17 +3,20 @@
 import errno
 import io
 import json
+import os
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.inference import lines
-from cotmi_jax.inference.lines import Line, read_lines
+from cotmi_jax.inference.lines import Line, OpenStream, read_lines
 
 
 def read(content: bytes, form: Any = "auto", skip: Any = None) -> list[Line]:
-    return list(read_lines(io.BytesIO(content), form, skip))
+    return [line for line in read_lines(io.BytesIO(content), form, skip) if line is not None]
 
 
 def test_lines_are_split_at_newlines_only() -> None:
@@ -114,3 +117,29 @@ def test_a_line_that_is_too_long_is_not_kept_in_memory(monkeypatch: pytest.Monke
     content = b"a\n" + b"b" * 10 + b"\n" + b"c" * 11 + b"\n" + b"d" * 35 + b"\nlast"
     assert [line.text for line in read(content, skip=reasons.append)] == ["a", "b" * 10, "last"]
     assert [reason.split()[1] for reason in reasons] == ["3", "4"]
+
+
+def test_lines_of_a_pipe_that_are_not_at_hand_are_announced() -> None:
+    source, sink = os.pipe()
+    found = read_lines(OpenStream(source), "jsonl", lambda reason: None)
+    os.write(sink, GOOD + b"\n" + GOOD + b"\nnot JSON\n" + GOOD[:9])
+    # A line that is skipped or incomplete is no line at hand.
+    assert [line and line.number for line in (next(found), next(found), next(found))] == [1, 2, None]
+    os.write(sink, GOOD[9:] + b"\n")
+    assert next(found) == Line(4, "1 + 1?", {"input": "1 + 1?", "id": "a"})
+    assert next(found) is None
+    threading.Timer(0.1, lambda: (os.write(sink, GOOD), os.close(sink))).start()
+    assert [line and line.number for line in found] == [5]  # waits for it; the end of a stream is no pause
+    os.close(source)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1 << 20])
+def test_an_open_stream_reads_what_a_file_reads(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_READ_BYTES", 5)
+    content = b"one\n\n\xff three\n" + b"4" * 20 + b"\nlast"
+    (tmp_path / "in").write_bytes(content)
+    with (tmp_path / "in").open("rb") as file:
+        stream, other = OpenStream(file.fileno()), io.BytesIO(content)
+        while expected := other.readline(limit):
+            assert not stream.pauses() and stream.readline(limit) == expected
+        assert not stream.pauses() and stream.readline(limit) == stream.readline(limit) == b""

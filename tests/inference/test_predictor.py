@@ -27,8 +27,8 @@ from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import measure
 from cotmi_jax.inference import generation
 from cotmi_jax.inference import predictor as predictor_module
-from cotmi_jax.inference.lines import Answer, read_lines
-from cotmi_jax.inference.predictor import Predictor
+from cotmi_jax.inference.lines import Answer, Line, read_lines
+from cotmi_jax.inference.predictor import Predictor, padded_length
 from cotmi_jax.models.decoding import Decoding, Generated
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
@@ -61,8 +61,8 @@ def params() -> dict[str, Any]:
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces generation by a student whose output is its input."""
 
-    def generate(student: Any, inputs_BxS: jax.Array, *_: Any, **__: Any) -> Generated:
-        return Generated(inputs_BxS, jnp.zeros(inputs_BxS.shape[0]))
+    def generate(student: Any, inputs_BxS: jax.Array, *_: Any, scores: bool = True) -> Generated:
+        return Generated(inputs_BxS, jnp.zeros(inputs_BxS.shape[0]) if scores else None)
 
     monkeypatch.setattr(predictor_module, "generate", generate)
     monkeypatch.setattr(generation, "generate", generate)
@@ -126,6 +126,83 @@ def test_answers_are_in_the_order_of_the_lines(echo: None, mesh: Mesh, batch_siz
     answers = predict(mesh, [f" {line}\n" for line in lines], batch_size)
     assert [answer["input"] for answer in answers] == lines
     assert [answer["label"] for answer in answers] == [f"predict: {line}" for line in lines]
+
+
+MIXED = [" ".join(["pens"] * words) for words in (3, 40, 1, 9, 70, 2, 25, 5, 33, 4, 11)]
+
+
+def observed(predictor: Predictor) -> list[tuple[int, int]]:
+    """The shapes of the inputs that the student is given from now on."""
+    shapes, generate = [], predictor._generate
+    predictor._generate = lambda params, inputs, key: (shapes.append(inputs.shape), generate(params, inputs, key))[1]
+    return shapes
+
+
+def make_predictor(mesh: Mesh, **settings: Any) -> Predictor:
+    settings = {"task": "raw", "decoding": GREEDY} | settings
+    return Predictor(STUDENT, params(), VOCABULARY, "dss", mesh, **settings)
+
+
+def test_lines_of_a_window_are_sorted_by_length_and_answered_in_order(echo: None) -> None:
+    """Windows of one, two, then four batches of two: 11 lines."""
+    with jax.set_mesh(mesh := make_mesh(data=1, devices=jax.devices()[:1])):
+        predictor = make_predictor(mesh)
+        shapes = observed(predictor)
+        lines = [Line(number, text) for number, text in enumerate(MIXED)]
+        windows = list(predictor.answers(lines, 2))
+    assert [len(window) for window in windows] == [2, 4, 5]
+    assert [(line, samples[0]["output"]) for window in windows for line, samples in window] == [
+        (line, line.text) for line in lines
+    ]
+    lengths = [len(ids) + 1 for ids in VOCABULARY.encode(MIXED)]
+    pairs = [
+        lengths[:2],
+        sorted(lengths[2:6])[2:],
+        sorted(lengths[2:6])[:2],
+        *np.split(np.sort(lengths[6:])[::-1], [2, 4]),
+    ]
+    assert shapes == [(2, padded_length(int(max(pair)))) for pair in pairs]
+
+
+def test_padded_lengths_are_few_and_at_most_a_third_is_padding() -> None:
+    lengths = [padded_length(longest) for longest in range(1, 1025)]
+    assert sorted(set(lengths)) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
+    for longest, length in enumerate(lengths, 1):
+        assert longest <= length and (length == 32 or longest > 2 * length / 3)
+
+
+def test_a_pause_of_the_input_ends_the_window_after_full_batches(echo: None, mesh: Mesh) -> None:
+    lines: list[Line | None] = [Line(number, text) for number, text in enumerate(MIXED)]
+    asked = []
+
+    def arriving() -> Iterator[Line | None]:
+        for line in [*lines[:2], None, None, *lines[2:7], None, *lines[7:]]:
+            asked.append(line)
+            yield line
+
+    answers = make_predictor(mesh).answers(arriving(), 2)
+    assert [line for line, _ in next(answers)] == lines[:2] and len(asked) == 2
+    assert [line for line, _ in next(answers)] == lines[2:6] and None not in asked[-3:]
+    # The seventh line is less than a batch: it waits for the eighth.
+    assert [line for window in answers for line, _ in window] == lines[6:]
+
+
+def test_a_short_stream_is_not_padded_to_the_batch_size(echo: None) -> None:
+    with jax.set_mesh(mesh := make_mesh(data=2, devices=jax.devices()[:2])):
+        for size, rows in ((1, [2]), (3, [4]), (8, [8]), (9, [8, 8])):
+            predictor = make_predictor(mesh)
+            shapes = observed(predictor)
+            answers = predictor.answers([Line(number, "3 pens") for number in range(size)], 8)
+            assert sum(map(len, answers)) == size and [shape[0] for shape in shapes] == rows
+
+
+def test_samples_depend_on_the_batch_size_only_by_the_place_in_a_batch(mesh: Mesh) -> None:
+    lines = [Line(number, example.input) for number, example in enumerate(EXAMPLES)]
+    sampling = Decoding("sample", max_tokens=6)
+    (one,) = make_predictor(mesh, decoding=sampling).answers(lines[:1], 32)
+    several = list(make_predictor(mesh, decoding=sampling).answers(lines, 4))
+    assert [len(window) for window in several] == [4, 4, 3]  # windows of one batch, which is not sorted
+    assert several[0][0] == one[0]
 
 
 def test_no_lines_give_no_answers(mesh: Mesh) -> None:
