@@ -1,6 +1,5 @@
 """Prediction and evaluation: which text becomes a label or a rationale; results do not depend on the batch size."""
 
-import dataclasses
 import functools
 import io
 import json
@@ -20,7 +19,7 @@ from mi_helpers import mi_config
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
-from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
+from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
@@ -255,39 +254,10 @@ def tokens(objective: str, examples: tuple[Example, ...] = EXAMPLES) -> Tokenize
     return tokenize_split(examples, VOCABULARY, objective=objective, label_type="gt", limits=TokenLimits(256, 256))
 
 
-def only(split: TokenizedSplit, row: int) -> TokenizedSplit:
-    """A split with one row of another."""
-
-    def pick(ragged: Ragged) -> Ragged:
-        return Ragged.of([ragged.flat[ragged.offsets[row] : ragged.offsets[row + 1]].tolist()])
-
-    def cut(task: TokenizedTask) -> TokenizedTask:
-        return dataclasses.replace(task, inputs=pick(task.inputs), targets=pick(task.targets))
-
-    tasks = {name: cut(task) for name, task in split.tasks.items()}
-    return TokenizedSplit(tasks, np.arange(2), split.weights[row : row + 1], np.ones(1, bool))
-
-
 def make_evaluator(mesh: Mesh, objective: str, batch_size: int = 8) -> Evaluator:
     mi_term = mi_config("barber_agakov") if objective == "cotmi" else None  # needs no critic
     evaluated = Objective(objective, mi_term=mi_term)
     return Evaluator(STUDENT, evaluated, VOCABULARY, mesh, batch_size=batch_size)
-
-
-@pytest.mark.slow
-def test_a_padded_last_batch_equals_single_examples(mesh: Mesh) -> None:
-    evaluator, split = make_evaluator(mesh, "cotmi"), tokens("cotmi")
-    rows = [only(split, row) for row in range(split.size)]
-    losses, texts = evaluator.scores(params(), split, GREEDY, ("predict", "explain"))
-    alone = [evaluator.scores(params(), row, GREEDY, ("predict", "explain")) for row in rows]
-    assert losses.keys() == {"predict", "explain", "mi", "predict_token_accuracy", "explain_token_accuracy"}
-    for name, value in losses.items():
-        task = name.removesuffix("_token_accuracy")
-        weights = [1 if name == "mi" else len(row.tasks[task].targets.flat) for row in rows]
-        np.testing.assert_allclose(value, np.average([one.losses[name] for one in alone], weights=weights), rtol=1e-5)
-    for task, written in texts.items():
-        assert written == [text for one in alone for text in one.texts[task]]
-        assert len(set(written)) > 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,147 @@
+"""Evaluation by length: results by row, equal to those of single examples; few programs; one encoding."""
+
+import functools
+from typing import Any, NamedTuple
+
+import helpers
+import jax
+import numpy as np
+import pytest
+import runs
+from jax.sharding import Mesh
+from mi_helpers import mi_config
+
+from cotmi_jax.data.example import Example
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT
+from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
+from cotmi_jax.data.tokens import TokenizedSplit, gather
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.evaluation import batches
+from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.mi_monitor import MIMonitor
+from cotmi_jax.models.decoding import Decoding, generate
+from cotmi_jax.models.student import StudentDef
+from cotmi_jax.models.t5 import T5
+from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.parallel.mesh import make_mesh
+
+quick_compilation = runs.quick_compilation
+
+VOCABULARY = Vocabulary(VOCABULARY_PATH)
+STUDENT = StudentDef.of(helpers.small_config(vocab_size=512, d_model=32, num_encoder_layers=1, num_decoder_layers=1))
+GREEDY = Decoding("greedy", max_tokens=6)
+OBJECTIVE = Objective("cotmi", mi_term=mi_config("barber_agakov"))  # without networks of its own
+WORDS = (9, 30, 2, 14, 3, 41, 6, 27, 1, 20, 35, 4, 17, 25, 8, 11, 5, 38, 22)
+EXAMPLES = tuple(
+    Example(f"a/test/{n}", " ".join([f"{n} pens"] * n), str(n), " ".join(["Then 2."] * (n % 7))) for n in WORDS
+)
+
+
+@functools.cache
+def params() -> dict[str, Any]:
+    return jax.tree.map(np.asarray, helpers.numpy_params(STUDENT))  # of no mesh
+
+
+@functools.cache
+def tokens() -> TokenizedSplit:
+    return tokenize_split(EXAMPLES, VOCABULARY, objective="cotmi", label_type="gt", limits=TokenLimits(256, 256))
+
+
+class Alone(NamedTuple):
+    """The terms of each example, (sum, weight), and its texts, by an evaluation of that example only."""
+
+    terms: list[dict[str, Any]]
+    texts: dict[str, list[str]]
+
+
+@functools.cache
+def alone() -> Alone:
+    @jax.jit
+    def run(params: Any, batch: Any) -> Any:
+        student = STUDENT.bind(params)
+        outputs = {task: generate(student, batch[task]["inputs"], GREEDY).tokens for task in (PREDICT, EXPLAIN)}
+        return OBJECTIVE.evaluate(student, batch).terms, outputs
+
+    found = [jax.device_get(run(params(), gather(tokens(), np.array([row])))) for row in range(len(EXAMPLES))]
+    texts = {task: [VOCABULARY.decode(outputs[task][0]) for _, outputs in found] for task in (PREDICT, EXPLAIN)}
+    return Alone([terms for terms, _ in found], texts)
+
+
+def small_mesh() -> Mesh:
+    return make_mesh(data=1, devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def cheap_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shape that saves a token is used."""
+    monkeypatch.setattr(batches, "_COMPILATION_TOKENS", {"cpu": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_an_evaluation_by_length_equals_that_of_single_examples(cheap_compilation: None, devices: int) -> None:
+    with jax.set_mesh(mesh := make_mesh(devices=jax.devices()[:devices])):
+        evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
+        losses, texts = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
+        again = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
+    assert texts == alone().texts and len(set(texts[PREDICT])) > 5
+    assert losses.keys() == {"predict", "explain", "mi", "predict_token_accuracy", "explain_token_accuracy"}
+    for name, value in losses.items():
+        terms = [row[name] for row in alone().terms]
+        expected = sum(term.sum for term in terms) / sum(term.weight for term in terms)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=name)
+    assert again == (losses, texts)
+    # 19 examples are three batches, each of another shape; nothing is compiled for the second evaluation.
+    assert evaluator._terms._cache_size() == 3 == evaluator._generation.generate._cache_size()  # type: ignore[attr-defined]
+
+
+def shapes_of(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, int], list[int]]]:
+    """Shape of the inputs and first tokens of the rows of every batch, in order."""
+    seen = []
+    with jax.set_mesh(mesh := small_mesh()):
+        evaluator = Evaluator(STUDENT, objective, VOCABULARY, mesh, batch_size=8)
+
+        def terms(params: Any, batch: Any) -> Any:
+            seen.append((batch[PREDICT]["inputs"].shape, np.asarray(batch[EXPLAIN]["targets"])[:, 0].tolist()))
+            return {}, {}
+
+        monkeypatch.setattr(evaluator, "_terms", terms)
+        evaluator.scores(params(), tokens(), GREEDY)
+    return seen
+
+
+def test_a_loss_that_depends_on_the_padding_keeps_the_order_of_the_split(
+    cheap_compilation: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_length = shapes_of(OBJECTIVE, monkeypatch)
+    assert len({shape for shape, _ in by_length}) == 3
+    in_order = shapes_of(Objective("cotmi", mi_term=mi_config("released")), monkeypatch)
+    assert {shape for shape, _ in in_order} == {(8, tokens().input_length)}
+    first = tokens().tasks[EXPLAIN].targets.padded(np.r_[: len(EXAMPLES), [-1] * 5], 1)[:, 0]
+    assert [token for _, row in in_order for token in row] == first.tolist()
+
+
+@pytest.mark.slow
+def test_the_encoder_runs_once_for_losses_and_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, traced = T5.encode, []
+    monkeypatch.setattr(T5, "encode", lambda *arguments: (traced.append(arguments[1].shape), encode(*arguments))[1])
+    with jax.set_mesh(mesh := small_mesh()):
+        evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
+        evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
+    assert traced == [(16, tokens().input_length)]  # the inputs of both tasks
+
+
+@pytest.mark.slow
+def test_features_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.array([3, 0, 17, 5, 4, 11, 2, 7, 9, 8, 14, 18])
+    found = []
+    with jax.set_mesh(mesh := small_mesh()):
+        monitor = MIMonitor(STUDENT, runs.tiny_config(), mesh, batch_size=4)
+        for tokens_saved, programs in ((10**9, 1), (1, 3)):  # the shape of the longest batch is that of the split
+            monkeypatch.setattr(batches, "_COMPILATION_TOKENS", {"cpu": tokens_saved})
+            found.append(monitor.features(params(), tokens(), rows))
+            assert monitor._states._cache_size() == programs  # type: ignore[attr-defined]
+    assert found[0].keys() == found[1].keys() == {"z", "v", "x", "first", "y"}
+    for name, feature in found[0].items():
+        np.testing.assert_allclose(found[1][name], feature, rtol=1e-4, atol=1e-5, err_msg=name)
