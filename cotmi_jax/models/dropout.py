@@ -2,8 +2,8 @@
 
 A block has two 32-bit words, of which every element takes 16 bits. `jax.random.bits` computes a block for every word
 and discards one of its halves. The four pieces of a block belong to elements that are a quarter of an axis (or 8 query
-rows) apart: stacked along an axis that is not the minor one, they stay in one fused loop with the multiplication. On a
-CPU an element then costs 1 to 1.5 ns, not 7, and on a TPU no random bits are written to memory.
+rows) apart. Each is compared with the rate before they are joined, so that what XLA writes to memory between the two
+loops is a byte for each element, not its random bits. On a CPU an element then costs 1 to 1.5 ns, not 7.
 
 A mask is a function of the key and of the element's global position alone: it does not depend on how an array is
 sharded, or divided into blocks. The operations are plain jax.numpy, so that Pallas kernels call the same functions.
@@ -47,9 +47,16 @@ def keep(x: Array, random: Array, rate: float) -> Array:
 
     The rate is accurate to 2^-16.
     """
-    dropped = round(rate * 2**16)
-    scale = jnp.asarray(2**16 / (2**16 - dropped), x.dtype)
-    return jnp.where(random >= jnp.uint32(dropped), x * scale, jnp.zeros((), x.dtype))
+    return _select(x, _is_kept(random, rate), rate)
+
+
+def _is_kept(random: Array, rate: float) -> Array:
+    return random >= jnp.uint32(round(rate * 2**16))
+
+
+def _select(x: Array, kept: Array, rate: float) -> Array:
+    scale = jnp.asarray(2**16 / (2**16 - round(rate * 2**16)), x.dtype)
+    return jnp.where(kept, x * scale, jnp.zeros((), x.dtype))
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -65,8 +72,8 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     for axis, size in enumerate(rows):
         row = row * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     words = threefry_2x32(seed_of(key), row, jax.lax.broadcasted_iota(jnp.uint32, shape, len(rows)))
-    random = jnp.stack(_pieces(*words), axis=-2).reshape(*rows, -1)[..., :columns]
-    return keep(x, random, rate)
+    kept = jnp.concatenate([_is_kept(piece, rate) for piece in _pieces(*words)], axis=-1)
+    return _select(x, kept[..., :columns], rate)
 
 
 def weight_dropout(weight_BxHxTxS: Array, rate: float, key: Array | None) -> Array:
@@ -75,8 +82,8 @@ def weight_dropout(weight_BxHxTxS: Array, rate: float, key: Array | None) -> Arr
         return weight_BxHxTxS
     batch, heads, queries, columns = weight_BxHxTxS.shape
     plane_BxHx1x1x1 = jnp.arange(batch * heads, dtype=jnp.uint32).reshape(batch, heads, 1, 1, 1)
-    random_BxHxTxS = random_rows(seed_of(key), plane_BxHx1x1x1, 0, -(-queries // GROUP), 0, columns)
-    return keep(weight_BxHxTxS, random_BxHxTxS[:, :, :queries], rate)
+    kept_BxHxTxS = kept_rows(seed_of(key), plane_BxHx1x1x1, 0, -(-queries // GROUP), 0, columns, rate)
+    return _select(weight_BxHxTxS, kept_BxHxTxS[:, :, :queries], rate)
 
 
 def random_rows(
@@ -88,14 +95,38 @@ def random_rows(
     plane: uint32 b·H + h, b being the example's index in the global batch; a scalar, or [..., 1, 1, 1]. Queries and
     keys may have positions up to 2^16.
     """
+    return _join_rows(_row_pieces(seed, plane, first_group, groups, first_column, columns))
+
+
+def kept_rows(
+    seed: Seed,
+    plane: Array,
+    first_group: Array | int,
+    groups: int,
+    first_column: Array | int,
+    columns: int,
+    rate: float,
+) -> Array:
+    """Which attention weights are kept, bool [..., 32·groups, columns]: where `random_rows` is not below the rate."""
+    pieces = _row_pieces(seed, plane, first_group, groups, first_column, columns)
+    return _join_rows([_is_kept(piece, rate) for piece in pieces])
+
+
+def _row_pieces(
+    seed: Seed, plane: Array, first_group: Array | int, groups: int, first_column: Array | int, columns: int
+) -> list[Array]:
+    """The pieces of the blocks of `random_rows`, each [..., groups, 8, columns]."""
     shape = (groups, GROUP // _PIECES, columns)
     group, within, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
     row = (group + jnp.asarray(first_group, jnp.uint32)) * jnp.uint32(GROUP // _PIECES) + within
     position = (row << jnp.uint32(16)) | (column + jnp.asarray(first_column, jnp.uint32))
     full = jnp.broadcast_shapes(plane.shape, shape)
-    words = threefry_2x32(seed, jnp.broadcast_to(plane, full), jnp.broadcast_to(position, full))
-    random = jnp.stack(_pieces(*words), axis=-3)  # [..., groups, 4, 8, columns]
-    return random.reshape(*full[:-3], groups * GROUP, columns)
+    return _pieces(*threefry_2x32(seed, jnp.broadcast_to(plane, full), jnp.broadcast_to(position, full)))
+
+
+def _join_rows(pieces: list[Array]) -> Array:
+    *outer, groups, _, columns = pieces[0].shape
+    return jnp.stack(pieces, axis=-3).reshape(*outer, groups * GROUP, columns)
 
 
 def _pieces(first: Array, second: Array) -> list[Array]:

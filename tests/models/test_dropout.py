@@ -77,6 +77,8 @@ def test_bits_of_attention_weights_do_not_depend_on_the_blocks() -> None:
     full = np.asarray(random_rows(seed_of(KEY), planes, 0, 3, 0, 50))
     part = random_rows(seed_of(KEY), jnp.uint32(4), 1, 2, 20, 30)
     np.testing.assert_array_equal(part, full[1, 1, GROUP:, 20:])
+    dropped = np.asarray(weight_dropout(jnp.ones((2, 3, 96, 50)), 0.1, KEY)) == 0.0
+    np.testing.assert_array_equal(dropped, full < round(0.1 * 2**16))
 
 
 @pytest.mark.parametrize("function", [dropout, weight_dropout])
