@@ -1,11 +1,11 @@
-"""Generation with a key-value cache in one jitted loop: greedy, sampling and beam search. Legend of dims in t5.py.
+"""Generation with a key-value cache: greedy, sampling, beam search. Legend of dims in t5.py; M is the number of beams.
 
-K is the number of beams here. Sequences hold the generated tokens without the decoder's start token, and pad_id after
-eos.
+Sequences hold the generated tokens without the decoder's start token, and pad_id after eos. A search is a start, a step
+and a result, so that inference/generation.py can run it in pieces.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from jax import Array
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.attention_pattern import MASKED
-from cotmi_jax.models.student import Student
-from cotmi_jax.models.t5 import Cache
+from cotmi_jax.models.incremental import Cache, Incremental, incremental
+from cotmi_jax.models.student import Student, StudentConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,22 @@ class Generated(NamedTuple):
     score: Array | None  # None if not asked for
 
 
+class Search(Protocol):
+    """A method of generation. States are pytrees with a scalar `position`, the number of tokens generated."""
+
+    def start(self, inputs_BxS: Array, encoded_BxSxD: Array, length: int) -> Any:
+        """The state before the first token, with room for `length` positions in the cache."""
+
+    def step(self, state: Any) -> Any:
+        """The state after one more token."""
+
+    def done_B(self, state: Any) -> Array:
+        """The examples whose result further steps do not change."""
+
+    def result(self, state: Any) -> Generated:
+        """What was generated."""
+
+
 def generate(
     student: Student,
     inputs_BxS: Array,
@@ -71,11 +87,9 @@ def generate(
         raise ValueError("sampling needs a key")
     if encoded_BxSxD is None:
         encoded_BxSxD = student.encode(inputs_BxS)
-    if decoding.method == "beam":
-        beam = _beam_search(student, inputs_BxS, encoded_BxSxD, decoding)
-        return beam if scores else beam._replace(score=None)
-    key = key if decoding.method == "sample" else None
-    return _left_to_right(student, inputs_BxS, encoded_BxSxD, decoding, key, scores)
+    search = make_search(incremental(student), student.config, decoding, key, scores=scores)
+    state = search.start(inputs_BxS, encoded_BxSxD, decoding.max_tokens)
+    return search.result(advance(search, state, decoding.max_tokens))
 
 
 def filter_logits(logits_BxV: Array, decoding: Decoding) -> Array:
@@ -96,7 +110,35 @@ def filter_logits(logits_BxV: Array, decoding: Decoding) -> Array:
     return logits_BxV
 
 
-class _Loop(NamedTuple):
+def make_search(
+    steps: Incremental, config: StudentConfig, decoding: Decoding, key: Array | None = None, *, scores: bool = True
+) -> Search:
+    """The search of decoding.method. Raises UserError for more beams than the vocabulary allows."""
+    if decoding.method == "beam":
+        if 2 * decoding.num_beams > config.vocab_size:
+            raise UserError(
+                f"decoding.num_beams {decoding.num_beams} is more than half of the vocabulary of {config.vocab_size} "
+                "tokens: lower it"
+            )
+        return _BeamSearch(steps, config, decoding, scores)
+    return _LeftToRight(steps, config, decoding, key if decoding.method == "sample" else None, scores)
+
+
+def advance(search: Search, state: Any, position: Array | int) -> Any:
+    """The state at that position, or earlier if all examples are done."""
+    return jax.lax.while_loop(
+        lambda state: (state.position < position) & ~search.done_B(state).all(), search.step, state
+    )
+
+
+def _argmax(x_BxV: Array) -> Array:
+    """Index of the first maximum of each row, by two reductions that vectorize, where an argmax does not."""
+    vocab = x_BxV.shape[-1]
+    first_B = jnp.where(x_BxV == x_BxV.max(axis=-1, keepdims=True), jnp.arange(vocab)[None], vocab).min(axis=-1)
+    return jnp.minimum(first_B, vocab - 1)  # a row with a NaN has no maximum
+
+
+class _Rows(NamedTuple):
     position: Array  # scalar: tokens generated so far
     token_B: Array
     tokens_BxT: Array
@@ -105,125 +147,142 @@ class _Loop(NamedTuple):
     cache: Cache
 
 
-def _left_to_right(
-    student: Student, inputs_BxS: Array, encoded_BxSxD: Array, decoding: Decoding, key: Array | None, scores: bool
-) -> Generated:
-    batch, config = inputs_BxS.shape[0], student.config
-    valid_BxS = inputs_BxS != config.pad_id
+@dataclasses.dataclass(frozen=True)
+class _LeftToRight:
+    """Greedy decoding; sampling with a key."""
 
-    def choose(logits_BxV: Array, position: Array) -> Array:
-        if key is None:
-            return jnp.argmax(logits_BxV, axis=-1)
-        return jax.random.categorical(jax.random.fold_in(key, position), filter_logits(logits_BxV, decoding))
+    steps: Incremental
+    config: StudentConfig
+    decoding: Decoding
+    key: Array | None
+    scores: bool
 
-    def body(loop: _Loop) -> _Loop:
-        logits_BxV, cache = student.decode_step(loop.token_B, loop.position, loop.cache, valid_BxS)
-        chosen_B = choose(logits_BxV, loop.position).astype(jnp.int32)
-        log_probability_B = jnp.zeros_like(loop.score_B)
-        if scores:
-            log_probability_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), chosen_B[:, None], axis=-1)[:, 0]
-        token_B = jnp.where(loop.done_B, config.pad_id, chosen_B)
-        return _Loop(
-            loop.position + 1,
+    def start(self, inputs_BxS: Array, encoded_BxSxD: Array, length: int) -> _Rows:
+        batch, pad_id = inputs_BxS.shape[0], self.config.pad_id
+        valid_BxS = inputs_BxS != pad_id
+        return _Rows(
+            jnp.zeros((), jnp.int32),
+            jnp.full((batch,), pad_id, jnp.int32),
+            jnp.full((batch, self.decoding.max_tokens), pad_id, jnp.int32),
+            jnp.zeros((batch,)),
+            ~valid_BxS.any(axis=1),  # a row of padding is done from the start and does not prolong the loop
+            self.steps.init_cache(encoded_BxSxD, valid_BxS, length, 1),
+        )
+
+    def step(self, state: _Rows) -> _Rows:
+        logits_Bx1xV, cache = self.steps.step(state.token_B[:, None], state.position, state.cache)
+        logits_BxV = logits_Bx1xV[:, 0]
+        if self.key is None:
+            chosen_B = _argmax(logits_BxV)
+        else:
+            key = jax.random.fold_in(self.key, state.position)
+            chosen_B = jax.random.categorical(key, filter_logits(logits_BxV, self.decoding))
+        score_B = state.score_B
+        if self.scores:
+            logit_B = jnp.take_along_axis(logits_BxV, chosen_B[:, None], axis=-1)[:, 0]
+            log_probability_B = logit_B - jax.nn.logsumexp(logits_BxV, axis=-1)
+            score_B = score_B + jnp.where(state.done_B, 0.0, log_probability_B)
+        token_B = jnp.where(state.done_B, self.config.pad_id, chosen_B.astype(jnp.int32))
+        return _Rows(
+            state.position + 1,
             token_B,
-            jax.lax.dynamic_update_slice_in_dim(loop.tokens_BxT, token_B[:, None], loop.position, axis=1),
-            loop.score_B + jnp.where(loop.done_B, 0.0, log_probability_B),
-            loop.done_B | (chosen_B == config.eos_id),
+            jax.lax.dynamic_update_slice_in_dim(state.tokens_BxT, token_B[:, None], state.position, axis=1),
+            score_B,
+            state.done_B | (chosen_B == self.config.eos_id),
             cache,
         )
 
-    start = _Loop(
-        jnp.zeros((), jnp.int32),
-        jnp.full((batch,), config.pad_id, jnp.int32),
-        jnp.full((batch, decoding.max_tokens), config.pad_id, jnp.int32),
-        jnp.zeros((batch,)),
-        ~valid_BxS.any(axis=1),  # a row of padding is done from the start and does not prolong the loop
-        student.init_cache(encoded_BxSxD, decoding.max_tokens),
-    )
-    end = jax.lax.while_loop(lambda loop: (loop.position < decoding.max_tokens) & ~loop.done_B.all(), body, start)
-    return Generated(end.tokens_BxT, end.score_B if scores else None)
+    def done_B(self, state: _Rows) -> Array:
+        return state.done_B
+
+    def result(self, state: _Rows) -> Generated:
+        return Generated(state.tokens_BxT, state.score_B if self.scores else None)
 
 
 class _Beams(NamedTuple):
     """Live beams, which have no eos yet, and finished ones, each in order of decreasing score."""
 
     position: Array  # scalar: tokens generated so far
-    live_BxKxT: Array
-    live_score_BxK: Array  # log-probability
-    finished_BxKxT: Array
-    finished_score_BxK: Array  # log-probability / length^length_penalty
+    live_BxMxT: Array
+    live_score_BxM: Array  # log-probability
+    finished_BxMxT: Array
+    finished_score_BxM: Array  # log-probability / length^length_penalty
     open_B: Array  # rows whose best finished beam may still change; a closed row stays closed
     cache: Cache
 
 
-def _take_beams(x_BxK: Array, index_BxN: Array) -> Array:
-    """[B, K, …] → [B, N, …]: entries of axis 1 by index."""
-    return jnp.take_along_axis(x_BxK, index_BxN.reshape(*index_BxN.shape, *[1] * (x_BxK.ndim - 2)), axis=1)
+def _take_beams(x_BxM: Array, index_BxN: Array) -> Array:
+    """[B, M, …] → [B, N, …]: entries of axis 1 by index."""
+    return jnp.take_along_axis(x_BxM, index_BxN.reshape(*index_BxN.shape, *[1] * (x_BxM.ndim - 2)), axis=1)
 
 
-def _reorder_cache(cache: Cache, index_BxK: Array) -> Cache:
-    """Give every beam the cache of its parent; entries named cross_* depend only on the inputs and stay."""
-    batch, beams = index_BxK.shape
-    index_BK = (jnp.arange(batch)[:, None] * beams + index_BxK).reshape(-1)
-    return {name: leaf if name.startswith("cross_") else leaf[:, index_BK] for name, leaf in cache.items()}
-
-
-def _beam_search(student: Student, inputs_BxS: Array, encoded_BxSxD: Array, decoding: Decoding) -> Generated:
-    """Beam search with 2K candidates a step, so that K of them stay live even if K end (Wu et al. 2016, section 7).
+@dataclasses.dataclass(frozen=True)
+class _BeamSearch:
+    """Beam search with 2M candidates a step, so that M of them stay live even if M end (Wu et al. 2016, section 7).
 
     A row stops when no live beam's score, normalized at its current length, exceeds that of its worst finished beam.
     """
-    config, beams, length = student.config, decoding.num_beams, decoding.max_tokens
-    batch, vocab = inputs_BxS.shape[0], config.vocab_size
-    valid_BxS = inputs_BxS != config.pad_id
-    valid_BKxS = jnp.repeat(valid_BxS, beams, axis=0)
-    open_B = valid_BxS.any(axis=1)  # a row of padding is closed from the start
-    if 2 * beams > vocab:
-        raise UserError(f"decoding.num_beams {beams} is more than half of the vocabulary of {vocab} tokens: lower it")
 
-    def body(state: _Beams) -> _Beams:
-        last_BxK = jnp.where(
-            state.position == 0, config.pad_id, state.live_BxKxT[:, :, jnp.maximum(state.position - 1, 0)]
-        )
-        logits_BKxV, cache = student.decode_step(last_BxK.reshape(-1), state.position, state.cache, valid_BKxS)
-        log_p_BxKxV = jax.nn.log_softmax(logits_BKxV).reshape(batch, beams, vocab)
-        total_BxKV = (state.live_score_BxK[:, :, None] + log_p_BxKxV).reshape(batch, beams * vocab)
-        score_Bx2K, index_Bx2K = jax.lax.top_k(total_BxKV, 2 * beams)
-        parent_Bx2K, token_Bx2K = index_Bx2K // vocab, (index_Bx2K % vocab).astype(jnp.int32)
-        grown_Bx2KxT = jax.lax.dynamic_update_slice_in_dim(
-            _take_beams(state.live_BxKxT, parent_Bx2K), token_Bx2K[:, :, None], state.position, axis=2
-        )
-        ends_Bx2K = (token_Bx2K == config.eos_id) | (state.position + 1 == length)
+    steps: Incremental
+    config: StudentConfig
+    decoding: Decoding
+    scores: bool
 
-        live_score_BxK, kept_BxK = jax.lax.top_k(jnp.where(ends_Bx2K, MASKED, score_Bx2K), beams)
-        # A candidate that ends is finished only if it is among the K best, and only in rows that are still open.
-        finishes_Bx2K = ends_Bx2K & (jnp.arange(2 * beams) < beams)[None, :] & state.open_B[:, None]
-        scale = (state.position + 1).astype(jnp.float32) ** decoding.length_penalty
-        normalized_Bx2K = score_Bx2K / scale
-        new_score_Bx2K = jnp.where(finishes_Bx2K, normalized_Bx2K, MASKED)
-        pool_score_Bx3K = jnp.concatenate([state.finished_score_BxK, new_score_Bx2K], axis=1)
-        finished_score_BxK, chosen_BxK = jax.lax.top_k(pool_score_Bx3K, beams)
-        pool_Bx3KxT = jnp.concatenate([state.finished_BxKxT, grown_Bx2KxT], axis=1)
+    def start(self, inputs_BxS: Array, encoded_BxSxD: Array, length: int) -> _Beams:
+        batch, beams, pad_id = inputs_BxS.shape[0], self.decoding.num_beams, self.config.pad_id
+        valid_BxS = inputs_BxS != pad_id
+        open_B = valid_BxS.any(axis=1)  # a row of padding is closed from the start
+        empty_BxMxT = jnp.full((batch, beams, self.decoding.max_tokens), pad_id, jnp.int32)
+        return _Beams(
+            jnp.zeros((), jnp.int32),
+            empty_BxMxT,
+            # All beams are equal at the start: the first step extends the first one only.
+            jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, MASKED), (batch, beams)),
+            empty_BxMxT,
+            jnp.broadcast_to(jnp.where(open_B, MASKED, 0.0)[:, None], (batch, beams)),
+            open_B,
+            self.steps.init_cache(encoded_BxSxD, valid_BxS, length, beams),
+        )
+
+    def step(self, state: _Beams) -> _Beams:
+        beams, length = self.decoding.num_beams, self.decoding.max_tokens
+        last_BxM = state.live_BxMxT[:, :, jnp.maximum(state.position - 1, 0)]
+        last_BxM = jnp.where(state.position == 0, self.config.pad_id, last_BxM)
+        logits_BxMxV, cache = self.steps.step(last_BxM, state.position, state.cache)
+        total_BxMxV = state.live_score_BxM[:, :, None] + jax.nn.log_softmax(logits_BxMxV)
+        score_Bx2M, parent_Bx2M, token_Bx2M = _best(total_BxMxV, 2 * beams)
+        grown_Bx2MxT = jax.lax.dynamic_update_slice_in_dim(
+            _take_beams(state.live_BxMxT, parent_Bx2M), token_Bx2M[:, :, None], state.position, axis=2
+        )
+        ends_Bx2M = (token_Bx2M == self.config.eos_id) | (state.position + 1 == length)
+
+        live_score_BxM, kept_BxM = jax.lax.top_k(jnp.where(ends_Bx2M, MASKED, score_Bx2M), beams)
+        # A candidate that ends is finished only if it is among the M best, and only in rows that are still open.
+        finishes_Bx2M = ends_Bx2M & (jnp.arange(2 * beams) < beams)[None, :] & state.open_B[:, None]
+        scale = (state.position + 1).astype(jnp.float32) ** self.decoding.length_penalty
+        new_score_Bx2M = jnp.where(finishes_Bx2M, score_Bx2M / scale, MASKED)
+        pool_score_Bx3M = jnp.concatenate([state.finished_score_BxM, new_score_Bx2M], axis=1)
+        finished_score_BxM, chosen_BxM = jax.lax.top_k(pool_score_Bx3M, beams)
+        pool_Bx3MxT = jnp.concatenate([state.finished_BxMxT, grown_Bx2MxT], axis=1)
         return _Beams(
             state.position + 1,
-            _take_beams(grown_Bx2KxT, kept_BxK),
-            live_score_BxK,
-            _take_beams(pool_Bx3KxT, chosen_BxK),
-            finished_score_BxK,
-            state.open_B & (live_score_BxK[:, 0] / scale > finished_score_BxK[:, -1]),
-            _reorder_cache(cache, _take_beams(parent_Bx2K, kept_BxK)),
+            _take_beams(grown_Bx2MxT, kept_BxM),
+            live_score_BxM,
+            _take_beams(pool_Bx3MxT, chosen_BxM),
+            finished_score_BxM,
+            state.open_B & (live_score_BxM[:, 0] / scale > finished_score_BxM[:, -1]),
+            self.steps.take_beams(cache, _take_beams(parent_Bx2M, kept_BxM)),
         )
 
-    empty_BxKxT = jnp.full((batch, beams, length), config.pad_id, jnp.int32)
-    start = _Beams(
-        jnp.zeros((), jnp.int32),
-        empty_BxKxT,
-        # All beams are equal at the start: the first step extends the first one only.
-        jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, MASKED), (batch, beams)),
-        empty_BxKxT,
-        jnp.broadcast_to(jnp.where(open_B, MASKED, 0.0)[:, None], (batch, beams)),
-        open_B,
-        student.init_cache(jnp.repeat(encoded_BxSxD, beams, axis=0), length),
-    )
-    end = jax.lax.while_loop(lambda state: (state.position < length) & state.open_B.any(), body, start)
-    return Generated(end.finished_BxKxT[:, 0], end.finished_score_BxK[:, 0])
+    def done_B(self, state: _Beams) -> Array:
+        return ~state.open_B
+
+    def result(self, state: _Beams) -> Generated:
+        return Generated(state.finished_BxMxT[:, 0], state.finished_score_BxM[:, 0] if self.scores else None)
+
+
+def _best(total_BxMxV: Array, number: int) -> tuple[Array, Array, Array]:
+    """The highest scores of each example over beams and tokens [B, number], with their beams and tokens."""
+    batch, beams, vocab = total_BxMxV.shape
+    score_BxN, index_BxN = jax.lax.top_k(total_BxMxV.reshape(batch, beams * vocab), number)
+    return score_BxN, index_BxN // vocab, (index_BxN % vocab).astype(jnp.int32)

@@ -113,22 +113,6 @@ class DecoderBlock(nnx.Module):
         x_BxTxD = x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD), keys[4]), self.rate, keys[5])
         return constrain_batch(x_BxTxD)
 
-    def step(self, x_Bx1xD: Array, cache: Cache, pattern: Pattern, cross_pattern: Pattern) -> tuple[Array, Cache]:
-        """One position, given this layer's cache; returns its output and its new keys and values [B, 1, H, K]."""
-        position = pattern.first_query
-        pattern = pattern if self.position is None else self.position.add_to(pattern)
-        normed_Bx1xD = self.attention_norm(x_Bx1xD)
-        key_Bx1xHxK, value_Bx1xHxK = self.attention.keys_values(normed_Bx1xD)
-        keys_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache["key"], key_Bx1xHxK, position, axis=1)
-        values_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache["value"], value_Bx1xHxK, position, axis=1)
-        x_Bx1xD = x_Bx1xD + self.attention(normed_Bx1xD, keys_BxTxHxK, values_BxTxHxK, pattern, None)
-        attended_Bx1xD = self.cross_attention(
-            self.cross_norm(x_Bx1xD), cache["cross_key"], cache["cross_value"], cross_pattern, None
-        )
-        x_Bx1xD = x_Bx1xD + attended_Bx1xD
-        x_Bx1xD = x_Bx1xD + self.mlp(self.mlp_norm(x_Bx1xD), None)
-        return x_Bx1xD, {"key": key_Bx1xHxK, "value": value_Bx1xHxK}
-
 
 class Encoder(nnx.Module):
     """Parameters of the encoder stack."""
@@ -253,43 +237,3 @@ class T5(nnx.Module):
         """Logits [B, T, V] of the targets given the inputs, both padded with pad_id."""
         encoder_key, decoder_key = _split_key(key, 2)
         return self.logits(self.decode(self.encode(inputs_BxS, encoder_key), inputs_BxS, targets_BxT, decoder_key))
-
-    def init_cache(self, encoded_BxSxD: Array, length: int) -> Cache:
-        """Key-value cache: self-attention [L, B, length, H, K] of zeros; cross-attention [L, B, S, H, K]."""
-        config = self.config
-        shape = (config.num_decoder_layers, encoded_BxSxD.shape[0], length, config.num_heads, config.d_kv)
-        _, (cross_key_LxBxSxHxK, cross_value_LxBxSxHxK) = self._run(
-            self.decoder.blocks,
-            lambda block, carry, _: (carry, block.cross_attention.keys_values(encoded_BxSxD)),
-            None,
-            None,
-            config.num_decoder_layers,
-        )
-        empty_LxBxTxHxK = jnp.zeros(shape, config.dtype)
-        return {
-            "key": empty_LxBxTxHxK,
-            "value": empty_LxBxTxHxK,
-            "cross_key": cross_key_LxBxSxHxK,
-            "cross_value": cross_value_LxBxSxHxK,
-        }
-
-    def decode_step(
-        self, token_B: Array, position: Array, cache: Cache, source_valid_BxS: Array
-    ) -> tuple[Array, Cache]:
-        """Logits [B, V] of the token after token_B, which is at a scalar position, and the cache with that position."""
-        pattern, cross_pattern = Pattern(first_query=position, causal=True), padding_pattern(source_valid_BxS, 1)
-        if self.decoder.position is not None:
-            pattern = self.decoder.position.add_to(pattern)
-        x_Bx1xD, new = self._run(
-            self.decoder.blocks,
-            lambda block, x, layer_cache: block.step(x, layer_cache, pattern, cross_pattern),
-            self._embed(token_B[:, None], None),
-            cache,
-            self.config.num_decoder_layers,
-        )
-        # Only the new position is written: if the scan returned whole caches, they would be copied for every token.
-        cache = cache | {
-            name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], position, axis=2)
-            for name in ("key", "value")
-        }
-        return self.logits(self.decoder.final_norm(x_Bx1xD))[:, 0], cache

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.incremental import incremental
 from cotmi_jax.models.module import ModuleDef, declare
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.models.t5 import shift_right
@@ -102,20 +103,21 @@ def random_batch(seed: int, rows: int, *, tasks: Sequence[str] = ("predict", "ex
 def assert_cached_logits_equal_teacher_forcing(
     student: StudentDef, params: Params, inputs_BxS: np.ndarray, targets_BxT: np.ndarray
 ) -> None:
-    """decode_step over a cache, a token at a time, gives the logits of `decode` over all targets."""
+    """Steps over a cache, a token at a time, gives the logits of `decode` over all targets."""
     length = targets_BxT.shape[1]
     previous_BxT = np.pad(targets_BxT[:, :-1], ((0, 0), (1, 0)))
 
     @jax.jit
     def both(params: Params) -> tuple[jax.Array, jax.Array]:
         bound = student.bind(params)
+        steps = incremental(bound)
 
         def step(cache: Any, token: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
-            logits_BxV, cache = bound.decode_step(token[1], token[0], cache, inputs_BxS != 0)
-            return cache, logits_BxV
+            logits_Bx1xV, cache = steps.step(token[1][:, None], token[0], cache)
+            return cache, logits_Bx1xV[:, 0]
 
         encoded_BxSxD = bound.encode(inputs_BxS)
-        cache = bound.init_cache(encoded_BxSxD, length + 3)  # longer than is used
+        cache = steps.init_cache(encoded_BxSxD, inputs_BxS != 0, length + 3, 1)  # longer than is used
         _, logits_TxBxV = jax.lax.scan(step, cache, (jnp.arange(length), previous_BxT.T))
         forced_BxTxV = bound.make_logits()(bound.decode(encoded_BxSxD, inputs_BxS, targets_BxT))
         return jnp.swapaxes(logits_TxBxV, 0, 1), forced_BxTxV
