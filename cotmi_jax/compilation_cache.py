@@ -18,7 +18,7 @@ from cotmi_jax.files import (
     user_error_on_failure,
 )
 
-_MIN_SECONDS = 0.1  # programs that compile faster are not stored
+_MIN_SECONDS = 0.0  # all programs are stored: loading takes a fraction of even the shortest compilation
 
 
 def _processor() -> str:

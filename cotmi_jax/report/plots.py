@@ -1,15 +1,12 @@
 """Plots of the mutual-information estimates of a run."""
 
 import io
-from typing import Any
-
-import matplotlib
+from typing import TYPE_CHECKING, Any
 
 from cotmi_jax.files import Path, read_json_lines, replace_file
 
-matplotlib.use("agg")  # without a display; has to precede the import of pyplot
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Measurement = dict[str, float]
 
@@ -19,7 +16,7 @@ def read_measurements(workdir: Path) -> list[Measurement]:
     return [line for line in read_json_lines(workdir / "metrics.jsonl") if "mi/plane_x_z" in line]
 
 
-def _plot_between_tasks(axes: Axes, lines: list[Measurement]) -> None:
+def _plot_between_tasks(axes: "Axes", lines: list[Measurement]) -> None:
     steps = [line["step"] for line in lines]
     names = [key[3:-8] for key in lines[0] if key.startswith("mi/") and key.endswith("_control")]
     for index, name in enumerate(names):
@@ -32,7 +29,7 @@ def _plot_between_tasks(axes: Axes, lines: list[Measurement]) -> None:
     axes.legend(frameon=False)
 
 
-def _plot_plane(axes: Axes, lines: list[Measurement]) -> Any:
+def _plot_plane(axes: "Axes", lines: list[Measurement]) -> Any:
     x, y, x_error, y_error = (
         [line[f"mi/plane_{key}"] for line in lines] for key in ("x_z", "z_y", "x_z_error", "z_y_error")
     )
@@ -48,6 +45,12 @@ def draw_information(workdir: Path, path: Path) -> bool:
     lines = read_measurements(workdir)
     if len(lines) < 2:
         return False
+    # Imported where it is needed: it takes half a second, and most evaluations draw nothing.
+    import matplotlib
+
+    matplotlib.use("agg")  # without a display; has to precede the import of pyplot
+    import matplotlib.pyplot as plt
+
     figure, (curves, plane) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     _plot_between_tasks(curves, lines)
     figure.colorbar(_plot_plane(plane, lines), ax=plane, label="training step")
