@@ -73,6 +73,26 @@ flags.register_multi_flags_validator(
 )
 
 
+# Flags that may differ between the processes of a job: places on their hosts. Of extensions the content counts.
+_BY_HOST = ("data_root", "tfds_dir", "vocabulary", "compilation_cache", "extensions")
+
+
+def _check_processes() -> None:
+    """Raises UserError where the processes of a job were given other flags, code or packages."""
+    import jax
+
+    from cotmi_jax.parallel.agreement import check_agreement
+    from cotmi_jax.workdir.provenance import code_facts, extension_contents
+
+    if jax.process_count() == 1:
+        return
+    module = flags.FLAGS.find_module_defining_flag("workdir")  # this one, under the name that it was started by
+    given = {f"--{flag.name}": flag.value for flag in flags.FLAGS.get_key_flags_for_module(module)}
+    facts = {name: value for name, value in given.items() if name[2:] not in _BY_HOST}
+    facts["--extensions"] = extension_contents(_EXTENSIONS.value)
+    check_agreement("give all the same command, code and packages", facts | code_facts())
+
+
 def main() -> None:
     """Evaluate from the flags."""
     from cotmi_jax.compilation_cache import use_compilation_cache
@@ -85,6 +105,7 @@ def main() -> None:
 
     skip_absent_tpu()
     with process_group(preemption=False, show_traceback=flags.FLAGS.traceback):
+        _check_processes()
         use_compilation_cache(_COMPILATION_CACHE.value)
         result = score(
             _WORKDIR.value or _MODEL.value,

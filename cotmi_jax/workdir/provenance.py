@@ -58,11 +58,19 @@ def start_facts(config: ConfigDict) -> dict[str, Any]:
     config: as it was given to this process. Left out are the keys that may differ by host. Of extensions the content
     of the files counts, not where they are.
     """
-    digests = extension_digests(config.extensions)
     facts: dict[str, Any] = {f"config.{key}": value for key, value in shared_settings(config).items()}
-    facts["config.extensions"] = [
+    return facts | {"config.extensions": extension_contents(config.extensions)} | code_facts()
+
+
+def extension_contents(extensions: str) -> list[str]:
+    """What config.extensions names, wherever its files are: their names with SHA-256, and modules."""
+    return [
         name if digest is None else f"{LocalPath(name).name} with SHA-256 {digest[:12]}"
-        for name, digest in digests.items()
+        for name, digest in extension_digests(extensions).items()
     ]
-    facts |= {"revision": revision(), "the source code of cotmi_jax": _source_digest()[:12]}
+
+
+def code_facts() -> dict[str, Any]:
+    """The code and packages of this process, as JSON values by name."""
+    facts = {"revision": revision(), "the source code of cotmi_jax": _source_digest()[:12]}
     return facts | {"Python": platform.python_version()} | versions()

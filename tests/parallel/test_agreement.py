@@ -95,6 +95,22 @@ def test_processes_that_were_given_different_things_do_not_train(
     assert not (tmp_path / "run.json").exists()
 
 
+@pytest.mark.slow
+def test_processes_with_different_flags_do_not_evaluate(tmp_path: Path) -> None:
+    """Places on their hosts may differ; what differs is found before a workdir is read."""
+    address, common = hosts.free_address(), [f"--workdir={tmp_path}", "--split=valid"]
+    started = [
+        hosts.start(
+            "evaluate", *common, f"--max_tokens={n}", f"--data_root=/{n}", processes=2, address=address, only=n - 3
+        )
+        for n in (3, 4)
+    ]
+    for (host,) in started:
+        result = host.result()
+        assert result.code in (2, EXIT_PEER_LOST) and result.err.count("\n") == 1, result
+        assert "differ in --max_tokens (process 0: 3; process 1: 4): give all the same command" in result.err
+
+
 def _join_quickly() -> None:
     distributed.JOIN_SECONDS = 5  # type: ignore[misc]
 
