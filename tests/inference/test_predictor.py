@@ -227,6 +227,16 @@ def test_truncation_of_an_input_is_reported(echo: None, mesh: Mesh) -> None:
         assert answer["output"] == VOCABULARY.decode(ids[:-1] if truncated else ids)
 
 
+def test_a_line_of_text_or_json_is_read_as_a_training_row_is(echo: None, mesh: Mesh) -> None:
+    texts = ["3 pens", "3  pens </s> left"]
+    answers = predict(mesh, texts)
+    assert predict(mesh, [json.dumps({"input": text}) for text in texts]) == answers
+    text = " 3 pens\nleft "  # a line of text can hold no newline
+    (answer,) = predict(mesh, [json.dumps({"input": text})], task="predict")
+    split = tokens("dss", (Example("a/train/0", text, "3", "Three."),))
+    assert answer["label"] == VOCABULARY.decode(split.tasks["predict"].inputs.flat).strip() != "predict: 3 pens left"
+
+
 @pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch(mesh: Mesh) -> None:
     lines = [example.input for example in EXAMPLES]
