@@ -5,6 +5,7 @@ import of the user's extensions.
 import hashlib
 import importlib
 import importlib.util
+import operator
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.sources.row_format import parse_fields
 from cotmi_jax.data.tokenize import TOO_LONG
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, shown
 from cotmi_jax.files import absolute
 from cotmi_jax.models.config import AttentionForm
 
@@ -219,15 +220,31 @@ _LOWEST = {
     ),
     2: ("mi.monitor.pairs",),
 }
+# Of keys that say how much memory is taken, whatever the data: more than any run uses, less than breaks a machine.
+_HIGHEST = {
+    2**20: ("batch_size", "eval.batch_size", "eval.max_decode_tokens", "mi.critic.hidden", "mi.critic.dim"),
+    2**10: ("mi.critic.layers",),
+    2**24: ("data.size",),
+}
+_MAX_GENERATED = 2**26
+
+
+def check_sizes(config: ConfigDict) -> None:
+    """Raises UserError for a number out of its range."""
+    flat = flatten(config)
+    for bounds, exceeds, word in ((_LOWEST, operator.lt, "least"), (_HIGHEST, operator.gt, "most")):
+        for bound, keys in bounds.items():
+            for key in keys:
+                if exceeds(flat[key], bound):
+                    raise UserError(f"config.{key} is {shown(flat[key])}: it must be at {word} {bound}")
+    if config.eval.batch_size * config.eval.max_decode_tokens > _MAX_GENERATED:
+        raise UserError(f"config.eval.batch_size times max_decode_tokens must be at most {_MAX_GENERATED}")
 
 
 def validate(config: ConfigDict) -> None:
     """Checks that need no data and no device. Raises UserError naming the keys and their values."""
+    check_sizes(config)
     flat = flatten(config)
-    for lowest, keys in _LOWEST.items():
-        for key in keys:
-            if flat[key] < lowest:
-                raise UserError(f"config.{key} is {flat[key]}: it must be at least {lowest}")
     if not 0 <= config.seed < 2**32:  # jax.random.key takes a seed modulo 2³²
         raise UserError(f"config.seed is {config.seed}: it must be at least 0 and below 2^32")
     if config.batch_size % config.micro_batches:

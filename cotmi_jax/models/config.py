@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, shown
 
 Remat = Literal["none", "dots", "full"]
 AttentionForm = Literal["auto", "plain", "blocked", "kernel"]
@@ -35,6 +35,7 @@ _SHAPES: dict[str, dict[str, tuple[int, int, int, int, int]]] = {
         "xxl": (4096, 64, 10240, 24, 64),
     },
 }
+_TOO_LARGE = 2**31
 T5_VOCAB_SIZE = 32128  # 32,000 pieces and 100 sentinels, padded to a multiple of 128 by the published checkpoints
 
 
@@ -80,6 +81,24 @@ class T5Config:
     scan_layers: bool = True  # one compiled layer in a loop; False unrolls: slower to compile, often faster to run
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls with parameters, everything
     attention: AttentionForm = "auto"  # how attention is computed (models/attention.py); its result is the same
+
+    def __post_init__(self) -> None:
+        """Raises UserError for sizes that no network has, which would fail, or ask for any memory, when it is built."""
+        for field in dataclasses.fields(self):
+            value, lowest = getattr(self, field.name), 0 if field.name.endswith("_id") else 1
+            if type(value) is int and not lowest <= value < _TOO_LARGE:
+                raise UserError(f"{field.name} is {shown(value)}: it must be at least {lowest} and below 2^31")
+        for name, value in (("pad_id", self.pad_id), ("eos_id", self.eos_id)):
+            if value >= self.vocab_size:
+                raise UserError(f"{name} is {value}: it must be below vocab_size {self.vocab_size}")
+        if not self.relative_max_distance > self.relative_buckets // 2 > 1:
+            raise UserError(
+                f"relative_max_distance is {self.relative_max_distance}: it must be more than half of relative_buckets "
+                f"{self.relative_buckets}, which must be at least 4"
+            )
+        for name, value in (("norm_epsilon", self.norm_epsilon), ("dropout", self.dropout)):
+            if not 0.0 <= value < 1.0:
+                raise UserError(f"{name} is {value}: it must be at least 0 and below 1")
 
     @property
     def layer_position_bias(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import base, differences, flatten, load_extensions
+from cotmi_jax.config import base, check_sizes, differences, flatten, load_extensions
 from cotmi_jax.data.vocabulary import FILES, Vocabulary, find_tokenizer
 from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import (
@@ -80,6 +80,10 @@ def _recorded_config(record: Record, path: Path) -> ConfigDict:
             raise UserError(
                 f"{path}: config.{key} is {shown(recorded.get(key))}, must be a {type(default).__name__}; {_RESTORE}"
             )
+    try:
+        check_sizes(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; {_RESTORE}") from error
     return config
 
 
@@ -171,6 +175,8 @@ def _student(config_type: type, fields: Record, path: Path) -> StudentConfig:
             raise UserError(f"{path}: student.{name} is {shown(value)}, must be a {kind.__name__}; {_RESTORE}")
     try:
         return config_type(**fields)
+    except UserError as error:
+        raise UserError(f"{path}: student.{error}; {_RESTORE}") from error
     except TypeError as error:
         raise UserError(f"{path}: student is incomplete ({one_line(str(error))}); {_RESTORE}") from error
 

@@ -61,12 +61,24 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
         ("student.gated", 1, "student.gated is 1, must be a bool"),
         ("student.norm_epsilon", [[[]]], "must be a float"),
         ("student.x\n" + "y" * 5000, 1, "student.x"),
+        # Magnitudes that would ask for any memory, or that no network has.
+        ("student.num_decoder_layers", 10**10, "student.num_decoder_layers is 10000000000: it must be at least 1 and"),
+        ("student.vocab_size", 10**400, "student.vocab_size is <integer of 1329 bits>: it must be at least 1 and"),
+        ("student.d_model", 0, "student.d_model is 0: it must be at least 1"),
+        ("student.pad_id", 512, "student.pad_id is 512: it must be below vocab_size 512"),
+        ("student.relative_max_distance", 16, "student.relative_max_distance is 16: it must be more than half of"),
+        ("student.norm_epsilon", 1e300, "student.norm_epsilon is 1e+300: it must be at least 0 and below 1"),
+        ("student.dropout", float("nan"), "student.dropout is nan"),
+        ("config.eval.batch_size", 10**9, "config.eval.batch_size is 1000000000: it must be at most 1048576"),
+        ("config.eval.batch_size", -8, "config.eval.batch_size is -8: it must be at least 1"),
+        ("config.eval.max_decode_tokens", 10**7, "config.eval.max_decode_tokens is 10000000: it must be at most"),
+        ("config.data.size", 10**10, "config.data.size is 10000000000: it must be at most"),
         ("vocabulary", 7, "is not the vocabulary of this run"),
         ("extensions", 7, ""),
     ],
     ids=str,
 )
-def test_a_record_of_wrong_types_is_refused_in_one_line(
+def test_a_record_of_wrong_types_or_sizes_is_refused_in_one_line(
     tmp_path: Path, keys: str, value: object, expected: str
 ) -> None:
     workdir = make_run(tmp_path)
@@ -77,6 +89,14 @@ def test_a_record_of_wrong_types_is_refused_in_one_line(
     with pytest.raises(UserError) as error:
         read_run(workdir)
     assert expected in one_line(error)
+
+
+def test_batches_of_too_many_generated_tokens_are_refused(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path)
+    for key in ("batch_size", "max_decode_tokens"):
+        change(workdir / "run.json", f"config.eval.{key}", 2**20)
+    with pytest.raises(UserError, match="config.eval.batch_size times max_decode_tokens must be at most 67108864"):
+        read_run(workdir)
 
 
 def test_an_incomplete_student_is_refused(tmp_path: Path) -> None:
