@@ -211,6 +211,29 @@ def test_loss_gradient_terms_and_metrics_are_those_of_the_padded_batch(name: str
         assert_same(compute(objective, packed, micro_batches=2), expected)
 
 
+def emptied(batch: Batch) -> Batch:
+    """A batch of the same shape that holds padding alone."""
+    empty = jax.tree.map(np.zeros_like, batch)
+    if "rows" in empty:
+        empty["rows"]["task"] -= 1
+        empty["examples"]["slots"] = batch["examples"]["slots"]
+    return empty
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "student"), [*((name, "toy") for name in OBJECTIVES), ("decoder_mean", "t5")])
+def test_a_batch_of_padding_has_no_loss_and_no_gradient(name: str, student: str) -> None:
+    """Padded and packed, though no term has an example to divide by."""
+    objective = OBJECTIVES[name]
+    split, shape = made(objective.tasks, 1 if name == "standard" else 3)
+    for batch in (gather(split, *picks_of(split)), pack(split, picks_of(split), shape)):
+        found = compute(objective, emptied(batch), student=student)
+        assert found["loss"] == 0.0
+        assert all(term["weight"] == 0.0 and np.isfinite(term["sum"]) for term in found["terms"].values())
+        for leaf in jax.tree.leaves(found["grads"]):
+            np.testing.assert_array_equal(leaf, 0.0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2}])
 @pytest.mark.parametrize("name", ["decoder_mean", "barber_agakov"])

@@ -125,9 +125,10 @@ def test_logits_texts_and_export_equal_those_of_transformers(
 
 
 @pytest.mark.slow
-def test_a_run_keeps_its_tokenizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["v1.1", "byt5", "mt5", "umt5"])
+def test_a_run_keeps_its_tokenizer(kind: str, tmp_path: Path) -> None:
     """Trained a step from a checkpoint, the workdir alone serves evaluation, prediction and export."""
-    make_checkpoint("umt5", tmp_path / "published")
+    make_checkpoint(kind, tmp_path / "published")
     changes = {
         "steps": 1, "eval.every": 0, "checkpoint.every": 1, "objective.name": "standard",
         "model.init": str(tmp_path / "published"), "model.scan_layers": True, "data.max_input_tokens": 32,
@@ -135,8 +136,9 @@ def test_a_run_keeps_its_tokenizer(tmp_path: Path) -> None:
     assert train(runs.tiny_config(changes), str(tmp_path / "run")) == 1
     (tmp_path / "published").rename(tmp_path / "gone")
     trained = load_trained(str(tmp_path / "run"), "latest")
-    assert trained.vocabulary.path == tmp_path / "run" / "tokenizer.json"
+    assert trained.vocabulary.path == tmp_path / "run" / KINDS[kind][2]
     assert trained.vocabulary.decode(trained.vocabulary.encode(["12 apples"])[0]) == "12 apples"
+    assert trained.student.config.model_type == KINDS[kind][0].lower()
     before = load_hf(tmp_path / "gone")[1]
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, jax.device_get(trained.params))
     assert min(jax.tree.leaves(moved)) > 0, moved

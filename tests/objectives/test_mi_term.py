@@ -94,6 +94,16 @@ def test_every_estimator_has_gradients_for_student_and_networks(name: str) -> No
     assert ("mi" in result.grads) == (name not in ("released", "barber_agakov"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TERMS)
+def test_a_batch_without_pairs_has_no_loss_and_a_finite_gradient(name: str) -> None:
+    batch = jax.tree.map(np.zeros_like, make_batch())
+    result = compiled("toy", objective_of(TERMS[name]))(make_params("toy", TERMS[name]), batch, 1.0)
+    assert float(result.loss) == 0.0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)), result.terms
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(result.grads["student"]))
+
+
 # Estimators that need the most besides scores, and those without scores.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tuba", "mine", "js", "barber_agakov_gaussian"])
