@@ -20,7 +20,6 @@ from cotmi_jax.parallel.sharding import replicated
 
 Task = Literal["predict", "explain", "both", "raw"]
 _MIN_LENGTH = 32
-_END = object()
 _WINDOW = 8  # batches of lines that are sorted by length together
 
 
@@ -175,19 +174,17 @@ class Predictor:
             answered = len(window) if ended else len(window) // batch_size * batch_size
             if answered:
                 yield self._answered(window[:answered], batch_size)
-            window, batches, first = window[answered:], min(2 * batches, last), False
+                window, batches, first = window[answered:], min(2 * batches, last), False
         if failure is not None:
             raise failure
 
     @staticmethod
     def _fill(window: list[Line], lines: Iterator[Line | None], batch_size: int, batches: int) -> bool:
-        """Add lines until the window is full, or has a batch and the next line is not at hand; True at their end."""
-        while len(window) < batches * batch_size:
-            line = next(lines, _END)
-            if line is _END:
-                return True
-            if isinstance(line, Line):
-                window.append(line)
-            elif len(window) >= batch_size:
-                break
-        return False
+        """Add lines until the window is full or the next line is not at hand; True at their end."""
+        for line in lines:
+            if line is None:
+                return False
+            window.append(line)
+            if len(window) == batches * batch_size:
+                return False
+        return True

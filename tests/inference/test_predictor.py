@@ -175,15 +175,15 @@ def test_a_pause_of_the_input_ends_the_window_after_full_batches(echo: None, mes
     asked = []
 
     def arriving() -> Iterator[Line | None]:
-        for line in [*lines[:2], None, None, *lines[2:7], None, *lines[7:]]:
+        for line in [None, *lines[:2], None, None, *lines[2:5], None, *lines[5:]]:
             asked.append(line)
             yield line
 
     answers = make_predictor(mesh).answers(arriving(), 2)
-    assert [line for line, _ in next(answers)] == lines[:2] and len(asked) == 2
-    assert [line for line, _ in next(answers)] == lines[2:6] and None not in asked[-3:]
-    # The seventh line is less than a batch: it waits for the eighth.
-    assert [line for window in answers for line, _ in window] == lines[6:]
+    assert [line for line, _ in next(answers)] == lines[:2] and asked == [None, *lines[:2]]
+    # The fifth line is less than a batch: it waits for the sixth.
+    assert [line for line, _ in next(answers)] == lines[2:4] and asked[-2:] == [lines[4], None]
+    assert [line for window in answers for line, _ in window] == lines[4:]
 
 
 def test_a_short_stream_is_not_padded_to_the_batch_size(echo: None) -> None:
@@ -191,7 +191,7 @@ def test_a_short_stream_is_not_padded_to_the_batch_size(echo: None) -> None:
         for size, rows in ((1, [2]), (3, [4]), (8, [8]), (9, [8, 8])):
             predictor = make_predictor(mesh)
             shapes = observed(predictor)
-            answers = predictor.answers([Line(number, "3 pens") for number in range(size)], 8)
+            answers = predictor.answers([None, *(Line(number, "3 pens") for number in range(size))], 8)
             assert sum(map(len, answers)) == size and [shape[0] for shape in shapes] == rows
 
 
