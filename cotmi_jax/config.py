@@ -18,7 +18,7 @@ from cotmi_jax.data.sources.row_format import parse_fields
 from cotmi_jax.data.tokenize import TOO_LONG
 from cotmi_jax.errors import UserError, shown
 from cotmi_jax.files import absolute
-from cotmi_jax.models.config import AttentionForm
+from cotmi_jax.models.config import AttentionForm, Remat
 
 
 def base() -> ConfigDict:
@@ -135,7 +135,9 @@ def _model() -> ConfigDict:
     model.scan_layers = True  # compile one layer and loop; False compiles each, often faster on CPU
     # How attention is computed: auto, plain, blocked (blocks of queries) or kernel (one fused kernel); same result.
     model.attention = "auto"
-    model.remat = "none"  # recompute in the backward pass: none, dots (all but matmuls with parameters) or full
+    # What the backward pass recomputes: none, dots (all but matmuls with parameters and the context of attention), full
+    # (all of a layer); auto: dots on accelerators, none on CPU.
+    model.remat = "auto"
     return model
 
 
@@ -257,7 +259,7 @@ def validate(config: ConfigDict) -> None:
         )
     if not 0.0 <= config.model.dropout < 1.0:
         raise UserError(f"config.model.dropout is {config.model.dropout}: it must be a probability below 1")
-    choices = {"model.dtype": ("float32", "bfloat16"), "model.remat": ("none", "dots", "full")}
+    choices = {"model.dtype": ("float32", "bfloat16"), "model.remat": get_args(Remat)}
     choices |= {"data.too_long": TOO_LONG, "model.attention": get_args(AttentionForm)}
     for key, allowed in choices.items():
         if flat[key] not in allowed:
@@ -312,6 +314,8 @@ _MAY_DIFFER = (
     "log.",
     "mesh.",
     "mi.monitor.",
+    "model.attention",
+    "model.remat",
     "profile",
     "compilation_cache",
 )

@@ -192,5 +192,7 @@ class Experiment:
         objective = make_objective(config)
         vocabulary = resumed[1] if resumed else Vocabulary(find_vocabulary(config))
         student, initial = (resumed[0], None) if resumed else make_student(config, vocabulary)
+        if isinstance(student, T5Config):
+            student = with_execution(student, config.model)  # of a resumed run it may have changed
         data = RunData.of(config, vocabulary, process_rows, process=process, processes=processes, fresh=resumed is None)
         return cls(config, vocabulary, student, initial, objective, data)

@@ -95,7 +95,7 @@ def test_an_unknown_variant_is_refused(arg: str) -> None:
         ({"model.dropout": 1.0}, "config.model.dropout is 1.0"),
         ({"model.dropout": -0.1}, "config.model.dropout is -0.1"),
         ({"model.dtype": "float16"}, "config.model.dtype is 'float16': choose one of float32, bfloat16"),
-        ({"model.remat": "all"}, "config.model.remat is 'all': choose one of none, dots, full"),
+        ({"model.remat": "all"}, "config.model.remat is 'all': choose one of auto, none, dots, full"),
         ({"profile": "all"}, "config.profile is 'all': give a step or first-last, such as 10-15, or nothing"),
         ({"profile": "0-3"}, "config.profile is '0-3'"),
         ({"profile": "15-10"}, "config.profile is '15-10'"),
@@ -155,6 +155,8 @@ def test_only_paths_intervals_and_devices_may_differ_on_resume(key: str) -> None
             "profile",
             "compilation_cache",
             "eval.metrics",
+            "model.attention",
+            "model.remat",
         ),
     ) or key.startswith(("checkpoint.", "log.", "mesh.", "mi.monitor."))
     assert found == ([] if may else [f"{key}: {value} → {other}"])

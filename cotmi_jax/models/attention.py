@@ -1,5 +1,7 @@
 """T5's attention layer, and its one function, `attend`, in several forms. Legend of the shape suffixes in t5.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +11,7 @@ from cotmi_jax.models.attention_pattern import MASKED, Pattern
 from cotmi_jax.models.config import AttentionForm, T5Config
 from cotmi_jax.models.dropout import weight_dropout
 from cotmi_jax.models.module import declare
+from cotmi_jax.models.remat import saved
 
 
 class Attention(nnx.Module):
@@ -26,19 +29,19 @@ class Attention(nnx.Module):
     def keys_values(self, x_BxSxD: Array) -> tuple[Array, Array]:
         """Keys and values [B, S, H, K] of a sequence."""
         return (
-            jnp.einsum("bsd,dhk->bshk", x_BxSxD, self.key.astype(self.dtype)),
-            jnp.einsum("bsd,dhk->bshk", x_BxSxD, self.value.astype(self.dtype)),
+            saved(jnp.einsum("bsd,dhk->bshk", x_BxSxD, self.key.astype(self.dtype))),
+            saved(jnp.einsum("bsd,dhk->bshk", x_BxSxD, self.value.astype(self.dtype))),
         )
 
     def __call__(
         self, x_BxTxD: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, pattern: Pattern, key: Array | None
     ) -> Array:
         """Outputs [B, T, D]; dropout of the attention weights is on where a key is given."""
-        query_BxTxHxK = jnp.einsum("btd,dhk->bthk", x_BxTxD, self.query.astype(self.dtype))
+        query_BxTxHxK = saved(jnp.einsum("btd,dhk->bthk", x_BxTxD, self.query.astype(self.dtype)))
         context_BxTxHxK = attend(
             query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK, pattern, key, rate=self.rate, form=self.form
         )
-        return jnp.einsum("bthk,hkd->btd", context_BxTxHxK, self.out.astype(self.dtype))
+        return jnp.einsum("bthk,hkd->btd", saved(context_BxTxHxK), self.out.astype(self.dtype))
 
 
 def attend(
@@ -70,10 +73,31 @@ def _plain(
         score_BxHxTxS = score_BxHxTxS + _repeat_per_example(bias_PxHxTxS, score_BxHxTxS.shape[0])
     visible_Bx1xTxS = pattern.visible(queries, keys)
     if visible_Bx1xTxS is not None:
-        score_BxHxTxS = jnp.where(visible_Bx1xTxS, score_BxHxTxS, MASKED)
-    weight_BxHxTxS = jax.nn.softmax(score_BxHxTxS, axis=-1).astype(values_BxSxHxK.dtype)
+        # A sum: for a select, autodiff would keep both alternatives [B, H, T, S] for the backward pass.
+        score_BxHxTxS = score_BxHxTxS + jnp.where(visible_Bx1xTxS, 0.0, MASKED)
+    weight_BxHxTxS = _softmax(score_BxHxTxS, values_BxSxHxK.dtype)
     weight_BxHxTxS = weight_dropout(weight_BxHxTxS, rate, key)
     return jnp.einsum("bhts,bshk->bthk", weight_BxHxTxS, values_BxSxHxK)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(score_BxHxTxS: Array, dtype: jnp.dtype) -> Array:
+    """Attention weights, computed in float32 and rounded to `dtype`, in which the backward pass reads them."""
+    return jax.nn.softmax(score_BxHxTxS, axis=-1).astype(dtype)
+
+
+def _softmax_forward(score_BxHxTxS: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+    weight_BxHxTxS = _softmax(score_BxHxTxS, dtype)
+    return weight_BxHxTxS, weight_BxHxTxS
+
+
+def _softmax_backward(dtype: jnp.dtype, weight_BxHxTxS: Array, d_weight_BxHxTxS: Array) -> tuple[Array]:
+    weight_BxHxTxS, d_weight_BxHxTxS = weight_BxHxTxS.astype(jnp.float32), d_weight_BxHxTxS.astype(jnp.float32)
+    mean_BxHxTx1 = (weight_BxHxTxS * d_weight_BxHxTxS).sum(axis=-1, keepdims=True)
+    return (weight_BxHxTxS * (d_weight_BxHxTxS - mean_BxHxTx1),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _repeat_per_example(bias_PxHxTxS: Array, batch: int) -> Array:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.errors import UserError, shown
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["auto", "none", "dots", "full"]
 AttentionForm = Literal["auto", "plain", "blocked", "kernel"]
 ModelType = Literal["t5", "mt5", "umt5"]
 FAMILIES = ("v1.0", "v1.1")
@@ -79,7 +79,7 @@ class T5Config:
     dropout: float = 0.1  # probability, used only when a dropout key is given
     dtype: str = "float32"  # of activations and matmuls; parameters, norms, softmax and logits stay float32
     scan_layers: bool = True  # one compiled layer in a loop; False unrolls: slower to compile, often faster to run
-    remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls with parameters, everything
+    remat: Remat = "auto"  # what the backward pass recomputes (models/remat.py)
     attention: AttentionForm = "auto"  # how attention is computed (models/attention.py); its result is the same
 
     def __post_init__(self) -> None:

@@ -55,8 +55,9 @@ def _is_kept(random: Array, rate: float) -> Array:
 
 
 def _select(x: Array, kept: Array, rate: float) -> Array:
+    """A product, since autodiff would keep the zeros of a select, as large as x, for all layers of a loop."""
     scale = jnp.asarray(2**16 / (2**16 - round(rate * 2**16)), x.dtype)
-    return jnp.where(kept, x * scale, jnp.zeros((), x.dtype))
+    return x * (kept.astype(x.dtype) * scale)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

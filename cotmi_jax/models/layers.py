@@ -12,6 +12,7 @@ from jax import Array
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.dropout import dropout
 from cotmi_jax.models.module import declare
+from cotmi_jax.models.remat import saved
 
 
 class RMSNorm(nnx.Module):
@@ -41,10 +42,10 @@ class MLP(nnx.Module):
         self.rate, self.dtype = config.dropout, config.dtype
 
     def __call__(self, x_BxTxD: Array, key: Array | None) -> Array:
-        hidden_BxTxF = x_BxTxD @ self.up.astype(self.dtype)
+        hidden_BxTxF = saved(x_BxTxD @ self.up.astype(self.dtype))
         if self.gate is None:
             hidden_BxTxF = jax.nn.relu(hidden_BxTxF)
         else:
-            gate_BxTxF = x_BxTxD @ self.gate.astype(self.dtype)
+            gate_BxTxF = saved(x_BxTxD @ self.gate.astype(self.dtype))
             hidden_BxTxF = jax.nn.gelu(gate_BxTxF, approximate=True) * hidden_BxTxF
         return dropout(hidden_BxTxF, self.rate, key) @ self.down.astype(self.dtype)

@@ -17,6 +17,7 @@ from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.dropout import dropout
 from cotmi_jax.models.layers import MLP, RMSNorm
 from cotmi_jax.models.module import declare
+from cotmi_jax.models.remat import rematerialize, saved
 from cotmi_jax.parallel.batch import constrain_batch, current_batch_shards
 
 Cache = dict[str, Array]
@@ -75,7 +76,7 @@ class EncoderBlock(nnx.Module):
         pattern = _with_position(self.position, pattern, x_BxSxD.shape[0])
         normed_BxSxD = self.attention_norm(x_BxSxD)
         attended_BxSxD = self.attention(normed_BxSxD, *self.attention.keys_values(normed_BxSxD), pattern, keys[0])
-        x_BxSxD = x_BxSxD + dropout(attended_BxSxD, self.rate, keys[1])
+        x_BxSxD = saved(x_BxSxD + dropout(attended_BxSxD, self.rate, keys[1]))
         x_BxSxD = x_BxSxD + dropout(self.mlp(self.mlp_norm(x_BxSxD), keys[2]), self.rate, keys[3])
         return constrain_batch(x_BxSxD)
 
@@ -106,10 +107,10 @@ class DecoderBlock(nnx.Module):
         pattern = _with_position(self.position, pattern, x_BxTxD.shape[0])
         normed_BxTxD = self.attention_norm(x_BxTxD)
         attended_BxTxD = self.attention(normed_BxTxD, *self.attention.keys_values(normed_BxTxD), pattern, keys[0])
-        x_BxTxD = x_BxTxD + dropout(attended_BxTxD, self.rate, keys[1])
+        x_BxTxD = saved(x_BxTxD + dropout(attended_BxTxD, self.rate, keys[1]))
         keys_values_BxSxHxK = self.cross_attention.keys_values(encoded_BxSxD)
         attended_BxTxD = self.cross_attention(self.cross_norm(x_BxTxD), *keys_values_BxSxHxK, cross_pattern, keys[2])
-        x_BxTxD = x_BxTxD + dropout(attended_BxTxD, self.rate, keys[3])
+        x_BxTxD = saved(x_BxTxD + dropout(attended_BxTxD, self.rate, keys[3]))
         x_BxTxD = x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD), keys[4]), self.rate, keys[5])
         return constrain_batch(x_BxTxD)
 
@@ -154,9 +155,7 @@ class T5(nnx.Module):
         def body(carry: Array | None, layer: tuple[object, object]) -> tuple[Array | None, object]:
             return apply(nnx.merge(graph, layer[0]), carry, layer[1])
 
-        if self.config.remat != "none":
-            save_matmuls = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            body = jax.checkpoint(body, policy=save_matmuls if self.config.remat == "dots" else None)
+        body = rematerialize(body, self.config.remat, looped=self.config.scan_layers)
         # Unrolled inside scan, not by indexing the stack in a Python loop: the gradient of each index operation would
         # be an addition to the whole stack.
         return jax.lax.scan(body, carry, (params, inputs), unroll=1 if self.config.scan_layers else num)

@@ -59,3 +59,9 @@ def _mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, ...]:
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def current_platform() -> str:
+    """Platform that a computation is traced for: cpu, tpu or gpu; that of the current mesh, else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

@@ -11,6 +11,7 @@ from helpers import assert_trees_close, numpy_params, random_ids, small_config
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.attention_pattern import POSITION_BIAS_STD, Pattern, RelativeBias, relative_buckets
 from cotmi_jax.models.config import preset
+from cotmi_jax.models.remat import rematerialize
 from cotmi_jax.models.student import Params, StudentDef, count_parameters
 
 FAMILIES = {"v1.1": dict(gated=True, tied=False), "v1.0": dict(gated=False, tied=True)}
@@ -112,7 +113,17 @@ def test_rematerialization_repeats_matmuls() -> None:
         student, params = make_student(remat=remat)
         return str(jax.make_jaxpr(jax.grad(lambda p: loss_of(student, p, make_ids())[0]))(params)).count("dot_general")
 
-    assert matmuls("none") < matmuls("dots") < matmuls("full")
+    assert matmuls("auto") == matmuls("none") < matmuls("dots") < matmuls("full")
+
+
+def test_auto_recomputes_on_accelerators_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saves_all(remat: str) -> bool:
+        layer = jnp.sin
+        return rematerialize(layer, remat, looped=True) is layer
+
+    assert [saves_all(remat) for remat in ("auto", "none", "dots", "full")] == [True, True, False, False]
+    monkeypatch.setattr("cotmi_jax.models.remat.current_platform", lambda: "tpu")
+    assert [saves_all(remat) for remat in ("auto", "none")] == [False, True]
 
 
 @pytest.mark.slow
