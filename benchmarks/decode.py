@@ -13,6 +13,7 @@ of the data is --data_root or $COTMI_DATA_ROOT.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -93,8 +94,9 @@ def jax_side(arguments: argparse.Namespace, directory: Path) -> tuple[Generate, 
     from cotmi_jax.models.decoding import Decoding
     from cotmi_jax.parallel.batch import put_batch
 
-    method = "greedy" if arguments.beams == 1 else "beam"
-    decoding = Decoding(method, max_tokens=arguments.max_tokens, num_beams=arguments.beams)
+    decoding = Decoding(max_tokens=arguments.max_tokens)
+    if arguments.beams > 1:
+        decoding = Decoding("beam", max_tokens=arguments.max_tokens, num_beams=arguments.beams)
     trained = load_trained(str(directory / "hf"), "latest")
     generation = Generation(trained.student, trained.mesh)
     params = generation.reshard(trained.params)
@@ -132,13 +134,14 @@ def transformers_side(arguments: argparse.Namespace, directory: Path) -> tuple[G
 
 
 def ctranslate2_side(arguments: argparse.Namespace, directory: Path) -> tuple[Generate, str]:
-    import ctranslate2
-    from ctranslate2.converters import TransformersConverter
     from transformers import AutoTokenizer
+
+    ctranslate2 = importlib.import_module("ctranslate2")  # an extra, without types
 
     converted = directory / "ct2"
     if not converted.exists():
-        TransformersConverter(str(directory / "hf")).convert(str(converted))
+        converters = importlib.import_module("ctranslate2.converters")
+        converters.TransformersConverter(str(directory / "hf")).convert(str(converted))
     translator = ctranslate2.Translator(
         str(converted), compute_type="float32", inter_threads=1, intra_threads=arguments.threads
     )

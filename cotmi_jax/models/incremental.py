@@ -155,12 +155,19 @@ def _write(cache_BxHxSxK: Array, new_BxMxHxK: Array, position: Array) -> Array:
 def _attend(
     query_BxMxHxK: Array, key_BxHxSxK: Array, value_BxHxSxK: Array, bias_HxS: Array | None, seen_Bx1xMxS: Array
 ) -> Array:
-    """Context [B, M, H, K] of the queries of M beams over S keys of their example; scores are float32."""
-    score_BxHxMxS = jnp.einsum("bmhk,bhsk->bhms", query_BxMxHxK, key_BxHxSxK, preferred_element_type=jnp.float32)
+    """Context [B, M, H, K] of the queries of M beams over S keys of their example; scores are float32.
+
+    The orders of the operands and of the axes are those of XLA's fast products on CPU, 2 to 6 times as fast for several
+    beams as the others, and as fast for one.
+    """
+    query_BxHxMxK = jnp.swapaxes(query_BxMxHxK, 1, 2)
+    score_BxHxSxM = jnp.einsum("bhsk,bhmk->bhsm", key_BxHxSxK, query_BxHxMxK, preferred_element_type=jnp.float32)
+    score_BxHxMxS = jnp.swapaxes(score_BxHxSxM, 2, 3)
     if bias_HxS is not None:
         score_BxHxMxS = score_BxHxMxS + bias_HxS[None, :, None]
     weight_BxHxMxS = jax.nn.softmax(jnp.where(seen_Bx1xMxS, score_BxHxMxS, MASKED), axis=-1)
-    return jnp.einsum("bhms,bhsk->bmhk", weight_BxHxMxS.astype(value_BxHxSxK.dtype), value_BxHxSxK)
+    context_BxHxMxK = jnp.einsum("bhms,bhsk->bhmk", weight_BxHxMxS.astype(value_BxHxSxK.dtype), value_BxHxSxK)
+    return jnp.swapaxes(context_BxHxMxK, 1, 2)
 
 
 class StudentSteps:
