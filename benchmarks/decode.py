@@ -104,7 +104,7 @@ def jax_side(arguments: argparse.Namespace, directory: Path) -> tuple[Generate, 
     def generate(ids: np.ndarray) -> np.ndarray:
         with jax.set_mesh(generation.mesh):
             inputs_BxS = put_batch({"inputs": ids}, generation.mesh)["inputs"]
-            return np.asarray(generation.generate(params, inputs_BxS, None, decoding=decoding))
+            return generation.tokens(params, inputs_BxS, decoding=decoding)
 
     name = f"jax {jax.__version__}, {jax.devices()[0].device_kind}"
     return lambda inputs: batched(generate, inputs, arguments.batch_size), name

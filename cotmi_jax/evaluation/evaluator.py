@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from cotmi_jax.data.example import Example
@@ -71,10 +70,10 @@ class Evaluator:
             terms, encoded_BxSxD = self._terms(params, batch)
             for task in tasks:
                 with jax.set_mesh(self._generation.mesh):
-                    tokens_BxT: Array = self._generation.generate(
+                    tokens_BxT = self._generation.tokens(
                         for_generation, batch[task]["inputs"], encoded_BxSxD[task], decoding=decoding
                     )
-                for place, ids in zip(places, np.asarray(tokens_BxT), strict=True):
+                for place, ids in zip(places, tokens_BxT, strict=True):
                     if place >= 0:
                         texts[task][place] = self._vocabulary.decode(ids)
             fetched: Terms = jax.device_get(terms)

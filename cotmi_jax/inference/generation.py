@@ -1,9 +1,13 @@
 """Generation by a student whose parameters are sharded for training. Imports no tensorflow."""
 
 import jax
+import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
-from cotmi_jax.models.decoding import generate
+from cotmi_jax.inference.segments import Segments
+from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.decoding import Decoding, generate
 from cotmi_jax.models.meshes import MeshShape, generation_mesh
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.parallel.mesh import reshape_mesh
@@ -20,6 +24,7 @@ class Generation:
 
     def __init__(self, student: StudentDef, mesh: Mesh):
         self.mesh = reshape_mesh(mesh, generation_mesh(student.config, MeshShape(*mesh.devices.shape)))
+        self._student, self._segments = student, dict[Decoding, Segments]()
         self._is_training_mesh = self.mesh == mesh
         self.shardings = param_shardings(student.shapes, student.axes, self.mesh)
         self._reshard = jax.jit(lambda params: params, out_shardings=self.shardings)
@@ -32,6 +37,16 @@ class Generation:
             static_argnames="decoding",
             out_shardings=replicated(self.mesh),
         )
+
+    def tokens(
+        self, params: Params, inputs_BxS: Array, encoded_BxSxD: Array | None = None, *, decoding: Decoding
+    ) -> np.ndarray:
+        """What `generate` returns, on the host; a T5 on a single device generates it in segments."""
+        if self.mesh.size > 1 or not isinstance(self._student.config, T5Config):
+            return np.asarray(self.generate(params, inputs_BxS, encoded_BxSxD, decoding=decoding))
+        if decoding not in self._segments:
+            self._segments[decoding] = Segments(self._student, decoding, scores=False)
+        return self._segments[decoding](params, inputs_BxS, encoded_BxSxD).tokens
 
     def reshard(self, params: Params) -> Params:
         """Parameters on the mesh of generation; unchanged if that is the mesh of training."""
