@@ -12,7 +12,7 @@ from cotmi_jax.parallel.batch import make_process_rows, put_batch
 
 # About as many padded tokens as are evaluated in the time of compiling for another shape: a small student on CPU needs
 # some seconds for either, an accelerator is faster by orders of magnitude.
-_COMPILATION_TOKENS = {"cpu": 1 << 13}
+_COMPILATION_TOKENS = {"cpu": 1 << 14}
 _COMPILATION_TOKENS_ACCELERATOR = 1 << 18
 
 
