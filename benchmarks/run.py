@@ -23,6 +23,7 @@ SUITES = {
     "train": "benchmarks.train_step",
     "input": "benchmarks.input",
     "mi": "benchmarks.mi_term",
+    "startup": "benchmarks.startup",
 }
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import replace_file
@@ -96,14 +96,20 @@ class Spent(NamedTuple):
     output: str
 
 
-def spend(command: Sequence[str], *, folder: Path = ROOT, environment: Mapping[str, str] | None = None) -> Spent:
+def spend(
+    command: Sequence[str],
+    *,
+    folder: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+    stdin: IO[str] | None = None,
+) -> Spent:
     """Run a command to its end; its standard error is shown. Raises UserError if it fails.
 
     environment: variables besides those of this process. Children that the command waits for are counted.
     """
     start = time.perf_counter()
     process = subprocess.Popen(
-        command, cwd=folder, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, text=True
+        command, cwd=folder, env={**os.environ, **(environment or {})}, stdin=stdin, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     output = process.stdout.read()
