@@ -45,9 +45,9 @@ def load(arguments: argparse.Namespace, cache: str) -> RunData:
     return RunData.of(config, vocabulary)
 
 
-def ours(data: RunData, *, packing: bool, steps: int) -> Callable[[], Iterator[Batch]]:
+def ours(data: RunData, *, packing: bool, steps: int, platform: str = "cpu") -> Callable[[], Iterator[Batch]]:
     """Batches of the first steps, made as in a run but without tf.data."""
-    shape = data.shape(shards=1) if packing else None
+    shape = data.shape(1, platform) if packing else None
 
     def batches() -> Iterator[Batch]:
         for step in range(steps):
@@ -159,6 +159,9 @@ def main() -> None:
     parser.add_argument("--dataset", default="cqa")
     parser.add_argument("--data_root")
     parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument(
+        "--platform", choices=("cpu", "gpu", "tpu"), default="cpu", help="devices that packed rows are chosen for"
+    )
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -168,7 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         data = load(arguments, cache)
         makers = {
-            "packed": lambda: ours(data, packing=True, steps=arguments.steps),
+            "packed": lambda: ours(data, packing=True, steps=arguments.steps, platform=arguments.platform),
             "padded": lambda: ours(data, packing=False, steps=arguments.steps),
             "tf.data": lambda: pipeline(data, steps=arguments.steps),
             "torch": lambda: reference(data, steps=arguments.steps),
@@ -191,7 +194,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
     }
     if "packed" in sides:
-        shape = data.shape(shards=1)
+        shape = data.shape(1, arguments.platform)
         assert shape is not None
         text = f"{shape.rows} rows of {shape.input_length}→{shape.target_length}"
         report |= {"shape": text, "examples_moved": fraction_moved(data, arguments.steps)}

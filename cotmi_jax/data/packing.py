@@ -17,6 +17,11 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
 PADDING = (0.10, 0.20)  # preferred maximum fraction of padding among input and target tokens
+# Tokens of a row at which attention, quadratic in them, costs as much as all else: by processor time on a CPU, and by
+# bytes moved on other platforms, which bound the step of an accelerator.
+_EQUAL_COST = {"cpu": 1500.0}
+_EQUAL_COST_BY_BYTES = 350.0
+_TILE = {"tpu": 128}  # to a multiple of which the last axis of an array is padded in memory
 _TRIALS = 3072  # number of examples on which a shape is tried before it is chosen
 _RESERVE = 1.03  # factor on the lengths in trials, since later batches can be harder to pack
 _CAPACITIES = (1.02, 1.04, 1.06, 1.08, 1.12, 1.18, 1.25, 1.4, 1.7, 2.0, 3.0)  # tokens of all rows per token of a batch
@@ -131,11 +136,14 @@ def _improve(size_PxK: np.ndarray, row_P: IntArray, load_RxK: np.ndarray, row: i
     return True
 
 
-def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, groups: int = 1) -> PackShape:
+def make_shape(
+    split: TokenizedSplit, order: TrainOrder, *, multiple: int, groups: int = 1, platform: str = "cpu"
+) -> PackShape:
     """The cheapest shape whose rows hold the batches of a balanced order; `multiple` divides the number of rows.
 
     Shapes with at most PADDING are preferred. The cost counts padded tokens and attention, which is quadratic in the
-    lengths. Shapes are tried on the first batches of several epochs, which use different rationales.
+    lengths and takes a larger part of the step on an accelerator: `platform` is that of the devices, cpu, gpu or tpu.
+    Shapes are tried on the first batches of several epochs, which use different rationales.
 
     Raises:
       UserError: no shape up to three times the tokens of a batch holds them.
@@ -152,7 +160,7 @@ def make_shape(split: TokenizedSplit, order: TrainOrder, *, multiple: int, group
 
     def key(shape: PackShape) -> tuple[bool, float, int]:
         padding = 1.0 - tokens / (shape.rows * np.array([shape.input_length, shape.target_length]))
-        return bool((padding > PADDING).any()), _cost(shape), shape.rows
+        return bool((padding > PADDING).any()), _cost(shape, platform), shape.rows
 
     trials = _trials(split, order, groups)
     for shape in sorted(shapes, key=key):
@@ -184,10 +192,12 @@ def _holds(pairs: _Pairs, shape: PackShape, rows: int) -> bool:
     return _place(sizes, rows, attempt=0) is not None
 
 
-def _cost(shape: PackShape) -> float:
+def _cost(shape: PackShape, platform: str) -> float:
     """Cost of a step in encoder tokens: a target token costs more, for cross attention and the vocabulary's logits."""
-    inputs, targets = shape.input_length, shape.target_length
-    return shape.rows * (inputs * (1 + inputs / 1500) + targets * (2.4 + (inputs + targets) / 1500))
+    inputs, targets, equal = shape.input_length, shape.target_length, _EQUAL_COST.get(platform, _EQUAL_COST_BY_BYTES)
+    # Positions that a query's scores are stored for.
+    keys, own_keys = (round_up(size, _TILE.get(platform, 1)) for size in (inputs, targets))
+    return shape.rows * (inputs * (1 + keys / equal) + targets * (2.4 + (keys + own_keys) / equal))
 
 
 def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: ProcessRows = ALL_ROWS) -> Batch:

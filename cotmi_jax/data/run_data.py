@@ -280,12 +280,17 @@ class RunData:
         """Tokens of the valid split."""
         return self.prepared.valid
 
-    def shape(self, shards: int) -> PackShape | None:
-        """Shape of packed batches whose rows divide into `shards` batch shards; None if batches are padded."""
+    def shape(self, shards: int, platform: str = "cpu") -> PackShape | None:
+        """Shape of packed batches whose rows divide into `shards` batch shards; None if batches are padded.
+
+        It is a function of the data, the batch size, the shards and the platform of the devices, and no part of a run's
+        record: a run that resumes on other devices packs the same examples into other rows.
+        """
         if not self.config.data.packing:
             return None
         multiple = shards * self.config.micro_batches
-        return make_shape(self.train, self.order, multiple=multiple, groups=self.process_rows.groups)
+        groups = self.process_rows.groups
+        return make_shape(self.train, self.order, multiple=multiple, groups=groups, platform=platform)
 
     def batches(self, start: int, shape: PackShape | None) -> Iterator[Batch]:
         """The rows that this process supplies of the batches from step `start` to the last."""

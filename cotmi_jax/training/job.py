@@ -128,7 +128,8 @@ def _make_run(
     owner: Owner,
 ) -> Run:
     """The run, ready for its next step. The first process writes the record of this start into the workdir."""
-    config, shape = experiment.config, experiment.data.shape(batch_shards(mesh))
+    config = experiment.config
+    shape = experiment.data.shape(batch_shards(mesh), mesh.devices.flat[0].platform)
     student = state_def.student
     state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best)
     initial = recorded_initial(workdir) if choice.latest else _initial_record(experiment)

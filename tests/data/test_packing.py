@@ -109,6 +109,23 @@ def test_the_batch_does_not_depend_on_the_number_of_hosts() -> None:
         group_picks(split, picks, ProcessRows(0, 3))
 
 
+def test_accelerators_get_other_rows_of_the_same_batches() -> None:
+    split = random_split(150, inputs=(2, 70), explanations=(2, 40))
+    order = make_order(split, 64)
+    cpu, gpu = (make_shape(split, order, multiple=1, platform=name) for name in ("cpu", "gpu"))
+    assert cpu == make_shape(split, order, multiple=1)
+    assert gpu.rows > cpu.rows and gpu.input_length < cpu.input_length
+    for step in range(3):
+        tokens = [np.sort(pack(split, order.picks(step), shape)["rows"]["targets"], axis=None) for shape in (cpu, gpu)]
+        np.testing.assert_array_equal(*(each[each > 0] for each in tokens))
+
+
+def test_rows_shorter_than_a_tile_save_no_bytes_on_tpu() -> None:
+    long, short = PackShape(26, 256, 96, segments=8), PackShape(33, 208, 80, segments=7)  # of CommonsenseQA
+    cheaper = {name: packing._cost(short, name) < packing._cost(long, name) for name in ("cpu", "gpu", "tpu")}
+    assert cheaper == {"cpu": False, "gpu": True, "tpu": False}
+
+
 def test_one_shape_holds_every_batch_of_many_epochs() -> None:
     split = random_split(150, inputs=(2, 70), explanations=(2, 40))
     order = make_order(split, 16)
