@@ -5,7 +5,9 @@ from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imp
 from absl import flags
 
 _CONFIG = cli.define_config()
-_TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice, such as v5e-64, or its grid of chips, v5e:8x8.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "A TPU slice, such as v5e-64, or its grid of chips, v5e:8x8; or h100, one GPU."
+)
 _ROWS = flags.DEFINE_integer("rows", 0, "Rows of a packed batch; 0: as many as config.batch_size.", lower_bound=0)
 _INPUT = flags.DEFINE_integer("input_length", 0, "Input tokens a row; 0: data.max_input_tokens.", lower_bound=0)
 _TARGET = flags.DEFINE_integer("target_length", 0, "Target tokens a row; 0: data.max_target_tokens.", lower_bound=0)
@@ -27,7 +29,7 @@ def main() -> int:
     from pathlib import Path
 
     from cotmi_jax.aot.programs import check_names, default_shape, programs, summary
-    from cotmi_jax.aot.report import QUICK, compile_program, format_reports, shortage
+    from cotmi_jax.aot.report import compile_program, compiler_options, format_reports, shortage
     from cotmi_jax.aot.topology import topology_devices
     from cotmi_jax.files import replace_file, user_error_on_failure
     from cotmi_jax.parallel.accelerators import find_accelerator
@@ -43,7 +45,8 @@ def main() -> int:
     print(summary(config, mesh, _TOPOLOGY.value, accelerator.name), flush=True)
     with jax.set_mesh(mesh):
         for name in names:
-            reports[name] = compile_program(available[name], accelerator, QUICK if _QUICK.value else None)
+            options = compiler_options(accelerator, quick=_QUICK.value)
+            reports[name] = compile_program(available[name], accelerator, options)
     print(format_reports(reports, len(devices), accelerator))
     if _JSON.value:
         head = {"topology": _TOPOLOGY.value, "device": accelerator.name, "mesh": dict(mesh.shape)}

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from cotmi_jax.aot.gpu import GPU_OPTIONS
 from cotmi_jax.aot.hlo import KINDS, Collectives, Module
 from cotmi_jax.aot.programs import Program
 from cotmi_jax.aot.roofline import Roofline, read_roofline
@@ -26,6 +27,15 @@ QUICK: dict[str, float | str] = (
     if hasattr(jax.config, "jax_exec_time_optimization_effort")
     else {"optimization_level": "O1"}
 )
+
+
+def compiler_options(accelerator: Accelerator, *, quick: bool) -> Mapping[str, Any]:
+    """Options of compile_program; `quick` has no effect on GPUs."""
+    if accelerator.name.startswith("NVIDIA"):
+        return GPU_OPTIONS
+    return QUICK if quick else {}
+
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -48,8 +58,8 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramReport:
-    """A program compiled for a device. If it does not fit, collectives, roofline and flops_counted (XLA's count, with
-    loop bodies once) are None, and temporaries include outputs and code."""
+    """A program compiled for a device. If it does not fit, collectives and roofline are None, and temporaries include
+    outputs and code. flops_counted: XLA's count, with loop bodies once; None too for a GPU."""
 
     program: Program
     seconds: float  # of compilation
@@ -102,7 +112,7 @@ def compile_program(
         memory = Memory(program.arguments, 0.0, max(0.0, needed - program.arguments), 0.0, program.resident)
         return ProgramReport(program, time.perf_counter() - start, memory, accelerator.memory, None, None)
     stats, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    assert stats is not None and cost is not None and text is not None, "the TPU compiler gives all three"
+    assert stats is not None and text is not None, "the compilers of TPU and GPU give both"
     memory = Memory(
         stats.argument_size_in_bytes,
         stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -113,7 +123,13 @@ def compile_program(
     seconds, module = time.perf_counter() - start, Module(text)
     roofline = read_roofline(module, bandwidth=accelerator.bandwidth, peak=accelerator.flops)
     return ProgramReport(
-        program, seconds, memory, accelerator.memory, float(cost["flops"]), module.collectives(), roofline
+        program,
+        seconds,
+        memory,
+        accelerator.memory,
+        float(cost["flops"]) if cost else None,
+        module.collectives(),
+        roofline,
     )
 
 

@@ -1,4 +1,4 @@
-"""Devices of a TPU slice to compile for, without the slice: any machine that has libtpu can do it."""
+"""Devices of a TPU slice to compile for, without the slice: any machine that has libtpu can do it. Or a GPU."""
 
 import importlib.util
 import math
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from cotmi_jax.aot.gpu import GPU, gpu_devices
 from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.accelerators import set_libtpu_stack_size
 
@@ -77,7 +78,12 @@ def grid(name: str) -> str:
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
-    """The devices of a slice, to compile for. Raises UserError for an unknown slice, and if libtpu is missing."""
+    """The devices of a slice, to compile for, or h100, one GPU.
+
+    Raises UserError for an unknown slice, and if libtpu, or for a GPU the CUDA plugin, is missing.
+    """
+    if name == GPU:
+        return gpu_devices()
     layout = grid(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for TPUs needs libtpu: pip install -e '.[tpu]' (in the repository)")
