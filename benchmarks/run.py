@@ -21,9 +21,11 @@ from cotmi_jax.files import replace_file
 # In the order of the table. Each module has rows(options: Options) -> list[Row].
 SUITES = {
     "train": "benchmarks.train_step",
+    "evaluate": "benchmarks.evaluate",
     "input": "benchmarks.input",
     "mi": "benchmarks.mi_term",
     "startup": "benchmarks.startup",
+    "compile": "benchmarks.compile",
 }
 
 

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import quickstart
 from benchmarks.table import Options, Row, missing, run_json, shown_command
 from cotmi_jax.config import base, validate
 from cotmi_jax.data.order import TrainOrder
@@ -97,16 +98,17 @@ def jax_steps(config: ConfigDict, student: Any, device: str) -> Callable[[Batch]
     from cotmi_jax.training.step import make_train_step
 
     mesh = make_mesh(devices=jax.devices(device)[:1])
-    jax.set_mesh(mesh)
     schedule = optax.constant_schedule(LEARNING_RATE)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
-    state_def, objective = StateDef.of(StudentDef.of(student), optimizer, mesh), make_objective(config)
-    step = make_train_step(state_def, objective, schedule)
-    state, streams = state_def.init(stream_key(SEED, "init")), train_streams(SEED)
+    with jax.set_mesh(mesh):
+        state_def, objective = StateDef.of(StudentDef.of(student), optimizer, mesh), make_objective(config)
+        step = make_train_step(state_def, objective, schedule)
+        state, streams = state_def.init(stream_key(SEED, "init")), train_streams(SEED)
 
     def run(batch: Batch) -> float:
         nonlocal state
-        state, metrics = step(state, put_batch(batch, mesh), streams)
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, put_batch(batch, mesh), streams)
         return float(metrics["loss"])
 
     return run
@@ -241,7 +243,7 @@ def compare(arguments: argparse.Namespace, given: list[str]) -> dict[str, Any]:
 
 
 def rows(options: Options) -> list[Row]:
-    """Examples/s and peak memory of CommonsenseQA and e-SNLI beside torch."""
+    """Examples/s and peak memory of CommonsenseQA and e-SNLI beside torch, and the step of the quickstart."""
     found = []
     steps = 2 if options.quick else 4
     absent = missing("torch", "transformers")
@@ -271,7 +273,7 @@ def rows(options: Options) -> list[Row]:
         ):
             values = [list(map(value, side)) for side in (ours, torch)]
             found.append(Row.of(label, unit, *values, command=command, peer_name=name, note=note))
-    return found
+    return [*found, *quickstart.rows(options)]
 
 
 def main() -> int:
