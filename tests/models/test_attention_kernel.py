@@ -196,7 +196,7 @@ def test_what_is_unsupported_is_said() -> None:
             "rows of 9216 → 9216 tokens need 45 MiB of vector memory, of which 40 may be used"
         )
     with jax.set_mesh(make_mesh(devices=topology_devices("v4-8"))):
-        text = unsupported(*[shape(8, 2048, 12, 64)] * 2, pattern)
+        text = unsupported(*[shape(8, 3072, 12, 64)] * 2, pattern)
         assert text is not None and text.endswith("of which 12 may be used")
 
 
