@@ -11,15 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from cotmi_jax.models.attention_pattern import Pattern
 from cotmi_jax.models.attention_tiles import LANES, Operands, Static, backward, forward
 from cotmi_jax.models.dropout import seed_of
+from cotmi_jax.models.remat import saved
 from cotmi_jax.parallel.mesh import BATCH_AXES, batch_shards
 
-SAVED = "attention_kernel"  # checkpoint_name of the two results that the backward pass needs
 TILE = 128  # positions of a tile
 _ROWS = 16  # of bfloat16 in a register: shorter tiles have a multiple
 _SIZES = (64, 128)  # of heads, which fill the lanes of a register in pairs or singly
@@ -157,14 +156,14 @@ def _attention(static: Static, operands: Operands) -> Array:
 
 
 def _attention_forward(static: Static, operands: Operands) -> tuple[Array, tuple[Operands, Array, Array]]:
-    context_BxTxD, lse_BxNxGxT = (checkpoint_name(x, SAVED) for x in forward(static, operands))
+    context_BxTxD, lse_BxNxGxT = (saved(x) for x in forward(static, operands))
     return context_BxTxD, (operands, context_BxTxD, lse_BxNxGxT)
 
 
 def _attention_backward(
-    static: Static, saved: tuple[Operands, Array, Array], d_context_BxTxD: Array
+    static: Static, residuals: tuple[Operands, Array, Array], d_context_BxTxD: Array
 ) -> tuple[Operands]:
-    return (backward(static, *saved, d_context_BxTxD),)
+    return (backward(static, *residuals, d_context_BxTxD),)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
