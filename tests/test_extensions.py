@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -84,11 +83,12 @@ def test_the_record_of_a_run_names_files_absolutely(monkeypatch: pytest.MonkeyPa
 
 
 def test_training_and_reading_a_workdir_load_its_extensions(study: Path, executed: list[str], tmp_path: Path) -> None:
-    config = runs.tiny_config({"extensions": str(study)})
+    config, workdir = runs.tiny_config({"extensions": str(study)}), tmp_path / "run"
+    workdir.mkdir()
+    runs.make_record(workdir)
     with pytest.raises(UserError, match="another config"):
-        train(config, str(shutil.copytree(runs.trained(), tmp_path / "other")))
+        train(config, str(workdir))
     assert len(executed) == 1
-    workdir = shutil.copytree(runs.trained(), tmp_path / "run")
     record = workdir / "run.json"
     record.write_text(record.read_text().replace('"extensions": ""', f'"extensions": "{study.with_name("gone.py")}"'))
     with pytest.raises(UserError, match=r"gone.py: restore it, or correct its path \(of a run: in run.json\)$"):

@@ -1,6 +1,5 @@
 """The README's commands, run at smoke size in the order of the page."""
 
-import os
 import re
 import subprocess
 import sys
@@ -36,11 +35,7 @@ def test_make_targets_exist() -> None:
 @pytest.mark.slow
 def test_commands_run(data_root: Path, tmp_path: Path) -> None:
     """Each line as a shell runs it: recipes at smoke size, from random parameters, workdirs in a temporary folder."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    environment["COTMI_DATA_ROOT"] = str(data_root)
-    # Compiling is most of what these commands do.
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(runs.EXECUTABLES)}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment = runs.quick_environment() | {"COTMI_DATA_ROOT": str(data_root)}
     demo = f"{sys.executable} -m cotmi_jax.train --config={REPOSITORY}/configs/quickstart.py --workdir=runs/demo"
     run = re.compile(r"cotmi_jax\.|> questions\.jsonl|--dry-run")
     commands = [demo, *filter(run.search, shell_lines())]
@@ -50,7 +45,10 @@ def test_commands_run(data_root: Path, tmp_path: Path) -> None:
         environment |= {"OPENAI_BASE_URL": teacher.url, "OPENAI_API_KEY": "none"}
         run_commands(commands, tmp_path, environment)
     transformers = pytest.importorskip("torch") and pytest.importorskip("transformers")
-    assert transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "student_hf").config.d_model == 128
+    assert (
+        transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "student_hf").config.d_model
+        == runs.STUDENT[0]
+    )
 
 
 def run_commands(commands: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,14 +25,9 @@ quick_compilation = runs.quick_compilation
 def test_killed_runs_end_bit_equal(tmp_path: Path) -> None:
     recipe = f"--config={runs.REPOSITORY / 'configs' / 'quickstart.py'}:smoke"
     flags = [recipe, "--config.mi.monitor.every=0", f"--workdir={tmp_path / 'soak'}", "--kills=3", "--seed=5"]
-    quick = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(runs.EXECUTABLES),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
     command = [sys.executable, "-m", "benchmarks.soak", *flags]
-    result = subprocess.run(command, env=os.environ | quick, cwd=runs.REPOSITORY, capture_output=True, text=True)
+    environment = runs.quick_environment()
+    result = subprocess.run(command, env=environment, cwd=runs.REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result
     first, verdict = result.stdout.splitlines()
     assert first.startswith("3 kills in ") and verdict.startswith("every one ended in the same bits")

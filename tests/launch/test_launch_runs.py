@@ -10,6 +10,7 @@ from pathlib import Path
 import fake_cluster
 import launching
 import pytest
+import runs
 from hosts import free_address
 from launching import (
     GKE,
@@ -283,7 +284,7 @@ def test_local_exits_with_the_code_of_the_failed_process(codes: str, code: int, 
 @pytest.mark.slow
 def test_local_trains(tmp_path: Path) -> None:
     """The real trainer, in two processes with two devices each."""
-    variables = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    variables = runs.quick_environment()
     quick = ["--config.objective.name=standard", "--config.eval.every=0", "--config.steps=2"]
     command = [f"--config={REPOSITORY}/configs/quickstart.py:smoke", f"--workdir={tmp_path}/a run", *quick]
     port = free_address().rpartition(":")[2]

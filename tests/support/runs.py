@@ -31,8 +31,12 @@ from paths import REPOSITORY
 
 from cotmi_jax.config import base, flatten, smoke
 from cotmi_jax.data.sources import arithmetic
-from cotmi_jax.experiment import make_objective
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.experiment import make_objective, with_data_root
 from cotmi_jax.inference.load import load_workdir
+from cotmi_jax.models import config as model_config
+from cotmi_jax.models.config import preset
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training import throughput
@@ -41,7 +45,7 @@ from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.workdir.checkpoint import Checkpoints, find, restore_items
 from cotmi_jax.workdir.metrics import MetricWriter
-from cotmi_jax.workdir.record import read_run
+from cotmi_jax.workdir.record import read_run, record_start, run_record
 
 RECIPE = REPOSITORY / "configs" / "quickstart.py"
 SEED_RECIPE = {
@@ -56,6 +60,9 @@ SEED_RECIPE = {
     "checkpoint.every": 2,
     "mi.monitor.every": 0,  # it takes longer than the run; test_mi_monitor.py has runs that measure
 }
+# The preset tiny in these runs: d_model, d_kv, d_ff, layers of each stack, heads. They test the loop, the files and the
+# commands, not the network (tests/models), and the package's own tiny takes twice the time to compile and to run.
+STUDENT = (32, 8, 64, 1, 4)
 HELD_OUT = 64  # examples of valid and of test in these runs: evaluation scores all
 # Compiled programs, which the processes of the suite share.
 EXECUTABLES = Path(os.environ["COTMI_TEST_EXECUTABLES"])
@@ -86,6 +93,14 @@ def trained() -> Path:
     return workdir
 
 
+def make_record(workdir: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """A workdir as a start of a run of tiny_config(changes) leaves it before its first step."""
+    config, vocabulary = with_data_root(tiny_config(changes)), Vocabulary(VOCABULARY_PATH)
+    student = preset("tiny", vocab_size=512)
+    record_start(workdir, run_record(config, student, vocabulary), vocabulary, 0)
+    return workdir
+
+
 def _compile_quickly(folder: Path | None) -> None:
     """Compile with few optimizations, as conftest.py sets it, and store executables in the folder; None: do not."""
     jax.config.update("jax_disable_most_optimizations", True)  # processes of commands do not read conftest.py
@@ -98,7 +113,11 @@ def _compile_quickly(folder: Path | None) -> None:
 def quick_compilation() -> Iterator[None]:
     """For test files that assign it: quick_compilation = runs.quick_compilation."""
     _compile_quickly(EXECUTABLES)
-    with mock.patch.object(arithmetic, "HELD_OUT", HELD_OUT):  # all share trained(), so they share its data
+    # All share trained(), so they share its student and its data.
+    with (
+        mock.patch.dict(model_config._SHAPES["v1.1"], tiny=STUDENT),
+        mock.patch.object(arithmetic, "HELD_OUT", HELD_OUT),
+    ):
         yield
     _compile_quickly(None)
 
@@ -108,6 +127,30 @@ def full_held_out(quick_compilation: None) -> Iterator[None]:
     """The full number of valid and test examples, for test files that assign this fixture."""
     with mock.patch.object(arithmetic, "HELD_OUT", 500):
         yield
+
+
+@functools.cache
+def _startup_folder() -> Path:
+    """A folder whose sitecustomize.py, which Python executes when it starts, sets the sizes of these runs."""
+    folder = scratch() / "startup"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from cotmi_jax.data.sources import arithmetic\n"
+        "from cotmi_jax.models import config\n"
+        f"arithmetic.HELD_OUT, config._SHAPES['v1.1']['tiny'] = {HELD_OUT}, {STUDENT}\n"
+    )
+    return folder
+
+
+def quick_environment() -> dict[str, str]:
+    """Environment for commands that a test starts as a user does: as quick_compilation, for a process of its own."""
+    return os.environ | {
+        "PYTHONPATH": f"{_startup_folder()}{os.pathsep}{REPOSITORY}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(EXECUTABLES),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 def read_metrics(workdir: Path, *, timings: bool = False) -> list[dict[str, float]]:
@@ -247,10 +290,13 @@ def signal_after(step: int, number: int) -> None:
     MetricWriter.write = signalling_write(step, number)  # type: ignore[method-assign]
 
 
+Sizes = tuple[int, tuple[int, int, int, int, int]]  # HELD_OUT and the shape of tiny, which a command shares
+
+
 def _child(
-    module: str, arguments: list[str], folder: Path, devices: int, held_out: int, before: Callable[[], None] | None
+    module: str, arguments: list[str], folder: Path, devices: int, sizes: Sizes, before: Callable[[], None] | None
 ) -> None:
-    arithmetic.HELD_OUT = held_out
+    arithmetic.HELD_OUT, model_config._SHAPES["v1.1"]["tiny"] = sizes
     for descriptor, name in enumerate(("in", "out", "err")):
         os.dup2(os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
     sys.stdin = open(0)  # multiprocessing has put another in its place
@@ -280,10 +326,8 @@ def start_command(
     name: str, arguments: Sequence[str], folder: Path, devices: int, before: Callable[[], None] | None
 ) -> BaseProcess:
     """Start `python -m cotmi_jax.{name} {arguments}`, with its standard streams as files of the folder."""
-    held_out = arithmetic.HELD_OUT
-    process = _server().Process(
-        target=_child, args=(f"cotmi_jax.{name}", [*arguments], folder, devices, held_out, before)
-    )
+    sizes = arithmetic.HELD_OUT, model_config._SHAPES["v1.1"]["tiny"]
+    process = _server().Process(target=_child, args=(f"cotmi_jax.{name}", [*arguments], folder, devices, sizes, before))
     process.start()
     return process
 

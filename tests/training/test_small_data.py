@@ -34,6 +34,7 @@ def test_one_label_class_in_batches_larger_than_the_data(tmp_path: Path) -> None
         {
             **{"steps": 3, "batch_size": 16, "eval.batch_size": 16, "data.dataset": f"jsonl:{tmp_path}"},
             **{"data.vocabulary": str(VOCABULARY_PATH), "mi.monitor.every": 3},
+            **{"mi.monitor.estimators": "infonce", "mi.monitor.steps": 20},
         }
     )
     workdir = tmp_path / "run"

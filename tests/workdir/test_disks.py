@@ -92,18 +92,22 @@ def steps_outlast_saves() -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_reported_and_the_run_resumes_where_there_is_room(make_disk: Callable[[str], Disk]) -> None:
-    straight = runs.trained()
-    disk = make_disk("22m")  # holds the checkpoint of step 2 and the best of step 3, not the checkpoint of step 4
+def test_a_full_disk_is_reported_and_the_run_resumes_where_there_is_room(
+    make_disk: Callable[[str], Disk], tmp_path: Path
+) -> None:
+    # Embeddings so large that a failed write leaves room: metrics could fail first on a disk that small arrays fill.
+    config, straight = runs.tiny_config({"model.vocab_size": 8192}), tmp_path / "straight"
+    assert train(config, str(straight)) == 6
+    disk = make_disk("11m")  # holds the checkpoint of step 2 and the best of step 3, not the checkpoint of step 4
     workdir = disk.place / "run"
-    flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={workdir}"]
+    flags = [*runs.config_flags(config), f"--workdir={workdir}"]
     result = runs.command("train", *flags, devices=8, before=steps_outlast_saves)
     assert result.code == 2 and "Traceback" not in result.err, result.err
     assert result.err.splitlines()[-1] == f"error: cannot write {workdir}/checkpoints: {FULL}"
     assert [line["step"] for line in runs.read_metrics(workdir)][-1] < 6  # it did not continue until the next one
     assert steps_saved(workdir / "checkpoints") == [2] and steps_saved(workdir / "best") == [3]
     disk.enlarge()
-    assert train(runs.tiny_config(), str(workdir)) == 6
+    assert train(config, str(workdir)) == 6
     assert json.loads((workdir / "starts.jsonl").read_text().splitlines()[-1])["step"] == 2
     runs.assert_same(runs.read_state(workdir), runs.read_state(straight))
     assert runs.read_metrics(workdir) == runs.read_metrics(straight)

@@ -1,6 +1,7 @@
 """Damaged checkpoints: which one a run resumes from, and which errors count as damage."""
 
 import errno
+import functools
 import gc
 import json
 import os
@@ -51,6 +52,12 @@ def overwrite_array(item: Path) -> None:
     largest.write_bytes(b"\0" * largest.stat().st_size)
 
 
+@functools.cache
+def expected() -> tuple[Any, Any]:
+    """What the state of the run is made of, by item, and its parameters after step 4."""
+    return runs.read_definition(runs.trained()).abstract.items(), runs.read_state(runs.trained(), 4).items()["params"]
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "params: array cut short": lambda checkpoint: runs.truncate(runs.largest(checkpoint / "params")),
     "params: array lost": lambda checkpoint: runs.largest(checkpoint / "params").unlink(),
@@ -73,15 +80,15 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 def test_damage_is_found_and_an_earlier_checkpoint_chosen(tmp_path: Path, what: str) -> None:
     workdir = copy_of_trained(tmp_path)
     DAMAGES[what](workdir / "checkpoints" / "6")
-    before = sorted(workdir.rglob("*"))
-    verified, restored = choose(workdir), choose(workdir, runs.read_definition(workdir).abstract.items())
+    before, (abstract, params_of_step_4) = sorted(workdir.rglob("*")), expected()
+    verified, restored = choose(workdir), choose(workdir, abstract)
     for choice in (verified, restored):
         assert choice.latest == Saved(workdir / "checkpoints", 4) and choice.best is not None
         ((checkpoint, reason),) = choice.damaged  # which of several damaged arrays is named differs from time to time
         assert checkpoint == Saved(workdir / "checkpoints", 6)
         assert reason.startswith(what.partition(":")[0] + ": ") and "\n" not in reason
     assert verified.items is None and restored.items is not None
-    runs.assert_same(restored.items["params"], runs.read_state(runs.trained(), 4).items()["params"])
+    runs.assert_same(restored.items["params"], params_of_step_4)
     assert sorted(workdir.rglob("*")) == before
 
 

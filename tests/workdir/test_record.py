@@ -3,30 +3,18 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import runs
 
-from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
-from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.experiment import with_data_root
 from cotmi_jax.models.config import preset
 from cotmi_jax.workdir.metrics import MetricWriter
-from cotmi_jax.workdir.record import check_resumable, read_run, record_start, run_record
+from cotmi_jax.workdir.record import check_resumable, read_run
 
-STUDENT = preset("tiny", vocab_size=512)
-
-
-def make_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Path:
-    """A workdir that a start at step 0 has written."""
-    config = with_data_root(runs.tiny_config(changes))
-    vocabulary = Vocabulary(VOCABULARY_PATH)
-    record_start(workdir, run_record(config, STUDENT, vocabulary), vocabulary, 0)
-    return workdir
+make_run = runs.make_record
 
 
 def change(path: Path, keys: str, value: object) -> None:
@@ -166,7 +154,8 @@ def test_extensions_may_move_if_their_content_is_the_same(tmp_path: Path) -> Non
     shutil.move(first, second)
     moved = runs.tiny_config({"extensions": f"{second},json"})
     assert check_resumable(workdir, moved) == []
-    assert read_run(workdir, extensions=moved.extensions)[1] == STUDENT  # does not import the former path
+    _, student, _ = read_run(workdir, extensions=moved.extensions)  # does not import the former path
+    assert student == preset("tiny", vocab_size=512)
     second.write_text("VALUE = 2\n")
     with pytest.raises(UserError, match=rf"holds a run of another config \(extensions: {first},json → {second},json\)"):
         check_resumable(workdir, moved)
