@@ -64,6 +64,7 @@ def test_the_page_has_six_examples_of_at_most_twenty_lines() -> None:
     assert len(lines) == 6 and max(lines) <= 20
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_train_a_student_that_is_evaluated(tmp_path: Path) -> None:
     study = tmp_path / "study.py"
     study.write_text("\n".join(BLOCKS))

@@ -58,6 +58,7 @@ def bag(study: Path) -> StudentDef:
     return StudentDef.of(find_network("bag").make_config(ConfigDict(), 32))
 
 
+@pytest.mark.slow
 def test_a_registered_network_trains_scores_and_generates(study: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     config = runpy.run_path(str(runs.RECIPE))["get_config"]("smoke")

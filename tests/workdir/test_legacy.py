@@ -52,6 +52,7 @@ def untimed(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if not name.startswith(runs.TIMINGS)} for line in lines]
 
 
+@pytest.mark.slow
 def test_an_earlier_workdir_is_evaluated_and_resumed(legacy: Path) -> None:
     expected = json.loads((legacy / "expected.json").read_text())
     workdir = legacy / "run"
