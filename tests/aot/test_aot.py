@@ -156,10 +156,12 @@ def test_slices_that_do_not_exist_are_refused(name: str, message: str) -> None:
         grid(name)
 
 
-def test_a_missing_libtpu_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
         topology_devices("v5e-8")
+    with pytest.raises(UserError, match=r"pip install -e '.\[cuda\]'"):
+        topology_devices("h100")
 
 
 def test_needed_memory_is_read_from_the_error_message() -> None:
