@@ -93,7 +93,9 @@ def test_an_evaluation_by_length_equals_that_of_single_examples(cheap_compilatio
         np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=name)
     assert again == (losses, texts)
     # 19 examples are three batches, each of another shape; nothing is compiled for the second evaluation.
-    assert evaluator._terms._cache_size() == 3 == evaluator._generation.generate._cache_size()  # type: ignore[attr-defined]
+    segments = evaluator._generation._segments.get(GREEDY)  # on one device
+    programs = [segments._start, segments._advance] if segments else [evaluator._generation.generate]
+    assert [each._cache_size() for each in (evaluator._terms, *programs)] == [3] * (1 + len(programs))  # type: ignore[attr-defined]
 
 
 def shapes_of(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, int], list[int]]]:
