@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.table import Options, Row, missing, run_json, shown_command
 from cotmi_jax.parallel.accelerators import skip_absent_tpu
 
 SIDES = ("jax", "transformers", "ctranslate2")
@@ -212,6 +213,35 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
             "outputs_equal": statistics.mean(equal),
         }
     return report
+
+
+def rows(options: Options) -> list[Row]:
+    """Examples/s of greedy and beam search on CommonsenseQA beside every peer that is installed."""
+    sizes = ["--dataset=arithmetic", "--preset=tiny", "--batch_size=8", "--examples=8", "--max_tokens=4"]
+    chosen = sizes if options.quick else ["--dataset=cqa", "--preset=small", "--batch_size=64", "--max_tokens=64"]
+    chosen += [f"--data_root={options.data_root}"] * bool(options.data_root)
+    absent = {"transformers": missing("torch", "transformers"), "ctranslate2": missing("torch", "ctranslate2")}
+    installed = [side for side, packages in absent.items() if not packages]
+    found = []
+    for beams in (1, 4):
+        given = [*chosen, f"--rounds={options.rounds}", f"--beams={beams}", "--sides", "jax", *installed]
+        report, command = run_json("benchmarks.decode", *given), shown_command("benchmarks.decode", *given)
+        setup = report["set-up"]
+        speeds = {side: [setup["examples"] / each for each in report[side]["seconds"]] for side in ("jax", *installed)}
+        method = "greedy" if beams == 1 else f"beam {beams}"
+        for side, packages in absent.items():
+            found.append(
+                Row.of(
+                    f"generation, {method}, {setup['preset']}, {setup['dataset']}, {setup['max_tokens']} tokens",
+                    "examples/s",
+                    speeds["jax"],
+                    speeds.get(side, ()),
+                    command=command,
+                    peer_name=side if packages else report[side]["name"],
+                    note=f"no {' and '.join(packages)}: pip install -e '.[torch,engines]'" if packages else "",
+                )
+            )
+    return found
 
 
 def main() -> None:

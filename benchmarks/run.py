@@ -21,6 +21,7 @@ from cotmi_jax.files import replace_file
 # In the order of the table. Each module has rows(options: Options) -> list[Row].
 SUITES = {
     "train": "benchmarks.train_step",
+    "decode": "benchmarks.decode",
     "evaluate": "benchmarks.evaluate",
     "input": "benchmarks.input",
     "mi": "benchmarks.mi_term",

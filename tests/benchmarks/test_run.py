@@ -15,7 +15,7 @@ from paths import REPOSITORY
 from runs import command
 
 from benchmarks import compile as compile_suite
-from benchmarks import mi_term, run, table, train_step
+from benchmarks import decode, mi_term, run, table, train_step
 from benchmarks.revisions import revisions
 from benchmarks.table import BEGIN, END, Options, Row, Spent
 from cotmi_jax.errors import UserError
@@ -198,6 +198,27 @@ def test_the_rows_of_commands_that_compile(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(mi_term, "run_json", lambda *arguments: report)
     (row,) = mi_term.rows(Options(quick=True))
     assert row.ratios == (1.02, 1.01)
+
+
+def test_the_rows_of_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def report(module: str, *arguments: str) -> dict[str, Any]:
+        asked.append(arguments)
+        setup = {"preset": "tiny", "dataset": "arithmetic", "examples": 8, "max_tokens": 4}
+        return {
+            "set-up": setup,
+            "jax": {"seconds": [1.0, 2.0]},
+            "transformers": {"seconds": [4.0, 4.0], "name": "transformers 5"},
+        }
+
+    monkeypatch.setattr(decode, "run_json", report)
+    monkeypatch.setattr(decode, "missing", lambda *packages: [name for name in packages if name == "ctranslate2"])
+    greedy, absent, *beam = decode.rows(Options(rounds=2, quick=True))
+    assert [arguments[-3:] for arguments in asked] == [("--sides", "jax", "transformers")] * 2
+    assert (greedy.ours, greedy.peer, greedy.ratios) == (6.0, 2.0, (4.0, 2.0))
+    assert absent.peer is None and "pip install -e '.[torch,engines]'" in absent.note
+    assert [row.what for row in beam] == ["generation, beam 4, tiny, arithmetic, 4 tokens"] * 2
 
 
 def test_step_on_a_device_that_is_absent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
