@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,9 +15,10 @@ from paths import REPOSITORY
 
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import task_input
+from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import job
-from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.evaluator import Evaluator, Scores
 from cotmi_jax.evaluation.job import score
 from cotmi_jax.inference import load
 from cotmi_jax.models.hf import save_hf
@@ -40,18 +42,25 @@ def write_nli(root: Path, name: str, split: str, labels: list[int], *, rationale
     (folder / "llm" / f"{split}_CoT_0.json").write_text(json.dumps(said))
 
 
-def perfect(evaluator: Evaluator, params: Any, split: Any, task: str, *_: Any, **__: Any) -> list[str]:
-    """Stands in for generation: the target texts of a task."""
-    ragged = split.tasks[task].targets
-    return [
-        evaluator._vocabulary.decode(ragged.flat[start:end])
-        for start, end in zip(ragged.offsets[:-1], ragged.offsets[1:], strict=True)
-    ]
-
-
 @pytest.fixture
-def answers_are_targets() -> Any:
-    with mock.patch.object(Evaluator, "texts", perfect):
+def answers_are_targets() -> Iterator[None]:
+    """Replaces the generated texts of a task by its target texts."""
+    computed = Evaluator.scores
+
+    def scores(
+        self: Evaluator, params: Any, split: TokenizedSplit, decoding: Any, tasks: Sequence[str] = (), **options: Any
+    ) -> Scores:
+        ragged = {task: split.tasks[task].targets for task in tasks}
+        texts = {
+            task: [
+                self._vocabulary.decode(each.flat[start:end])
+                for start, end in zip(each.offsets[:-1], each.offsets[1:], strict=True)
+            ]
+            for task, each in ragged.items()
+        }
+        return Scores(computed(self, params, split, decoding, **options).losses, texts)
+
+    with mock.patch.object(Evaluator, "scores", scores):
         yield
 
 

@@ -192,27 +192,17 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[floa
     """Replaces the results of evaluations, which must be of valid, by the accuracies and label losses of a list."""
     script: list[tuple[float, float]] = []
 
-    def losses(self: Evaluator, params: Any, split: TokenizedSplit, *, limit: int) -> dict[str, float]:
-        assert (split.size, limit) == (runs.HELD_OUT, 12)
-        return {"predict": script[0][1], "explain": 1.0, "mi": 1.0}
-
-    def predictions(
+    def evaluate(
         self: Evaluator, params: Any, split: TokenizedSplit, examples: tuple[Example, ...], *rest: Any, **options: Any
-    ) -> list[dict[str, Any]]:
-        limit = options["limit"]
-        assert options == {"limit": limit, "rationales": False}
-        assert (split.size, len(examples), examples[0].id, limit) == (
-            runs.HELD_OUT,
-            runs.HELD_OUT,
-            "arithmetic/valid/0",
-            12,
-        )
-        correct = round(10 * script.pop(0)[0])
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        assert options == {"limit": 12, "rationales": False}
+        assert (split.size, len(examples), examples[0].id) == (runs.HELD_OUT, runs.HELD_OUT, "arithmetic/valid/0")
+        accuracy, loss = script.pop(0)
         texts = dict.fromkeys(("input", "label", "predicted_label", "rationale", "predicted_rationale"), "")
-        return [{"id": str(index), "correct": index < correct} | texts for index in range(10)]
+        predictions = [{"id": str(index), "correct": index < round(10 * accuracy)} | texts for index in range(10)]
+        return {"predict": loss, "explain": 1.0, "mi": 1.0}, predictions
 
-    monkeypatch.setattr(Evaluator, "losses", losses)
-    monkeypatch.setattr(Evaluator, "predictions", predictions)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
     yield script
     assert script == []
 
