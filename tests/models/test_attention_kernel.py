@@ -168,9 +168,12 @@ def test_a_query_that_sees_no_key_has_a_finite_context_and_no_gradient() -> None
 
 
 @pytest.mark.slow
-def test_eight_devices_draw_the_masks_of_one() -> None:
-    """Batch over four devices and heads over two: values, gradients, also of the bias that all share."""
+@pytest.mark.parametrize("copies", [1, 4])
+def test_eight_devices_draw_the_masks_of_one(copies: int) -> None:
+    """Batch over four devices and heads over two: values and gradients, also of a bias that all devices share, or of
+    which each batch shard has a copy."""
     inputs, pattern, weights = make_inputs(Case(20, 20, 2, 128, biased=True, segments="any order", batch=4))
+    inputs = inputs._replace(table_PxNxH=jnp.tile(inputs.table_PxNxH, (copies, 1, 1)))
     expected = value_and_gradients(attend, inputs, pattern, weights, 0.2)
     with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
         found = value_and_gradients(kernel, inputs, pattern, weights, 0.2)
