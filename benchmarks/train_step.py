@@ -211,6 +211,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_gib": peak_gib(arguments.side, arguments.device),
     }
     flops = statistics.mean(each.flops for each in work[1:] if each.flops)
+    if arguments.device == "cpu":
+        found["gflop_per_cpu_second"] = flops / 1e9 / found["cpu_seconds"]
     if accelerator := find_accelerator(kind):
         found["mfu"] = flops / found["seconds"] / accelerator.flops
     return found
@@ -237,8 +239,9 @@ def compare(arguments: argparse.Namespace, given: list[str]) -> dict[str, Any]:
             "peak_memory_gib": max(result["peak_gib"] for result in rounds),
             "rounds": rounds,
         }
-        if "mfu" in rounds[0]:
-            report[side]["mfu"] = statistics.median(result["mfu"] for result in rounds)
+        for name in ("mfu", "gflop_per_cpu_second"):
+            if name in rounds[0]:
+                report[side][name] = statistics.median(result[name] for result in rounds)
     return report
 
 
