@@ -1,4 +1,4 @@
-"""Every published size on common TPU slices: mesh, batch, memory and communication, from compiling the training step.
+"""Every published size on common TPU slices: mesh, batch, memory, bytes and communication, from compiling the step.
 
     python -m benchmarks.scaling --json=scaling.json --markdown=docs/scaling.md
 
@@ -30,11 +30,11 @@ from cotmi_jax.parallel.accelerators import GIB, Accelerator, find_accelerator
 from cotmi_jax.parallel.mesh import make_mesh
 
 PRESETS = ("small", "base", "large", "xl", "xxl")
-TOPOLOGIES = ("v4-8", "v5e-8", "v5e-64", "v5e-256", "v6e-8")
+TOPOLOGIES = ("v5e-1", "v4-8", "v5e-8", "v5e-64", "v5e-256", "v6e-8")
 INPUTS, TARGETS = 1024, 256  # tokens of a row
 EXAMPLES = 4  # per row, two tasks each
-# Large sizes rematerialize their layers: without it, the activations of one row of xl are 20 GiB.
-REMAT = {"small": "none", "base": "none", "large": "full", "xl": "full", "xxl": "full"}
+# Large sizes recompute whole layers, of which auto saves the matmuls: more rows fit.
+REMAT = {"small": "auto", "base": "auto", "large": "full", "xl": "full", "xxl": "full"}
 MOST_ROWS = 64  # per device
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 
@@ -111,7 +111,7 @@ def measure(name: str, topology: str, quick: bool) -> dict[str, Any]:
         rows=rows * shape.data * shape.fsdp,
         input_length=INPUTS,
         target_length=TARGETS,
-        recompute=REMAT[name] != "none",
+        recompute=REMAT[name] == "full",
     )
     return report.to_json() | {
         "mesh": list(shape),
@@ -147,14 +147,15 @@ def table(cells: dict[str, Any]) -> str:
     """The cells as a Markdown table."""
     lines = [
         "| student | slice | mesh data × fsdp × tensor | remat | rows a step (a device) | GiB of a device "
-        "| gather | scatter | reduce | permute, swap | sent MiB | least MiB | ratio | ms at peak | ms on links |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| GB moved | gather | scatter | reduce | permute, swap | sent MiB | least MiB | ratio "
+        "| ms at peak | ms roofline | ms on links |",
+        "|---|---|---|---|" + "--:|" * 13,
     ]
     for key, cell in cells.items():
         name, topology = key.split(" ")
         mesh = " × ".join(str(size) for size in cell.get("mesh", ["–"]))
         if "rows" not in cell:
-            lines.append(f"| {name} | {topology} | {mesh} | {REMAT[name]} | {cell['why']} |" + " |" * 10)
+            lines.append(f"| {name} | {topology} | {mesh} | {REMAT[name]} | {cell['why']} |" + " |" * 12)
             continue
         sent = {kind: cell["collectives"][kind]["sent"] / 2**20 for kind in KINDS}
         least, everything = total_bytes(cell["least"]) / 2**20, sum(sent.values())
@@ -167,12 +168,14 @@ def table(cells: dict[str, Any]) -> str:
             REMAT[name],
             f"{total_rows:,} ({cell['rows']})",
             f"{memory['total'] / GIB:.1f} / {memory['capacity'] / GIB:.0f}",
+            f"{cell['roofline']['total']['bytes'] / 1e9:,.0f}",
             *(f"{sent[kind]:,.0f}" for kind in ("all-gather", "reduce-scatter", "all-reduce")),
             f"{sent['collective-permute'] + sent['all-to-all']:,.0f}",
             f"{everything:,.0f}",
             f"{least:,.0f}",
             f"{everything / least:.2f}" if least else "–",
             f"{seconds['operations'] * 1e3:,.0f}",
+            f"{cell['roofline']['total']['seconds'] * 1e3:,.0f}",
             f"{seconds['links'] * 1e3:,.0f}",
         ]
         lines.append("| " + " | ".join(columns) + " |")

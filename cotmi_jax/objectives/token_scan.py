@@ -17,6 +17,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from cotmi_jax.errors import UserError
 from cotmi_jax.objectives.token_loss import TokenLoss
 from cotmi_jax.parallel.batch import copy_per_shard, current_batch_shards
+from cotmi_jax.parallel.mesh import current_platform
 
 Pool = Literal["max", "mean"]
 Logits = Callable[..., Array]
@@ -88,7 +89,8 @@ def scan_tokens(
         even NaN, affects another value or a gradient; loss and hit there are finite and have no meaning. A zero
         cotangent does not suffice: 0 · NaN is NaN in the gradient of the head. None: every position counts.
     chunk: most positions at a time; memory grows with B · chunk · V. T need not be a multiple of it. None: as many as
-        make 256 rows on a device, at least 8. Fewer rows leave processors idle.
+        make 1,024 rows on an accelerator or 256 on a CPU, at least 8. Fewer rows leave processors idle, and every
+        chunk reads and writes the gradient of the head.
     token_loss: from logits and targets to losses (token_loss.py), differentiated by jax.vjp chunk by chunk. None: the
         cross-entropy, whose derivative is written in closed form since that is faster.
 
@@ -107,7 +109,8 @@ def scan_tokens(
     batch, length, _ = states_BxTxD.shape
     shards = current_batch_shards(batch)
     if chunk is None:
-        chunk = max(8, 256 * shards // batch)
+        rows = 256 if current_platform() == "cpu" else 1024
+        chunk = max(8, rows * shards // batch)
     member_BxNxT = jnp.zeros((batch, 0, length), bool) if member_BxNxT is None else member_BxNxT
     if mask_BxT is not None:
         states_BxTxD = jnp.where(mask_BxT[..., None], states_BxTxD, 0)

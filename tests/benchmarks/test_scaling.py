@@ -42,6 +42,7 @@ def test_the_text_around_the_table_is_unchanged(tmp_path: Path) -> None:
         "collectives": kinds,
         "least": {"all-gather": 2.5 * 2**20},
         "seconds": {"operations": 0.5, "links": 0.125},
+        "roofline": {"total": {"bytes": 65e9, "seconds": 0.75}},
     }
     page = tmp_path / "scaling.md"
     page.write_text(f"before\n{scaling.BEGIN}\nold\n{scaling.END}\nafter\n")
@@ -51,7 +52,8 @@ def test_the_text_around_the_table_is_unchanged(tmp_path: Path) -> None:
     ]
     assert (before, after) == ("before", "after")
     assert small == (
-        "| small | v5e-8 | 4 × 2 × 1 | none | 128 (16) | 8.0 / 16 | 1 | 1 | 1 | 2 | 5 | 2 | 2.00 | 500 | 125 |"
+        "| small | v5e-8 | 4 × 2 × 1 | auto | 128 (16) | 8.0 / 16 | 65 | 1 | 1 | 1 | 2 | 5 | 2 | 2.00 "
+        "| 500 | 750 | 125 |"
     )
     assert "too large" in xxl
     assert header.count("|") == small.count("|") == xxl.count("|")

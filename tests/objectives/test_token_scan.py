@@ -340,3 +340,22 @@ def test_pool_needs_members() -> None:
     for options in (dict(pool="max"), dict(member_BxNxT=one_segment((T,) * B))):
         with pytest.raises(ValueError, match="together"):
             scan_tokens(states, targets, lambda x: x @ head, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("platform, rows", [("cpu", 256), ("tpu", 1024), ("gpu", 1024)])
+def test_the_default_chunk_has_more_rows_on_accelerators(
+    monkeypatch: pytest.MonkeyPatch, platform: str, rows: int
+) -> None:
+    monkeypatch.setattr("cotmi_jax.objectives.token_scan.current_platform", lambda: platform)
+    largest = []
+
+    def logits(states_BxLxD: Array) -> Array:
+        largest.append(states_BxLxD.shape[0] * states_BxLxD.shape[1])
+        return states_BxLxD @ jnp.ones((D, V))
+
+    jax.eval_shape(
+        lambda states, targets: scan_tokens(states, targets, logits),
+        jax.ShapeDtypeStruct((8, 1024, D), jnp.float32),
+        jax.ShapeDtypeStruct((8, 1024), jnp.int32),
+    )
+    assert max(largest) == rows
