@@ -1,17 +1,17 @@
 """T5's attention layer, and its one function, `attend`, in several forms. Legend of the shape suffixes in t5.py."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from cotmi_jax.models.attention_pattern import MASKED, Pattern
+from cotmi_jax.models.attention_forms import blocked, plain
+from cotmi_jax.models.attention_pattern import Pattern
 from cotmi_jax.models.config import AttentionForm, T5Config
-from cotmi_jax.models.dropout import weight_dropout
 from cotmi_jax.models.module import declare
 from cotmi_jax.models.remat import saved
+from cotmi_jax.parallel.mesh import current_platform
+
+LONGEST_PLAIN = 512 * 512  # pairs of a query and a key, above which an accelerator computes blocks of queries
 
 
 class Attention(nnx.Module):
@@ -41,7 +41,7 @@ class Attention(nnx.Module):
         context_BxTxHxK = attend(
             query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK, pattern, key, rate=self.rate, form=self.form
         )
-        return jnp.einsum("bthk,hkd->btd", saved(context_BxTxHxK), self.out.astype(self.dtype))
+        return jnp.einsum("bthk,hkd->btd", context_BxTxHxK, self.out.astype(self.dtype))
 
 
 def attend(
@@ -59,50 +59,13 @@ def attend(
     Scores and softmax are float32. With a key the weights are dropped with probability `rate`, by the same mask in
     every form.
     """
-    return _plain(query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK, pattern, key, rate)
+    forms = {"plain": plain, "blocked": blocked}
+    chosen = choose_form(form, query_BxTxHxK.shape[1], keys_BxSxHxK.shape[1])
+    return forms[chosen](query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK, pattern, key, rate)
 
 
-def _plain(
-    query_BxTxHxK: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, pattern: Pattern, key: Array | None, rate: float
-) -> Array:
-    """All scores [B, H, T, S] at once."""
-    queries, keys = query_BxTxHxK.shape[1], keys_BxSxHxK.shape[1]
-    score_BxHxTxS = jnp.einsum("bthk,bshk->bhts", query_BxTxHxK, keys_BxSxHxK, preferred_element_type=jnp.float32)
-    bias_PxHxTxS = pattern.bias(queries, keys)
-    if bias_PxHxTxS is not None:
-        score_BxHxTxS = score_BxHxTxS + _repeat_per_example(bias_PxHxTxS, score_BxHxTxS.shape[0])
-    visible_Bx1xTxS = pattern.visible(queries, keys)
-    if visible_Bx1xTxS is not None:
-        # A sum: for a select, autodiff would keep both alternatives [B, H, T, S] for the backward pass.
-        score_BxHxTxS = score_BxHxTxS + jnp.where(visible_Bx1xTxS, 0.0, MASKED)
-    weight_BxHxTxS = _softmax(score_BxHxTxS, values_BxSxHxK.dtype)
-    weight_BxHxTxS = weight_dropout(weight_BxHxTxS, rate, key)
-    return jnp.einsum("bhts,bshk->bthk", weight_BxHxTxS, values_BxSxHxK)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax(score_BxHxTxS: Array, dtype: jnp.dtype) -> Array:
-    """Attention weights, computed in float32 and rounded to `dtype`, in which the backward pass reads them."""
-    return jax.nn.softmax(score_BxHxTxS, axis=-1).astype(dtype)
-
-
-def _softmax_forward(score_BxHxTxS: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
-    weight_BxHxTxS = _softmax(score_BxHxTxS, dtype)
-    return weight_BxHxTxS, weight_BxHxTxS
-
-
-def _softmax_backward(dtype: jnp.dtype, weight_BxHxTxS: Array, d_weight_BxHxTxS: Array) -> tuple[Array]:
-    weight_BxHxTxS, d_weight_BxHxTxS = weight_BxHxTxS.astype(jnp.float32), d_weight_BxHxTxS.astype(jnp.float32)
-    mean_BxHxTx1 = (weight_BxHxTxS * d_weight_BxHxTxS).sum(axis=-1, keepdims=True)
-    return (weight_BxHxTxS * (d_weight_BxHxTxS - mean_BxHxTx1),)
-
-
-_softmax.defvjp(_softmax_forward, _softmax_backward)
-
-
-def _repeat_per_example(bias_PxHxTxS: Array, batch: int) -> Array:
-    """[P, H, T, S] → [B, H, T, S]: the bias of a batch shard for each of its examples; unchanged if it broadcasts."""
-    shards, *rest = bias_PxHxTxS.shape
-    if shards in (1, batch):
-        return bias_PxHxTxS
-    return jnp.broadcast_to(bias_PxHxTxS[:, None], (shards, batch // shards, *rest)).reshape(batch, *rest)
+def choose_form(form: AttentionForm, queries: int, keys: int) -> AttentionForm:
+    """The form in which attention is computed on the current mesh; `form` unless that is "auto"."""
+    if form != "auto":
+        return form
+    return "plain" if current_platform() == "cpu" or queries * keys <= LONGEST_PLAIN else "blocked"

@@ -77,13 +77,14 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return _select(x, kept[..., :columns], rate)
 
 
-def weight_dropout(weight_BxHxTxS: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout of attention weights, with the masks of `random_rows`; the identity without a key."""
+def weight_dropout(weight_BxHxTxS: Array, rate: float, key: Array | None, first_group: Array | int = 0) -> Array:
+    """Inverted dropout of attention weights from query row 32·first_group on, with the masks of `random_rows`; the
+    identity without a key."""
     if key is None or rate == 0.0:
         return weight_BxHxTxS
     batch, heads, queries, columns = weight_BxHxTxS.shape
     plane_BxHx1x1x1 = jnp.arange(batch * heads, dtype=jnp.uint32).reshape(batch, heads, 1, 1, 1)
-    kept_BxHxTxS = kept_rows(seed_of(key), plane_BxHx1x1x1, 0, -(-queries // GROUP), 0, columns, rate)
+    kept_BxHxTxS = kept_rows(seed_of(key), plane_BxHx1x1x1, first_group, -(-queries // GROUP), 0, columns, rate)
     return _select(weight_BxHxTxS, kept_BxHxTxS[:, :, :queries], rate)
 
 
