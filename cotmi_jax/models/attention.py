@@ -1,9 +1,14 @@
 """T5's attention layer, and its one function, `attend`, in several forms. Legend of the shape suffixes in t5.py."""
 
+import functools
+import sys
+from typing import get_args
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from cotmi_jax.errors import UserError
 from cotmi_jax.models.attention_forms import blocked, plain
 from cotmi_jax.models.attention_pattern import Pattern
 from cotmi_jax.models.config import AttentionForm, T5Config
@@ -11,6 +16,7 @@ from cotmi_jax.models.module import declare
 from cotmi_jax.models.remat import saved
 from cotmi_jax.parallel.mesh import current_platform
 
+FORMS = get_args(AttentionForm)
 LONGEST_PLAIN = 512 * 512  # pairs of a query and a key, above which an accelerator computes blocks of queries
 
 
@@ -59,13 +65,41 @@ def attend(
     Scores and softmax are float32. With a key the weights are dropped with probability `rate`, by the same mask in
     every form.
     """
-    forms = {"plain": plain, "blocked": blocked}
-    chosen = choose_form(form, query_BxTxHxK.shape[1], keys_BxSxHxK.shape[1])
-    return forms[chosen](query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK, pattern, key, rate)
+    arrays = query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK
+    chosen = choose_form(form, query_BxTxHxK, keys_BxSxHxK, pattern)
+    if chosen == "kernel":
+        from cotmi_jax.models.attention_kernel import fused_attention  # Pallas takes long to import
+
+        return fused_attention(*arrays, pattern, key, rate=rate)
+    return (blocked if chosen == "blocked" else plain)(*arrays, pattern, key, rate)
 
 
-def choose_form(form: AttentionForm, queries: int, keys: int) -> AttentionForm:
-    """The form in which attention is computed on the current mesh; `form` unless that is "auto"."""
-    if form != "auto":
-        return form
-    return "plain" if current_platform() == "cpu" or queries * keys <= LONGEST_PLAIN else "blocked"
+def choose_form(form: AttentionForm, query_BxTxHxK: Array, keys_BxSxHxK: Array, pattern: Pattern) -> AttentionForm:
+    """The form in which attention of these shapes is computed on the current mesh: `form`, unless that is "auto".
+
+    auto: on CPU plain, which is fastest there at every length (a block's products are too small for its threads); on
+    accelerators the kernel, or, where it is not supported, blocked above 512 × 512 pairs and plain below.
+
+    Raises UserError for an unknown form, and for the kernel where it is not supported.
+    """
+    if form not in FORMS:
+        raise UserError(f"config.model.attention is {form!r}: choose one of {', '.join(FORMS)}")
+    on_cpu = current_platform() == "cpu"
+    if form in ("plain", "blocked") or (form == "auto" and on_cpu):
+        return "plain" if form == "auto" else form
+    from cotmi_jax.models.attention_kernel import unsupported
+
+    reason = unsupported(query_BxTxHxK, keys_BxSxHxK, pattern)
+    if reason is None:
+        return "kernel"
+    if form == "kernel":
+        raise UserError(f"config.model.attention is kernel, but {reason}: set it to auto, plain or blocked")
+    queries, keys = query_BxTxHxK.shape[1], keys_BxSxHxK.shape[1]
+    chosen: AttentionForm = "blocked" if queries * keys > LONGEST_PLAIN else "plain"
+    _print_once(f"attention of {queries} → {keys} tokens is {chosen}, without the kernel: {reason}")
+    return chosen
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
