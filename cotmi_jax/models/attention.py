@@ -1,23 +1,24 @@
 """T5's attention layer, and its one function, `attend`, in several forms. Legend of the shape suffixes in t5.py."""
 
 import functools
-import sys
 from typing import get_args
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.models.attention_forms import blocked, plain
-from cotmi_jax.models.attention_pattern import Pattern
+from cotmi_jax.models.attention_forms import blocked, plain, repeat_per_example
+from cotmi_jax.models.attention_pattern import MASKED, Pattern
 from cotmi_jax.models.config import AttentionForm, T5Config
+from cotmi_jax.models.dropout import weight_dropout
 from cotmi_jax.models.module import declare
+from cotmi_jax.models.products import product
 from cotmi_jax.models.remat import saved
 from cotmi_jax.parallel.mesh import current_platform
 
 FORMS = get_args(AttentionForm)
-LONGEST_PLAIN = 512 * 512  # pairs of a query and a key, above which an accelerator computes blocks of queries
 
 
 class Attention(nnx.Module):
@@ -35,19 +36,19 @@ class Attention(nnx.Module):
     def keys_values(self, x_BxSxD: Array) -> tuple[Array, Array]:
         """Keys and values [B, S, H, K] of a sequence."""
         return (
-            saved(jnp.einsum("bsd,dhk->bshk", x_BxSxD, self.key.astype(self.dtype))),
-            saved(jnp.einsum("bsd,dhk->bshk", x_BxSxD, self.value.astype(self.dtype))),
+            saved(product("bsd,dhk->bshk", x_BxSxD, self.key.astype(self.dtype))),
+            saved(product("bsd,dhk->bshk", x_BxSxD, self.value.astype(self.dtype))),
         )
 
     def __call__(
         self, x_BxTxD: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, pattern: Pattern, key: Array | None
     ) -> Array:
         """Outputs [B, T, D]; dropout of the attention weights is on where a key is given."""
-        query_BxTxHxK = saved(jnp.einsum("btd,dhk->bthk", x_BxTxD, self.query.astype(self.dtype)))
+        query_BxTxHxK = saved(product("btd,dhk->bthk", x_BxTxD, self.query.astype(self.dtype)))
         context_BxTxHxK = attend(
             query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK, pattern, key, rate=self.rate, form=self.form
         )
-        return jnp.einsum("bthk,hkd->btd", context_BxTxHxK, self.out.astype(self.dtype))
+        return product("bthk,hkd->btd", context_BxTxHxK, self.out.astype(self.dtype))
 
 
 def attend(
@@ -71,35 +72,60 @@ def attend(
         from cotmi_jax.models.attention_kernel import fused_attention  # Pallas takes long to import
 
         return fused_attention(*arrays, pattern, key, rate=rate)
-    return (blocked if chosen == "blocked" else plain)(*arrays, pattern, key, rate)
+    if chosen == "blocked":
+        return blocked(*arrays, pattern, key, rate)
+    return (plain if current_platform() == "cpu" else _plain_by_autodiff)(*arrays, pattern, key, rate)
 
 
 def choose_form(form: AttentionForm, query_BxTxHxK: Array, keys_BxSxHxK: Array, pattern: Pattern) -> AttentionForm:
-    """The form in which attention of these shapes is computed on the current mesh: `form`, unless that is "auto".
-
-    auto: on CPU plain, which is fastest there at every length (a block's products are too small for its threads); on
-    accelerators the kernel, or, where it is not supported, blocked above 512 × 512 pairs and plain below.
+    """The form in which attention of these shapes is computed on the current mesh: `form`, and plain for "auto".
 
     Raises UserError for an unknown form, and for the kernel where it is not supported.
     """
     if form not in FORMS:
         raise UserError(f"config.model.attention is {form!r}: choose one of {', '.join(FORMS)}")
-    on_cpu = current_platform() == "cpu"
-    if form in ("plain", "blocked") or (form == "auto" and on_cpu):
-        return "plain" if form == "auto" else form
-    from cotmi_jax.models.attention_kernel import unsupported
-
-    reason = unsupported(query_BxTxHxK, keys_BxSxHxK, pattern)
-    if reason is None:
-        return "kernel"
     if form == "kernel":
-        raise UserError(f"config.model.attention is kernel, but {reason}: set it to auto, plain or blocked")
+        from cotmi_jax.models.attention_kernel import unsupported
+
+        reason = unsupported(query_BxTxHxK, keys_BxSxHxK, pattern)
+        if reason is not None:
+            raise UserError(f"config.model.attention is kernel, but {reason}: set it to auto, plain or blocked")
+    return "plain" if form == "auto" else form
+
+
+def _plain_by_autodiff(
+    query_BxTxHxK: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, pattern: Pattern, key: Array | None, rate: float
+) -> Array:
+    """All scores [B, H, T, S] at once, with JAX's derivative: the form on accelerators, for which it is tuned."""
     queries, keys = query_BxTxHxK.shape[1], keys_BxSxHxK.shape[1]
-    chosen: AttentionForm = "blocked" if queries * keys > LONGEST_PLAIN else "plain"
-    _print_once(f"attention of {queries} → {keys} tokens is {chosen}, without the kernel: {reason}")
-    return chosen
+    score_BxHxTxS = jnp.einsum("bthk,bshk->bhts", query_BxTxHxK, keys_BxSxHxK, preferred_element_type=jnp.float32)
+    bias_PxHxTxS = pattern.bias(queries, keys)
+    if bias_PxHxTxS is not None:
+        score_BxHxTxS = score_BxHxTxS + repeat_per_example(bias_PxHxTxS, score_BxHxTxS.shape[0])
+    visible_Bx1xTxS = pattern.visible(queries, keys)
+    if visible_Bx1xTxS is not None:
+        # A sum: for a select, autodiff would keep both alternatives [B, H, T, S] for the backward pass.
+        score_BxHxTxS = score_BxHxTxS + jnp.where(visible_Bx1xTxS, 0.0, MASKED)
+    weight_BxHxTxS = _softmax(score_BxHxTxS, values_BxSxHxK.dtype)
+    weight_BxHxTxS = weight_dropout(weight_BxHxTxS, rate, key)
+    return jnp.einsum("bhts,bshk->bthk", weight_BxHxTxS, values_BxSxHxK)
 
 
-@functools.cache
-def _print_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(score_BxHxTxS: Array, dtype: jnp.dtype) -> Array:
+    """Attention weights, computed in float32 and rounded to `dtype`, in which the backward pass reads them."""
+    return jax.nn.softmax(score_BxHxTxS, axis=-1).astype(dtype)
+
+
+def _softmax_forward(score_BxHxTxS: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+    weight_BxHxTxS = _softmax(score_BxHxTxS, dtype)
+    return weight_BxHxTxS, weight_BxHxTxS
+
+
+def _softmax_backward(dtype: jnp.dtype, weight_BxHxTxS: Array, d_weight_BxHxTxS: Array) -> tuple[Array]:
+    weight_BxHxTxS, d_weight_BxHxTxS = weight_BxHxTxS.astype(jnp.float32), d_weight_BxHxTxS.astype(jnp.float32)
+    mean_BxHxTx1 = (weight_BxHxTxS * d_weight_BxHxTxS).sum(axis=-1, keepdims=True)
+    return (weight_BxHxTxS * (d_weight_BxHxTxS - mean_BxHxTx1),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)

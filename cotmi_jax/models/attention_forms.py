@@ -14,15 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
 from cotmi_jax.models.attention_pattern import MASKED, Pattern
 from cotmi_jax.models.dropout import GROUP, weight_dropout
+from cotmi_jax.models.remat import saved
 from cotmi_jax.parallel.mesh import current_platform
 
 BLOCK = 256  # queries
-# What a rematerialization policy may save of attention, by jax.ad_checkpoint.checkpoint_name.
-CONTEXT, STATISTICS = "attention_context", "attention_statistics"
 
 
 class _Operands(NamedTuple):
@@ -97,9 +95,7 @@ def _exponentials(operands: _Operands, highest_BxHxTx1: Array | None = None) -> 
     score_BxHxTxS = jnp.einsum("bhtk,bhsk->bhts", query_BxHxTxK, keys_BxHxSxK, preferred_element_type=jnp.float32)
     bias_PxHxTxS = _bias(operands)
     if bias_PxHxTxS is not None:
-        # The barrier keeps XLA from computing the bias again for each example, with its index arithmetic.
-        bias_PxHxTxS = jax.lax.optimization_barrier(bias_PxHxTxS)
-        score_BxHxTxS = score_BxHxTxS + _repeat_per_example(bias_PxHxTxS, score_BxHxTxS.shape[0])
+        score_BxHxTxS = score_BxHxTxS + repeat_per_example(bias_PxHxTxS, score_BxHxTxS.shape[0])
     visible = operands.pattern.visible(*score_BxHxTxS.shape[2:])
     if visible is not None:
         score_BxHxTxS = jnp.where(visible, score_BxHxTxS, MASKED)
@@ -157,6 +153,7 @@ def _plain(rate: float, operands: _Operands) -> Array:
 
 def _plain_forward(rate: float, operands: _Operands) -> tuple[Array, tuple[_Operands, _Results, Array]]:
     results, exponential_BxHxTxS = _forward(rate, operands)
+    results = results._replace(context_BxHxTxK=saved(results.context_BxHxTxK))
     return results.context_BxHxTxK, (operands, results, exponential_BxHxTxS)
 
 
@@ -180,9 +177,7 @@ def _blocked_forward(block: int, rate: float, operands: _Operands) -> tuple[Arra
 
     stacked = jax.lax.scan(body, None, _blocks(block, operands))[1]
     results = _Results(*(_join(each, queries) for each in stacked))
-    results = _Results(
-        checkpoint_name(results.context_BxHxTxK, CONTEXT), *(checkpoint_name(each, STATISTICS) for each in results[1:])
-    )
+    results = _Results(*map(saved, results))  # the forward pass is not repeated under remat "dots"
     return results.context_BxHxTxK, (operands, results)
 
 
@@ -257,7 +252,7 @@ def _cotangents(
     return _Operands(d_query, d_keys, d_values, d_table, None, None)  # type: ignore[arg-type]
 
 
-def _repeat_per_example(bias_PxHxTxS: Array, batch: int) -> Array:
+def repeat_per_example(bias_PxHxTxS: Array, batch: int) -> Array:
     """[P, H, T, S] → [B, H, T, S]: the bias of a batch shard for each of its examples; unchanged if it broadcasts."""
     shards, *rest = bias_PxHxTxS.shape
     if shards in (1, batch):
@@ -266,7 +261,7 @@ def _repeat_per_example(bias_PxHxTxS: Array, batch: int) -> Array:
 
 
 def _sum_over_examples(x_BxHxTxS: Array, shards: int) -> Array:
-    """[B, H, T, S] → [P, H, T, S], the sum over the examples of each batch shard; the transpose of _repeat_per_example.
+    """[B, H, T, S] → [P, H, T, S], the sum over the examples of each batch shard; the transpose of repeat_per_example.
 
     On CPU by a product with ones: XLA's sum over the major axis takes 50 times as long (jax 0.10).
     """

@@ -12,6 +12,7 @@ from jax import Array
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.dropout import dropout
 from cotmi_jax.models.module import declare
+from cotmi_jax.models.products import product
 from cotmi_jax.models.remat import saved
 
 
@@ -42,10 +43,10 @@ class MLP(nnx.Module):
         self.rate, self.dtype = config.dropout, config.dtype
 
     def __call__(self, x_BxTxD: Array, key: Array | None) -> Array:
-        hidden_BxTxF = saved(x_BxTxD @ self.up.astype(self.dtype))
+        hidden_BxTxF = saved(product("btd,df->btf", x_BxTxD, self.up.astype(self.dtype)))
         if self.gate is None:
             hidden_BxTxF = jax.nn.relu(hidden_BxTxF)
         else:
-            gate_BxTxF = saved(x_BxTxD @ self.gate.astype(self.dtype))
+            gate_BxTxF = saved(product("btd,df->btf", x_BxTxD, self.gate.astype(self.dtype)))
             hidden_BxTxF = jax.nn.gelu(gate_BxTxF, approximate=True) * hidden_BxTxF
-        return dropout(hidden_BxTxF, self.rate, key) @ self.down.astype(self.dtype)
+        return product("btf,fd->btd", dropout(hidden_BxTxF, self.rate, key), self.down.astype(self.dtype))

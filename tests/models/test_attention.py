@@ -12,14 +12,14 @@ from jax import Array
 
 from cotmi_jax.config import base, validate
 from cotmi_jax.errors import UserError
-from cotmi_jax.models import attention, attention_kernel
-from cotmi_jax.models.attention import LONGEST_PLAIN, choose_form
+from cotmi_jax.models import attention_kernel
+from cotmi_jax.models.attention import _plain_by_autodiff, choose_form
 from cotmi_jax.models.attention_forms import blocked, plain
 from cotmi_jax.models.attention_pattern import Pattern, relative_buckets
 from cotmi_jax.models.dropout import weight_dropout
 
 BATCH, QUERIES, KEYS, HEADS, SIZE = 4, 40, 56, 2, 8  # 40 queries are a block of 32 and a part of another
-FORMS = {"plain": plain, "blocked": functools.partial(blocked, block=32)}
+FORMS = {"plain": plain, "by autodiff": _plain_by_autodiff, "blocked": functools.partial(blocked, block=32)}
 CASES = {
     "encoder": dict(bidirectional=True, segments="packed"),
     "decoder": dict(causal=True, bidirectional=False, segments="packed"),
@@ -132,40 +132,23 @@ def test_in_bfloat16_only_the_products_are_rounded() -> None:
         np.testing.assert_allclose(context.astype(jnp.float32), expected, atol=0.03)
 
 
-def choose(form: Any, monkeypatch: pytest.MonkeyPatch, *, platform: str, reason: str | None, length: int = 64) -> str:
-    monkeypatch.setattr(attention, "current_platform", lambda: platform)
+def choose(form: Any, monkeypatch: pytest.MonkeyPatch, reason: str | None) -> str:
     monkeypatch.setattr(attention_kernel, "unsupported", lambda *_: reason)
-    attention._print_once.cache_clear()
-    query = jnp.zeros((1, length, 1, 1))
+    query = jnp.zeros((1, 4, 1, 1))
     return choose_form(form, query, query, Pattern())
 
 
-def test_auto_is_plain_on_cpu_and_the_kernel_on_accelerators(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert choose("auto", monkeypatch, platform="cpu", reason="never asked", length=4096) == "plain"
-    assert choose("auto", monkeypatch, platform="tpu", reason=None) == "kernel"
-    assert choose("blocked", monkeypatch, platform="tpu", reason=None) == "blocked"
-    assert choose("plain", monkeypatch, platform="tpu", reason=None) == "plain"
-    assert capfd.readouterr() == ("", "")
-
-
-def test_where_auto_does_not_take_the_kernel_one_line_says_why(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    beyond = int(LONGEST_PLAIN**0.5) + 1
-    assert choose("auto", monkeypatch, platform="gpu", reason="heads of 16", length=beyond - 1) == "plain"
-    assert "plain, without the kernel: heads of 16\n" in capfd.readouterr().err
-    assert choose("auto", monkeypatch, platform="gpu", reason="heads of 16", length=beyond) == "blocked"
-    assert choose_form("auto", *[jnp.zeros((1, beyond, 1, 1))] * 2, Pattern()) == "blocked"
-    assert capfd.readouterr().err.count("\n") == 1
+def test_a_named_form_is_taken_and_auto_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [choose(form, monkeypatch, None) for form in ("auto", "plain", "blocked", "kernel")] == [
+        *("plain", "plain", "blocked", "kernel")
+    ]
 
 
 def test_forms_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"attention is kernel, but heads of 16: set it to auto, plain or blocked"):
-        choose("kernel", monkeypatch, platform="tpu", reason="heads of 16")
+        choose("kernel", monkeypatch, "heads of 16")
     with pytest.raises(UserError, match="attention is 'fast': choose one of auto, plain, blocked, kernel"):
-        choose("fast", monkeypatch, platform="cpu", reason=None)
+        choose("fast", monkeypatch, None)
     config = base()
     config.model.attention = "fast"
     with pytest.raises(UserError, match="config.model.attention is 'fast': choose one of auto, plain"):
