@@ -211,6 +211,9 @@ class _Beams(NamedTuple):
     cache: Cache
 
 
+_BLOCK = 64  # elements of which top_k looks at the maximum first
+
+
 def _take_beams(x_BxM: Array, index_BxN: Array) -> Array:
     """[B, M, …] → [B, N, …]: entries of axis 1 by index."""
     return jnp.take_along_axis(x_BxM, index_BxN.reshape(*index_BxN.shape, *[1] * (x_BxM.ndim - 2)), axis=1)
@@ -249,7 +252,9 @@ class _BeamSearch:
         last_BxM = state.live_BxMxT[:, :, jnp.maximum(state.position - 1, 0)]
         last_BxM = jnp.where(state.position == 0, self.config.pad_id, last_BxM)
         logits_BxMxV, cache = self.steps.step(last_BxM, state.position, state.cache)
-        total_BxMxV = state.live_score_BxM[:, :, None] + jax.nn.log_softmax(logits_BxMxV)
+        # One addition to the logits, which needs no array of log-probabilities.
+        shift_BxM = state.live_score_BxM - jax.nn.logsumexp(logits_BxMxV, axis=-1)
+        total_BxMxV = logits_BxMxV + shift_BxM[:, :, None]
         score_Bx2M, parent_Bx2M, token_Bx2M = _best(total_BxMxV, 2 * beams)
         grown_Bx2MxT = jax.lax.dynamic_update_slice_in_dim(
             _take_beams(state.live_BxMxT, parent_Bx2M), token_Bx2M[:, :, None], state.position, axis=2
@@ -284,5 +289,22 @@ class _BeamSearch:
 def _best(total_BxMxV: Array, number: int) -> tuple[Array, Array, Array]:
     """The highest scores of each example over beams and tokens [B, number], with their beams and tokens."""
     batch, beams, vocab = total_BxMxV.shape
-    score_BxN, index_BxN = jax.lax.top_k(total_BxMxV.reshape(batch, beams * vocab), number)
+    score_BxN, index_BxN = top_k(total_BxMxV.reshape(batch, beams * vocab), number)
     return score_BxN, index_BxN // vocab, (index_BxN % vocab).astype(jnp.int32)
+
+
+def top_k(x_BxN: Array, number: int) -> tuple[Array, Array]:
+    """jax.lax.top_k along the last axis, ties included, for long rows.
+
+    The highest numbers are in the blocks with the highest maxima, which are found by a reduction that vectorizes.
+    """
+    batch, size = x_BxN.shape
+    if size <= _BLOCK * number:
+        return jax.lax.top_k(x_BxN, number)
+    padded_BxN = jnp.pad(x_BxN, ((0, 0), (0, -size % _BLOCK)), constant_values=-jnp.inf)
+    blocks_BxGxC = padded_BxN.reshape(batch, -1, _BLOCK)
+    # In the order of their elements, so that of equal numbers the first is taken.
+    block_BxK = jnp.sort(jax.lax.top_k(blocks_BxGxC.max(axis=-1), number)[1], axis=-1)
+    candidates_BxKC = jnp.take_along_axis(blocks_BxGxC, block_BxK[..., None], axis=1).reshape(batch, -1)
+    found_BxK, place_BxK = jax.lax.top_k(candidates_BxKC, number)
+    return found_BxK, jnp.take_along_axis(block_BxK, place_BxK // _BLOCK, axis=1) * _BLOCK + place_BxK % _BLOCK

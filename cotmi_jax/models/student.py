@@ -22,7 +22,10 @@ __all__ = ["NETWORKS", "Network", "Params", "Student", "StudentDef", "count_para
 
 
 class Student(Protocol):
-    """An encoder-decoder. Its parameters are made by models.module.declare; dropout is on where a key is given."""
+    """An encoder-decoder. Its parameters are made by models.module.declare; dropout is on where a key is given.
+
+    Generation calls init_cache and decode_step. T5 has a faster form instead of the two (models.incremental.T5Steps).
+    """
 
     config: Any  # a StudentConfig
 

@@ -12,7 +12,7 @@ import pytest
 from helpers import assert_cached_logits_equal_teacher_forcing, numpy_params, random_ids, small_config
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.models.decoding import Decoding, Generated, filter_logits, generate
+from cotmi_jax.models.decoding import Decoding, Generated, filter_logits, generate, top_k
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.models.student import StudentDef
 
@@ -306,3 +306,10 @@ def test_given_encoder_states_are_used_and_scores_can_be_left_out(generator: Gen
         )
     )(generator.params, np.concatenate([generator.inputs[:1], generator.inputs[5:6]]))
     np.testing.assert_array_equal(swapped.tokens, greedy.tokens[[5, 0]])
+
+
+@pytest.mark.parametrize("size", [100, 512, 1000])
+def test_top_k_of_long_rows_is_that_of_jax_with_ties(size: int) -> None:
+    x = np.random.default_rng(0).integers(0, 40, (50, size)).astype(np.float32)  # each number several times
+    for found, expected in zip(jax.jit(top_k, static_argnums=1)(x, 5), jax.lax.top_k(x, 5), strict=True):
+        np.testing.assert_array_equal(found, expected)
