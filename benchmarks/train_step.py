@@ -53,6 +53,7 @@ def make_config(arguments: argparse.Namespace) -> ConfigDict:
     config.batch_size = arguments.batch_size
     config.model.update(preset=arguments.preset, dtype=arguments.dtype, scan_layers=arguments.scan_layers)
     config.model.remat = arguments.remat or config.model.remat
+    config.model.attention = arguments.attention or config.model.attention
     config.objective.update(name=arguments.objective, beta=BETA)
     config.mi.estimator = "released" if arguments.padded else "barber_agakov"
     validate(config)
@@ -224,7 +225,7 @@ def compare(arguments: argparse.Namespace, given: list[str]) -> dict[str, Any]:
     for _ in range(arguments.rounds):
         for side in arguments.sides:
             results[side].append(run_json("benchmarks.train_step", *given, f"--side={side}"))
-    names = ("dataset", "preset", "batch_size", "objective", "scan_layers", "remat", "dtype", "padded")
+    names = ("dataset", "preset", "batch_size", "objective", "scan_layers", "remat", "attention", "dtype", "padded")
     report: dict[str, Any] = {
         "set-up": {name: getattr(arguments, name) for name in names},
         "machine": platform.processor() or platform.machine(),
@@ -290,6 +291,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu", help="the torch side: cpu or gpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
     parser.add_argument("--remat", help="of the jax side, as config.model.remat")
+    parser.add_argument("--attention", help="of the jax side, as config.model.attention")
     parser.add_argument("--padded", action="store_true", help="jax side: one example per row, and the released loss")
     parser.add_argument("--scan_layers", action="store_true", help="of the jax side")
     parser.add_argument(
