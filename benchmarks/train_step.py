@@ -37,6 +37,7 @@ from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.packing import make_batch, make_shape
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.errors import UserError
+from cotmi_jax.huge_pages import use_huge_pages
 from cotmi_jax.parallel.accelerators import find_accelerator, skip_absent_tpu
 
 SEED = 0
@@ -303,6 +304,8 @@ def main() -> int:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     try:
+        if arguments.side == "jax" and arguments.device == "cpu":
+            use_huge_pages()  # as train does
         if "torch" in arguments.sides and arguments.device == "tpu":
             raise UserError("--device=tpu: the torch side runs on cpu and gpu only: give --sides jax")
         report = measure(arguments) if arguments.side else compare(arguments, sys.argv[1:])

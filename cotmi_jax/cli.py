@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags  # noqa: E402
 
 from cotmi_jax.errors import UserError, did_you_mean  # noqa: E402
 from cotmi_jax.help import config_keys, format_help  # noqa: E402
+from cotmi_jax.huge_pages import use_huge_pages  # noqa: E402
 from cotmi_jax.parallel.accelerators import set_libtpu_stack_size  # noqa: E402
 from cotmi_jax.recipes import load_recipe  # noqa: E402
 
@@ -92,7 +93,6 @@ def _closed_pipe_ends() -> Iterator[None]:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-    _help(arguments[1:])
     try:
         rest = flags.FLAGS(list(arguments))
     except flags.UnrecognizedFlagError as error:
@@ -129,6 +129,16 @@ def guard(main: Callable[[], int | None]) -> int | None:
         sys.exit(130)
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parse the flags and run main, guarded."""
-    app.run(lambda _: guard(main), flags_parser=_parse)
+def run(main: Callable[[], int | None], *, huge_pages: bool = False) -> None:
+    """Parse the flags and run main, guarded; with huge_pages the command is first executed again (huge_pages.py)."""
+
+    def parse(arguments: Sequence[str]) -> list[str]:
+        _help(arguments[1:])
+        if huge_pages:
+            try:
+                use_huge_pages()
+            except UserError as error:
+                _fail(str(error))
+        return _parse(arguments)
+
+    app.run(lambda _: guard(main), flags_parser=parse)
