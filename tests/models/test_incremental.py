@@ -47,6 +47,7 @@ def test_tokens_are_those_of_earlier_releases(family: str, method: Any) -> None:
     np.testing.assert_array_equal(tokens, expected)
 
 
+@pytest.mark.slow
 def test_samples_are_the_draws_of_a_loop_without_a_cache() -> None:
     """Position t draws with fold_in(key, t), all rows at once."""
     student, params = make_student()
