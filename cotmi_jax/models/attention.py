@@ -36,19 +36,28 @@ class Attention(nnx.Module):
     def keys_values(self, x_BxSxD: Array) -> tuple[Array, Array]:
         """Keys and values [B, S, H, K] of a sequence."""
         return (
-            saved(product("bsd,dhk->bshk", x_BxSxD, self.key.astype(self.dtype))),
-            saved(product("bsd,dhk->bshk", x_BxSxD, self.value.astype(self.dtype))),
+            _project(x_BxSxD, self.key.astype(self.dtype)),
+            _project(x_BxSxD, self.value.astype(self.dtype)),
         )
 
     def __call__(
         self, x_BxTxD: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, pattern: Pattern, key: Array | None
     ) -> Array:
         """Outputs [B, T, D]; dropout of the attention weights is on where a key is given."""
-        query_BxTxHxK = saved(product("btd,dhk->bthk", x_BxTxD, self.query.astype(self.dtype)))
+        query_BxTxHxK = _project(x_BxTxD, self.query.astype(self.dtype))
         context_BxTxHxK = attend(
             query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK, pattern, key, rate=self.rate, form=self.form
         )
-        return product("bthk,hkd->btd", context_BxTxHxK, self.out.astype(self.dtype))
+        context_BxTxN = context_BxTxHxK.reshape(*context_BxTxHxK.shape[:2], -1)
+        return product("btn,nd->btd", context_BxTxN, self.out.astype(self.dtype).reshape(-1, self.out.shape[-1]))
+
+
+def _project(x_BxSxD: Array, weight_DxHxK: Array) -> Array:
+    """[B, S, H, K], saved as [B, S, H·K]: of the former a TPU would put the positions last, and copy it for the kernel,
+    which takes the latter."""
+    size, heads, kv = weight_DxHxK.shape
+    x_BxSxN = saved(product("bsd,dn->bsn", x_BxSxD, weight_DxHxK.reshape(size, heads * kv)))
+    return x_BxSxN.reshape(*x_BxSxN.shape[:2], heads, kv)
 
 
 def attend(
