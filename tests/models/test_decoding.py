@@ -310,6 +310,6 @@ def test_given_encoder_states_are_used_and_scores_can_be_left_out(generator: Gen
 
 @pytest.mark.parametrize("size", [100, 512, 1000])
 def test_top_k_of_long_rows_is_that_of_jax_with_ties(size: int) -> None:
-    x = np.random.default_rng(0).integers(0, 40, (50, size)).astype(np.float32)  # each number several times
+    x = np.random.default_rng(0).integers(0, size // 3, (50, size)).astype(np.float32)  # most numbers several times
     for found, expected in zip(jax.jit(top_k, static_argnums=1)(x, 5), jax.lax.top_k(x, 5), strict=True):
         np.testing.assert_array_equal(found, expected)
