@@ -35,29 +35,28 @@ class Attention(nnx.Module):
 
     def keys_values(self, x_BxSxD: Array) -> tuple[Array, Array]:
         """Keys and values [B, S, H, K] of a sequence."""
-        return (
-            _project(x_BxSxD, self.key.astype(self.dtype)),
-            _project(x_BxSxD, self.value.astype(self.dtype)),
-        )
+        return self._project(x_BxSxD, self.key), self._project(x_BxSxD, self.value)
 
     def __call__(
         self, x_BxTxD: Array, keys_BxSxHxK: Array, values_BxSxHxK: Array, pattern: Pattern, key: Array | None
     ) -> Array:
         """Outputs [B, T, D]; dropout of the attention weights is on where a key is given."""
-        query_BxTxHxK = _project(x_BxTxD, self.query.astype(self.dtype))
+        query_BxTxHxK = self._project(x_BxTxD, self.query)
         context_BxTxHxK = attend(
             query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK, pattern, key, rate=self.rate, form=self.form
         )
         context_BxTxN = context_BxTxHxK.reshape(*context_BxTxHxK.shape[:2], -1)
         return product("btn,nd->btd", context_BxTxN, self.out.astype(self.dtype).reshape(-1, self.out.shape[-1]))
 
-
-def _project(x_BxSxD: Array, weight_DxHxK: Array) -> Array:
-    """[B, S, H, K], saved as [B, S, H·K]: of the former a TPU would put the positions last, and copy it for the kernel,
-    which takes the latter."""
-    size, heads, kv = weight_DxHxK.shape
-    x_BxSxN = saved(product("bsd,dn->bsn", x_BxSxD, weight_DxHxK.reshape(size, heads * kv)))
-    return x_BxSxN.reshape(*x_BxSxN.shape[:2], heads, kv)
+    def _project(self, x_BxSxD: Array, weight_DxHxK: Array) -> Array:
+        """[B, S, H, K]. For the kernel, which takes it, [B, S, H·K] is saved: of the former a TPU puts the positions
+        last, and would copy it. The other forms move less memory without."""
+        size, heads, kv = weight_DxHxK.shape
+        x_BxSxN = product("bsd,dn->bsn", x_BxSxD, weight_DxHxK.astype(self.dtype).reshape(size, heads * kv))
+        if self.form == "kernel":
+            x_BxSxN = saved(x_BxSxN)
+        x_BxSxHxK = x_BxSxN.reshape(*x_BxSxN.shape[:2], heads, kv)
+        return x_BxSxHxK if self.form == "kernel" else saved(x_BxSxHxK)
 
 
 def attend(
