@@ -105,7 +105,8 @@ def spend(
 ) -> Spent:
     """Run a command to its end; its standard error is shown. Raises UserError if it fails.
 
-    environment: variables besides those of this process. Children that the command waits for are counted.
+    environment: variables besides those of this process. Children that the command waits for are counted. On Linux the
+    peak memory is at least that of this process, which the command starts with.
     """
     start = time.perf_counter()
     process = subprocess.Popen(
