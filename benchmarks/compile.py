@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.revisions import revisions
-from benchmarks.table import Options, Row, run_json, shown_command
+from benchmarks.table import Options, Row, print_json, run_json, shown_command
 from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.accelerators import ACCELERATORS, GIB
 
@@ -91,12 +91,7 @@ def main() -> int:
     parser.add_argument("--topology", default="v5e-1", help="as for cotmi_jax.aot")
     parser.add_argument("--baseline", default="", help="revision to compare with; default: none")
     arguments, changes = parser.parse_known_args()
-    try:
-        print(json.dumps(compare(arguments, changes), indent=1))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_json(lambda: compare(arguments, changes))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.revisions import revisions
-from benchmarks.table import Options, Row, run_json, shown_command, spend
+from benchmarks.table import Options, Row, print_json, run_json, shown_command, spend
 from cotmi_jax.config import base
 from cotmi_jax.data.run_data import load_data
-from cotmi_jax.errors import UserError
 
 
 def write_examples(arguments: argparse.Namespace, path: Path) -> int:
@@ -135,12 +134,7 @@ def main() -> int:
     parser.add_argument("--baseline", default="", help="revision to compare with; default: none")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    try:
-        print(json.dumps(compare(arguments), indent=1))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_json(lambda: compare(arguments))
 
 
 if __name__ == "__main__":

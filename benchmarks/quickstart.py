@@ -9,13 +9,12 @@ printed as JSON: seconds of processor time (user + system) and of wall clock a s
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.revisions import revisions
-from benchmarks.table import Options, Row, Spent, run_json, shown_command, spend
+from benchmarks.table import Options, Row, Spent, print_json, run_json, shown_command, spend
 from cotmi_jax.errors import UserError
 
 FEW = 5  # steps of the shorter run
@@ -37,6 +36,14 @@ def train(code: Path, home: Path, steps: int, changes: list[str]) -> Spent:
             for key in ("eval.every=0", "mi.monitor.every=0", "checkpoint.every=1000", "log.trackers=")
         ]
         return spend([*command, *changes], folder=code, environment={"COTMI_CACHE": str(home)})
+
+
+def checked(changes: list[str]) -> list[str]:
+    """The changes of the recipe. Raises UserError for another option."""
+    for each in changes:
+        if not each.startswith("--config."):
+            raise UserError(f"unknown option {each}: see --help")
+    return changes
 
 
 def compare(baseline: str, rounds: int, steps: int, changes: list[str]) -> dict[str, dict[str, list[float]]]:
@@ -86,14 +93,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60, help="measured steps of a round")
     arguments, changes = parser.parse_known_args()
-    try:
-        if wrong := [each for each in changes if not each.startswith("--config.")]:
-            raise UserError(f"unknown option {wrong[0]}: see --help")
-        print(json.dumps(compare(arguments.baseline, arguments.rounds, arguments.steps, changes), indent=1))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_json(lambda: compare(arguments.baseline, arguments.rounds, arguments.steps, checked(changes)))
 
 
 if __name__ == "__main__":

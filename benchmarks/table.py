@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -126,6 +126,16 @@ def run_json(module: str, *arguments: str, folder: Path = ROOT) -> dict[str, Any
     """The JSON object that `python -m MODULE ARGUMENTS` prints last, from a process of its own."""
     output = spend([sys.executable, "-m", module, *arguments], folder=folder).output
     return json.loads(output[output.index("{") :])
+
+
+def print_json(measure: Callable[[], Any]) -> int:
+    """Print what was measured as JSON, for run_json; the exit code, 2 after the message of a UserError."""
+    try:
+        print(json.dumps(measure(), indent=1))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def shown_command(module: str, *arguments: str) -> str:

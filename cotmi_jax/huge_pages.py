@@ -34,7 +34,7 @@ def use_huge_pages() -> None:
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", "0", "1"):
-        raise UserError(f"{VARIABLE}={wanted[:100]}: give 0 for no huge pages, or 1 to be told why there are none")
+        raise UserError(f"{VARIABLE}={wanted[:100]}: give 0 for no huge pages, or 1 to print why there are none")
     if wanted == "0" or _SETTING in os.environ.get(_TUNABLES, ""):
         return
     obstacle = find_obstacle(os.environ, sys.orig_argv)

@@ -50,6 +50,8 @@ class Student(Protocol):
     def make_logits(self) -> Callable[[Array], Array]:
         """A function from states [B, T, D] to float32 logits [B, T, V]."""
 
+    # T5 has neither of the following two: it generates through models.incremental.T5Steps.
+
     def init_cache(self, encoded_BxSxD: Array, length: int) -> Cache:
         """Cache of generation: arrays [L, B, …]. Beam search permutes axis 1 of all but those named cross_*, which
         depend only on the inputs."""
