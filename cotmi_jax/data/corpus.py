@@ -73,10 +73,12 @@ class Loading:
         check_choice("duplicate_rationales", self.duplicate_rationales, DUPLICATE_RATIONALES)
         check_choice("label_kind", self.label_kind, LABEL_KINDS)
         components = parse_dataset(self.dataset)
-        if parse_fields(self.fields) and all(spec.kind not in OWN_KINDS for spec in components):
-            raise UserError(
-                f"config.data.fields describes rows of {', '.join(OWN_KINDS)}, not {self.dataset!r}: unset it"
-            )
+        given = {"fields": parse_fields(self.fields), "labels": self.labels, "label_kind": self.label_kind != "text"}
+        for key, is_set in given.items():
+            if is_set and all(spec.kind not in OWN_KINDS for spec in components):
+                raise UserError(
+                    f"config.data.{key} describes rows of {', '.join(OWN_KINDS)}, not {self.dataset!r}: unset it"
+                )
         if self.augment_asdiv and all(spec[:2] != ("released", "svamp") for spec in components):
             raise UserError(f"augment_asdiv goes with dataset 'svamp' only, not {self.dataset!r}: leave it off")
 

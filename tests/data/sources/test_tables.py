@@ -86,11 +86,13 @@ def test_a_mapping_that_cannot_be_read_is_an_error(text):
         parse_fields(text)
 
 
-def test_a_mapping_needs_rows_that_it_describes():
-    with pytest.raises(
-        UserError, match=r"^config.data.fields describes rows of jsonl, csv, tsv, parquet, hf, not 'cqa'"
-    ):
-        Loading(dataset="cqa", fields="input=question")
+@pytest.mark.parametrize(
+    ("key", "value"), [("fields", "input=question"), ("labels", "a,b"), ("label_kind", "equation")]
+)
+def test_a_setting_of_rows_needs_rows_that_it_describes(key, value):
+    message = f"^config.data.{key} describes rows of jsonl, csv, tsv, parquet, hf, not 'cqa': unset it"
+    with pytest.raises(UserError, match=message):
+        Loading(dataset="cqa", **{key: value})
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
