@@ -22,7 +22,6 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.files import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 _PACKAGES = ("jax", "libtpu", "numpy", "torch", "transformers", "ctranslate2")
 
 
@@ -203,10 +202,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def write_markdown(path: Path, table: str) -> None:
-    """Write a table between the markers of a page. Raises UserError for a page without them."""
+def write_markdown(path: Path, table: str, part: str = "benchmarks") -> None:
+    """Write a table between the two lines that mark a part of a page. Raises UserError for a page without them."""
+    begin, end = (f"<!-- {part}: {edge} -->" for edge in ("begin", "end"))
     text = path.read_text() if path.exists() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"--markdown={path}: the page needs one line {BEGIN} and one line {END}")
-    before, rest = text.split(BEGIN)
-    replace_file(path, f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise UserError(f"--markdown={path}: the page needs one line {begin} and one line {end}")
+    before, rest = text.split(begin)
+    replace_file(path, f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}")

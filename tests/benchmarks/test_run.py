@@ -17,7 +17,7 @@ from runs import command
 from benchmarks import compile as compile_suite
 from benchmarks import decode, mi_term, run, table, train_step
 from benchmarks.revisions import revisions
-from benchmarks.table import BEGIN, END, Options, Row, Spent
+from benchmarks.table import Options, Row, Spent
 from cotmi_jax.errors import UserError
 
 
@@ -81,14 +81,15 @@ def test_the_table_is_written_between_the_markers(
     calls: list[Options], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    begin, end = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     assert run.main(["--suite=fast", f"--markdown={page}"]) == 0
     text = page.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n\n| | unit |") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert text.startswith(f"before\n{begin}\n\n| | unit |") and text.endswith(f"{end}\nafter\n") and "old" not in text
     page.write_text("no markers")
     assert run.main(["--suite=fast", f"--markdown={page}"]) == 2
     assert "the page needs one line <!-- benchmarks: begin -->" in capsys.readouterr().err
-    assert (REPOSITORY / "docs" / "performance.md").read_text().count(BEGIN) == 1
+    assert (REPOSITORY / "docs" / "performance.md").read_text().count(begin) == 1
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
