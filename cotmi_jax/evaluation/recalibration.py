@@ -1,0 +1,84 @@
+"""Recalibration of confidences: temperature and isotonic regression, fitted on valid and applied to test. Plain numpy.
+
+Both change confidences, not answers.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.calibration import check
+
+_TEMPERATURES = (1e-2, 1e2)  # range that is searched
+
+
+def _logit(confidence: np.ndarray) -> np.ndarray:
+    tiny = np.finfo(np.float64).eps
+    clipped = np.clip(confidence, tiny, 1.0 - tiny)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))
+
+
+def tempered(confidence: np.ndarray, temperature: float) -> np.ndarray:
+    """Confidences whose log-odds are divided by the temperature: above 1 they move towards one half."""
+    return np.asarray(1.0 / (1.0 + np.exp(-_logit(np.asarray(confidence, np.float64)) / temperature)))
+
+
+def tempered_scores(score_NxC: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities [N, C] of candidates from their log-probabilities / temperature; −inf is no candidate."""
+    scaled = np.asarray(score_NxC, np.float64) / temperature
+    weight = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(weight / weight.sum(axis=1, keepdims=True))
+
+
+def _minimize(loss_of_log_temperature: Callable[[float], float]) -> float:
+    """The temperature with the least loss."""
+    from scipy import optimize
+
+    bounds = tuple(np.log(_TEMPERATURES))
+    return float(np.exp(optimize.minimize_scalar(loss_of_log_temperature, bounds=bounds, method="bounded").x))
+
+
+def fit_temperature(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
+    """The temperature of log-odds with the least negative log-likelihood, between .01 and 100 (Guo et al. 2017)."""
+    confidence_N, correct_N = check(confidence_N, correct_N)
+    logit_N, sign_N = _logit(confidence_N), 2.0 * correct_N - 1.0
+    return _minimize(lambda log_t: np.logaddexp(0.0, -sign_N * logit_N / np.exp(log_t)).mean())
+
+
+def fit_score_temperature(score_NxC: np.ndarray, gold_N: np.ndarray) -> float:
+    """As fit_temperature, of candidates' log-probabilities [N, C] with gold_N the index of the gold candidate."""
+    score_NxC, rows = np.asarray(score_NxC, np.float64), np.arange(len(gold_N))
+    if not len(rows):
+        raise UserError("no examples to fit a temperature to: give at least one")
+
+    def loss(log_t: float) -> float:
+        scaled_NxC = score_NxC / np.exp(log_t)
+        highest_N = scaled_NxC.max(axis=1)
+        log_sum_N = highest_N + np.log(np.exp(scaled_NxC - highest_N[:, None]).sum(axis=1))
+        return float((log_sum_N - scaled_NxC[rows, gold_N]).mean())
+
+    return _minimize(loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class Isotonic:
+    """A monotone map of confidences: constant outside of the knots, linear between them."""
+
+    knots: np.ndarray
+    values: np.ndarray
+
+    def __call__(self, confidence: np.ndarray) -> np.ndarray:
+        """Recalibrated confidences."""
+        return np.asarray(np.interp(confidence, self.knots, self.values))
+
+
+def fit_isotonic(confidence_N: np.ndarray, correct_N: np.ndarray) -> Isotonic:
+    """The monotone map with the least squared error (Zadrozny and Elkan 2002), by pooling adjacent violators."""
+    from scipy import optimize
+
+    confidence_N, correct_N = check(confidence_N, correct_N)
+    knots, group_N, count = np.unique(confidence_N, return_inverse=True, return_counts=True)
+    rate = np.bincount(group_N, weights=correct_N) / count
+    return Isotonic(knots, np.asarray(optimize.isotonic_regression(rate, weights=count).x))
