@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from cotmi_jax.data.example import Example
+from cotmi_jax.data.example import Example, Pair
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
 from cotmi_jax.errors import UserError, one_line
 from cotmi_jax.files import parse_json, read_regular
@@ -225,7 +225,9 @@ def _checksum(place: Path) -> int:
 
 def _example(fields: dict[str, Any]) -> Example:
     more = tuple((text, weight) for text, weight in fields.pop("more"))
-    return Example(**fields, more=more)
+    # Without counterfactuals in a cache that was made before examples had them.
+    counterfactuals = tuple(Pair(*pair) for pair in fields.pop("counterfactuals", ()))
+    return Example(**fields, more=more, counterfactuals=counterfactuals)
 
 
 def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:

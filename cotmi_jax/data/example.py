@@ -2,11 +2,22 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 LabelKind = Literal["text", "equation"]
 SPLITS = ("train", "valid", "test")
 EOS_TEXT = "</s>"  # separates the sentences of an input; a vocabulary encodes it as the end-of-sequence id
+
+
+class Pair(NamedTuple):
+    """A label, and the rationale that leads to it.
+
+    answer_text: the sentence that states the label after the rationale, where the teacher wrote one; else "".
+    """
+
+    label: str
+    rationale: str
+    answer_text: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,6 +30,10 @@ class Example:
     more: further rationales with their weights; training uses one rationale per epoch, in turn.
     kind: how the label is compared.
     place: "file:line" for messages.
+    answer_text: the sentence that states the teacher's label after the rationale, where the teacher wrote one and the
+      rationale was cut before it; else "".
+    counterfactuals: answers of the same input other than the label, each with a rationale that leads to it, from the
+      user's data; `counterfactuals.counterfactuals` makes others.
     """
 
     id: str
@@ -30,6 +45,9 @@ class Example:
     more: tuple[tuple[str, float], ...] = ()
     kind: LabelKind = "text"
     place: str = dataclasses.field(default="", compare=False)
+    # Not in repr, which identifies the examples of registered sources: without these they keep their identity.
+    answer_text: str = dataclasses.field(default="", repr=False)
+    counterfactuals: tuple[Pair, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def rationales(self) -> tuple[tuple[str, float], ...]:

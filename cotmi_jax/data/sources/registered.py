@@ -40,7 +40,8 @@ class RegisteredSource:
             "registered",
             self.name,
             *(
-                (split, repr(dataclasses.replace(example, place="")))  # as of other sources, the place does not count
+                # As of other sources, the place does not count.
+                (split, repr(dataclasses.replace(example, place="")), *_additions(example))
                 for split, examples in self.read().splits.items()
                 for example in examples
             ),
@@ -58,6 +59,13 @@ class RegisteredSource:
                 raise UserError(f"source {self.name}: input or label of {example.id} is blank: leave the example out")
             seen.add(example.id)
             yield dataclasses.replace(example, place=example.place or f"source {self.name}")
+
+
+def _additions(example: Example) -> Iterator[object]:
+    """What identifies an example beside its repr."""
+    if example.answer_text:
+        yield ("answer_text", example.answer_text)
+    yield from example.counterfactuals
 
 
 SOURCES: dict[str, RegisteredSource] = {}
