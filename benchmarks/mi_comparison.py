@@ -187,8 +187,8 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
             *lines,
             "",
             f"{result['seeds']} seeds an arm, {result['steps']} steps, {result['rows'][0]['n']} test problems: mean "
-            f"(standard deviation over seeds); below it the paired difference to `{BASELINE}` with its 95% t interval over "
-            "seeds, for these problems, in bold where the interval excludes 0; not corrected for the number of comparisons.",
+            f"(standard deviation over seeds); below it the paired difference to `{BASELINE}` with its 95% t interval "
+            "over seeds, for these problems, in bold where it excludes 0; not corrected for the number of comparisons.",
             f"{result['date']}, {result['machine']}; {versions}; revision {result['revision']}. Command:",
             "",
             f"    {command}",
