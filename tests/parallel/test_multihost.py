@@ -142,7 +142,8 @@ def test_an_interrupted_run_is_saved_and_resumed_by_any_number_of_processes(
     first, second = hosts.run("train", *flags(tmp_path), processes=2, hooks=hooks)
     assert first.code == second.code == 0, (first, second)
     reached = runs.steps_in(tmp_path / "checkpoints")[-1]
-    assert 2 < reached < STEPS
+    # Process 1 has passed step 1 to the runtime; while it pauses, process 0 gets at most two steps further.
+    assert 2 <= reached < STEPS
     assert first.out == f"interrupted after step {reached} of {STEPS}: the same command resumes from there\n"
     assert second.out == ""
     assert list(losses(tmp_path)) == list(range(1, reached + 1))
