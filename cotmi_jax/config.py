@@ -14,6 +14,7 @@ from typing import Any, get_args
 from ml_collections import ConfigDict
 
 from cotmi_jax.data.grammar import parse_dataset
+from cotmi_jax.data.rationale_answer import RATIONALE_ANSWERS
 from cotmi_jax.data.sources.row_format import parse_fields
 from cotmi_jax.data.tokenize import TOO_LONG
 from cotmi_jax.errors import UserError, shown
@@ -101,6 +102,9 @@ def _data() -> ConfigDict:
     data.empty_rationale = "error"  # or drop: leave out such train examples; keep: train on their label alone
     # Identical rationales of an example: each is used in turn; weight: merge them into one, weighted by their number.
     data.duplicate_rationales = "keep"
+    # The answer in the target of the rationale task: cut, as in DSS; keep: the teacher's sentence stays; append: "So
+    # the answer is X" with the teacher's label X (docs/data.md). mi.estimator consistency needs keep or append.
+    data.rationale_answer = "cut"
     # Of your own rows (jsonl csv tsv parquet hf): the columns that hold input, label, rationale, weight, teacher_label
     # and id, where they have other names: "input=question,label=answer"
     data.fields = ""
@@ -260,7 +264,11 @@ def validate(config: ConfigDict) -> None:
     if not 0.0 <= config.model.dropout < 1.0:
         raise UserError(f"config.model.dropout is {config.model.dropout}: it must be a probability below 1")
     choices = {"model.dtype": ("float32", "bfloat16"), "model.remat": get_args(Remat)}
-    choices |= {"data.too_long": TOO_LONG, "model.attention": get_args(AttentionForm)}
+    choices |= {
+        "data.too_long": TOO_LONG,
+        "data.rationale_answer": RATIONALE_ANSWERS,
+        "model.attention": get_args(AttentionForm),
+    }
     for key, allowed in choices.items():
         if flat[key] not in allowed:
             raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")

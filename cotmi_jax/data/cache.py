@@ -3,6 +3,7 @@
     {folder}/{key}/manifest.json                      the identity of the data, and checksums
     {folder}/{key}/{split}.json                       counts of a split
     {folder}/{key}/{split}.{task}.{inputs,targets}.npy, ….lengths.npy, {split}.{counts,weights,kept}.npy
+    {folder}/{key}/{split}.answers.npy                if rationales state answers
     {folder}/{key}/valid.jsonl                        the examples of valid
 
 A cache is written to a temporary folder that is then renamed, so that a killed process never leaves an incomplete one
@@ -31,7 +32,7 @@ from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets
 from cotmi_jax.errors import UserError, one_line
 from cotmi_jax.files import parse_json, read_regular
 
-FORMAT = 2  # of the files and facts; part of the key, so that caches of another format are not found
+FORMAT = 3  # of the files and facts; part of the key, so that caches of another format are not found
 _POLL = 0.2  # seconds between checks for the files of other processes
 _TIMEOUT = 1800.0  # seconds to wait for the files of another process
 _NONCE = secrets.token_hex(4)  # of this process, since a killed process may have had the same pid
@@ -240,6 +241,8 @@ def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:
     _save(folder / f"{name}.counts.npy", np.diff(split.rationale_offsets))
     np.save(folder / f"{name}.weights.npy", split.weights)
     np.save(folder / f"{name}.kept.npy", split.kept)
+    if split.answer_starts is not None:
+        np.save(folder / f"{name}.answers.npy", split.answer_starts)
     (folder / f"{name}.json").write_text(json.dumps(counts))
 
 
@@ -265,4 +268,5 @@ def _read_split(folder: Path, name: str) -> TokenizedSplit:
             for kind in ("inputs", "targets")
         )
         tasks[task] = TokenizedTask(inputs, targets, per_rationale, *truncated)
-    return TokenizedSplit(tasks, offsets_of(load("counts")), load("weights"), load("kept"))
+    answer_starts = load("answers") if (folder / f"{name}.answers.npy").exists() else None
+    return TokenizedSplit(tasks, offsets_of(load("counts")), load("weights"), load("kept"), answer_starts)

@@ -205,9 +205,10 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
 
     rows: inputs and input_segments [R, S], targets and target_segments [R, T], where segments are numbered from 1 in
       every row and 0 is padding; task and weight [R, N]: which task a segment is of (−1: none) and its weight in the
-      loss.
+      loss. Where rationales state answers, answers [R, N, L]: the positions of their tokens in the row, −1 for none.
     examples: valid and weight [B] as in the padded form; slots {task: [B]}: the position of the sequence pair,
-      row · N + segment − 1, with rows counted over all processes.
+      row · N + segment − 1, with rows counted over all processes. Where rationales state answers, answer_length [B],
+      the number of their tokens.
 
     Raises:
       UserError: the rows do not hold the batch.
@@ -226,22 +227,27 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
         weight[slot_by_task[name]] = weight_B if tokens.per_rationale else 1.0
         flat["input"].append(tokens.inputs.concatenated(picks.rows))
         flat["target"].append(tokens.targets.concatenated(split.target_rows(name, *picks)))
-    by_row = {"task": task.reshape(rows, -1), "weight": weight.reshape(rows, -1)}
+    by_row: dict[str, np.ndarray] = {"task": task.reshape(rows, -1), "weight": weight.reshape(rows, -1)}
     for kind, lengths, length in (
         ("input", pairs.inputs, shape.input_length),
         ("target", pairs.targets, shape.target_length),
     ):
         written = _write_rows(np.concatenate(flat[kind]), lengths, row_P, segment_P, (rows, length))
         by_row[f"{kind}s"], by_row[f"{kind}_segments"] = written
+    examples: dict[str, np.ndarray] = {"valid": np.ones(len(picks.rows), bool), "weight": weight_B}
+    if split.answer_starts is not None:
+        positions, examples["answer_length"] = split.answer_positions(*picks)
+        start_P = _starts(pairs.targets, row_P, segment_P)
+        answers = np.full((rows * shape.segments, split.answer_length), -1, np.int32)
+        for start_B, (name, slot_B) in zip(np.split(start_P, len(slot_by_task)), slot_by_task.items(), strict=True):
+            answers[slot_B] = np.where(positions[name] < 0, -1, positions[name] + start_B[:, None])
+        by_row |= {"answers": answers.reshape(rows, shape.segments, -1)}
     # From rows of this group to rows of the batch.
     shift_R = (process_rows.indices(shape.rows) - np.arange(rows)) * shape.segments
     slots = {
         name: (slot_B + shift_R[slot_B // shape.segments]).astype(np.int32) for name, slot_B in slot_by_task.items()
     }
-    return {
-        "rows": by_row,
-        "examples": {"valid": np.ones(len(picks.rows), bool), "weight": weight_B, "slots": slots},
-    }
+    return {"rows": by_row, "examples": examples | {"slots": slots}}
 
 
 def _search(pairs: _Pairs, shape: PackShape, rows: int) -> IntArray:
@@ -264,15 +270,20 @@ def _segments(row_P: IntArray) -> IntArray:
     return segment_P
 
 
+def _starts(length_P: IntArray, row_P: IntArray, segment_P: IntArray) -> IntArray:
+    """Position of each pair in its row: the tokens of all earlier pairs, minus those in earlier rows."""
+    order = np.lexsort((segment_P, row_P))
+    filled_R = np.bincount(row_P, weights=length_P).astype(np.int64)
+    start_P = np.empty_like(length_P)
+    start_P[order] = offsets_of(length_P[order])[:-1]
+    return start_P - offsets_of(filled_R)[row_P]
+
+
 def _write_rows(
     flat: IntArray, length_P: IntArray, row_P: IntArray, segment_P: IntArray, shape: tuple[int, int]
 ) -> tuple[IntArray, IntArray]:
     """Writes the concatenated tokens of all pairs into rows, from the left: tokens and segments, int32 of `shape`."""
-    order = np.lexsort((segment_P, row_P))
-    filled_R = np.bincount(row_P, weights=length_P, minlength=shape[0]).astype(np.int64)
-    start_P = np.empty_like(length_P)  # position in the row: tokens of all earlier pairs, minus those in earlier rows
-    start_P[order] = offsets_of(length_P[order])[:-1]
-    start_P -= offsets_of(filled_R)[row_P]
+    start_P = _starts(length_P, row_P, segment_P)
     place = np.repeat(row_P * shape[1] + start_P - offsets_of(length_P)[:-1], length_P) + np.arange(len(flat))
     tokens, segments = np.zeros(shape[0] * shape[1], np.int32), np.zeros(shape[0] * shape[1], np.int32)
     tokens[place], segments[place] = flat, np.repeat(segment_P, length_P)

@@ -17,7 +17,8 @@ from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.lost_labels import check_labels
 from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
-from cotmi_jax.data.tasks import ANSWER_MARK, find_objective
+from cotmi_jax.data.rationale_answer import count_spans
+from cotmi_jax.data.tasks import ANSWER_MARK, EXPLAIN, find_objective
 from cotmi_jax.data.tokenize import TokenLimits, TooLong, check_split, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -88,6 +89,7 @@ def tokenize(
         objective=config.objective.name,
         label_type=config.data.label_type if train else "gt",
         limits=_limits(config, train=train),
+        rationale_answer=config.data.rationale_answer,
         progress=progress,
     )
 
@@ -114,11 +116,12 @@ def find_cache(config: ConfigDict) -> Path | None:
 
 def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
     """Everything that tokens depend on. Objectives with the same sequences share their tokens."""
-    data = config.data
-    return {
+    data, objective = config.data, find_objective(config.objective.name)
+    states_answers = EXPLAIN in objective.tasks and data.rationale_answer != "cut"
+    return ({"rationale_answer": data.rationale_answer} if states_answers else {}) | {
         "corpus": corpus_fingerprint(loading_of(config)),
         "vocabulary": vocabulary.fingerprint,
-        "sequences": list(find_objective(config.objective.name).cache_key),
+        "sequences": list(objective.cache_key),
         "mark": ANSWER_MARK,
         "settings": {name: data[name] for name in _SETTINGS},
     }
@@ -159,6 +162,8 @@ def _token_notes(name: str, split: TokenizedSplit, unk_id: int | None, *, ration
         )
         if count
     ]
+    if split.answer_starts is not None:
+        notes.append(f"{name}: {count_spans(split.answer_starts)}")
     skipped = len(split.kept) - split.size
     return notes + ([f"{name}: {skipped} of {len(split.kept)} examples longer than the limits skipped"] * bool(skipped))
 

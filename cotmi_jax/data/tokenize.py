@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.tasks import LabelType, ObjectiveName, find_objective, task_texts
+from cotmi_jax.data.rationale_answer import RationaleAnswer, find_spans, state_answer
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT, LabelType, ObjectiveName, find_objective, task_texts, training_label
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
 from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
 from cotmi_jax.errors import UserError
@@ -46,10 +47,12 @@ def tokenize_split(
     objective: ObjectiveName,
     label_type: LabelType,
     limits: TokenLimits,
+    rationale_answer: RationaleAnswer = "cut",
     progress: Callable[[int], object] | None = None,
 ) -> TokenizedSplit:
     """Tokens of every task of `objective`, each sequence with a final eos. The result can be empty: see check_split.
 
+    rationale_answer: the answer in the targets of the rationale task (state_answer), whose span is found.
     SentencePiece encodes the texts of a chunk on all cores. progress is called with the size of each chunk.
 
     Raises:
@@ -58,7 +61,7 @@ def tokenize_split(
     chunks = []
     for start in range(0, max(len(examples), 1), CHUNK):
         chunk = examples[start : start + CHUNK]
-        chunks.append(_tokenize_chunk(chunk, vocabulary, objective, label_type, limits))
+        chunks.append(_tokenize_chunk(chunk, vocabulary, objective, label_type, limits, rationale_answer))
         if progress:
             progress(len(chunk))
     return TokenizedSplit.join(chunks)
@@ -81,6 +84,7 @@ def _tokenize_chunk(
     objective: ObjectiveName,
     label_type: LabelType,
     limits: TokenLimits,
+    rationale_answer: RationaleAnswer,
 ) -> TokenizedSplit:
     spec = find_objective(objective)
     has_rationales = bool(spec.rationale_tasks)
@@ -88,15 +92,21 @@ def _tokenize_chunk(
     owner = np.repeat(np.arange(len(examples)), counts)
     weights = np.array([weight for example in examples for _, weight in example.rationales] if has_rationales else 1.0)
     expanded = [each for example in examples for each in _one_per_rationale(example)]
+    states_answers = rationale_answer != "cut" and EXPLAIN in spec.tasks
+    if states_answers:
+        stated = [state_answer(each, rationale_answer, training_label(each, label_type)) for each in expanded]
+        expanded = [dataclasses.replace(each, rationale=new.text) for each, new in zip(expanded, stated, strict=True)]
     kept = np.ones(len(examples), bool)
     encoded: dict[str, tuple[_Encoded, _Encoded]] = {}
+    target_texts: dict[str, list[str]] = {}
     for task in spec.tasks:
         per_rationale = task in spec.rationale_tasks
         texts = task_texts(examples, objective, task, label_type)
         inputs = _Encoded(vocabulary.encode([text.input for text in texts]), np.arange(len(examples)))
         if per_rationale:
             texts = task_texts(expanded, objective, task, label_type)
-        targets = _Encoded(vocabulary.encode([text.target for text in texts]), owner if per_rationale else inputs.owner)
+        target_texts[task] = [text.target for text in texts]
+        targets = _Encoded(vocabulary.encode(target_texts[task]), owner if per_rationale else inputs.owner)
         encoded[task] = (inputs, targets)
         for sequences, what, limit in (
             (inputs, "input", limits.max_input_tokens),
@@ -111,14 +121,21 @@ def _tokenize_chunk(
         kept_targets, cut_targets = targets.cut(kept, limits.max_target_tokens)
         tasks[task] = TokenizedTask(kept_inputs, kept_targets, targets.owner is owner, cut_inputs, cut_targets)
     weights = np.broadcast_to(weights, owner.shape).astype(np.float32)[kept[owner]]
-    return TokenizedSplit(tasks, offsets_of(counts[kept]), weights, kept)
+    answer_starts = None
+    if states_answers:
+        labels, rationales = (encoded[task][1].ids for task in (PREDICT, EXPLAIN))
+        spans = [labels[row] for row in owner], limits.max_target_tokens
+        answer_starts = find_spans(vocabulary, stated, target_texts[EXPLAIN], rationales, *spans)[kept[owner]]
+    return TokenizedSplit(tasks, offsets_of(counts[kept]), weights, kept, answer_starts)
 
 
 def _one_per_rationale(example: Example) -> list[Example]:
     """Copies of the example with one of its rationales each."""
     if not example.more:
         return [example]
-    return [dataclasses.replace(example, rationale=text, more=()) for text, _ in example.rationales]
+    first, *more = example.rationales
+    others = [dataclasses.replace(example, rationale=text, more=(), answer_text="") for text, _ in more]
+    return [dataclasses.replace(example, rationale=first[0], more=()), *others]
 
 
 @dataclasses.dataclass(frozen=True)

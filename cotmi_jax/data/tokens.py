@@ -106,12 +106,15 @@ class TokenizedSplit:
     rationale_offsets: int64 [N + 1]; example i of N has the rationales offsets[i] … offsets[i + 1] − 1.
     weights: float32 [number of rationales], the weight of each rationale in the loss.
     kept: bool, which of the examples the split was made from are in it; the others were too long.
+    answer_starts: int32 [number of rationales], the first token of the answer in the target of the rationale task, or
+      why there is none (rationale_answer.py), and is as long as the label; None if rationales do not state answers.
     """
 
     tasks: dict[str, TokenizedTask]
     rationale_offsets: IntArray
     weights: np.ndarray
     kept: np.ndarray
+    answer_starts: IntArray | None = None
 
     @classmethod
     def join(cls, pieces: "Sequence[TokenizedSplit]") -> "TokenizedSplit":
@@ -128,7 +131,8 @@ class TokenizedSplit:
         }
         rationale_offsets = offsets_of(np.concatenate([np.diff(piece.rationale_offsets) for piece in pieces]))
         weights, kept = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("weights", "kept"))
-        return cls(tasks, rationale_offsets, weights, kept)
+        starts = [piece.answer_starts for piece in pieces if piece.answer_starts is not None]
+        return cls(tasks, rationale_offsets, weights, kept, np.concatenate(starts) if starts else None)
 
     @property
     def size(self) -> int:
@@ -149,6 +153,32 @@ class TokenizedSplit:
     def rationale_counts(self) -> IntArray:
         """Number of rationales of every example."""
         return np.diff(self.rationale_offsets)
+
+    @functools.cached_property
+    def answer_lengths(self) -> IntArray:
+        """Tokens of the answer that each rationale states, those of its label without eos; 0 if it has no span."""
+        assert self.answer_starts is not None
+        labels = np.repeat(self.tasks[PREDICT].targets.lengths - 1, self.rationale_counts)
+        return np.where(self.answer_starts >= 0, labels, 0)
+
+    @functools.cached_property
+    def answer_length(self) -> int:
+        """Tokens of the longest of these answers, at least 1."""
+        return int(self.answer_lengths.max(initial=1))
+
+    def answer_positions(self, rows: IntArray, passes: IntArray | int) -> tuple[dict[str, IntArray], IntArray]:
+        """By task, the positions in the target of the tokens of the answers, int32 [B, L], −1 beyond their end; and the
+        number of tokens of each answer, int32 [B]. L is answer_length."""
+        assert self.answer_starts is not None
+        rationales = self.rationale_rows(rows, passes)
+        length_B = np.where(rows < 0, 0, self.answer_lengths[rationales]).astype(np.int32)
+        column_L = np.arange(self.answer_length, dtype=np.int32)
+        inside_BxL = column_L < length_B[:, None]
+        positions = {
+            task: np.where(inside_BxL, start_B[:, None] + column_L, -1).astype(np.int32)
+            for task, start_B in ((PREDICT, np.zeros_like(length_B)), (EXPLAIN, self.answer_starts[rationales]))
+        }
+        return positions, length_B
 
     @property
     def without_rationale(self) -> int:
@@ -200,8 +230,10 @@ class TokenizedSplit:
         return np.stack([inputs, *targets], axis=1)
 
     def fingerprint(self) -> str:
-        """CRC-32 of all tokens and weights; a resumed run compares it to detect changed data."""
+        """CRC-32 of all tokens, weights and answers; a resumed run compares it to detect changed data."""
         crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(self.rationale_offsets.tobytes()))
+        if self.answer_starts is not None:
+            crc = zlib.crc32(self.answer_starts.astype(np.int32).tobytes(), crc)
         for _, tokens in sorted(self.tasks.items()):
             for ragged in (tokens.inputs, tokens.targets):
                 crc = zlib.crc32(ragged.offsets.tobytes(), crc)
@@ -226,8 +258,9 @@ def gather(
     """The padded batch of these rows; a row of −1 is padding.
 
     {task: {inputs [B, S], targets [B, T]}, valid [B], weight [B]}: valid is False for padding; weight is that of
-    the rationale in the loss. lengths: S, and T of each task, in the order of eval_lengths; no row exceeds them. None:
-    those of the split.
+    the rationale in the loss. Where rationales state answers, as TokenizedSplit.answer_positions gives them, also
+    {task: {answers [B, L]}, answer_length [B]}. lengths: S, and T of each task, in the order of eval_lengths; no row
+    exceeds them. None: those of the split.
     """
     inputs, *targets = (split.input_length, *split.target_lengths.values()) if lengths is None else lengths
     batch: Batch = {
@@ -238,4 +271,9 @@ def gather(
         for (task, tokens), length in zip(split.tasks.items(), targets, strict=True)
     }
     weight_B = np.where(rows < 0, np.float32(0), split.weights[split.rationale_rows(rows, passes)])
-    return batch | {"valid": rows >= 0, "weight": weight_B}
+    batch |= {"valid": rows >= 0, "weight": weight_B}
+    if split.answer_starts is not None:
+        positions, batch["answer_length"] = split.answer_positions(rows, passes)
+        for task, position_BxL in positions.items():
+            batch[task]["answers"] = position_BxL
+    return batch

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.data.origins import RELEASE
 from cotmi_jax.data.sources.base import digest, digest_files
-from cotmi_jax.data.sources.released_sets import RELEASED, RELEASED_NAMES, TEACHERS
+from cotmi_jax.data.sources.released_sets import RELEASED, RELEASED_NAMES, TEACHERS, answer_sentence
 from cotmi_jax.data.sources.rows import (
     BadRows,
     check_choice,
@@ -128,9 +128,9 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str, b
         if gold is not None:
             rationale, teacher_label = parse(completion)
             where = f"{name}/{split}/{i}"
-            examples.append(
-                Example(where, gold.text, gold.label, rationale, teacher_label, kind=kind, place=gold.place)
-            )
+            stated = answer_sentence(completion, rationale, teacher_label)
+            example = Example(where, gold.text, gold.label, rationale, teacher_label, kind=kind, answer_text=stated)
+            examples.append(dataclasses.replace(example, place=gold.place))
     bad.check_usable(len(examples), min(len(golds), len(completions)), str(gold_path))
     return tuple(examples)
 

@@ -21,6 +21,8 @@ from cotmi_jax.errors import UserError, one_line, shown
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 NUM_CHOICES = 5
+# A mark of the answer and what may precede the label behind it: words, or the letter of a choice.
+_ANSWER_START = r"\s*(?:So the answer is|The answer is|Answer:)[^\n(]*(?:\(.\)\s*)?"
 TEACHERS = ("palm", "gpt-neox")
 
 ReadRow = Callable[[Row, str], tuple[str, str]]
@@ -135,6 +137,15 @@ def parse_anli_gpt_neox(completion: str) -> tuple[str, str | None]:
     """The same; the marker is "The answer is" where the completion has no "So the answer is"."""
     marker = "So the answer is"
     return _before_last_character(completion, marker if marker in completion.split("Premise:")[0] else "The answer is")
+
+
+def answer_sentence(completion: str, rationale: str, label: str | None) -> str:
+    """The sentence behind the rationale of a completion that states the label, up to the label; "" without one."""
+    if not label:
+        return ""
+    start = completion.find(rationale) + len(rationale)
+    match = re.compile(_ANSWER_START + re.escape(label)).match(completion, start)
+    return match[0].strip() if match else ""
 
 
 def _before_last_character(completion: str, marker: str) -> tuple[str, str | None]:
