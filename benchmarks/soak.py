@@ -24,8 +24,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from cotmi_jax.config import load_extensions, validate
+from cotmi_jax.config import validate
 from cotmi_jax.errors import UserError
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import read_json_lines
 from cotmi_jax.training.throughput import TIMINGS
 from cotmi_jax.workdir.checkpoint import BEST, LATEST, Json, Saved, contents, saved

@@ -67,13 +67,14 @@ def main() -> None:
     """Print the statistics of the data set that the flags name."""
     import json
 
-    from cotmi_jax.config import base, load_extensions, validate
+    from cotmi_jax.config import base, validate
     from cotmi_jax.data.checks import check_splits, format_checks
     from cotmi_jax.data.run_data import load_data
     from cotmi_jax.data.statistics import describe, format_description
     from cotmi_jax.data.tasks import PREDICT, PREFIX
     from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
     from cotmi_jax.experiment import find_vocabulary
+    from cotmi_jax.extensions import load_extensions
 
     config = _CONFIG.value or base()
     config.data.update({key: flag.value for key, flag in _DATA.items() if flag.value is not None})

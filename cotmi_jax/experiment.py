@@ -4,7 +4,6 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import with_absolute_files
 from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
 from cotmi_jax.data.run_data import RunData
@@ -12,6 +11,7 @@ from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import PREDICT, find_objective
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer
 from cotmi_jax.errors import UserError, shown
+from cotmi_jax.extensions import with_absolute_files
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.config import T5_VOCAB_SIZE, StudentConfig, T5Config, with_execution

@@ -10,10 +10,22 @@ from paths import REPOSITORY
 PACKAGE = REPOSITORY / "cotmi_jax"
 COMMANDS = {"__main__", "train", "evaluate", "predict", "export", "describe", "annotate", "prepare"}
 LIBRARY = {"config", "errors", "cli", "files", "compilation_cache", "experiment", "help", "huge_pages"}
-LIBRARY |= {"recipes", "__init__"}
+LIBRARY |= {"extensions", "recipes", "__init__"}
 # From top to bottom: an entry imports only from itself and from entries below it.
 ORDER = (
-    *("commands", "report", "aot", "training", "teacher", "evaluation", "inference", "experiment", "workdir", "config"),
+    *(
+        "commands",
+        "report",
+        "aot",
+        "training",
+        "teacher",
+        "evaluation",
+        "inference",
+        "experiment",
+        "workdir",
+        "config",
+        "extensions",
+    ),
     *("objectives", "mi", "models", "data", "cli", "help", "recipes", "huge_pages", "parallel", "compilation_cache"),
     *("files", "errors", "__init__"),
 )

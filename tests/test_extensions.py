@@ -9,10 +9,10 @@ import pytest
 import runs
 from ml_collections.config_flags import config_flags
 
-from cotmi_jax.config import load_extensions, with_absolute_files
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import with_data_root
+from cotmi_jax.extensions import load_extensions, with_absolute_files
 from cotmi_jax.training.job import train
 from cotmi_jax.workdir.record import read_run
 

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import check_batches, load_extensions, validate
+from cotmi_jax.config import check_batches, validate
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import PREDICT
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import make_terms
 from cotmi_jax.experiment import eval_decoding, make_objective
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset, with_execution
 from cotmi_jax.models.flops import forward_flops, step_flops

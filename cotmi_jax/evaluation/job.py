@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from cotmi_jax.config import load_extensions
 from cotmi_jax.data.corpus import Component, LoadedCorpus
 from cotmi_jax.data.example import SPLITS
 from cotmi_jax.data.lost_labels import find_lost_labels
@@ -21,6 +20,7 @@ from cotmi_jax.evaluation.metrics import Prediction, Score, Summary, measure, pa
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, fitting_rows
 from cotmi_jax.evaluation.subject import Subject, find_subject
 from cotmi_jax.experiment import eval_decoding
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
 from cotmi_jax.parallel.distributed import barrier, is_main_process
 from cotmi_jax.parallel.mesh import batch_shards

@@ -9,13 +9,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import check_batches, flatten, load_extensions, validate
+from cotmi_jax.config import check_batches, flatten, validate
 from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import parse_metrics
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, MIMonitor, check_monitor
 from cotmi_jax.experiment import Experiment, with_data_root
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, run_all
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.parallel.agreement import check_agreement

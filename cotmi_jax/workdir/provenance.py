@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import extension_names, shared_settings
+from cotmi_jax.config import shared_settings
+from cotmi_jax.extensions import extension_names
 from cotmi_jax.files import Path, absolute, as_path, read_regular, user_error_on_failure
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "ml-collections")

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import base, check_sizes, differences, flatten, load_extensions
+from cotmi_jax.config import base, check_sizes, differences, flatten
 from cotmi_jax.data.vocabulary import FILES, Vocabulary, find_tokenizer
 from cotmi_jax.errors import UserError, one_line, shown
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import (
     Path,
     absolute,

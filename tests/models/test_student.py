@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from paths import REPOSITORY
 
 from cotmi_jax.aot.programs import default_shape, programs
-from cotmi_jax.config import load_extensions
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.job import score
 from cotmi_jax.experiment import Experiment, check_packing
+from cotmi_jax.extensions import load_extensions
 from cotmi_jax.inference.lines import Line
 from cotmi_jax.inference.load import load_workdir
 from cotmi_jax.inference.predictor import Predictor
