@@ -29,11 +29,9 @@ class Example:
     weight: weight of the rationale in the loss, at least 0; at 0 only the label is trained.
     more: further rationales with their weights; training uses one rationale per epoch, in turn.
     kind: how the label is compared.
-    answer_text: the sentence in which the teacher states its label after the first rationale, such as "So the answer is
-      (d) a cork"; it ends with teacher_label. "" if there is none, or it is part of the rationale.
     place: "file:line" for messages.
-    answer_text: the sentence that states the teacher's label after the rationale, where the teacher wrote one and the
-      rationale was cut before it; else "".
+    answer_text: the sentence that states the teacher's label after the rationale and ends with it, such as "So the
+      answer is (d) a cork", where the teacher wrote one and the first rationale was cut before it; else "".
     counterfactuals: answers of the same input other than the label, each with a rationale that leads to it, from the
       user's data; `counterfactuals.counterfactuals` makes others.
     """
@@ -46,7 +44,6 @@ class Example:
     weight: float = 1.0
     more: tuple[tuple[str, float], ...] = ()
     kind: LabelKind = "text"
-    answer_text: str = ""
     place: str = dataclasses.field(default="", compare=False)
     # Not in repr, which identifies the examples of registered sources: without these they keep their identity.
     answer_text: str = dataclasses.field(default="", repr=False)
