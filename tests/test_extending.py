@@ -12,6 +12,8 @@ import pytest
 import runs
 from paths import REPOSITORY
 
+from cotmi_jax.data.counterfactuals import RULES, counterfactuals
+from cotmi_jax.data.example import Pair
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.sources.registered import SOURCES
 from cotmi_jax.data.tasks import OBJECTIVES
@@ -52,16 +54,24 @@ def words(predictions):
 
 @pytest.fixture(autouse=True)
 def registries_as_before() -> Iterator[None]:
-    tables = SOURCES, OBJECTIVES, METRICS, ESTIMATORS, TOKEN_LOSSES, NETWORKS
+    tables = SOURCES, RULES, OBJECTIVES, METRICS, ESTIMATORS, TOKEN_LOSSES, NETWORKS
     with contextlib.ExitStack() as stack:
         for table in tables:
             stack.enter_context(mock.patch.dict(table))  # type: ignore[arg-type]
         yield
 
 
-def test_the_page_has_six_examples_of_at_most_twenty_lines() -> None:
+def test_the_page_has_seven_examples_of_at_most_twenty_lines() -> None:
     lines = [sum(1 for line in block.splitlines() if line.strip()) for block in BLOCKS]
-    assert len(lines) == 6 and max(lines) <= 20
+    assert len(lines) == 7 and max(lines) <= 20
+
+
+def test_the_rule_of_the_page_makes_counterfactual_pairs() -> None:
+    for block in BLOCKS[:2]:
+        exec(block, {})
+    example = next(iter(SOURCES["doubling"].read().splits["train"]))
+    pairs = counterfactuals(example, 3, 0)
+    assert sorted(pairs) == [Pair("19", "10 and 10 make 19."), Pair("21", "10 and 10 make 21.")]
 
 
 @pytest.mark.slow

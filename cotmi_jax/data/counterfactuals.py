@@ -16,7 +16,8 @@ not contradict the label less.
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,26 +79,46 @@ def counterfactuals(
     return tuple(found)
 
 
+class Counts(NamedTuple):
+    """Numbers of examples.
+
+    found: with at least one counterfactual. other_answer: without, since the teacher's own label is another than the
+    example's. unstated: without, since no rule finds the label in the rationale.
+    """
+
+    found: int
+    other_answer: int
+    unstated: int
+
+
+def count_counterfactuals(examples: Sequence[Example], label_type: LabelType = "gt") -> Counts | None:
+    """How many examples have counterfactuals; None if none can have any: no rule applies to their form."""
+    if not any(example.counterfactuals or _rule(example) for example in examples):
+        return None
+    found = other_answer = 0
+    for example in examples:
+        if counterfactuals(example, 1, 0, label_type=label_type):
+            found += 1
+        elif not _leads_to(example, training_label(example, label_type).strip()):
+            other_answer += 1
+    return Counts(found, other_answer, len(examples) - found - other_answer)
+
+
 def _candidates(example: Example, label: str, rng: np.random.Generator, rules: bool) -> Iterator[Pair]:
     given = example.counterfactuals
     yield from (given[i] for i in rng.permutation(len(given)))
+    if rules and (rule := _rule(example)):
+        yield from rule(example, label, rng)
+
+
+def _rule(example: Example) -> Rule | None:
+    """The registered rule for the example's data set, else the one for its form, if there is one."""
     own = next((rule for name, rule in RULES.items() if example.id.startswith(f"{name}/")), None)
-    if rules and own is not None:
-        yield from own(example, label, rng)
-    elif rules and (form := form_of(example)) and _leads_to(example, label):
-        yield from _stated(_FORMS[form], example, label, rng)
-
-
-_FORMS: dict[str, Rule] = {"equation": exchange_step, "choices": exchange_choice, "nli": exchange_relation}
-
-
-def form_of(example: Example) -> str | None:
-    """The form that decides about the rule: "equation", "choices", "nli", or None for any other."""
-    if example.kind == "equation":
-        return "equation"
+    if own is not None or example.kind == "equation":
+        return own or _EQUATIONS
     if find_choices(example.input):
-        return "choices"
-    return "nli" if example.label in NLI_LABELS else None
+        return _CHOICES
+    return _RELATIONS if example.label in NLI_LABELS else None
 
 
 def _leads_to(example: Example, label: str) -> bool:
@@ -110,13 +131,23 @@ def _leads_to(example: Example, label: str) -> bool:
 _BETWEEN = "\0"
 
 
-def _stated(rule: Rule, example: Example, label: str, rng: np.random.Generator) -> Iterator[Pair]:
-    """Candidates of a rule whose answer sentence, if the teacher wrote one, is exchanged along with the rationale."""
-    joined = dataclasses.replace(example, rationale=f"{example.rationale}{_BETWEEN}{example.answer_text}")
-    for pair in rule(joined, label, rng):
-        rationale, _, answer_text = pair.rationale.partition(_BETWEEN)
-        if rationale != example.rationale:
+def _with_answer_text(rule: Rule) -> Rule:
+    """A rule for the form of examples: it applies where the teacher's label is the example's, and the sentence with
+    which the teacher stated its answer, if there is one, is exchanged along with the rationale.
+    """
+
+    def applied(example: Example, label: str, rng: np.random.Generator) -> Iterator[Pair]:
+        if not _leads_to(example, label):
+            return
+        joined = dataclasses.replace(example, rationale=f"{example.rationale}{_BETWEEN}{example.answer_text}")
+        for pair in rule(joined, label, rng):
+            rationale, _, answer_text = pair.rationale.partition(_BETWEEN)
             yield Pair(pair.label, rationale, answer_text)
+
+    return applied
+
+
+_EQUATIONS, _CHOICES, _RELATIONS = map(_with_answer_text, (exchange_step, exchange_choice, exchange_relation))
 
 
 def _differ(pair: Pair, other: Pair, example: Example) -> bool:

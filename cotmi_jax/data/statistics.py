@@ -7,6 +7,7 @@ from typing import TypedDict
 import numpy as np
 
 from cotmi_jax.data.corpus import LoadedCorpus
+from cotmi_jax.data.counterfactuals import Counts, count_counterfactuals
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.labels import is_correct
 
@@ -28,7 +29,7 @@ class SplitDescription(TypedDict):
     """Counts of a split; accuracies are over all its examples.
 
     teacher_exact, teacher_value, unparsable: None if no example has a teacher's label. teacher_value: also None unless
-    labels are equations.
+    labels are equations. counterfactuals: numbers of examples (`counterfactuals.Counts`); None if no rule applies.
     """
 
     examples: int
@@ -37,6 +38,7 @@ class SplitDescription(TypedDict):
     teacher_value: float | None
     unparsable: int | None
     skipped: int
+    counterfactuals: dict[str, int] | None
 
 
 class ComponentDescription(TypedDict):
@@ -92,6 +94,7 @@ def describe(
             teacher_value=_teacher_accuracy(examples, _equal_values) if taught and by_value else None,
             unparsable=loaded.unparsed[split] if taught else None,
             skipped=loaded.skipped.get(split, 0),
+            counterfactuals=_plain(count_counterfactuals(examples)),
         )
     first = next(iter(corpus.splits.values()))
     samples = [{field: getattr(example, field) for field in SHOWN} for example in first[:NUM_SAMPLES]]
@@ -128,12 +131,32 @@ def format_description(description: Description) -> str:
     without = [name for name, split in description["splits"].items() if split["teacher_exact"] is None]
     if without:
         notes.append(f"no teacher labels in {', '.join(without)}: there is no teacher, or none of them can be read")
+    notes += _counterfactual_lines(description)
     if skipping:
         notes += ["skipped: rows that cannot be used, such as", *(f"  {note}" for note in description["skip_notes"])]
     if len(description["components"]) > 1:
         notes += [f"{c['name']}: {c['train']} train, rate {c['rate']:g}" for c in description["components"]]
     title = f"{description['name']} ({description['label_kind']} labels)"
     return "\n".join([title, "", *_table(rows), "", *notes, *map(_format_sample, description["samples"])])
+
+
+def _plain(counts: Counts | None) -> dict[str, int] | None:
+    return None if counts is None else counts._asdict()
+
+
+def _counterfactual_lines(description: Description) -> list[str]:
+    """How many examples of each split have counterfactuals, and why others have none."""
+    lines = []
+    for name, split in description["splits"].items():
+        counts, n = split["counterfactuals"], split["examples"]
+        if counts is not None:
+            lines.append(
+                f"  {name}: {counts['found']} of {n} ({counts['found'] / n:.1%}); of the others the teacher answers "
+                f"otherwise in {counts['other_answer']}"
+            )
+    return ["counterfactuals: examples with another answer whose rationale is given, or can be made", *lines] * (
+        len(lines) > 0
+    )
 
 
 def _lengths(tokens: Sequence[Sequence[int]]) -> Lengths:

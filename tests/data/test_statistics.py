@@ -7,7 +7,7 @@ import pytest
 
 from cotmi_jax.data.checks import check_splits, context_of, format_checks
 from cotmi_jax.data.corpus import Component, LoadedCorpus
-from cotmi_jax.data.example import Corpus, Example, LabelKind
+from cotmi_jax.data.example import Corpus, Example, LabelKind, Pair
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.statistics import describe, format_description
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -121,3 +121,23 @@ def test_labels_repetitions_and_overlap_are_counted():
     assert max(map(len, text.split("\n"))) <= 100 and "context is in train" in text
     story = Example("f", "Ida has 3 pens.\nHow many?", "3", "So.", kind="equation")
     assert context_of(story) == "Ida has # pens."
+
+
+def test_counterfactuals_are_counted_with_the_reasons_why_others_have_none():
+    steps = "There are 2 + 3 = 5."
+    train = [
+        Example("made/train/0", "2 red and 3 blue", "( 2 + 3 )", steps, "( 3 + 2 )", kind="equation"),
+        Example("made/train/1", "2 red and 3 blue", "( 2 + 3 )", steps, "( 2 - 3 )", kind="equation"),
+        Example("made/train/2", "2 red and 3 blue", "( 2 + 3 )", "There are 5.", None, kind="equation"),
+    ]
+    given = dataclasses.replace(train[2], id="made/train/3", counterfactuals=(Pair("( 2 * 3 )", "There are 6."),))
+    loaded = LoadedCorpus(Corpus("made", {"train": (*train, given)}), dropped={}, unparsed={"train": 2})
+    description = describe(loaded, encode_words)
+    assert description["splits"]["train"]["counterfactuals"] == {"found": 2, "other_answer": 1, "unstated": 1}
+    assert "  train: 2 of 4 (50.0%); of the others the teacher answers otherwise in 1" in format_description(
+        description
+    )
+    plain = Corpus("made", {"train": (Example("made/train/0", "one", "two", "three"),)})
+    description = describe(LoadedCorpus(plain, dropped={}, unparsed={"train": 1}), encode_words)
+    assert description["splits"]["train"]["counterfactuals"] is None
+    assert "counterfactuals" not in format_description(description)

@@ -4,12 +4,14 @@ import dataclasses
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
-from cotmi_jax.data.example import Example, LabelKind
+from cotmi_jax.data.example import Example, LabelKind, Pair
+from cotmi_jax.data.labels import is_correct
 from cotmi_jax.data.sources.rows import BadRows, RawRow, Row, check_text, text_field
 from cotmi_jax.errors import UserError, one_line, shown
 
 FIELDS = ("input", "label", "rationale", "weight", "teacher_label", "id")
 REQUIRED = ("input", "label")
+COUNTERFACTUALS = "counterfactuals"  # a list of objects, which a table cannot hold
 
 
 def parse_fields(text: str) -> dict[str, str]:
@@ -21,9 +23,10 @@ def parse_fields(text: str) -> dict[str, str]:
     mapping: dict[str, str] = {}
     for pair in filter(None, (pair.strip() for pair in text.split(","))):
         field, _, column = (part.strip() for part in pair.partition("="))
-        if field not in FIELDS or not column or field in mapping:
+        known = (*FIELDS, COUNTERFACTUALS)
+        if field not in known or not column or field in mapping:
             raise UserError(
-                f"config.data.fields: {one_line(pair)!r} is not FIELD=COLUMN with one of {', '.join(FIELDS)}, each at "
+                f"config.data.fields: {one_line(pair)!r} is not FIELD=COLUMN with one of {', '.join(known)}, each at "
                 "most once: give, for example, input=question,label=answer"
             )
         mapping[field] = column
@@ -59,6 +62,10 @@ class RowFormat:
 
     def columns(self, found: Sequence[str], where: str) -> list[str]:
         """The columns of a table that are read. UserError where one is missing or there twice, listing those found."""
+        if COUNTERFACTUALS in self.fields:
+            raise UserError(
+                f"{where}: a table cannot hold {COUNTERFACTUALS}: write its rows as JSON Lines (jsonl:PATH)"
+            )
         named = [self.column(field) for field in FIELDS if field in self.fields or self.column(field) in found]
         for field in FIELDS:
             column, number = self.column(field), found.count(self.column(field))
@@ -98,13 +105,40 @@ class RowFormat:
     def _example(self, name: str, row: Row, raw: RawRow) -> Example:
         place = raw.place
         text, label = (self._non_blank(row, field, place) for field in REQUIRED)
-        if self.labels and label not in self.labels:
-            allowed = one_line(", ".join(self.labels))
-            raise UserError(f"{place}: label = {shown(label)}; data.labels allows {allowed}")
+        self._check_label(label, place)
         column = self.column("teacher_label")
         teacher_label = None if row.get(column) is None else text_field(row, column, place).strip()
         first, *more = self._rationales(row, raw) or [("", 0.0)]
-        return Example(name, text, label, first[0], teacher_label or None, first[1], tuple(more), self.kind, place)
+        example = Example(name, text, label, first[0], teacher_label or None, first[1], tuple(more), self.kind, place)
+        return example if raw.is_table else dataclasses.replace(example, counterfactuals=self._pairs(row, example))
+
+    def _pairs(self, row: Row, example: Example) -> tuple[Pair, ...]:
+        """The row's counterfactuals, each with another answer than the row."""
+        place, column = example.place, self.column(COUNTERFACTUALS)
+        given = row.get(column)
+        if given is None:
+            return ()
+        if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
+            raise UserError(
+                f'{place}: {one_line(column)} = {shown(given)}; give a list of objects {{"label": …, "rationale": …}}'
+            )
+        pairs = []
+        for number, item in enumerate(given):
+            where = f"{place}, {one_line(column)} {number}"
+            label, rationale = (text_field(item, field, where) for field in ("label", "rationale"))
+            if not rationale.strip() or not label.strip() or is_correct(label, example.label, self.kind):
+                raise UserError(
+                    f"{where}: label = {shown(label)}, rationale = {shown(rationale)}; give a rationale, and another "
+                    f"answer than that of the row, {shown(example.label)}"
+                )
+            self._check_label(label, where)
+            pairs.append(Pair(label, rationale.strip()))
+        return tuple(pairs)
+
+    def _check_label(self, label: str, place: str) -> None:
+        if self.labels and label not in self.labels:
+            allowed = one_line(", ".join(self.labels))
+            raise UserError(f"{place}: label = {shown(label)}; data.labels allows {allowed}")
 
     def _non_blank(self, row: Row, field: str, place: str) -> str:
         value = text_field(row, self.column(field), place)

@@ -1,12 +1,14 @@
 """A user's own JSON Lines: the fields of rows, and place and reason of every row that cannot be used."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from cotmi_jax.data.corpus import Loading, load_corpus
-from cotmi_jax.data.example import Corpus
+from cotmi_jax.data.counterfactuals import counterfactuals
+from cotmi_jax.data.example import Corpus, Pair
 from cotmi_jax.data.sources.own_files import FileSource
 from cotmi_jax.data.sources.row_format import RowFormat
 from cotmi_jax.errors import UserError
@@ -168,3 +170,34 @@ def test_loading_counts_skips_by_split_and_keeps_labels_without_a_rationale(tmp_
     assert [len(loaded.corpus.splits["train"]) for loaded in (dropped, kept)] == [10, 11]
     last = kept.corpus.splits["train"][-1]
     assert (last.rationale, last.weight, last.label) == ("", 0.0, "yes")
+
+
+def test_counterfactuals_of_a_row_are_pairs_under_the_name_that_fields_gives(tmp_path):
+    pairs = [{"label": "no", "rationale": " Ice is hot. "}, {"label": "unclear", "rationale": "Which ice?", "by": "me"}]
+    path = write(tmp_path / "mine.jsonl", {**GOOD, "others": pairs}, {**GOOD, "others": None}, GOOD)
+    first, *rest = read(path, fields={"counterfactuals": "others"}).splits["train"]
+    assert first.counterfactuals == (Pair("no", "Ice is hot."), Pair("unclear", "Which ice?"))
+    assert counterfactuals(first, 2, 0, rules=False) in (first.counterfactuals, first.counterfactuals[::-1])
+    assert all(example.counterfactuals == () for example in (*rest, *read(path).splits["train"]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"label": "no", "rationale": "Hot."}, "give a list of objects"),
+        (["no"], "give a list of objects"),
+        ([{"label": "no"}], "counterfactuals 0: field 'rationale' holds no text"),
+        (
+            [{"label": "no", "rationale": "Hot."}, {"label": "yes", "rationale": "Cold."}],
+            "counterfactuals 1: label = 'yes'",
+        ),
+        ([{"label": "no", "rationale": " "}], "give a rationale, and another answer"),
+        ([{"label": "maybe", "rationale": "Hot."}], "data.labels allows yes, no"),
+    ],
+)
+def test_a_counterfactual_that_cannot_be_used_is_an_error_or_a_skip(tmp_path, given, message):
+    path = write(tmp_path / "mine.jsonl", GOOD, {**GOOD, "counterfactuals": given})
+    with pytest.raises(UserError, match=rf"mine.jsonl:2.*{re.escape(message)}"):
+        read(path, labels=("yes", "no"))
+    corpus = read(path, labels=("yes", "no"), bad_rows="skip")
+    assert (len(corpus.splits["train"]), corpus.skipped) == (1, {"train": 1})
