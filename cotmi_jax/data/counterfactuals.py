@@ -142,12 +142,36 @@ def _with_answer_text(rule: Rule) -> Rule:
         joined = dataclasses.replace(example, rationale=f"{example.rationale}{_BETWEEN}{example.answer_text}")
         for pair in rule(joined, label, rng):
             rationale, _, answer_text = pair.rationale.partition(_BETWEEN)
-            yield Pair(pair.label, rationale, answer_text)
+            exchanged = Pair(pair.label, rationale, answer_text)
+            if not answer_text or _stated_answer(example, exchanged) is not None:
+                yield exchanged
 
     return applied
 
 
 _EQUATIONS, _CHOICES, _RELATIONS = map(_with_answer_text, (exchange_step, exchange_choice, exchange_relation))
+
+
+def with_pair(example: Example, pair: Pair) -> Example:
+    """The example with a counterfactual pair in place of its label and rationale, as if the teacher had written it."""
+    return dataclasses.replace(
+        example,
+        label=pair.label,
+        rationale=pair.rationale,
+        teacher_label=_stated_answer(example, pair) or pair.label,
+        more=(),
+        answer_text=pair.answer_text,
+        counterfactuals=(),
+    )
+
+
+def _stated_answer(example: Example, pair: Pair) -> str | None:
+    """The answer that ends a pair's answer sentence, as it is written there; None if it is not the pair's label."""
+    if pair.answer_text.endswith(pair.label):
+        return pair.label
+    before = example.answer_text.removesuffix(example.teacher_label or "")
+    written = pair.answer_text.removeprefix(before)
+    return written if is_correct(written, pair.label, example.kind) else None
 
 
 def _differ(pair: Pair, other: Pair, example: Example) -> bool:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from cotmi_jax.data import counterfactuals as module
-from cotmi_jax.data.counterfactuals import counterfactuals, register_counterfactuals
+from cotmi_jax.data.counterfactuals import counterfactuals, register_counterfactuals, with_pair
 from cotmi_jax.data.example import Example, Pair
 from cotmi_jax.data.labels import evaluate_expression, is_correct
 from cotmi_jax.data.sources.arithmetic import make_arithmetic
@@ -131,18 +131,23 @@ def test_a_choice_that_is_not_named_has_no_counterfactual(rationale: str) -> Non
     assert counterfactuals(dataclasses.replace(CHOICE, rationale=rationale), 1, 0) == ()
 
 
-def test_the_answer_sentence_is_exchanged_along() -> None:
-    pairs = {
-        p.label: p
-        for p in counterfactuals(dataclasses.replace(CHOICE, answer_text="So the answer is (c) church."), 9, 0)
-    }
-    assert pairs["ice rink"].answer_text == "So the answer is (d) ice rink."
-    example = dataclasses.replace(EVA, answer_text="The answer is (12 + 5) * 3.")
-    for pair in counterfactuals(example, 4, 0):
-        expression = pair.answer_text.removeprefix("The answer is ").removesuffix(".")
-        assert is_correct(expression, pair.label, "equation") and "answer" not in pair.rationale
-    (pair,) = counterfactuals(dataclasses.replace(NLI, answer_text="Answer: contradiction"), 4, 0)
-    assert pair.answer_text == "Answer: neutral"
+def test_the_answer_sentence_is_exchanged_along_and_ends_with_the_answer() -> None:
+    choice = dataclasses.replace(CHOICE, answer_text="So the answer is (c) church")
+    pairs = {pair.label: pair for pair in counterfactuals(choice, 9, 0)}
+    assert pairs["ice rink"].answer_text == "So the answer is (d) ice rink"
+    stated = "The answer is (3 * (12 + 5))"
+    equation = dataclasses.replace(EVA, teacher_label="(3 * (12 + 5))", answer_text=stated)
+    relation = dataclasses.replace(NLI, teacher_label="contradiction", answer_text="Answer: contradiction")
+    for example in (choice, equation, relation):
+        for pair in counterfactuals(example, 4, 0):
+            other = with_pair(example, pair)
+            assert (other.label, other.rationale, other.answer_text) == pair and other.teacher_label
+            assert pair.answer_text.endswith(other.teacher_label) and other.input == example.input
+            assert is_correct(other.teacher_label, pair.label, example.kind) and "answer" not in pair.rationale
+    assert counterfactuals(equation, 4, 0)
+    # A sentence whose expression is not that of the label cannot be exchanged.
+    product = dataclasses.replace(EVA, teacher_label="(36 + 15)", answer_text="The answer is (36 + 15)")
+    assert counterfactuals(product, 4, 0) == ()
 
 
 @pytest.mark.parametrize(
