@@ -27,6 +27,12 @@ class Scores(NamedTuple):
     positive_K: Array
 
 
+def pairwise_bytes(config: CriticConfig, num_pairs: int) -> int:
+    """Bytes of the hidden activations that a critic holds for each of num_pairs² pairs; 0 for most critics."""
+    units = {"concat": config.hidden * config.layers, "hybrid": config.dim}.get(config.name, 0)
+    return 4 * num_pairs**2 * units
+
+
 def check_critic(config: CriticConfig, estimator: Estimator, num_pairs: int, *, standardized: bool = False) -> None:
     """Raises UserError where the estimator cannot work with the critic at this number of pairs."""
     if num_pairs < 2:
@@ -41,8 +47,7 @@ def check_critic(config: CriticConfig, estimator: Estimator, num_pairs: int, *, 
             f"{estimator.name} takes the exponential of scores of raw features: set the critic's clamp (say {CLAMP:g}) "
             "or its normalization to layer"
         )
-    pairwise = {"concat": config.hidden * config.layers, "hybrid": config.dim}.get(config.name, 0)
-    needed = 4 * num_pairs**2 * pairwise
+    needed = pairwise_bytes(config, num_pairs)
     if needed > PAIRWISE_BYTES:
         raise UserError(
             f"a {config.name} critic on {num_pairs} pairs holds {needed / 2**30:.1f} GiB of activations, more than "

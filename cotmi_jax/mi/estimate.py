@@ -2,28 +2,56 @@
 
 import dataclasses
 import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.mi.critics import check_critic
+from cotmi_jax.mi.critics import PAIRWISE_BYTES, check_critic, pairwise_bytes
 from cotmi_jax.mi.estimators import ESTIMATORS, Direction, Estimator, make_estimator
-from cotmi_jax.mi.fitting import FitConfig, Pairs, fit_and_evaluate
+from cotmi_jax.mi.fitting import FitConfig, HeldOutEstimate, Pairs, fit_and_evaluate
+from cotmi_jax.mi.marginals import Scaling, check_scaling, scaled
 from cotmi_jax.mi.networks import CriticConfig
-from cotmi_jax.mi.nonparametric import cca, ksg
+from cotmi_jax.mi.nonparametric import TREE_DIMS, cca, ksg
 
 NONPARAMETRIC = {"ksg": ksg, "cca": cca}
 _LAYER_DIMS = 8  # layer normalization removes two dimensions of a vector: too many of fewer than these
 _FIT, _VALIDATION = 0.6, 0.15  # fractions of the pairs; the rest is the test set
+_REFITS = 4  # each with another quarter of the pairs as its test set
 _SUBSETS = 10  # into which a non-parametric estimate is split for its standard error
+_BAR_DELAY = 2.0  # seconds of fitting before a progress bar appears
+
+
+class Candidate(NamedTuple):
+    """A critic that `auto` tries, with the learning rate it is fitted at."""
+
+    critic: CriticConfig
+    learning_rate: float
+
+
+# Chosen on the tasks of benchmarks/mi_bmi.py: the first is exact for Gaussians, the second strongest per parameter, and
+# the third best where the dependence is by radius or rotation.
+CANDIDATES = (
+    Candidate(CriticConfig("quadratic"), 1e-2),
+    Candidate(CriticConfig("concat", hidden=32), 1e-2),
+    Candidate(CriticConfig("separable", hidden=64, dim=32), 5e-3),
+)
+_CRITIC_RATE = 2e-3  # of a critic that is given
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """I(X;Y) in nats by one estimator, from `pairs` test pairs, to which its network was not fitted.
 
-    direction: whether the expectation of the value is a lower bound, an upper bound or neither. cap: the highest value
-    it can take with this many pairs at a time (inf: none). curve: (step, value on the validation pairs) along the fit.
+    standard_error: the larger of that over blocks of test pairs and that over refits, at least 1 / pairs. It covers the
+    choice of test and training pairs and the random initialization. It does not cover what every fit of a critic misses
+    of the density ratio, by which the value of a lower bound is below the truth. direction: whether the expectation of
+    the value is a lower bound, an upper bound or neither. cap: the highest value it can take with this many pairs at a
+    time (inf: none). curve: (step, value on the validation pairs) along the first fit. critics: of each refit, the
+    critic.
     """
 
     estimator: str
@@ -34,6 +62,7 @@ class Estimate:
     pairs: int
     contrasted: int  # pairs at a time
     curve: tuple[tuple[int, float], ...]
+    critics: tuple[str, ...] = ()
 
     @property
     def saturation(self) -> float:
@@ -86,16 +115,6 @@ def check_features(x: np.ndarray, y: np.ndarray) -> Pairs:
     return arrays[0], arrays[1]
 
 
-def _standardized(sets: list[Pairs]) -> list[Pairs]:
-    """Every column to mean 0 and variance 1 of the first set of pairs; a column that is constant there becomes 0."""
-    scaled = []
-    for side in (0, 1):
-        mean, std = sets[0][side].mean(axis=0), sets[0][side].std(axis=0)
-        scale = np.where(std > 1e-6 * max(float(std.max()), 1e-30), 1.0 / np.where(std == 0, 1.0, std), 0.0)
-        scaled.append([(pairs[side] - mean) * scale for pairs in sets])
-    return list(zip(*scaled, strict=True))
-
-
 def _find_fitted(name: str, settings: dict[str, float | str]) -> Estimator | None:
     """The estimator whose network is fitted; None for one without a network."""
     if name in NONPARAMETRIC:
@@ -107,6 +126,64 @@ def _find_fitted(name: str, settings: dict[str, float | str]) -> Estimator | Non
     return make_estimator(name, **settings)
 
 
+class _Fitted(NamedTuple):
+    held_out: HeldOutEstimate
+    num_pairs: int
+    critic: str
+
+
+def _fit(
+    sets: Sequence[Pairs],
+    estimator: Estimator,
+    candidates: Sequence[tuple[CriticConfig, FitConfig]],
+    seed: int,
+    scaling: Scaling,
+    progress: Callable[[int], Any] = lambda steps: None,
+) -> _Fitted:
+    """The candidate with the highest objective on the validation pairs. UserError for scores that overflow."""
+    # float32 after scaling, since it loses a small variation about a large mean.
+    train, validation, test = ((x.astype(np.float32), y.astype(np.float32)) for x, y in scaled(list(sets), scaling))
+    best: _Fitted | None = None
+    for critic, config in candidates:
+        # At least four blocks, so that there is a standard error.
+        num_pairs = min(config.num_pairs, len(train[0]), len(validation[0]), len(test[0]) // 4)
+        if not estimator.conditional:
+            check_critic(critic, estimator, num_pairs, standardized=scaling is not False)
+        config = dataclasses.replace(config, num_pairs=num_pairs)
+        found = fit_and_evaluate(train, validation, test, estimator, critic, config, seed, progress)
+        if best is None or found.objective > best.held_out.objective:
+            best = _Fitted(found, num_pairs, critic.name)
+    assert best is not None
+    values = best.held_out.values
+    if not np.isfinite(values).all():
+        raise UserError(f"{estimator.name} is {values.mean()}: its scores overflow; set the critic's clamp (say 20)")
+    return best
+
+
+def _combine(estimator: Estimator, fits: Sequence[_Fitted]) -> Estimate:
+    """The mean over the blocks of all fits, with its standard error (see Estimate)."""
+    values, trained = (
+        np.concatenate([getattr(fit.held_out, name) for fit in fits]) for name in ("values", "trained_values")
+    )
+    num_pairs, blocks = fits[0].num_pairs, len(values)
+    # Initial critics give exactly 0 on every block, whose spread says nothing: that of the trained ones replaces it.
+    spread = values if values.any() else trained
+    errors = [1 / (blocks * num_pairs), np.std(spread, ddof=1) / blocks**0.5]
+    if len(fits) > 1:
+        errors.append(np.std([fit.held_out.values.mean() for fit in fits], ddof=1) / len(fits) ** 0.5)
+    return Estimate(
+        estimator.name,
+        float(values.mean()),
+        float(max(errors)),
+        estimator.direction,
+        estimator.cap(num_pairs),
+        blocks * num_pairs,
+        num_pairs,
+        tuple(fits[0].held_out.curve),
+        tuple(fit.critic for fit in fits),
+    )
+
+
 def estimate_splits(
     train: Pairs,
     validation: Pairs,
@@ -116,35 +193,11 @@ def estimate_splits(
     critic: CriticConfig,
     config: FitConfig,
     seed: int,
-    standardize: bool = True,
+    standardize: Scaling = True,
 ) -> Estimate:
     """Fit on the training pairs with early stopping on the validation pairs; the estimate is that of the test pairs."""
-    sets = [train, validation, test]
-    if standardize:
-        sets = _standardized(sets)
-    # After standardization, since float32 loses a small variation about a large mean.
-    train, validation, test = ((x.astype(np.float32), y.astype(np.float32)) for x, y in sets)
-    # At least four blocks, so that there is a standard error.
-    num_pairs = min(config.num_pairs, len(train[0]), len(validation[0]), len(test[0]) // 4)
-    if not estimator.conditional:
-        check_critic(critic, estimator, num_pairs, standardized=standardize)
-    config = dataclasses.replace(config, num_pairs=num_pairs)
-    held_out = fit_and_evaluate(train, validation, test, estimator, critic, config, seed)
-    if not np.isfinite(held_out.values).all():
-        raise UserError(
-            f"{estimator.name} is {held_out.values.mean()}: its scores overflow; set the critic's clamp (say 20)"
-        )
-    error = float(held_out.values.std(ddof=1) / len(held_out.values) ** 0.5)
-    return Estimate(
-        estimator.name,
-        float(held_out.values.mean()),
-        error,
-        estimator.direction,
-        estimator.cap(num_pairs),
-        len(held_out.values) * num_pairs,
-        num_pairs,
-        tuple(held_out.curve),
-    )
+    fit = _fit((train, validation, test), estimator, [(critic, config)], seed, standardize)
+    return _combine(estimator, [fit])
 
 
 def estimate(
@@ -152,47 +205,81 @@ def estimate(
     y: np.ndarray,
     *,
     estimator: str = "infonce",
-    critic: str | CriticConfig = "separable",
+    critic: str | CriticConfig = "auto",
     seed: int = 0,
     num_pairs: int = 128,
     steps: int = 2000,
-    learning_rate: float = 2e-3,
-    standardize: bool = True,
+    learning_rate: float | None = None,
+    standardize: Scaling = "ranks",
+    refits: int | None = None,
     **settings: float | str,
 ) -> Estimate:
     """I(X;Y) of paired samples x [N, D] (or [N]) and y [N, E], in nats.
 
+    Of N pairs, in an order drawn from the seed, 60% are training pairs of the network, 15% validation pairs and 25%
+    test pairs, num_pairs at a time. Each refit takes another quarter as its test pairs; ksg and cca take all at once.
+
     estimator: infonce nwj tuba interpolated dv mine js smile (with a critic), club leave_one_out (with a Gaussian
-    q(y|x)), ksg cca (neither). Of N pairs, in an order drawn from the seed, 60% are training pairs of the network, 15%
-    validation pairs and 25% test pairs, num_pairs at a time; ksg and cca take all. settings: axis of infonce, alpha of
-    interpolated, tau of smile, decay of mine, or those of a registered estimator. Raises UserError for input that
-    cannot be read, naming it.
+      q(y|x)), ksg cca (neither).
+    critic: "auto" fits a quadratic, a concat and a separable critic (CANDIDATES; concat where its activations take at
+      most 1 GiB) and takes that with the highest objective on the validation pairs, in each refit. Otherwise a name or
+      a configuration.
+    steps: at most; a fit ends early when the validation pairs show no improvement.
+    learning_rate: None: that of the candidate, and 2e-3 for a critic that is given.
+    standardize: "ranks" maps each column to normal scores, under which mutual information does not change and heavy
+      tails do no harm; True scales it to mean 0 and variance 1; False leaves it. All are fitted to the training pairs.
+    refits: 1 to 4. None: 4, and 1 for a critic that is given.
+    settings: axis of infonce, alpha of interpolated, tau of smile, decay of mine, or those of a registered estimator.
+
+    Raises UserError for input that cannot be read, naming it.
     """
     fitted = _find_fitted(estimator, settings)
-    if isinstance(critic, str):
+    check_scaling(standardize)
+    if isinstance(critic, str) and critic != "auto":
         critic = CriticConfig(critic)
     if seed < 0:
         raise UserError(f"seed is {seed}: it must be at least 0")
+    if refits is not None and not 1 <= refits <= _REFITS:
+        raise UserError(f"refits is {refits}: each has another quarter of the pairs as test pairs, so 1 to {_REFITS}")
     x, y = check_features(x, y)
     narrow = min(x.shape[1], y.shape[1])
-    if critic.normalization == "layer" and narrow < _LAYER_DIMS:
+    if isinstance(critic, CriticConfig) and critic.normalization == "layer" and narrow < _LAYER_DIMS:
         raise UserError(f"critic normalization layer removes two of {narrow} dimensions: choose none")
     order = np.random.default_rng(seed).permutation(len(x))
-    x, y = x[order], y[order]
     if fitted is None:
-        return _nonparametric(x, y, estimator)
+        return _nonparametric(x[order], y[order], estimator)
     if len(x) < 32 or num_pairs < 2:
         raise UserError(f"{estimator} on {len(x)} samples, {num_pairs} at a time: give at least 32 samples and 2 pairs")
+    candidates = _candidates(fitted, critic, FitConfig(num_pairs, steps), learning_rate)
+    refits = refits or (_REFITS if critic == "auto" else 1)
     first, second = round(_FIT * len(x)), round((_FIT + _VALIDATION) * len(x))
-    sets = [(x[rows], y[rows]) for rows in (slice(first), slice(first, second), slice(second, None))]
-    return estimate_splits(
-        *sets,
-        estimator=fitted,
-        critic=critic,
-        config=FitConfig(num_pairs, steps, learning_rate),
-        seed=seed,
-        standardize=standardize,
-    )
+    fits = []
+    total = refits * len(candidates) * steps
+    with tqdm(total=total, desc=estimator, unit="step", leave=False, disable=None, delay=_BAR_DELAY) as bar:
+        for refit in range(refits):
+            rows = np.roll(order, refit * (len(x) - second))
+            parts = rows[:first], rows[first:second], rows[second:]
+            sets = [(x[part], y[part]) for part in parts]
+            # seed + refit: other initial parameters and another order of the batches.
+            fits.append(_fit(sets, fitted, candidates, seed + refit, standardize, bar.update))
+    return _combine(fitted, fits)
+
+
+def _candidates(
+    estimator: Estimator, critic: str | CriticConfig, config: FitConfig, learning_rate: float | None
+) -> list[tuple[CriticConfig, FitConfig]]:
+    """The critics to choose from, each with its fit; a conditional estimator has no critic but an MLP to q(y|x)."""
+    if isinstance(critic, CriticConfig):
+        choices = [Candidate(critic, _CRITIC_RATE)]
+    elif estimator.conditional:
+        choices = [Candidate(CriticConfig(), _CRITIC_RATE)]
+    else:
+        choices = [each for each in CANDIDATES if pairwise_bytes(each.critic, config.num_pairs) <= PAIRWISE_BYTES]
+    rates = [each.learning_rate if learning_rate is None else learning_rate for each in choices]
+    return [
+        (each.critic, dataclasses.replace(config, learning_rate=rate))
+        for each, rate in zip(choices, rates, strict=True)
+    ]
 
 
 def _nonparametric(x: np.ndarray, y: np.ndarray, name: str) -> Estimate:
@@ -202,6 +289,13 @@ def _nonparametric(x: np.ndarray, y: np.ndarray, name: str) -> Estimate:
     if len(x) < needed:
         raise UserError(
             f"{name} on {len(x)} samples of {x.shape[1]} and {y.shape[1]} dimensions: give at least {needed}"
+        )
+    dims = x.shape[1] + y.shape[1]
+    if name == "ksg" and dims > TREE_DIMS:
+        warnings.warn(
+            f"ksg of {dims} dimensions is far below the truth (of 2 nats in 40 dimensions it finds 0.5): take an "
+            "estimator with a critic, or cca for Gaussian data",
+            stacklevel=3,
         )
     value = function(x, y)
     subsets = [function(x[i::_SUBSETS], y[i::_SUBSETS]) for i in range(_SUBSETS)]

@@ -64,19 +64,17 @@ class Model:
     graph: nnx.GraphDef
 
     def score(
-        self, params: Params, z_KxD: Array, v_KxE: Array, state: MineState | None
+        self, params: Params, z_KxD: Array, v_KxE: Array, state: MineState | None, key: Array | None = None
     ) -> tuple[Bound, MineState | None]:
-        """The estimate on a batch; the fit maximizes its objective."""
+        """The estimate on a batch; the fit maximizes its objective. Dropout is on where a key is given."""
         network: Any = nnx.merge(self.graph, params)
         if self.estimator.conditional:
-            mean_KxE, log_std_KxE = network(z_KxD)
+            mean_KxE, log_std_KxE = network(z_KxD, key)
             bound, state = self.estimator(gaussian_log_q(v_KxE, mean_KxE, log_std_KxE), state=state)
             return bound._replace(objective=-gaussian_loss(v_KxE, mean_KxE, log_std_KxE).mean()), state
         critic: Critic = network
-        scores = critic(z_KxD, v_KxE)
-        return self.estimator(
-            scores.score_KxK, positive_K=scores.positive_K, baseline_K=critic.baseline(v_KxE), state=state
-        )
+        scores, baseline_K = critic(z_KxD, v_KxE, key), critic.baseline(v_KxE, key)
+        return self.estimator(scores.score_KxK, positive_K=scores.positive_K, baseline_K=baseline_K, state=state)
 
     def start(self, optimizer: optax.GradientTransformation, key: Array) -> Fit:
         """Random parameters."""
@@ -84,20 +82,30 @@ class Model:
         return Fit(params, optimizer.init(params), self.estimator.start())
 
     def advance(
-        self, optimizer: optax.GradientTransformation, batch: Callable[[Any], tuple[Array, Array]], fit: Fit, xs: Any
+        self,
+        optimizer: optax.GradientTransformation,
+        batch: Callable[[Any], tuple[Array, Array]],
+        fit: Fit,
+        xs: Any,
+        key: Array | None = None,
     ) -> tuple[Fit, Array]:
-        """One step for each entry x of xs, on the pairs batch(x). Also the value at every step [len(xs)]. Pure."""
+        """One step for each entry x of xs, on the pairs batch(x). Also the value at every step [len(xs)]. Pure.
 
-        def loss(params: Params, z_KxD: Array, v_KxE: Array, state: MineState | None) -> tuple[Array, Any]:
-            bound, after = self.score(params, z_KxD, v_KxE, state)
+        key: of the dropout masks; without it there is no dropout.
+        """
+
+        def loss(params: Params, z_KxD: Array, v_KxE: Array, *state_and_key: Any) -> tuple[Array, Any]:
+            bound, after = self.score(params, z_KxD, v_KxE, *state_and_key)
             return -bound.objective, (bound.value, after)
 
-        def step(fit: Fit, x: Any) -> tuple[Fit, Array]:
-            grads, (value, state) = jax.grad(loss, has_aux=True)(fit.params, *batch(x), fit.state)
+        def step(fit: Fit, x_and_key: tuple[Any, Array | None]) -> tuple[Fit, Array]:
+            x, step_key = x_and_key
+            grads, (value, state) = jax.grad(loss, has_aux=True)(fit.params, *batch(x), fit.state, step_key)
             updates, opt_state = optimizer.update(grads, fit.opt_state, fit.params)
             return Fit(optax.apply_updates(fit.params, updates), opt_state, state), value
 
-        return jax.lax.scan(step, fit, xs)
+        keys = None if key is None else jax.random.split(key, len(jax.tree.leaves(xs)[0]))
+        return jax.lax.scan(step, fit, (xs, keys))
 
     def evaluate(self, params: Params, z_NxD: Array, v_NxE: Array, num_pairs: int) -> tuple[Array, Array]:
         """Value and objective of each block of num_pairs pairs, [N // num_pairs] each; a remainder is left out."""
@@ -135,8 +143,9 @@ def _compiled(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig
     model = make_model(z_dim, v_dim, estimator, critic)
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
 
-    def advance(fit: Fit, rows_SxK: Array, z_NxD: Array, v_NxE: Array) -> tuple[Fit, Array]:
-        return model.advance(optimizer, lambda rows_K: (z_NxD[rows_K], v_NxE[rows_K]), fit, rows_SxK)
+    def advance(fit: Fit, rows_SxK: Array, z_NxD: Array, v_NxE: Array, key: Array) -> tuple[Fit, Array]:
+        dropout_key = key if critic.dropout else None
+        return model.advance(optimizer, lambda rows_K: (z_NxD[rows_K], v_NxE[rows_K]), fit, rows_SxK, dropout_key)
 
     return _Compiled(
         jax.jit(lambda key: model.start(optimizer, key)),
@@ -146,9 +155,16 @@ def _compiled(z_dim: int, v_dim: int, estimator: Estimator, critic: CriticConfig
 
 
 class HeldOutEstimate(NamedTuple):
-    """The estimate on each block of test pairs, and (step, value on the validation pairs) along the fit."""
+    """What a fit yields.
+
+    values: the estimate on each block of test pairs. trained_values: those of the best parameters after at least one
+    step; they differ from `values` where the initial parameters, whose estimate is 0, are the best. objective: the
+    highest mean objective on the validation pairs. curve: (step, value on the validation pairs) along the fit.
+    """
 
     values: np.ndarray
+    trained_values: np.ndarray
+    objective: float
     curve: list[tuple[int, float]]
 
 
@@ -168,30 +184,44 @@ def fit_and_evaluate(
     critic: CriticConfig,
     config: FitConfig,
     seed: int,
+    progress: Callable[[int], Any] = lambda steps: None,
 ) -> HeldOutEstimate:
-    """Fit on training pairs, stop on validation pairs, evaluate on test pairs. UserError for fewer than 2 of each."""
+    """Fit on training pairs, stop on validation pairs, evaluate on test pairs. UserError for fewer than 2 of each.
+
+    progress: called with numbers of steps that are done or not needed, config.steps in all.
+    """
     sizes = [len(pairs[0]) for pairs in (train, validation, test)]
     num_pairs = min(config.num_pairs, *sizes)
     if num_pairs < 2:
         raise UserError(f"{sizes} training, validation and test pairs: give at least 2 of each")
     config = dataclasses.replace(config, num_pairs=num_pairs)
     functions = _compiled(train[0].shape[1], train[1].shape[1], estimator, critic, config)
-    fit = functions.start(jax.random.key(seed))
-    best, best_objective, evaluations = fit.params, -np.inf, 0  # evaluations since the best
+    init_key = jax.random.key(seed)
+    fit = functions.start(init_key)
+    best = trained = fit.params
+    best_objective = trained_objective = -np.inf
+    evaluations = 0  # since the best
     curve: list[tuple[int, float]] = []
     rows = _batches(sizes[0], config, seed)
     # From step 0 on: on independent data the initial critic, whose estimate is 0, is the best.
     before = 0
     for step in (*range(0, config.steps, config.every), config.steps):
         if step:
-            fit, _ = functions.advance(fit, rows[before:step], *train)
+            fit, _ = functions.advance(fit, rows[before:step], *train, jax.random.fold_in(init_key, step))
+            progress(step - before)
             before = step
         values, objectives = functions.evaluate(fit.params, *validation, num_pairs=num_pairs)
+        objective = float(objectives.mean())
         curve.append((step, float(values.mean())))
         evaluations += 1
-        if float(objectives.mean()) > best_objective:
-            best, best_objective, evaluations = fit.params, float(objectives.mean()), 0
+        if step and objective > trained_objective:
+            trained, trained_objective = fit.params, objective
+        if objective > best_objective:
+            best, best_objective, evaluations = fit.params, objective, 0
         if evaluations > config.patience:
             break
-    values, _ = functions.evaluate(best, *test, num_pairs=num_pairs)
-    return HeldOutEstimate(np.asarray(values, np.float64), curve)
+    progress(config.steps - before)
+    values, trained_values = (
+        np.asarray(functions.evaluate(params, *test, num_pairs=num_pairs)[0], np.float64) for params in (best, trained)
+    )
+    return HeldOutEstimate(values, trained_values, best_objective, curve)
