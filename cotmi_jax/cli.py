@@ -92,7 +92,7 @@ def _closed_pipe_ends() -> Iterator[None]:
         sys.exit(1)
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
+def _parse(arguments: Sequence[str], positional: bool) -> list[str]:
     try:
         rest = flags.FLAGS(list(arguments))
     except flags.UnrecognizedFlagError as error:
@@ -105,7 +105,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         _fail_on_key(arguments)
     except (TypeError, ValueError) as error:
         _fail(f"--config: {' '.join(str(error).split())}")
-    if rest[1:]:
+    if rest[1:] and not positional:
         _fail(f"unexpected argument {rest[1][:_MAX_SHOWN]!r}: every option starts with --, see --help")
     return rest
 
@@ -129,8 +129,11 @@ def guard(main: Callable[[], int | None]) -> int | None:
         sys.exit(130)
 
 
-def run(main: Callable[[], int | None], *, huge_pages: bool = False) -> None:
-    """Parse the flags and run main, guarded; with huge_pages the command is first executed again (huge_pages.py)."""
+def run(main: Callable[..., int | None], *, huge_pages: bool = False, positional: bool = False) -> None:
+    """Parse the flags and run main, guarded; with huge_pages the command is first executed again (huge_pages.py).
+
+    positional: main takes the list of arguments that are no flags; otherwise there may be none.
+    """
 
     def parse(arguments: Sequence[str]) -> list[str]:
         _help(arguments[1:])
@@ -139,6 +142,6 @@ def run(main: Callable[[], int | None], *, huge_pages: bool = False) -> None:
                 use_huge_pages()
             except UserError as error:
                 _fail(str(error))
-        return _parse(arguments)
+        return _parse(arguments, positional)
 
-    app.run(lambda _: guard(main), flags_parser=parse)
+    app.run(lambda rest: guard((lambda: main(rest[1:])) if positional else main), flags_parser=parse)

@@ -182,6 +182,11 @@ def _student(config_type: type, fields: Record, path: Path) -> StudentConfig:
         raise UserError(f"{path}: student is incomplete ({one_line(str(error))}); {_RESTORE}") from error
 
 
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of a run, without importing its extensions. Raises UserError if the workdir holds no run."""
+    return _recorded_config(_read_record(workdir), workdir / RUN_FILE)
+
+
 def read_run(workdir: Path, *, extensions: str | None = None) -> tuple[ConfigDict, StudentConfig, Vocabulary]:
     """Config, student shape and vocabulary of a run; imports its extensions, or those given instead.
 
