@@ -142,7 +142,10 @@ def _mi() -> ConfigDict:
     mi = ConfigDict()
     # With a critic: infonce nwj tuba interpolated dv mine js smile. Without: barber_agakov, with a network for q(z|v)
     # barber_agakov_head or barber_agakov_gaussian; released: the loss of the paper's code, with its defects.
+    # conditional: mi.bound within each example, over its own and mi.counterfactuals other pairs of label and rationale.
     mi.estimator = "infonce"
+    mi.bound = "infonce"  # estimator with a critic that conditional applies within each example
+    mi.counterfactuals = 1  # of each rationale, at most: conditional contrasts one more pair, its own
     # decoder_mean decoder_attention decoder_max encoder_mean vocab_max vocab_mean; "": decoder_mean, or vocab_max for
     # the estimators of distributions over the vocabulary.
     mi.feature = ""
@@ -211,6 +214,7 @@ _LOWEST = {
         *("steps", "batch_size", "micro_batches", "checkpoint.every", "checkpoint.keep", "log.every", "data.size"),
         *("eval.batch_size", "eval.max_decode_tokens", "data.max_input_tokens", "data.max_target_tokens"),
         *("mi.critic.hidden", "mi.critic.layers", "mi.critic.dim", "mi.monitor.examples", "mi.monitor.steps"),
+        "mi.counterfactuals",
     ),
     0: (
         *("eval.every", "eval.examples", "log.examples", "model.vocab_size", "optimizer.warmup_steps"),
@@ -222,6 +226,7 @@ _LOWEST = {
 _HIGHEST = {
     2**20: ("batch_size", "eval.batch_size", "eval.max_decode_tokens", "mi.critic.hidden", "mi.critic.dim"),
     2**10: ("mi.critic.layers",),
+    2**6: ("mi.counterfactuals",),
     2**24: ("data.size",),
 }
 _MAX_GENERATED = 2**26

@@ -4,6 +4,7 @@
     {folder}/{key}/{split}.json                       counts of a split
     {folder}/{key}/{split}.{task}.{inputs,targets}.npy, ….lengths.npy, {split}.{counts,weights,kept}.npy
     {folder}/{key}/{split}.answers.npy                if rationales state answers
+    {folder}/{key}/{split}.counterfactuals.{task}.targets.npy, ….lengths.npy, {split}.counterfactuals.counts.npy
     {folder}/{key}/valid.jsonl                        the examples of valid
 
 A cache is written to a temporary folder that is then renamed, so that a killed process never leaves an incomplete one
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from cotmi_jax.data.example import Example, Pair
-from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
+from cotmi_jax.data.tokens import CounterfactualTargets, Ragged, TokenizedSplit, TokenizedTask, offsets_of
 from cotmi_jax.errors import UserError, one_line
 from cotmi_jax.files import parse_json, read_regular
 
@@ -232,7 +233,7 @@ def _example(fields: dict[str, Any]) -> Example:
 
 
 def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:
-    counts = {}
+    counts: dict[str, list] = {}
     for task, tokens in split.tasks.items():
         for kind, ragged in (("inputs", tokens.inputs), ("targets", tokens.targets)):
             _save(folder / f"{name}.{task}.{kind}.npy", ragged.flat)
@@ -243,6 +244,12 @@ def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:
     np.save(folder / f"{name}.kept.npy", split.kept)
     if split.answer_starts is not None:
         np.save(folder / f"{name}.answers.npy", split.answer_starts)
+    if split.counterfactuals is not None:
+        counts["counterfactuals"] = [split.counterfactuals.most, *split.counterfactuals.targets]
+        _save(folder / f"{name}.counterfactuals.counts.npy", np.diff(split.counterfactuals.offsets))
+        for task, ragged in split.counterfactuals.targets.items():
+            _save(folder / f"{name}.counterfactuals.{task}.targets.npy", ragged.flat)
+            _save(folder / f"{name}.counterfactuals.{task}.targets.lengths.npy", ragged.lengths)
     (folder / f"{name}.json").write_text(json.dumps(counts))
 
 
@@ -258,15 +265,19 @@ def _read_split(folder: Path, name: str) -> TokenizedSplit:
     def load(what: str) -> np.ndarray:
         return np.load(folder / f"{name}.{what}.npy")
 
+    def ragged(what: str) -> Ragged:
+        return Ragged(np.load(folder / f"{name}.{what}.npy", mmap_mode="r"), offsets_of(load(f"{what}.lengths")))
+
+    counts = parse_json(read_regular(folder / f"{name}.json"))
+    most, *counterfactual_tasks = counts.pop("counterfactuals", [0])
     tasks = {}
-    for task, (per_rationale, *truncated) in parse_json(read_regular(folder / f"{name}.json")).items():
-        inputs, targets = (
-            Ragged(
-                np.load(folder / f"{name}.{task}.{kind}.npy", mmap_mode="r"),
-                offsets_of(load(f"{task}.{kind}.lengths")),
-            )
-            for kind in ("inputs", "targets")
-        )
+    for task, (per_rationale, *truncated) in counts.items():
+        inputs, targets = (ragged(f"{task}.{kind}") for kind in ("inputs", "targets"))
         tasks[task] = TokenizedTask(inputs, targets, per_rationale, *truncated)
     answer_starts = load("answers") if (folder / f"{name}.answers.npy").exists() else None
-    return TokenizedSplit(tasks, offsets_of(load("counts")), load("weights"), load("kept"), answer_starts)
+    counterfactuals = None
+    if most:
+        further = {task: ragged(f"counterfactuals.{task}.targets") for task in counterfactual_tasks}
+        counterfactuals = CounterfactualTargets(offsets_of(load("counterfactuals.counts")), further, most)
+    rest = load("weights"), load("kept"), answer_starts, counterfactuals
+    return TokenizedSplit(tasks, offsets_of(load("counts")), *rest)

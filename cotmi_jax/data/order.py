@@ -11,8 +11,9 @@ from cotmi_jax.errors import UserError
 
 IntArray = np.ndarray
 
-# By how much a balanced batch's input and target tokens can exceed the mean, as a fraction of it.
-EXCESS = (0.04, 0.10)
+# By how much a balanced batch's tokens can exceed the mean, as a fraction of it: inputs, targets, and targets of
+# counterfactuals.
+EXCESS = (0.04, 0.10, 0.10)
 MAX_EVAL_SHAPES = 8  # shapes of the batches of an evaluation: a program is compiled for each
 
 
@@ -47,7 +48,10 @@ class ExampleLengths(Protocol):
         """Number of rationales of every example; each pass uses the next one."""
 
     def token_counts(self, picks: Picks) -> IntArray:
-        """Input and target tokens of each example, summed over tasks: int64 [len(picks), 2]."""
+        """Input and target tokens of each example, summed over tasks: int64 [len(picks), 2].
+
+        A third column counts the targets of counterfactuals, where the objective has any.
+        """
 
 
 def make_quotas(sizes: Sequence[int], rates: Sequence[float]) -> tuple[ComponentQuota, ...]:
@@ -128,12 +132,12 @@ class TrainOrder:
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean input and target tokens of an example, [2]."""
+        """Mean tokens of an example, by the columns of token_counts."""
         return _budget(self)[0]
 
     @property
     def cap(self) -> np.ndarray:
-        """Maximum input and target tokens of a balanced batch, [2]."""
+        """Maximum tokens of a balanced batch, by the columns of token_counts."""
         mean, slack = _budget(self)
         return self.batch_size * (mean + slack)
 
@@ -156,55 +160,57 @@ def _epoch(order: TrainOrder, number: int) -> Picks:
 
 @functools.lru_cache(maxsize=8)
 def _budget(order: TrainOrder) -> tuple[np.ndarray, np.ndarray]:
-    """Mean tokens of an example, and by how much a batch's mean can exceed it; inputs and targets, [2] each.
+    """Mean tokens of an example, and by how much a batch's mean can exceed it; each by the columns of token_counts.
 
     Examples with the same number of rationales use rationales of the same index in a pass; they are counted with the
     index at which their total length is largest. The excess admits the longest example, however small the batch is.
     """
     assert order.tokens is not None
-    total, longest, offset = np.zeros(2), np.zeros(2), 0
+    total, longest, offset = np.zeros(1), np.zeros(1), 0
     for component in order.components:
         rows = np.arange(offset, offset + component.size)
         counts = order.tokens.rationale_counts[rows]
         for count in np.unique(counts):
             group = rows[counts == count]
             by_index = [order.tokens.token_counts(Picks(group, np.full_like(group, index))) for index in range(count)]
-            total += np.max([counted.sum(axis=0) for counted in by_index], axis=0) * component.quota / component.size
+            total = (
+                total + np.max([counted.sum(axis=0) for counted in by_index], axis=0) * component.quota / component.size
+            )
             longest = np.maximum(longest, np.max(by_index, axis=(0, 1)))
         offset += component.size
     mean = total / order.size
-    return mean, np.maximum(np.array(EXCESS) * mean, (longest - mean) / order.batch_size)
+    return mean, np.maximum(np.array(EXCESS[: len(mean)]) * mean, (longest - mean) / order.batch_size)
 
 
 def _balance(order: TrainOrder, number: int, picks: Picks) -> Picks:
     """The epoch with some examples of its longest batches exchanged for examples of its shortest ones.
 
     The two epochs of a batch that spans both are balanced separately, each with its fraction of the budget. N is the
-    number of examples of the epoch, B that of its batches.
+    number of examples of the epoch, B that of its batches, C the columns of token_counts.
     """
     assert order.tokens is not None
     mean, slack = _budget(order)
-    cost_Nx2 = order.tokens.token_counts(picks) / (mean + slack)  # as a fraction of the budget of one example
+    cost_NxC = order.tokens.token_counts(picks) / (mean + slack)  # as a fraction of the budget of one example
     batch_N = (number * order.size + np.arange(order.size)) // order.batch_size
     start_B = np.flatnonzero(np.diff(batch_N, prepend=-1))
     end_B = np.append(start_B[1:], order.size)
-    excess_Bx2 = np.add.reduceat(cost_Nx2, start_B) - (end_B - start_B)[:, None]  # above 0 the batch is too long
+    excess_BxC = np.add.reduceat(cost_NxC, start_B) - (end_B - start_B)[:, None]  # above 0 the batch is too long
     place_N = np.arange(order.size)
     for _ in range(4 * len(start_B)):
-        long = int(excess_Bx2.max(axis=1).argmax())
-        if excess_Bx2[long].max() <= 0.0:
+        long = int(excess_BxC.max(axis=1).argmax())
+        if excess_BxC[long].max() <= 0.0:
             break
-        short = int(excess_Bx2.max(axis=1).argmin())
+        short = int(excess_BxC.max(axis=1).argmin())
         of_long_I, of_short_J = (np.arange(start_B[b], end_B[b]) for b in (long, short))
-        change_IxJx2 = cost_Nx2[of_short_J][None, :] - cost_Nx2[of_long_I][:, None]  # of the long batch
-        worst_IxJ = np.maximum(excess_Bx2[long] + change_IxJx2, excess_Bx2[short] - change_IxJx2).max(axis=2)
+        change_IxJxC = cost_NxC[of_short_J][None, :] - cost_NxC[of_long_I][:, None]  # of the long batch
+        worst_IxJ = np.maximum(excess_BxC[long] + change_IxJxC, excess_BxC[short] - change_IxJxC).max(axis=2)
         i, j = np.unravel_index(worst_IxJ.argmin(), worst_IxJ.shape)
-        if worst_IxJ[i, j] >= excess_Bx2[long].max():
+        if worst_IxJ[i, j] >= excess_BxC[long].max():
             break  # no exchange helps; packed rows have some room beyond the budget
-        for array in (cost_Nx2, place_N):
+        for array in (cost_NxC, place_N):
             array[[of_long_I[i], of_short_J[j]]] = array[[of_short_J[j], of_long_I[i]]]
-        excess_Bx2[long] += change_IxJx2[i, j]
-        excess_Bx2[short] -= change_IxJx2[i, j]
+        excess_BxC[long] += change_IxJxC[i, j]
+        excess_BxC[short] -= change_IxJxC[i, j]
     return picks.take(place_N)
 
 

@@ -1,8 +1,9 @@
 """Packed batches: a row holds several examples and both tasks, and all batches have the same shape. Plain numpy.
 
 The unit is a sequence pair: one task's input and target of one example, which are placed in the same row with the same
-segment number. A batch has the same examples as in the padded form; the rows of each group of processes (ProcessRows)
-are packed separately.
+segment number. The targets of an example's counterfactuals are placed in the row of the input that they share, in
+columns of their own. A batch has the same examples as in the padded form; the rows of each group of processes
+(ProcessRows) are packed separately.
 """
 
 import dataclasses
@@ -32,24 +33,44 @@ _SWAPS = 500  # moves or exchanges of sequence pairs in one attempt
 
 @dataclasses.dataclass(frozen=True)
 class PackShape:
-    """Shape of packed batches over all processes: R rows, lengths S and T, at most N sequence pairs a row."""
+    """Shape of packed batches over all processes: R rows, lengths S and T, at most N sequence pairs a row.
+
+    counterfactual_length: columns of the targets of counterfactuals.
+    """
 
     rows: int
     input_length: int
     target_length: int
     segments: int
+    counterfactual_length: int = 0
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of a row, by the columns of token_counts."""
+        lengths = self.input_length, self.target_length, self.counterfactual_length
+        return lengths if self.counterfactual_length else lengths[:2]
 
 
 class _Pairs(NamedTuple):
-    """Lengths of the sequence pairs of the examples of a group, task by task: [tasks · B]."""
+    """Lengths of the sequence pairs of the examples of a group, task by task: [tasks · B].
+
+    counterfactuals: [tasks · B, M − 1], of their targets.
+    """
 
     inputs: IntArray
     targets: IntArray
+    counterfactuals: IntArray | None
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens of each pair, [pairs, C], by the columns of token_counts."""
+        further = [] if self.counterfactuals is None else [self.counterfactuals.sum(axis=1)]
+        return np.stack([self.inputs, self.targets, *further], axis=1)
 
     def sizes(self, shape: PackShape) -> np.ndarray:
-        """Fractions of a row's input tokens, target tokens and segments that each pair takes: [pairs, 3]."""
-        each = np.full(len(self.inputs), 1.0 / shape.segments)
-        return np.stack([self.inputs / shape.input_length, self.targets / shape.target_length, each], axis=1)
+        """Fractions of a row's tokens, by column, and of its segments that each pair takes: [pairs, C + 1]."""
+        each = np.full((len(self.inputs), 1), 1.0 / shape.segments)
+        return np.concatenate([self.tokens / np.array(shape.lengths), each], axis=1)
 
 
 def group_picks(split: TokenizedSplit, picks: Picks, process_rows: ProcessRows) -> IntArray:
@@ -63,23 +84,26 @@ def _group_of_each(split: TokenizedSplit, picks: Picks, groups: int) -> IntArray
     size = ProcessRows(0, groups).size(len(picks.rows))
     if groups == 1:
         return np.zeros(size, np.int64)
-    count_Bx2 = split.token_counts(picks)
-    load_Bx2 = count_Bx2 / count_Bx2.mean(axis=0)
-    total_Gx2, room_G = np.zeros((groups, 2)), np.full(groups, size)
+    count_BxC = split.token_counts(picks)
+    load_BxC = count_BxC / np.maximum(count_BxC.mean(axis=0), 1.0)  # a batch can lack counterfactuals
+    total_GxC, room_G = np.zeros((groups, count_BxC.shape[1])), np.full(groups, size)
     group_B = np.empty(len(picks.rows), np.int64)
-    for example in np.argsort(-load_Bx2.max(axis=1), kind="stable"):
-        group = np.where(room_G > 0, (total_Gx2 + load_Bx2[example]).max(axis=1), np.inf).argmin()
+    for example in np.argsort(-load_BxC.max(axis=1), kind="stable"):
+        group = np.where(room_G > 0, (total_GxC + load_BxC[example]).max(axis=1), np.inf).argmin()
         group_B[example] = group
-        total_Gx2[group] += load_Bx2[example]
+        total_GxC[group] += load_BxC[example]
         room_G[group] -= 1
     return group_B
 
 
 def _pairs(split: TokenizedSplit, picks: Picks) -> _Pairs:
-    tasks = split.tasks.items()
+    tasks, further = split.tasks.items(), split.counterfactuals
     return _Pairs(
         np.concatenate([tokens.inputs.lengths[picks.rows] for _, tokens in tasks]),
         np.concatenate([tokens.targets.lengths[split.target_rows(task, *picks)] for task, tokens in tasks]),
+        None
+        if further is None
+        else np.concatenate([further.lengths(task, split.rationale_rows(*picks)) for task, _ in tasks]),
     )
 
 
@@ -149,18 +173,20 @@ def make_shape(
       UserError: no shape up to three times the tokens of a batch holds them.
     """
     pairs, tokens = order.batch_size * len(split.tasks), order.batch_size * order.mean
-    longest = split.input_length, max(split.target_lengths.values())
+    longest = [split.input_length, max(split.target_lengths.values())]
+    if split.counterfactuals is not None:
+        longest.append(split.counterfactuals.longest)
     shapes = set()
     for rows in range(multiple, max(pairs, multiple) + 1, multiple):
         for capacity in _CAPACITIES:
-            inputs, targets = (
+            inputs, targets, *further = (
                 max(most, round_up(int(cap * capacity / rows))) for cap, most in zip(order.cap, longest, strict=True)
             )
-            shapes.add(PackShape(rows, inputs, targets, segments=int(1.3 * pairs / rows) + 2))
+            shapes.add(PackShape(rows, inputs, targets, int(1.3 * pairs / rows) + 2, *further))
 
     def key(shape: PackShape) -> tuple[bool, float, int]:
-        padding = 1.0 - tokens / (shape.rows * np.array([shape.input_length, shape.target_length]))
-        return bool((padding > PADDING).any()), _cost(shape, platform), shape.rows
+        padding = 1.0 - tokens / (shape.rows * np.array(shape.lengths))
+        return bool((padding[:2] > PADDING).any()), _cost(shape, platform), shape.rows
 
     trials = _trials(split, order, groups)
     for shape in sorted(shapes, key=key):
@@ -188,16 +214,21 @@ def _trials(split: TokenizedSplit, order: TrainOrder, groups: int) -> list[_Pair
 def _holds(pairs: _Pairs, shape: PackShape, rows: int) -> bool:
     """Whether the pairs can be placed with some reserve, at the first of the attempts that `pack` makes."""
     sizes = pairs.sizes(shape)
-    sizes[:, :2] = np.minimum(sizes[:, :2] * _RESERVE, 1.0)
+    sizes[:, :-1] = np.minimum(sizes[:, :-1] * _RESERVE, 1.0)
     return _place(sizes, rows, attempt=0) is not None
 
 
 def _cost(shape: PackShape, platform: str) -> float:
-    """Cost of a step in encoder tokens: a target token costs more, for cross attention and the vocabulary's logits."""
+    """Cost of a step in encoder tokens: a target token costs more, for cross attention and the vocabulary's logits.
+
+    Those of counterfactuals have no logits.
+    """
     inputs, targets, equal = shape.input_length, shape.target_length, _EQUAL_COST.get(platform, _EQUAL_COST_BY_BYTES)
+    decoded = targets + shape.counterfactual_length
     # Positions that a query's scores are stored for.
-    keys, own_keys = (round_up(size, _TILE.get(platform, 1)) for size in (inputs, targets))
-    return shape.rows * (inputs * (1 + keys / equal) + targets * (2.4 + (keys + own_keys) / equal))
+    keys, own_keys = (round_up(size, _TILE.get(platform, 1)) for size in (inputs, decoded))
+    per_token = inputs * (1 + keys / equal) + targets * 2.4 + shape.counterfactual_length * 1.2
+    return shape.rows * (per_token + decoded * (keys + own_keys) / equal)
 
 
 def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: ProcessRows = ALL_ROWS) -> Batch:
@@ -209,6 +240,10 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
     examples: valid and weight [B] as in the padded form; slots {task: [B]}: the position of the sequence pair,
       row · N + segment − 1, with rows counted over all processes. Where rationales state answers, answer_length [B],
       the number of their tokens.
+    With counterfactuals, M − 1 of them at most for each example, also:
+    rows: counterfactuals and counterfactual_segments [R, T']: the targets of the m-th, from 1, of a sequence pair have
+      the segment m · N + its number.
+    examples: counterfactuals, which there are, bool [B, M − 1].
 
     Raises:
       UserError: the rows do not hold the batch.
@@ -242,6 +277,9 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
         for start_B, (name, slot_B) in zip(np.split(start_P, len(slot_by_task)), slot_by_task.items(), strict=True):
             answers[slot_B] = np.where(positions[name] < 0, -1, positions[name] + start_B[:, None])
         by_row |= {"answers": answers.reshape(rows, shape.segments, -1)}
+    if split.counterfactuals is not None:
+        more = _pack_counterfactuals(split, picks, pairs, row_P, segment_P, dataclasses.replace(shape, rows=rows))
+        by_row["counterfactuals"], by_row["counterfactual_segments"], examples["counterfactuals"] = more
     # From rows of this group to rows of the batch.
     shift_R = (process_rows.indices(shape.rows) - np.arange(rows)) * shape.segments
     slots = {
@@ -250,15 +288,32 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
     return {"rows": by_row, "examples": examples | {"slots": slots}}
 
 
+def _pack_counterfactuals(
+    split: TokenizedSplit, picks: Picks, pairs: _Pairs, row_P: IntArray, segment_P: IntArray, shape: PackShape
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Tokens and segments of the counterfactuals' targets, [R, T'], and which there are, bool [B, M − 1]."""
+    further, rationale_B, length_PxM = split.counterfactuals, split.rationale_rows(*picks), pairs.counterfactuals
+    assert further is not None and length_PxM is not None
+    rows_BxM = further.rows(rationale_B)
+    present_BxM = rows_BxM >= 0
+    flat = np.concatenate([further.targets[task].concatenated(rows_BxM[present_BxM]) for task in split.tasks])
+    segment_PxM = segment_P[:, None] + shape.segments * np.arange(1, further.most + 1)
+    row_Q = np.repeat(row_P, further.most)
+    size = shape.rows, shape.counterfactual_length
+    return *_write_rows(flat, length_PxM.reshape(-1), row_Q, segment_PxM.reshape(-1), size), present_BxM
+
+
 def _search(pairs: _Pairs, shape: PackShape, rows: int) -> IntArray:
     """The row of each pair. Raises UserError if no placement is found."""
     for attempt in range(_ATTEMPTS):
         row_P = _place(pairs.sizes(shape), rows, attempt)
         if row_P is not None:
             return row_P
+    kinds = "input", "target", "counterfactual"
+    tokens = " and ".join(f"{count} {kind}" for count, kind in zip(pairs.tokens.sum(axis=0), kinds, strict=False))
     raise UserError(
-        f"a batch of {pairs.inputs.sum()} input and {pairs.targets.sum()} target tokens does not fit into {rows} rows "
-        f"of {shape.input_length} and {shape.target_length}: set config.data.packing to False, in another --workdir"
+        f"a batch of {tokens} tokens does not fit into {rows} rows of {' and '.join(map(str, shape.lengths))}: set "
+        "config.data.packing to False, in another --workdir"
     )
 
 
@@ -297,8 +352,15 @@ def make_batch(
     shape: PackShape | None,
     process_rows: ProcessRows = ALL_ROWS,
 ) -> Batch:
-    """The rows of the batch of a step that a process supplies: packed into `shape` or, without one, padded."""
+    """The rows of the batch of a step that a process supplies: packed into `shape` or, without one, padded.
+
+    A padded batch has the targets of counterfactuals as counterfactuals {task: [B, M − 1, T]}.
+    """
     picks = order.picks(step)
     if shape is not None:
         return pack(split, picks, shape, process_rows)
-    return gather(split, *picks.take(process_rows.indices(len(picks.rows))))
+    picks = picks.take(process_rows.indices(len(picks.rows)))
+    batch = gather(split, *picks)
+    if split.counterfactuals is not None:
+        batch["counterfactuals"] = split.counterfactuals.padded(split.rationale_rows(*picks))
+    return batch

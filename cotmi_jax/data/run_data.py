@@ -12,13 +12,15 @@ from tqdm import tqdm
 
 from cotmi_jax.data.cache import Prepared, Recipe, key_of, prepare
 from cotmi_jax.data.corpus import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
+from cotmi_jax.data.counterfactual_targets import with_counterfactuals
+from cotmi_jax.data.counterfactuals import RULES, counterfactuals
 from cotmi_jax.data.example import SPLITS, Example
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.lost_labels import check_labels
 from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
-from cotmi_jax.data.rationale_answer import count_spans
-from cotmi_jax.data.tasks import ANSWER_MARK, EXPLAIN, find_objective
+from cotmi_jax.data.run_notes import corpus_notes, counterfactual_note, token_notes
+from cotmi_jax.data.tasks import ANSWER_MARK, EXPLAIN, LabelType, find_objective
 from cotmi_jax.data.tokenize import TokenLimits, TooLong, check_split, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -27,6 +29,7 @@ from cotmi_jax.files import CACHE_VARIABLE, DEFAULT_CACHE, is_remote
 from cotmi_jax.parallel.distributed import AllGather, all_gather_text, is_shared
 from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
 
+_SEED = 0  # of counterfactuals: those of all runs, so that they share the cache
 _SETTINGS = ("label_type", "bad_rows", "max_input_tokens", "max_target_tokens", "too_long")
 
 
@@ -83,15 +86,41 @@ def tokenize(
     config.data.label_type applies to train only, and only train can lose examples: the losses on held-out splits use
     gold labels, and scores are over all examples.
     """
-    return tokenize_split(
+    objective, label_type = config.objective.name, _label_type(config, train=train)
+    limits = _limits(config, train=train)
+    split = tokenize_split(
         examples,
         vocabulary,
-        objective=config.objective.name,
-        label_type=config.data.label_type if train else "gt",
-        limits=_limits(config, train=train),
+        objective=objective,
+        label_type=label_type,
+        limits=limits,
         rationale_answer=config.data.rationale_answer,
         progress=progress,
     )
+    most = counterfactuals_of(config)
+    if not most or not train:
+        return split
+    return with_counterfactuals(
+        split,
+        examples,
+        vocabulary,
+        lambda example, count: counterfactuals(example, count, _SEED, label_type=label_type),
+        objective=objective,
+        label_type=label_type,
+        rationale_answer=config.data.rationale_answer,
+        max_target_tokens=limits.max_target_tokens,
+        most=most,
+    )
+
+
+def counterfactuals_of(config: ConfigDict) -> int:
+    """The maximal number of counterfactuals of a rationale that the objective trains with; 0 for most objectives."""
+    uses = find_objective(config.objective.name).has_mi_term and config.mi.estimator == "conditional"
+    return config.mi.counterfactuals if uses else 0
+
+
+def _label_type(config: ConfigDict, *, train: bool) -> LabelType:
+    return config.data.label_type if train else "gt"
 
 
 def _limits(config: ConfigDict, *, train: bool) -> TokenLimits:
@@ -116,56 +145,18 @@ def find_cache(config: ConfigDict) -> Path | None:
 
 def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
     """Everything that tokens depend on. Objectives with the same sequences share their tokens."""
-    data, objective = config.data, find_objective(config.objective.name)
+    data, objective, most = config.data, find_objective(config.objective.name), counterfactuals_of(config)
     states_answers = EXPLAIN in objective.tasks and data.rationale_answer != "cut"
-    return ({"rationale_answer": data.rationale_answer} if states_answers else {}) | {
+    optional: dict[str, Any] = {"rationale_answer": data.rationale_answer} if states_answers else {}
+    if most:
+        optional["counterfactuals"] = [most, _SEED, *sorted(RULES)]
+    return optional | {
         "corpus": corpus_fingerprint(loading_of(config)),
         "vocabulary": vocabulary.fingerprint,
         "sequences": list(objective.cache_key),
         "mark": ANSWER_MARK,
         "settings": {name: data[name] for name in _SETTINGS},
     }
-
-
-def _corpus_notes(config: ConfigDict, loaded: LoadedCorpus) -> list[str]:
-    """Messages about rows of a corpus that were dropped or skipped, and about unreadable teacher labels."""
-    notes = [
-        f"{split}: {count} examples without a rationale dropped" for split, count in loaded.dropped.items() if count
-    ]
-    if any(loaded.skipped.values()):
-        counts = ", ".join(f"{count} of {split}" for split, count in loaded.skipped.items() if count)
-        notes += [f"bad rows skipped: {counts}", *(f"  {note}" for note in loaded.skip_notes)]
-    if config.data.label_type == "llm":
-        notes.append(f"train: {loaded.unparsed['train']} teacher labels unreadable, trained as empty")
-    return notes
-
-
-def _token_notes(name: str, split: TokenizedSplit, unk_id: int | None, *, rationales: bool) -> list[str]:
-    """Messages about examples without a rationale, unknown characters, cut sequences, and skipped examples."""
-    notes = []
-    if rationales and split.without_rationale:
-        share = f"{split.without_rationale} of {split.size} examples ({split.without_rationale / split.size:.1%})"
-        notes.append(f"{name}: {share} have no rationale: only their label is trained")
-    unknown = [
-        f"{count.tokens} in the {column} (of {count.sequences} texts)"
-        for column, count in split.unknown(unk_id).items()
-        if count.tokens
-    ]
-    if unknown:
-        notes.append(f"{name}: unknown tokens, for characters that the vocabulary lacks: {', '.join(unknown)}")
-    notes += [
-        f"{name}: {count} of {len(ragged.lengths)} {task} {kind} were longer than the limit and were cut"
-        for task, tokens in split.tasks.items()
-        for kind, ragged, count in (
-            ("inputs", tokens.inputs, tokens.truncated_inputs),
-            ("targets", tokens.targets, tokens.truncated_targets),
-        )
-        if count
-    ]
-    if split.answer_starts is not None:
-        notes.append(f"{name}: {count_spans(split.answer_starts)}")
-    skipped = len(split.kept) - split.size
-    return notes + ([f"{name}: {skipped} of {len(split.kept)} examples longer than the limits skipped"] * bool(skipped))
 
 
 def _has_rationales(config: ConfigDict) -> bool:
@@ -180,6 +171,16 @@ def _rationale_error(config: ConfigDict, train: TokenizedSplit) -> str:
     return (
         f"train: none of the {train.size} examples has a rationale, which objective {config.objective.name} trains on: "
         "set config.objective.name to standard, or write rationales with python -m cotmi_jax.annotate"
+    )
+
+
+def _counterfactual_error(train: TokenizedSplit) -> str:
+    """Why a train split without any counterfactual cannot be used; "" if it has some, or needs none."""
+    if train.counterfactuals is None or len(train.counterfactuals.offsets) == 1 or train.counterfactuals.offsets[-1]:
+        return ""
+    return (
+        f"train: none of the {train.size} examples has a counterfactual, which mi.estimator conditional contrasts: "
+        "give rows a column counterfactuals, register a rule for the set, or set config.mi.estimator to another"
     )
 
 
@@ -245,7 +246,7 @@ class RunData:
             )
             refuse(labels.error)
             components = [[component.name, component.size] for component in loaded.components]
-            notes = [*_corpus_notes(config, loaded), *labels.notes]
+            notes = [*corpus_notes(config, loaded), *labels.notes]
             facts = {"components": components, "notes": notes, "lost": labels.counts, "refused": labels.error}
             return loaded.corpus.splits["train"], loaded.corpus.splits["valid"], facts
 
@@ -268,6 +269,7 @@ class RunData:
         prepared, found = prepare(folder, identity, recipe, **workers)
         refuse(prepared.facts["refused"])  # the cache may be that of a resumed run
         refuse(_rationale_error(config, prepared.train))
+        refuse(_counterfactual_error(prepared.train))
         if processes > 1:
             _check_same(all_gather(prepared.fingerprint))
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
@@ -324,12 +326,14 @@ class RunData:
                 f"{task} {self.train.input_length}→{length}" for task, length in self.train.target_lengths.items()
             )
         else:
-            size = shape.rows * np.array([shape.input_length, shape.target_length])
+            size = shape.rows * np.array(shape.lengths)
             padding = 1.0 - self.order.batch_size * self.order.mean / size
             lengths = (
                 f"packed into {shape.rows} rows of {shape.input_length}→{shape.target_length} "
                 f"({padding[0]:.1%} and {padding[1]:.1%} padding)"
             )
+            if shape.counterfactual_length:
+                lengths += f", {shape.counterfactual_length} of counterfactuals ({padding[2]:.1%} padding)"
         where = find_cache(self.config)
         source = f"tokens {'from' if self.found else 'now in'} {where}" if where else "tokens in memory"
         notes = [
@@ -342,8 +346,10 @@ class RunData:
             quotas = ", ".join(f"{each.quota} of the {each.size} of {name}" for (name, _), each in drawn)
             notes.append(f"an epoch draws {quotas}")
         notes += self.prepared.facts["notes"]
+        if self.train.counterfactuals is not None:
+            notes.append(counterfactual_note(self.train, self.train.counterfactuals))
         for name, split in self._splits.items():
-            notes += _token_notes(name, split, self.unk_id, rationales=_has_rationales(self.config))
+            notes += token_notes(name, split, self.unk_id, rationales=_has_rationales(self.config))
         return notes
 
     @property

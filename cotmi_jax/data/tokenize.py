@@ -91,7 +91,7 @@ def _tokenize_chunk(
     counts = np.array([len(example.rationales) if has_rationales else 1 for example in examples], np.int64)
     owner = np.repeat(np.arange(len(examples)), counts)
     weights = np.array([weight for example in examples for _, weight in example.rationales] if has_rationales else 1.0)
-    expanded = [each for example in examples for each in _one_per_rationale(example)]
+    expanded = [each for example in examples for each in one_per_rationale(example)]
     states_answers = rationale_answer != "cut" and EXPLAIN in spec.tasks
     if states_answers:
         stated = [state_answer(each, rationale_answer, training_label(each, label_type)) for each in expanded]
@@ -129,7 +129,7 @@ def _tokenize_chunk(
     return TokenizedSplit(tasks, offsets_of(counts[kept]), weights, kept, answer_starts)
 
 
-def _one_per_rationale(example: Example) -> list[Example]:
+def one_per_rationale(example: Example) -> list[Example]:
     """Copies of the example with one of its rationales each."""
     if not example.more:
         return [example]

@@ -99,6 +99,51 @@ class TokenizedTask:
     truncated_targets: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class CounterfactualTargets:
+    """Further targets of the inputs of a split: other pairs of label and rationale, for each rationale at most `most`.
+
+    offsets: int64 [number of rationales + 1]; rationale k has the pairs offsets[k] … offsets[k + 1] − 1.
+    targets: by task, the targets of all pairs.
+    """
+
+    offsets: IntArray
+    targets: dict[str, Ragged]
+    most: int
+
+    @classmethod
+    def join(cls, pieces: "Sequence[CounterfactualTargets]") -> "CounterfactualTargets":
+        """Concatenates those of consecutive pieces of a split."""
+        offsets = offsets_of(np.concatenate([np.diff(piece.offsets) for piece in pieces]))
+        tasks = pieces[0].targets
+        targets = {task: Ragged.join(piece.targets[task] for piece in pieces) for task in tasks}
+        return cls(offsets, targets, pieces[0].most)
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """The most tokens of all targets of one task that a rationale has, rounded up."""
+        lengths = [self.lengths(task, np.arange(len(self.offsets) - 1)).sum(axis=1) for task in self.targets]
+        return round_up(max(int(each.max(initial=0)) for each in lengths))
+
+    def rows(self, rationales: IntArray) -> IntArray:
+        """Indices of the pairs of each of these rationales, [len(rationales), most]; −1 where it has no more."""
+        index = self.offsets[rationales][:, None] + np.arange(self.most)
+        return np.where((rationales >= 0)[:, None] & (index < self.offsets[rationales + 1][:, None]), index, -1)
+
+    def lengths(self, task: str, rationales: IntArray) -> IntArray:
+        """Tokens of the pairs' targets of a task, [len(rationales), most]; 0 where there is none."""
+        rows = self.rows(rationales)
+        return np.where(rows < 0, 0, np.append(self.targets[task].lengths, 0)[rows])
+
+    def padded(self, rationales: IntArray) -> dict[str, IntArray]:
+        """By task the targets of these rationales' pairs, int32 [len(rationales), most, T], padded."""
+        rows = self.rows(rationales)
+        return {
+            task: ragged.padded(rows.reshape(-1), round_up(ragged.longest)).reshape(*rows.shape, -1)
+            for task, ragged in self.targets.items()
+        }
+
+
 @dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity: its arrays are large
 class TokenizedSplit:
     """A split ready for batching: the tokens of every task, aligned by row.
@@ -108,6 +153,7 @@ class TokenizedSplit:
     kept: bool, which of the examples the split was made from are in it; the others were too long.
     answer_starts: int32 [number of rationales], the first token of the answer in the target of the rationale task, or
       why there is none (rationale_answer.py), and is as long as the label; None if rationales do not state answers.
+    counterfactuals: None where the objective contrasts no pairs within an example.
     """
 
     tasks: dict[str, TokenizedTask]
@@ -115,6 +161,7 @@ class TokenizedSplit:
     weights: np.ndarray
     kept: np.ndarray
     answer_starts: IntArray | None = None
+    counterfactuals: CounterfactualTargets | None = None
 
     @classmethod
     def join(cls, pieces: "Sequence[TokenizedSplit]") -> "TokenizedSplit":
@@ -132,7 +179,15 @@ class TokenizedSplit:
         rationale_offsets = offsets_of(np.concatenate([np.diff(piece.rationale_offsets) for piece in pieces]))
         weights, kept = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("weights", "kept"))
         starts = [piece.answer_starts for piece in pieces if piece.answer_starts is not None]
-        return cls(tasks, rationale_offsets, weights, kept, np.concatenate(starts) if starts else None)
+        further = [piece.counterfactuals for piece in pieces if piece.counterfactuals is not None]
+        return cls(
+            tasks,
+            rationale_offsets,
+            weights,
+            kept,
+            np.concatenate(starts) if starts else None,
+            CounterfactualTargets.join(further) if further else None,
+        )
 
     @property
     def size(self) -> int:
@@ -215,11 +270,16 @@ class TokenizedSplit:
         return np.concatenate(pairs, axis=1).T
 
     def token_counts(self, picks: Picks) -> IntArray:
-        """Input and target tokens of each example, summed over tasks: int64 [len(picks), 2]."""
-        columns = [0, 0]
+        """Input and target tokens of each example, summed over tasks: int64 [len(picks), 2].
+
+        A split with counterfactuals has a third column, the tokens of their targets.
+        """
+        columns = [0, 0] if self.counterfactuals is None else [0, 0, 0]
         for task, tokens in self.tasks.items():
             columns[0] += tokens.inputs.lengths[picks.rows]
             columns[1] += tokens.targets.lengths[self.target_rows(task, *picks)]
+            if self.counterfactuals is not None:
+                columns[2] += self.counterfactuals.lengths(task, self.rationale_rows(*picks)).sum(axis=1)
         return np.stack(columns, axis=1)
 
     def eval_lengths(self, rows: IntArray) -> IntArray:
@@ -234,11 +294,14 @@ class TokenizedSplit:
         crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(self.rationale_offsets.tobytes()))
         if self.answer_starts is not None:
             crc = zlib.crc32(self.answer_starts.astype(np.int32).tobytes(), crc)
-        for _, tokens in sorted(self.tasks.items()):
-            for ragged in (tokens.inputs, tokens.targets):
-                crc = zlib.crc32(ragged.offsets.tobytes(), crc)
-                for start in range(0, len(ragged.flat), _BLOCK):  # in blocks: a memory map is not loaded at once
-                    crc = zlib.crc32(ragged.flat[start : start + _BLOCK].astype(np.int32).tobytes(), crc)
+        sequences = [ragged for _, tokens in sorted(self.tasks.items()) for ragged in (tokens.inputs, tokens.targets)]
+        if self.counterfactuals is not None:
+            crc = zlib.crc32(self.counterfactuals.offsets.tobytes(), crc)
+            sequences += [ragged for _, ragged in sorted(self.counterfactuals.targets.items())]
+        for ragged in sequences:
+            crc = zlib.crc32(ragged.offsets.tobytes(), crc)
+            for start in range(0, len(ragged.flat), _BLOCK):  # in blocks: a memory map is not loaded at once
+                crc = zlib.crc32(ragged.flat[start : start + _BLOCK].astype(np.int32).tobytes(), crc)
         return f"{crc:08x}"
 
 

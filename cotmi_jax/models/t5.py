@@ -189,11 +189,13 @@ class T5(nnx.Module):
         targets_BxT: Array,
         key: Array | None = None,
         segments: tuple[Array, Array] | None = None,
+        source_segments_BxT: Array | None = None,
     ) -> Array:
         """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t].
 
         segments: in packed rows, those of the inputs [B, S] and of the targets [B, T]; a target token attends only to
-        tokens of its own segment.
+        tokens of its own segment. source_segments_BxT: the segment of the inputs that each target token attends to,
+        where several segments of targets have the same input.
         """
         num = self.config.num_decoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)
@@ -203,7 +205,8 @@ class T5(nnx.Module):
         if segments is None:
             cross_pattern = padding_pattern(inputs_BxS != self.config.pad_id, targets_BxT.shape[1])
         else:
-            cross_pattern = Pattern(query_segments_BxT=target_segments_BxT, key_segments_BxS=input_segments_BxS)
+            reads_BxT = target_segments_BxT if source_segments_BxT is None else source_segments_BxT
+            cross_pattern = Pattern(query_segments_BxT=reads_BxT, key_segments_BxS=input_segments_BxS)
         x_BxTxD, _ = self._run(
             self.decoder.blocks,
             lambda block, x, layer_key: (block(x, encoded_BxSxD, pattern, cross_pattern, layer_key), None),

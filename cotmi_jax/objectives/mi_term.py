@@ -1,13 +1,12 @@
 """The mutual-information term of training: from features Z and V of a batch to losses and metrics.
 
 Z is a feature of the label task, V of the rationale task. The term's own networks (critic, q, bottleneck) receive its
-full gradient; the gradient that reaches the student is scaled where features are computed (`gather_features`). No value
-depends on that scale.
+full gradient; the gradient that reaches the student is scaled where features are computed (gather.py). No value depends
+on that scale.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -25,21 +24,23 @@ from cotmi_jax.mi.estimators import BUILT_IN, ESTIMATORS, Estimator, make_estima
 from cotmi_jax.mi.networks import MLP, CriticConfig, GaussianHead, Linear, normalize
 from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef, declare
-from cotmi_jax.objectives import pooling
-from cotmi_jax.objectives.forward import TaskStates
+from cotmi_jax.objectives import contrast
 from cotmi_jax.objectives.token_scan import Pool
 
 VOCABULARY_POOLS: dict[str, Pool] = {"vocab_max": "max", "vocab_mean": "mean"}
 VOCABULARY_FEATURES = tuple(VOCABULARY_POOLS)
 STATE_FEATURES = ("decoder_mean", "decoder_attention", "decoder_max", "encoder_mean")
 FEATURES = (*STATE_FEATURES, *VOCABULARY_FEATURES)
+CONDITIONAL = "conditional"
+# Within an example encoder_mean is a constant, and vocabulary features would need the head on all counterfactuals.
+CONDITIONAL_FEATURES = ("decoder_mean", "decoder_attention", "decoder_max")
 COMPRESSIONS = ("none", "club", "variational")
 
 
 class Features(NamedTuple):
     """Z and V, float32; vocabulary features as logarithms. x and z_free serve compression only.
 
-    [R, N, …] as gathered, N sequence pairs a row; [B, …] by example.
+    [R, N, …] as gathered, N sequence pairs a row; [B, …] by example. `conditional` has M of each: [R, N, M, …].
     """
 
     z: Array
@@ -53,7 +54,7 @@ class Features(NamedTuple):
         def of(feature: Array | None, task: str) -> Array | None:
             if feature is None:
                 return None
-            flat = feature.reshape(-1, feature.shape[-1])
+            flat = feature.reshape(-1, *feature.shape[2:])
             return flat if slots is None else flat[slots[task]]
 
         z, v = of(self.z, PREDICT), of(self.v, EXPLAIN)
@@ -74,6 +75,8 @@ class MITermConfig:
     """The mutual-information side of an objective: keys of config.mi, where each is explained and has its default."""
 
     estimator: str
+    bound: str
+    counterfactuals: int
     feature: str
     detach: str
     axis: Axis
@@ -90,6 +93,7 @@ class MITermConfig:
     def __post_init__(self) -> None:
         for key, value, choices in (
             ("estimator", self.estimator, term_estimators()),
+            ("bound", self.bound, scored()),
             ("feature", self.z_feature, FEATURES),
             ("detach", self.detach, ("z", "v", "none")),
             ("compression.name", self.compression, COMPRESSIONS),
@@ -97,18 +101,20 @@ class MITermConfig:
             if value not in choices:
                 raise UserError(f"unknown mi.{key} {value!r}: choose one of {', '.join(choices)}")
         if self.scored:
-            self.bound()
+            self.score_estimator()
         elif self.detach != "z":
             raise UserError(
                 f"mi.estimator {self.estimator} needs mi.detach z, not {self.detach!r}: H(Z) must be constant"
             )
-        allowed = FEATURES if self.scored else UNSCORED[self.estimator].features
+        allowed = self._features
         if self.z_feature not in allowed:
             raise UserError(
                 f"mi.estimator {self.estimator} does not take mi.feature {self.feature}: choose one of "
                 f"{', '.join(allowed)}"
             )
         if self.compression != "none":
+            if self.conditional:
+                raise UserError(f"mi.compression.name {self.compression} is not for mi.estimator {CONDITIONAL}: none")
             if self.z_feature in VOCABULARY_FEATURES:
                 raise UserError(
                     f"mi.compression.name {self.compression} needs a feature of states, not {self.z_feature}"
@@ -124,6 +130,11 @@ class MITermConfig:
         return self.estimator not in UNSCORED
 
     @property
+    def conditional(self) -> bool:
+        """Whether pairs are contrasted within an example, with its counterfactuals."""
+        return self.estimator == CONDITIONAL
+
+    @property
     def learns(self) -> bool:
         """Whether the term has parameters of its own."""
         return self.scored or UNSCORED[self.estimator].learns or self.compression != "none"
@@ -131,32 +142,43 @@ class MITermConfig:
     @property
     def couples_examples(self) -> bool:
         """Whether an example's loss depends on other examples of its batch."""
+        if self.conditional:
+            return self.score_estimator().stateful  # through the state
         return self.scored or self.compression == "club"
+
+    @property
+    def _features(self) -> tuple[str, ...]:
+        """The features that the estimator takes, the default first."""
+        if self.conditional:
+            return CONDITIONAL_FEATURES
+        return FEATURES if self.scored else UNSCORED[self.estimator].features
 
     @property
     def z_feature(self) -> str:
         """The feature of the label side."""
-        return self.feature or (FEATURES if self.scored else UNSCORED[self.estimator].features)[0]
+        return self.feature or self._features[0]
 
     @property
     def v_feature(self) -> str:
         """The feature of the rationale side."""
         return (not self.scored and UNSCORED[self.estimator].v_feature) or self.z_feature
 
-    def bound(self) -> Estimator:
+    def score_estimator(self) -> Estimator:
         """The estimator of the critic's scores. Raises UserError for settings that it does not have."""
-        if self.estimator not in BUILT_IN:
-            return make_estimator(self.estimator, **parse_settings(self.settings))
-        names = ESTIMATORS[self.estimator].values.keys()
+        name = self.bound if self.conditional else self.estimator
+        if name not in BUILT_IN:
+            return make_estimator(name, **parse_settings(self.settings))
+        settings = ESTIMATORS[name].values.keys()
         if self.settings:
-            rest = f"set mi.{', mi.'.join(names)}" if names else "it has no settings"
-            raise UserError(f"mi.settings {self.settings!r} is for registered estimators, not {self.estimator}: {rest}")
-        return make_estimator(self.estimator, **{name: getattr(self, name) for name in names})
+            rest = f"set mi.{', mi.'.join(settings)}" if settings else "it has no settings"
+            raise UserError(f"mi.settings {self.settings!r} is for registered estimators, not {name}: {rest}")
+        return make_estimator(name, **{setting: getattr(self, setting) for setting in settings})
 
     def check_batch(self, num_pairs: int) -> None:
         """Raises UserError where batches of this size cannot be scored."""
         if self.scored:
-            check_critic(self.critic, self.bound(), num_pairs)
+            contrasted = 1 + self.counterfactuals if self.conditional else num_pairs
+            check_critic(self.critic, self.score_estimator(), contrasted)
         elif self.couples_examples and num_pairs < 2:
             raise UserError(f"mi.compression.name {self.compression} on {num_pairs} pairs: it contrasts at least 2")
 
@@ -180,7 +202,7 @@ class Networks(nnx.Module):
         narrows = config.compression == "variational"
         self.bottleneck = GaussianHead(z_dim, net.dim, net, rngs=rngs) if narrows else None
         scored_dim = net.dim if narrows else z_dim
-        self.critic = Critic(scored_dim, v_dim, net, config.bound(), rngs=rngs) if config.scored else None
+        self.critic = Critic(scored_dim, v_dim, net, config.score_estimator(), rngs=rngs) if config.scored else None
         gaussian, head = (config.estimator == f"barber_agakov_{form}" for form in ("gaussian", "head"))
         self.gaussian = GaussianHead(v_dim, z_dim, net, rngs=rngs) if gaussian else None
         self.head_mlp = MLP(v_dim, net, rngs=rngs) if head else None
@@ -196,63 +218,6 @@ def networks_def(config: MITermConfig, student: StudentConfig) -> ModuleDef[Netw
     return ModuleDef.trace(functools.partial(_build, config, student))
 
 
-def scale_gradient(x: Array, factor: Array | float) -> Array:
-    """x, with its gradient multiplied by factor."""
-    constant = jax.lax.stop_gradient(x)
-    return constant + factor * (x - constant)
-
-
-def _pool(name: str, states: TaskStates, query: Array | None) -> Array:
-    """A feature of each sequence pair [R, N, …]."""
-    if name in VOCABULARY_FEATURES:
-        assert states.log_pooled_RxNxV is not None
-        return states.log_pooled_RxNxV
-    if name == "encoder_mean":
-        return pooling.mean(states.encoded_RxSxD, states.input_RxNxS)
-    if name == "decoder_attention":
-        assert query is not None
-        return pooling.attention(states.states_RxTxD, states.target_RxNxT, query)
-    pool = {"decoder_mean": pooling.mean, "decoder_max": pooling.maximum}[name]
-    return pool(states.states_RxTxD, states.target_RxNxT)
-
-
-def _through(states: TaskStates, factor: Array | float | None) -> TaskStates:
-    """The states with their gradient scaled, or stopped (None)."""
-
-    def scaled(x: Array) -> Array:
-        return jax.lax.stop_gradient(x) if factor is None else scale_gradient(x, factor)
-
-    return states._replace(
-        encoded_RxSxD=scaled(states.encoded_RxSxD),
-        states_RxTxD=scaled(states.states_RxTxD),
-        log_pooled_RxNxV=None if states.log_pooled_RxNxV is None else scaled(states.log_pooled_RxNxV),
-    )
-
-
-def gather_features(
-    config: MITermConfig,
-    networks: Networks | None,
-    label: TaskStates,
-    rationale: TaskStates,
-    beta: float,
-    ramp: Array | float,
-) -> Features:
-    """Z and V of a batch. The term's gradient reaches the student times beta · ramp, on the sides not detached."""
-    z_factor, v_factor = (None if config.detach == side else beta * ramp for side in ("z", "v"))
-    queries = (getattr(networks, name, None) for name in ("query_z", "query_v"))
-    query_z, query_v = (None if query is None else query[...] for query in queries)
-    z = _pool(config.z_feature, _through(label, z_factor), query_z)
-    v = _pool(config.v_feature, _through(rationale, v_factor), query_v)
-    x = z_free = None
-    if config.compression != "none":
-        x = _pool("encoder_mean", _through(label, None), None)
-        factor = ramp * (config.compression_weight if config.compression == "club" else beta)
-        # The penalty of CLUB trains the student only.
-        query = jax.lax.stop_gradient(query_z) if config.compression == "club" else query_z
-        z_free = _pool(config.z_feature, _through(label, factor), query)
-    return Features(z, v, x, z_free)
-
-
 def losses(
     config: MITermConfig,
     networks: Networks | None,
@@ -263,13 +228,15 @@ def losses(
     beta: float,
     key: Array | None,
     state: MineState | None,
+    counterfactual_BxM: Array | None = None,
 ) -> Losses:
     """The term of features by example, of a batch or of a micro-batch; `weight` is the number of pairs of the batch.
 
-    Dropout is on with a key. `frozen` has the parameters of `networks`, as constants.
+    Dropout is on with a key. `frozen` has the parameters of `networks`, as constants. counterfactual_BxM: which of the
+    M − 1 counterfactuals of `conditional` there are, at least one of every valid example.
     Reported: `mi`, the loss with coefficient beta; with a critic also `mi_value` (the estimate), `mi_positive` and
     `mi_negative` (mean score of positives, log-mean-exp of negatives) and, where there is a cap, `mi_saturation`;
-    `compression` and `compression_fit`.
+    `compression` and `compression_fit`. Of `conditional` these are by example, and `mi_accuracy` is added.
     """
     critic_key, bottleneck_key = (None, None) if key is None else jax.random.split(key)
     z_BxD, v_BxE = features.z, features.v
@@ -291,44 +258,21 @@ def losses(
     if not config.scored:
         reported["mi"] = UNSCORED[config.estimator].loss(networks, z_BxD, v_BxE, critic_key)
         return Losses(extra + _mean(reported["mi"], valid_B, weight), reported, state)
-    assert networks is not None
+    assert networks is not None and networks.critic is not None
+    estimator = config.score_estimator()
+    if config.conditional:
+        assert counterfactual_BxM is not None
+        valid_BxM = valid_B[:, None] & jnp.pad(counterfactual_BxM, ((0, 0), (1, 0)), constant_values=True)
+        found, state = contrast.within_examples(estimator, networks.critic, z_BxD, v_BxE, valid_BxM, critic_key, state)
+        return Losses(_mean(found["mi"], valid_B, weight), found, state)
     if config.z_feature in VOCABULARY_FEATURES:
         z_BxD, v_BxE = jnp.exp(z_BxD), jnp.exp(v_BxE)
-    found, state = _scored(config, networks, z_BxD, v_BxE, valid_B, critic_key, state)
+    found, state = contrast.over_batch(estimator, networks.critic, z_BxD, v_BxE, valid_B, critic_key, state)
     return Losses(extra + found["mi"], reported | found, state)
 
 
 def _mean(x_B: Array, valid_B: Array, weight: Array) -> Array:
     return jnp.where(valid_B, x_B, 0.0).sum() / jnp.where(weight == 0, 1.0, weight)
-
-
-def _scored(
-    config: MITermConfig,
-    networks: Networks,
-    z_BxD: Array,
-    v_BxE: Array,
-    valid_B: Array,
-    key: Array | None,
-    state: MineState | None,
-) -> tuple[dict[str, Array], MineState | None]:
-    assert networks.critic is not None
-    estimator = config.bound()
-    scores = networks.critic(z_BxD, v_BxE, key)
-    bound, state = estimator(
-        scores.score_KxK,
-        valid_B,
-        positive_K=scores.positive_K,
-        baseline_K=networks.critic.baseline(v_BxE, key),
-        state=state,
-    )
-    positive, negative = bounds.score_statistics(scores.score_KxK, valid_B, positive_K=scores.positive_K)
-    metrics = {"mi": -bound.objective, "mi_value": bound.value, "mi_positive": positive, "mi_negative": negative}
-    size = z_BxD.shape[0]
-    if math.isfinite(estimator.cap(size)):
-        # A cap is a constant plus the logarithm of the number of pairs, of which only valid ones count.
-        cap = estimator.cap(size) + jnp.log(jnp.maximum(valid_B.sum(), 2) / size)
-        metrics["mi_saturation"] = bound.value / cap
-    return metrics, state
 
 
 def _released(networks: Networks | None, z_BxV: Array, v_BxV: Array, key: Array | None) -> Array:
@@ -370,7 +314,7 @@ UNSCORED = {
 
 def term_estimators() -> tuple[str, ...]:
     """Names that config.mi.estimator may have."""
-    return (*scored(), *UNSCORED)
+    return (*scored(), CONDITIONAL, *UNSCORED)
 
 
 def _club(networks: Networks, frozen: Networks, features: Features, valid_B: Array) -> dict[str, Array]:

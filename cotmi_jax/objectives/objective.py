@@ -17,16 +17,16 @@ from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Student
 from cotmi_jax.objectives.forward import Heads, TaskOutput, forward
+from cotmi_jax.objectives.gather import gather_features
 from cotmi_jax.objectives.mi_term import (
     VOCABULARY_POOLS,
     Features,
     MITermConfig,
     Networks,
-    gather_features,
     losses,
     networks_def,
 )
-from cotmi_jax.objectives.terms import Term, Terms, is_packed, packed_weights, slots_of, token_mask
+from cotmi_jax.objectives.terms import Term, Terms, counterfactual_mask, is_packed, packed_weights, slots_of, token_mask
 from cotmi_jax.objectives.token_loss import CROSS_ENTROPY, find_token_loss
 from cotmi_jax.objectives.token_scan import Pool
 
@@ -107,7 +107,7 @@ class Objective:
         weights = {task: self._token_weights(batch, task, pad_id).sum() for task in self.tasks}
         others = [name for name in self.coefficients if name not in weights]
         if others:
-            weights |= dict.fromkeys(others, self.pairs(batch, pad_id).sum(dtype=jnp.float32))
+            weights |= dict.fromkeys(others, self.contrasted(batch, pad_id)[0].sum(dtype=jnp.float32))
         return weights
 
     def ramp(self, step: Array) -> Array:
@@ -122,6 +122,14 @@ class Objective:
             for task in self.tasks:
                 valid_B = valid_B & (batch[task]["targets"] != pad_id).any(axis=1)
         return valid_B
+
+    def contrasted(self, batch: Mapping, pad_id: int) -> tuple[Array, Array | None]:
+        """Which examples take part in the mutual-information term, bool [B], and which counterfactuals there are."""
+        pairs_B = self.pairs(batch, pad_id)
+        if self.mi_term is None or not self.mi_term.conditional:
+            return pairs_B, None
+        found_BxM = counterfactual_mask(batch, self.tasks, pad_id)
+        return pairs_B & found_BxM.any(axis=1), found_BxM
 
     def _token_weights(self, batch: Mapping, task: str, pad_id: int) -> Array:
         """Weight in the loss of every target token, float32 [R, T]; 0 for padding and for tokens of other tasks."""
@@ -152,16 +160,18 @@ class Objective:
         if self.mi_term is None or (self.mi_term.learns and not trains):
             return BatchOutputs(terms, None, outputs)
         label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
-        features = gather_features(self.mi_term, networks, label, rationale, self.beta, ramp)
+        further = [output.counterfactuals for output in (outputs[PREDICT], outputs[EXPLAIN])]
+        counterfactuals = None if further[0] is None or further[1] is None else (further[0], further[1])
+        features = gather_features(self.mi_term, networks, label, rationale, self.beta, ramp, counterfactuals)
         return BatchOutputs(terms, features, outputs)
 
     def evaluate(self, student: Student, batch: Mapping) -> Evaluated:
         """Every term that evaluation reports, all but those with networks of their own, of a padded batch."""
         terms, features, outputs = self.compute(student, None, batch, None, trains=False)
         if features is not None:
-            pairs_B = self.pairs(batch, student.config.pad_id)
-            weight = pairs_B.sum(dtype=jnp.float32)
-            terms |= self.mi_loss(None, None, features.by_example(slots_of(batch)), pairs_B, weight, None, None)[1]
+            pad_id = student.config.pad_id
+            weight = self.weights(batch, pad_id)["mi"]
+            terms |= self.mi_loss(None, None, features, batch, pad_id, weight, None, None)[1]
         return Evaluated(terms, {task: output.states.encoded_RxSxD for task, output in outputs.items()})
 
     def mi_loss(
@@ -169,23 +179,32 @@ class Objective:
         networks: Networks | None,
         frozen: Networks | None,
         features: Features,
-        valid_B: Array,
+        batch: Mapping,
+        pad_id: int,
         weight: Array,
         key: Array | None,
         state: MineState | None,
     ) -> tuple[Array, Terms, MineState | None]:
-        """The mutual-information loss of features by example: the scalar to differentiate, its terms, and the
+        """The mutual-information loss of a batch's features: the scalar to differentiate, its terms, and the
         estimator's state.
 
-        `weight` is the number of valid examples of the batch, of which these may be a micro-batch.
+        `weight` is that of the batch (`weights`), of which this may be a micro-batch.
         """
         assert self.mi_term is not None
-        result = losses(self.mi_term, networks, frozen, features, valid_B, weight, self.beta, key, state)
+        by_example, (valid_B, counterfactual_BxM) = (
+            features.by_example(slots_of(batch)),
+            self.contrasted(batch, pad_id),
+        )
+        result = losses(
+            self.mi_term, networks, frozen, by_example, valid_B, weight, self.beta, key, state, counterfactual_BxM
+        )
         count = valid_B.sum(dtype=jnp.float32)
         terms = {
             name: Term(jnp.where(valid_B, value, 0.0).sum() if value.ndim else value * count, count)
             for name, value in result.reported.items()
         }
+        if self.mi_term.conditional:
+            terms["mi_share"] = Term(count, self.pairs(batch, pad_id).sum(dtype=jnp.float32))
         return result.total, terms, result.state
 
     def forward(self, student: Student, batch: Mapping, key: Array | None, *, trains: bool) -> dict[str, TaskOutput]:
@@ -198,7 +217,8 @@ class Objective:
             features = {PREDICT: self.mi_term.z_feature, EXPLAIN: self.mi_term.v_feature}
             pools = {task: VOCABULARY_POOLS[name] for task, name in features.items() if name in VOCABULARY_POOLS}
         token_loss = find_token_loss(self.token_loss) if trains else None
-        return forward(student, batch, key, self.tasks, Heads(pools, released, token_loss))
+        counterfactuals = self.mi_term.counterfactuals if trains and self.mi_term and self.mi_term.conditional else 0
+        return forward(student, batch, key, self.tasks, Heads(pools, released, token_loss, counterfactuals))
 
     def _token_terms(self, outputs: Mapping[str, TaskOutput], batch: Mapping, pad_id: int) -> Terms:
         """Loss in nats and token accuracy of each task."""

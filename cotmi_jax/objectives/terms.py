@@ -1,6 +1,7 @@
 """Losses as (sum, weight) pairs in float32: added over micro-batches and devices, divided once at the end."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -39,6 +40,14 @@ def packed_weights(rows: Mapping[str, Array], task: int) -> Array:
     weight_RxN = jnp.where(rows["task"] == task, rows["weight"], 0.0)
     member_RxNxT = members(rows["target_segments"], weight_RxN.shape[1])
     return jnp.where(member_RxNxT, weight_RxN[:, :, None], 0.0).sum(axis=1)
+
+
+def counterfactual_mask(batch: Mapping, tasks: Sequence[str], pad_id: int) -> Array:
+    """Which of the M − 1 counterfactuals of every example there are, bool [B, M − 1]."""
+    if is_packed(batch):
+        return batch["examples"]["counterfactuals"]
+    present = [(batch["counterfactuals"][task] != pad_id).any(axis=-1) for task in tasks]
+    return functools.reduce(jnp.logical_and, present)
 
 
 def token_mask(targets_BxT: Array, valid_B: Array, pad_id: int) -> Array:

@@ -114,7 +114,7 @@ class StateDef:
         start = None
         if objective and objective.mi_term and networks is not None:
             params, axes = params | {"mi": networks.shapes}, axes | {"mi": networks.axes}
-            start = objective.mi_term.bound().start() if objective.mi_term.scored else None
+            start = objective.mi_term.score_estimator().start() if objective.mi_term.scored else None
         opt_state = jax.eval_shape(optimizer.init, params)
         where = param_shardings(params, axes, mesh)
         step = jax.ShapeDtypeStruct((), jnp.int32)

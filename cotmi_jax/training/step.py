@@ -13,7 +13,7 @@ from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.mi_term import Features
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.objectives.terms import Term, Terms, is_packed, slots_of
+from cotmi_jax.objectives.terms import Term, Terms, is_packed
 from cotmi_jax.parallel.sharding import PyTree
 from cotmi_jax.training.rng import Stream, step_key
 from cotmi_jax.training.state import StateDef, TrainState
@@ -73,13 +73,12 @@ class _LossFunctions:
         self, params: Params, features: Features, batch: Mapping, key: Array | None
     ) -> tuple[Array, tuple[Terms, MineState | None]]:
         """The mutual-information term of features, at full strength (the features' own gradient carries beta)."""
-        by_example = features.by_example(slots_of(batch))
-        networks, pairs_B = self.mi_inputs.networks, self.objective.pairs(batch, self.student.config.pad_id)
+        networks, pad_id = self.mi_inputs.networks, self.student.config.pad_id
         bound = frozen = None
         if networks is not None:
             bound, frozen = networks.bind(params["mi"]), networks.bind(jax.lax.stop_gradient(params["mi"]))
         total, terms, state = self.objective.mi_loss(
-            bound, frozen, by_example, pairs_B, self.weights["mi"], key, self.mi_inputs.state
+            bound, frozen, features, batch, pad_id, self.weights["mi"], key, self.mi_inputs.state
         )
         return total, (terms, state)
 

@@ -192,7 +192,7 @@ OBJECTIVES |= {name: Objective("cotmi", beta=0.7, mi_term=config) for name, conf
 def compiled(objective: Objective, micro_batches: int, student: str) -> Callable[[Params, Batch], Gradient]:
     networks = objective.networks(STUDENTS[student].config)
     scored = objective.mi_term is not None and objective.mi_term.scored
-    mi_inputs = MITermInputs(networks, None, objective.mi_term.bound().start() if scored else None, 0.5)
+    mi_inputs = MITermInputs(networks, None, objective.mi_term.score_estimator().start() if scored else None, 0.5)
     return jax.jit(
         lambda params, batch: loss_and_grads(
             STUDENTS[student], objective, params, batch, None, micro_batches, mi_inputs

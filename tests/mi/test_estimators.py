@@ -50,8 +50,10 @@ def test_a_registered_estimator_is_used_by_arrays_and_by_the_term() -> None:
     x = np.random.default_rng(0).normal(size=(256, 2))
     found = estimate(x, x, estimator="tempered", temperature=0.7, steps=20, num_pairs=32)
     assert (found.estimator, found.direction, found.cap) == ("tempered", "lower", math.log(16))
-    term = mi_config("tempered", settings="temperature=0.25").bound()
-    assert term.values == {"temperature": 0.25} and mi_config("tempered").bound().values == {"temperature": 0.5}
+    term = mi_config("tempered", settings="temperature=0.25").score_estimator()
+    assert term.values == {"temperature": 0.25} and mi_config("tempered").score_estimator().values == {
+        "temperature": 0.5
+    }
     np.testing.assert_allclose(jax.jit(lambda scores: term(scores)[0].value)(SCORES), cold(SCORES)[0].value, rtol=1e-6)
 
 

@@ -34,8 +34,16 @@ STUDENTS = {"toy": toy_student(), "t5": StudentDef.of(small_config())}
 
 
 def make_batch() -> dict[str, Any]:
-    """One row is not valid, one has no label, and one has no rationale."""
+    """One row is not valid, one has no label, and one has no rationale. Two rows lack one of two counterfactuals, and
+    one row lacks both."""
     batch = random_batch(3, 8)
+    others = [random_batch(seed, 8) for seed in (4, 5)]
+    batch["counterfactuals"] = {
+        task: np.stack([other[task]["targets"] for other in others], axis=1) for task in ("predict", "explain")
+    }
+    for row, absent in ((0, slice(None)), (1, 1), (3, 0)):
+        for targets in batch["counterfactuals"].values():
+            targets[row, absent] = 0
     batch["valid"][2] = False
     batch["predict"]["targets"][4] = batch["explain"]["targets"][5] = 0
     return batch
@@ -51,7 +59,7 @@ def make_params(kind: str, config: MITermConfig) -> Params:
 def compiled(kind: str, objective: Objective, micro_batches: int = 1) -> Callable[..., Gradient]:
     """(params, batch, ramp) → Gradient, without dropout or noise."""
     student, config = STUDENTS[kind], objective.mi_term
-    start = config.bound().start() if config is not None and config.scored else None
+    start = config.score_estimator().start() if config is not None and config.scored else None
     networks = objective.networks(student.config)
 
     def run(params: Params, batch: Any, ramp: float) -> Gradient:
@@ -75,6 +83,7 @@ TERMS = {
     "mine": mi_config("mine", compression="variational", compression_weight=0.2),
     "js": mi_config("js", feature="vocab_mean", detach="none"),
     "smile": mi_config("smile"),
+    "conditional": mi_config("conditional", bound="mine", counterfactuals=2, detach="none"),
     "released": mi_config("released"),
     "barber_agakov": mi_config("barber_agakov", feature="vocab_mean"),
     "barber_agakov_head": mi_config("barber_agakov_head"),
@@ -102,13 +111,13 @@ def test_a_batch_without_pairs_has_no_loss_and_a_finite_gradient(name: str) -> N
     assert float(result.loss) == 0.0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((result.terms, result.grads)))
     if name == "mine":
-        jax.tree.map(np.testing.assert_array_equal, result.mi, TERMS[name].bound().start())
+        jax.tree.map(np.testing.assert_array_equal, result.mi, TERMS[name].score_estimator().start())
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(result.grads["student"]))
 
 
 # Estimators that need the most besides scores, and those without scores.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tuba", "mine", "js", "barber_agakov_gaussian"])
+@pytest.mark.parametrize("name", ["tuba", "mine", "js", "conditional", "barber_agakov_gaussian"])
 def test_micro_batches_equal_the_batch(name: str) -> None:
     """Loss, every term, every gradient and the estimator's state: negatives are those of the batch."""
     whole = compute("toy", TERMS[name])

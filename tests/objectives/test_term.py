@@ -16,7 +16,8 @@ from cotmi_jax.mi import barber_agakov, bounds
 from cotmi_jax.mi.networks import normalize
 from cotmi_jax.models.module import Params
 from cotmi_jax.objectives.forward import TaskStates
-from cotmi_jax.objectives.mi_term import MITermConfig, gather_features, losses
+from cotmi_jax.objectives.gather import gather_features
+from cotmi_jax.objectives.mi_term import MITermConfig, losses
 
 D, V = 8, 16
 SHAPE = small_config(d_model=D, vocab_size=V)

@@ -54,9 +54,11 @@ class Toy(nnx.Module):
         targets: jax.Array,
         key: jax.Array | None,
         segments: tuple[jax.Array, jax.Array] | None = None,
+        source_segments_BxT: jax.Array | None = None,
     ) -> jax.Array:
         input_segments, target_segments = segments or (jnp.ones_like(inputs), jnp.ones_like(targets))
-        reads = (target_segments[:, :, None] == input_segments[:, None, :]) & (inputs != 0)[:, None, :]
+        sources = target_segments if source_segments_BxT is None else source_segments_BxT
+        reads = (sources[:, :, None] == input_segments[:, None, :]) & (inputs != 0)[:, None, :]
         read = jnp.where(reads[..., None], encoded[:, None], 0.0).sum(axis=2)
         return jnp.tanh(self.encode(shift_right(targets, 0, segments and target_segments), None) + read)
 
