@@ -28,6 +28,16 @@ def test_a_key_of_another_generator_is_refused() -> None:
         seed_of(jax.random.key(0, impl="rbg"))
 
 
+def test_each_quarter_of_a_row_takes_one_half_of_the_random_words() -> None:
+    """Computed with jax's generator, for a last axis that does not divide into pieces."""
+    rate, quarter = 0.3, 6
+    row, column = (each.astype(jnp.uint32) for each in jnp.indices((2 * 5, quarter)))
+    words = jax_threefry_2x32(jax.random.key_data(KEY), jnp.stack([row, column]).ravel()).reshape(2, 2, 5, quarter)
+    halves = np.concatenate([half for word in np.asarray(words) for half in (word & 0xFFFF, word >> 16)], axis=-1)
+    dropped = np.asarray(dropout(jnp.ones((2, 5, 22)), rate, KEY)) == 0.0
+    np.testing.assert_array_equal(dropped, halves[..., :22] < round(rate * 2**16))
+
+
 def dropped_by(function: str, rate: float, key: jax.Array) -> np.ndarray:
     """Where an array of ones [6, 8, 70, 51], with sizes that do not divide into pieces, is dropped."""
     x = jnp.ones((6, 8, 70, 51))
