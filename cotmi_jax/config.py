@@ -141,7 +141,8 @@ def _mi() -> ConfigDict:
     """The mutual-information term of cotmi; `monitor` serves dss as well."""
     mi = ConfigDict()
     # With a critic: infonce nwj tuba interpolated dv mine js smile. Without: barber_agakov, with a network for q(z|v)
-    # barber_agakov_head or barber_agakov_gaussian; released: the loss of the paper's code, with its defects.
+    # barber_agakov_head or barber_agakov_gaussian; released: the loss of the paper's code, with its defects;
+    # consistency: the answer of the label task against the one that its rationale states (data.rationale_answer).
     # conditional: mi.bound within each example, over its own and mi.counterfactuals other pairs of label and rationale.
     mi.estimator = "infonce"
     mi.bound = "infonce"  # estimator with a critic that conditional applies within each example
@@ -150,14 +151,16 @@ def _mi() -> ConfigDict:
     # the estimators of distributions over the vocabulary.
     mi.feature = ""
     mi.detach = "z"  # side that gets no gradient: z (label), v (rationale) or none
+    mi.distance = "cross_entropy"  # consistency: or symmetric_kl, js (Jensen–Shannon), nats
+    mi.placebo = False  # for studies: each label is paired with the rationale of another example, drawn at each step
     mi.axis = "row"  # infonce contrasts each z with all v; column: each v with all z; symmetric: both
     mi.alpha = 0.01  # interpolated: 0 is tuba, 1 infonce
     mi.tau = 5.0  # smile: clip of negative scores, nats
     mi.decay = 0.99  # mine: decay per step of the moving average of the partition function
     mi.settings = ""  # settings of an estimator of config.extensions: "name=value", separated by commas
     mi.learning_rate = 1e-3  # of the term's networks (Adam, constant, outside optimizer.clip_norm)
-    mi.warmup_steps = 500  # steps in which only the critic is trained; not used without a critic
-    mi.ramp_steps = 500  # steps of linear increase of objective.beta after the warm-up; not used without a critic
+    mi.warmup_steps = 500  # steps without the term; only a critic is trained. For estimators with one, and consistency
+    mi.ramp_steps = 500  # steps of linear increase of objective.beta after the warm-up; for the same estimators
     mi.critic = ConfigDict()
     mi.critic.name = "separable"  # or bilinear concat hybrid quadratic
     mi.critic.hidden = 256  # width of hidden layers

@@ -127,6 +127,11 @@ def make_objective(config: ConfigDict) -> Objective:
     objective = Objective(
         settings.name, settings.alpha, settings.beta, mi_term if spec.has_mi_term else None, settings.token_loss
     )
+    if config.data.rationale_answer != "cut" and PREDICT in spec.rationale_tasks:
+        raise UserError(
+            f"config.data.rationale_answer {config.data.rationale_answer}: {objective.name} writes the label behind "
+            "the rationale itself; set it to cut"
+        )
     if config.data.empty_rationale == "keep" and PREDICT in spec.rationale_tasks:
         raise UserError(
             f"config.data.empty_rationale keep: {objective.name} writes rationale and label as one target and "
@@ -138,7 +143,12 @@ def make_objective(config: ConfigDict) -> Objective:
             raise UserError(
                 "config.mi.estimator released includes the padding of padded batches: set config.data.packing to False"
             )
-        if mi_term.scored and mi.warmup_steps >= config.steps:
+        if mi_term.consistent and config.data.rationale_answer == "cut":
+            raise UserError(
+                "config.mi.estimator consistency compares the answer that a rationale states, and config.data."
+                "rationale_answer is cut: set it to keep or append"
+            )
+        if mi_term.ramps and mi.warmup_steps >= config.steps:
             raise UserError(
                 f"config.mi.warmup_steps {mi.warmup_steps} must be below config.steps {config.steps}: the term would "
                 "never train the student"

@@ -34,6 +34,8 @@ FEATURES = (*STATE_FEATURES, *VOCABULARY_FEATURES)
 CONDITIONAL = "conditional"
 # Within an example encoder_mean is a constant, and vocabulary features would need the head on all counterfactuals.
 CONDITIONAL_FEATURES = ("decoder_mean", "decoder_attention", "decoder_max")
+CONSISTENCY = "consistency"
+DISTANCES = ("cross_entropy", "symmetric_kl", "js")  # of consistency (consistency.py)
 COMPRESSIONS = ("none", "club", "variational")
 
 
@@ -79,6 +81,8 @@ class MITermConfig:
     counterfactuals: int
     feature: str
     detach: str
+    distance: str
+    placebo: bool
     axis: Axis
     alpha: float
     tau: float
@@ -96,12 +100,15 @@ class MITermConfig:
             ("bound", self.bound, scored()),
             ("feature", self.z_feature, FEATURES),
             ("detach", self.detach, ("z", "v", "none")),
+            ("distance", self.distance, DISTANCES),
             ("compression.name", self.compression, COMPRESSIONS),
         ):
             if value not in choices:
                 raise UserError(f"unknown mi.{key} {value!r}: choose one of {', '.join(choices)}")
         if self.scored:
             self.score_estimator()
+        elif self.consistent:
+            self._check_consistency()
         elif self.detach != "z":
             raise UserError(
                 f"mi.estimator {self.estimator} needs mi.detach z, not {self.detach!r}: H(Z) must be constant"
@@ -124,10 +131,20 @@ class MITermConfig:
         if self.compression == "variational" and not self.scored:
             raise UserError(f"mi.compression.name variational needs an estimator with a critic, not {self.estimator}")
 
+    def _check_consistency(self) -> None:
+        for key, value, needed in (("feature", self.feature, ""), ("compression.name", self.compression, "none")):
+            if value != needed:
+                raise UserError(f"mi.{key} {value!r} is not for mi.estimator {CONSISTENCY}: set it to {needed!r}")
+
+    @property
+    def consistent(self) -> bool:
+        """Whether it compares the answers of both tasks (consistency.py), without features or networks."""
+        return self.estimator == CONSISTENCY
+
     @property
     def scored(self) -> bool:
         """Whether a critic scores pairs."""
-        return self.estimator not in UNSCORED
+        return not self.consistent and self.estimator not in UNSCORED
 
     @property
     def conditional(self) -> bool:
@@ -137,21 +154,26 @@ class MITermConfig:
     @property
     def learns(self) -> bool:
         """Whether the term has parameters of its own."""
-        return self.scored or UNSCORED[self.estimator].learns or self.compression != "none"
+        return not self.consistent and (self.scored or UNSCORED[self.estimator].learns or self.compression != "none")
 
     @property
     def couples_examples(self) -> bool:
         """Whether an example's loss depends on other examples of its batch."""
         if self.conditional:
-            return self.score_estimator().stateful  # through the state
-        return self.scored or self.compression == "club"
+            return self.placebo or self.score_estimator().stateful  # through the state
+        return self.scored or self.compression == "club" or self.placebo
+
+    @property
+    def ramps(self) -> bool:
+        """Whether warmup_steps and ramp_steps apply."""
+        return self.scored or self.consistent
 
     @property
     def _features(self) -> tuple[str, ...]:
         """The features that the estimator takes, the default first."""
         if self.conditional:
             return CONDITIONAL_FEATURES
-        return FEATURES if self.scored else UNSCORED[self.estimator].features
+        return FEATURES if self.scored or self.consistent else UNSCORED[self.estimator].features
 
     @property
     def z_feature(self) -> str:
@@ -161,7 +183,8 @@ class MITermConfig:
     @property
     def v_feature(self) -> str:
         """The feature of the rationale side."""
-        return (not self.scored and UNSCORED[self.estimator].v_feature) or self.z_feature
+        unscored = UNSCORED.get(self.estimator)
+        return (unscored.v_feature if unscored else "") or self.z_feature
 
     def score_estimator(self) -> Estimator:
         """The estimator of the critic's scores. Raises UserError for settings that it does not have."""
@@ -180,11 +203,12 @@ class MITermConfig:
             contrasted = 1 + self.counterfactuals if self.conditional else num_pairs
             check_critic(self.critic, self.score_estimator(), contrasted)
         elif self.couples_examples and num_pairs < 2:
-            raise UserError(f"mi.compression.name {self.compression} on {num_pairs} pairs: it contrasts at least 2")
+            what = "mi.placebo" if self.placebo else f"mi.compression.name {self.compression}"
+            raise UserError(f"{what} on {num_pairs} pairs: it contrasts at least 2")
 
     def ramp(self, step: Array) -> Array:
-        """Factor of beta at a step: 0 in the warm-up of the critic, then linearly to 1; always 1 without a critic."""
-        if not self.scored:
+        """Factor of beta at a step: 0 in the warm-up, then linearly to 1; always 1 for estimators without either."""
+        if not self.ramps:
             return jnp.float32(1.0)
         return jnp.clip((step - self.warmup_steps + 1) / (self.ramp_steps + 1), 0.0, 1.0).astype(jnp.float32)
 
@@ -314,7 +338,7 @@ UNSCORED = {
 
 def term_estimators() -> tuple[str, ...]:
     """Names that config.mi.estimator may have."""
-    return (*scored(), CONDITIONAL, *UNSCORED)
+    return (*scored(), CONDITIONAL, CONSISTENCY, *UNSCORED)
 
 
 def _club(networks: Networks, frozen: Networks, features: Features, valid_B: Array) -> dict[str, Array]:

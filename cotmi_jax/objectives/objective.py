@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -16,6 +17,7 @@ from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Student
+from cotmi_jax.objectives.consistency import answer_lengths, consistency_loss, gather_answers
 from cotmi_jax.objectives.forward import Heads, TaskOutput, forward
 from cotmi_jax.objectives.gather import gather_features
 from cotmi_jax.objectives.mi_term import (
@@ -26,6 +28,7 @@ from cotmi_jax.objectives.mi_term import (
     losses,
     networks_def,
 )
+from cotmi_jax.objectives.placebo import derange, shuffle_pairs
 from cotmi_jax.objectives.terms import Term, Terms, counterfactual_mask, is_packed, packed_weights, slots_of, token_mask
 from cotmi_jax.objectives.token_loss import CROSS_ENTROPY, find_token_loss
 from cotmi_jax.objectives.token_scan import Pool
@@ -107,7 +110,9 @@ class Objective:
         weights = {task: self._token_weights(batch, task, pad_id).sum() for task in self.tasks}
         others = [name for name in self.coefficients if name not in weights]
         if others:
-            weights |= dict.fromkeys(others, self.contrasted(batch, pad_id)[0].sum(dtype=jnp.float32))
+            pairs_B = self.contrasted(batch, pad_id)[0]
+            units_B = answer_lengths(batch, pairs_B) if self.mi_term and self.mi_term.consistent else pairs_B
+            weights |= dict.fromkeys(others, units_B.sum(dtype=jnp.float32))
         return weights
 
     def ramp(self, step: Array) -> Array:
@@ -115,9 +120,11 @@ class Objective:
         return jnp.float32(1.0) if self.mi_term is None else self.mi_term.ramp(step)
 
     def pairs(self, batch: Mapping, pad_id: int) -> Array:
-        """Which examples have a label and a rationale of positive weight, bool [B]."""
+        """Which examples have a label and a rationale of positive weight, and for consistency an answer, bool [B]."""
         examples = batch["examples"] if is_packed(batch) else batch
         valid_B = examples["valid"] & (examples["weight"] > 0)
+        if self.mi_term is not None and self.mi_term.consistent:
+            valid_B = valid_B & (examples["answer_length"] > 0)
         if not is_packed(batch):
             for task in self.tasks:
                 valid_B = valid_B & (batch[task]["targets"] != pad_id).any(axis=1)
@@ -160,6 +167,8 @@ class Objective:
         if self.mi_term is None or (self.mi_term.learns and not trains):
             return BatchOutputs(terms, None, outputs)
         label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
+        if self.mi_term.consistent:
+            return BatchOutputs(terms, gather_answers(batch, label, rationale, self.mi_term.detach), outputs)
         further = [output.counterfactuals for output in (outputs[PREDICT], outputs[EXPLAIN])]
         counterfactuals = None if further[0] is None or further[1] is None else (further[0], further[1])
         features = gather_features(self.mi_term, networks, label, rationale, self.beta, ramp, counterfactuals)
@@ -169,42 +178,54 @@ class Objective:
         """Every term that evaluation reports, all but those with networks of their own, of a padded batch."""
         terms, features, outputs = self.compute(student, None, batch, None, trains=False)
         if features is not None:
-            pad_id = student.config.pad_id
-            weight = self.weights(batch, pad_id)["mi"]
-            terms |= self.mi_loss(None, None, features, batch, pad_id, weight, None, None)[1]
+            weight = self.weights(batch, student.config.pad_id)["mi"]
+            terms |= self.mi_loss(student, None, None, features, batch, weight, None, None)[1]
         return Evaluated(terms, {task: output.states.encoded_RxSxD for task, output in outputs.items()})
 
     def mi_loss(
         self,
+        student: Student,
         networks: Networks | None,
         frozen: Networks | None,
         features: Features,
         batch: Mapping,
-        pad_id: int,
         weight: Array,
         key: Array | None,
         state: MineState | None,
+        ramp: Array | float = 1.0,
     ) -> tuple[Array, Terms, MineState | None]:
         """The mutual-information loss of a batch's features: the scalar to differentiate, its terms, and the
         estimator's state.
 
-        `weight` is that of the batch (`weights`), of which this may be a micro-batch.
+        `weight` is that of the full batch (`weights`), of which this may be a micro-batch. With mi.placebo and a key
+        the pairs are exchanged (placebo.py). Of the student, consistency uses the head, and its gradient is scaled here
+        by beta · ramp; that of other estimators was where features were computed.
         """
         assert self.mi_term is not None
-        by_example, (valid_B, counterfactual_BxM) = (
-            features.by_example(slots_of(batch)),
-            self.contrasted(batch, pad_id),
-        )
-        result = losses(
-            self.mi_term, networks, frozen, by_example, valid_B, weight, self.beta, key, state, counterfactual_BxM
-        )
+        mi_term, (valid_B, counterfactual_BxM) = self.mi_term, self.contrasted(batch, student.config.pad_id)
+        features, others_B = features.by_example(slots_of(batch)), None
+        if mi_term.placebo and key is not None:
+            key, pairs_key = jax.random.split(key)
+            if counterfactual_BxM is not None:
+                features = features._replace(v=shuffle_pairs(pairs_key, features.v, counterfactual_BxM))
+            else:
+                others_B, valid_B = derange(pairs_key, valid_B)
+        if mi_term.consistent:
+            length_B = answer_lengths(batch, valid_B)
+            terms = consistency_loss(mi_term.distance, mi_term.detach, student, features, length_B, others_B)
+            examples = batch["examples"] if is_packed(batch) else batch
+            terms["mi_share"] = Term(*(x.sum(dtype=jnp.float32) for x in (valid_B, examples["valid"])))
+            return self.beta * ramp * Term(terms["mi"].sum, weight).mean, terms, state
+        if others_B is not None:
+            features = features._replace(v=features.v[others_B])
+        result = losses(mi_term, networks, frozen, features, valid_B, weight, self.beta, key, state, counterfactual_BxM)
         count = valid_B.sum(dtype=jnp.float32)
         terms = {
             name: Term(jnp.where(valid_B, value, 0.0).sum() if value.ndim else value * count, count)
             for name, value in result.reported.items()
         }
         if self.mi_term.conditional:
-            terms["mi_share"] = Term(count, self.pairs(batch, pad_id).sum(dtype=jnp.float32))
+            terms["mi_share"] = Term(count, self.pairs(batch, student.config.pad_id).sum(dtype=jnp.float32))
         return result.total, terms, result.state
 
     def forward(self, student: Student, batch: Mapping, key: Array | None, *, trains: bool) -> dict[str, TaskOutput]:

@@ -109,8 +109,7 @@ def scan_tokens(
     batch, length, _ = states_BxTxD.shape
     shards = current_batch_shards(batch)
     if chunk is None:
-        rows = 256 if current_platform() == "cpu" else 1024
-        chunk = max(8, rows * shards // batch)
+        chunk = max(8, rows_at_a_time() * shards // batch)
     member_BxNxT = jnp.zeros((batch, 0, length), bool) if member_BxNxT is None else member_BxNxT
     if mask_BxT is not None:
         states_BxTxD = jnp.where(mask_BxT[..., None], states_BxTxD, 0)
@@ -127,16 +126,32 @@ def scan_tokens(
         return jnp.moveaxis(x_CxBxL, 0, 1).reshape(batch, count * chunk)[:, :length]
 
     states_CxBxLxD, roles = split(states_BxTxD, 1), _Roles(split(targets_BxT, 1), split(member_BxNxT, 2))
-    # closure_convert caches by function: a new function each time, or it would return the parameters of an earlier
-    # call.
-    converted, closed = jax.closure_convert(lambda states: logits(states), states_CxBxLxD[0][: batch // shards])
-    if shards > 1:
-        converted, closed = _by_shard(converted, shards), [copy_per_shard(each, shards) for each in closed]
+    converted, closed = logits_by_shard(logits, states_CxBxLxD[0], shards)
     if token_loss is not None:
         _check_token_loss(token_loss, converted, closed, states_CxBxLxD, roles)
     outputs = _scan(_Functions(converted, pool, token_loss), closed, states_CxBxLxD, roles)
     log_pooled_BxNxV = None if pool is None else outputs.log_pooled_BxNxV
     return TokenScan(join(outputs.loss_CxBxL), join(outputs.hit_CxBxL), log_pooled_BxNxV)
+
+
+def rows_at_a_time() -> int:
+    """Positions of a batch shard whose logits are computed together."""
+    return 256 if current_platform() == "cpu" else 1024
+
+
+def logits_by_shard(logits: Callable[[Array], Array], states_BxLxD: Array, shards: int) -> tuple[Logits, list[Array]]:
+    """logits(states, *closed) for states of these shapes, and `closed`, the arrays that `logits` closes over.
+
+    On several batch shards `closed` has a copy for each, so that their gradient is summed over shards once, at the end.
+    """
+    # closure_convert caches by function: a new function each time, or it would return the parameters of an earlier
+    # call.
+    converted, closed = jax.closure_convert(
+        lambda states: logits(states), states_BxLxD[: states_BxLxD.shape[0] // shards]
+    )
+    if shards == 1:
+        return converted, closed
+    return _by_shard(converted, shards), [copy_per_shard(each, shards) for each in closed]
 
 
 def _by_shard(logits: Logits, shards: int) -> Logits:

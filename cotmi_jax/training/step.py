@@ -72,13 +72,13 @@ class _LossFunctions:
     def mi_loss(
         self, params: Params, features: Features, batch: Mapping, key: Array | None
     ) -> tuple[Array, tuple[Terms, MineState | None]]:
-        """The mutual-information term of features, at full strength (the features' own gradient carries beta)."""
-        networks, pad_id = self.mi_inputs.networks, self.student.config.pad_id
+        """The mutual-information term of features."""
+        networks, student = self.mi_inputs.networks, self.student.bind(params["student"])
         bound = frozen = None
         if networks is not None:
             bound, frozen = networks.bind(params["mi"]), networks.bind(jax.lax.stop_gradient(params["mi"]))
         total, terms, state = self.objective.mi_loss(
-            bound, frozen, features, batch, pad_id, self.weights["mi"], key, self.mi_inputs.state
+            student, bound, frozen, features, batch, self.weights["mi"], key, self.mi_inputs.state, self.mi_inputs.ramp
         )
         return total, (terms, state)
 
@@ -175,8 +175,8 @@ def make_train_step(
     """Jitted (state, batch, streams' keys) → (state, metrics). The state is donated; metrics are float32 scalars.
 
     Metrics: `loss`, the mean of every term (nats, or a fraction for accuracies), `grad_norm` of the student before
-    clipping, `learning_rate`; with a critic also the current `beta`. Compiled once: all batches have the same shape,
-    and the state keeps its shapes and shardings.
+    clipping, `learning_rate`; where beta increases (MITermConfig.ramps) also the current `beta`. Compiled once: all
+    batches have the same shape, and the state keeps its shapes and shardings.
     """
     student, optimizer = state_def.student, state_def.optimizer
 
@@ -191,7 +191,7 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads["student"]),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        if state_def.networks is not None:
+        if objective.mi_term is not None and objective.mi_term.ramps:
             metrics["beta"] = objective.beta * ramp
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, mi), metrics
 

@@ -24,7 +24,7 @@ def test_every_key_reaches_its_field() -> None:
     """Each value below differs from the default."""
     critic = dict(name="concat", hidden=9, layers=3, dim=7, dropout=0.5, clamp=3.0, normalization="none")
     term = dict(estimator="smile", feature="decoder_max", detach="v", axis="column", alpha=0.25, tau=2.0, decay=0.75)
-    term |= dict(warmup_steps=3, ramp_steps=4, bound="nwj", counterfactuals=2)
+    term |= dict(warmup_steps=3, ramp_steps=4, bound="nwj", counterfactuals=2, distance="js", placebo=True)
     config = base()
     config.mi.update(term | dict(critic=critic, compression=dict(name="club", weight=0.5)))
     expected = MITermConfig(
