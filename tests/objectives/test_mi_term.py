@@ -46,6 +46,12 @@ def make_batch() -> dict[str, Any]:
             targets[row, absent] = 0
     batch["valid"][2] = False
     batch["predict"]["targets"][4] = batch["explain"]["targets"][5] = 0
+    answers = [(batch[task]["targets"][:, 1:3] != 0) for task in ("predict", "explain")]
+    batch["answer_length"] = (answers[0] & answers[1]).sum(axis=1, dtype=np.int32)  # of rationales that begin with it
+    for task in ("predict", "explain"):
+        batch[task]["answers"] = np.where(
+            np.arange(2) < batch["answer_length"][:, None], np.arange(2, dtype=np.int32), -1
+        )
     return batch
 
 
@@ -85,6 +91,7 @@ TERMS = {
     "smile": mi_config("smile"),
     "conditional": mi_config("conditional", bound="mine", counterfactuals=2, detach="none"),
     "released": mi_config("released"),
+    "consistency": mi_config("consistency", distance="js"),
     "barber_agakov": mi_config("barber_agakov", feature="vocab_mean"),
     "barber_agakov_head": mi_config("barber_agakov_head"),
     "barber_agakov_gaussian": mi_config("barber_agakov_gaussian", feature="encoder_mean"),
@@ -100,7 +107,7 @@ def test_every_estimator_has_gradients_for_student_and_networks(name: str) -> No
     assert differ(result.grads["student"], without.grads["student"])
     for network, grads in result.grads.get("mi", {}).items():
         assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads)), network
-    assert ("mi" in result.grads) == (name not in ("released", "barber_agakov"))
+    assert ("mi" in result.grads) == (name not in ("released", "barber_agakov", "consistency"))
 
 
 @pytest.mark.slow
@@ -174,6 +181,7 @@ def test_the_ramp_rises_after_the_warm_up() -> None:
     assert ramp() == [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert ramp(ramp_steps=0) == [0.0] * 3 + [1.0] * 5
     assert ramp(warmup_steps=0, ramp_steps=0) == [1.0] * 8
+    assert ramp(estimator="consistency") == ramp()
     assert ramp(estimator="barber_agakov") == [1.0] * 8  # nothing there to warm up
 
 
