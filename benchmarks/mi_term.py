@@ -14,7 +14,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +40,7 @@ BASELINE = "dss"
 DEFAULT = "cotmi (infonce, decoder_mean)"
 
 
-def _cotmi(**mi: str) -> Objective:
+def _cotmi(**mi: str | int) -> Objective:
     """cotmi with these keys of config.mi."""
     config = base()
     config.objective.name, config.data.packing = "cotmi", False
@@ -54,6 +54,8 @@ VARIANTS: dict[str, Objective] = {
     "barber_agakov, vocab_max": _cotmi(estimator="barber_agakov"),
     "barber_agakov, vocab_mean": _cotmi(estimator="barber_agakov", feature="vocab_mean"),
     "released": _cotmi(estimator="released"),
+    "conditional, 2 pairs": _cotmi(estimator="conditional"),
+    "conditional, 4 pairs": _cotmi(estimator="conditional", counterfactuals=3),
 }
 
 
@@ -64,8 +66,8 @@ class Variant(NamedTuple):
     temporaries: int
 
 
-def random_batch(arguments: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
-    """Full rows of random tokens: {task: {inputs, targets}, valid}."""
+def random_batch(arguments: argparse.Namespace, vocab_size: int, counterfactuals: int = 0) -> dict[str, Any]:
+    """Full rows of random tokens: {task: {inputs, targets}, valid, weight}, and the targets of counterfactuals."""
     draw = np.random.default_rng(SEED)
     lengths = {"predict": arguments.label_tokens, "explain": arguments.rationale_tokens}
     tokens = {
@@ -76,12 +78,18 @@ def random_batch(arguments: argparse.Namespace, vocab_size: int) -> dict[str, An
         for task, length in lengths.items()
     }
     size = arguments.batch_size
-    return tokens | {"valid": np.ones(size, bool), "weight": np.ones(size, np.float32)}
+    batch = tokens | {"valid": np.ones(size, bool), "weight": np.ones(size, np.float32)}
+    if counterfactuals:
+        batch["counterfactuals"] = {
+            task: draw.integers(2, vocab_size, (size, counterfactuals, length), dtype=np.int32)
+            for task, length in lengths.items()
+        }
+    return batch
 
 
-def make_variant(arguments: argparse.Namespace, objective: Objective, batch: Mapping) -> Variant:
+def make_variant(arguments: argparse.Namespace, objective: Objective) -> Variant:
     """Compile the step of an objective."""
-    mesh = make_mesh()
+    mesh, batch = make_mesh(), random_batch(arguments, preset(arguments.preset).vocab_size, objective.counterfactuals)
     schedule = optax.constant_schedule(5e-5)
     student = StudentDef.of(preset(arguments.preset))
     optimizer = with_networks(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule)), optax.adam(1e-3))
@@ -142,8 +150,7 @@ def main() -> None:
     arguments = parser.parse_args()
     skip_absent_tpu()
     names = [BASELINE, *(name for name in arguments.variants if name != BASELINE)]
-    batch = random_batch(arguments, preset(arguments.preset).vocab_size)
-    variants = {name: make_variant(arguments, VARIANTS[name], batch) for name in names}
+    variants = {name: make_variant(arguments, VARIANTS[name]) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(0 if arguments.memory_only else arguments.rounds + 1):
         for name, variant in variants.items():

@@ -88,16 +88,22 @@ def default_shape(
             + f" and config.micro_batches {config.micro_batches}" * (config.micro_batches > 1)
             + f": use a multiple of {multiple}"
         )
-    pairs = config.batch_size * len(make_objective(config).tasks)
-    data = config.data
+    objective, data = make_objective(config), config.data
+    pairs = config.batch_size * len(objective.tasks)
     lengths = input_length or data.max_input_tokens, target_length or data.max_target_tokens
-    return PackShape(rows, *lengths, segments=int(1.3 * pairs / rows) + 2)
+    segments, further = int(1.3 * pairs / rows) + 2, objective.counterfactuals * lengths[1]
+    return PackShape(rows, *lengths, segments, counterfactual_length=further)
 
 
 def packed_batch(shape: PackShape, examples: int, objective: Objective, mesh: Mesh) -> PyTree:
     """The batch of data.packing.pack, as abstract arrays on a mesh."""
     inputs, targets, segments = ((shape.rows, n) for n in (shape.input_length, shape.target_length, shape.segments))
     array = _BatchArrays(mesh)
+    more_rows, more_examples = {}, {}
+    if objective.counterfactuals:
+        columns = array((shape.rows, shape.counterfactual_length))
+        more_rows = {"counterfactuals": columns, "counterfactual_segments": columns}
+        more_examples = {"counterfactuals": array((examples, objective.counterfactuals), jnp.bool_)}
     return {
         "rows": {
             "inputs": array(inputs),
@@ -106,20 +112,27 @@ def packed_batch(shape: PackShape, examples: int, objective: Objective, mesh: Me
             "target_segments": array(targets),
             "task": array(segments),
             "weight": array(segments, jnp.float32),
+            **more_rows,
         },
         "examples": {
             "valid": array((examples,), jnp.bool_),
             "weight": array((examples,), jnp.float32),
             "slots": {task: array((examples,)) for task in objective.tasks},
+            **more_examples,
         },
     }
 
 
-def padded_batch(examples: int, input_length: int, target_length: int, objective: Objective, mesh: Mesh) -> PyTree:
-    """The batch of data.tokens.gather, as abstract arrays on a mesh."""
+def padded_batch(
+    examples: int, input_length: int, target_length: int, objective: Objective, mesh: Mesh, *, trains: bool = False
+) -> PyTree:
+    """The batch of data.tokens.gather or, to train, of data.packing.make_batch, as abstract arrays on a mesh."""
     array = _BatchArrays(mesh)
     task = {"inputs": array((examples, input_length)), "targets": array((examples, target_length))}
     batch: dict[str, Any] = {name: dict(task) for name in objective.tasks}
+    if trains and objective.counterfactuals:
+        further = array((examples, objective.counterfactuals, target_length))
+        batch["counterfactuals"] = dict.fromkeys(objective.tasks, further)
     return batch | {"valid": array((examples,), jnp.bool_), "weight": array((examples,), jnp.float32)}
 
 
@@ -171,7 +184,7 @@ def _train(config: ConfigDict, mesh: Mesh, shape: PackShape, objective: Objectiv
         rows, batch = shape.rows, packed_batch(shape, config.batch_size, objective, mesh)
         text = f"{rows} rows of {inputs}→{targets} tokens"
     else:
-        batch = padded_batch(config.batch_size, inputs, targets, objective, mesh)
+        batch = padded_batch(config.batch_size, inputs, targets, objective, mesh, trains=True)
         rows, text = config.batch_size * len(objective.tasks), _padded_text(config.batch_size, shape, objective)
     flops = step_flops(state_def.student.config, rows=rows, input_length=inputs, target_length=targets)
     arguments = bytes_per_device((state_def.abstract, batch))

@@ -1,6 +1,7 @@
 """The data of a run: the tokens of config.data, from the cache or prepared now, and the batches of every step."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
 from cotmi_jax.data.run_notes import corpus_notes, counterfactual_note, token_notes
 from cotmi_jax.data.tasks import ANSWER_MARK, EXPLAIN, LabelType, find_objective
-from cotmi_jax.data.tokenize import TokenLimits, TooLong, check_split, tokenize_split
+from cotmi_jax.data.tokenize import CHUNK, TokenLimits, TooLong, check_split, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
@@ -86,41 +87,42 @@ def tokenize(
     config.data.label_type applies to train only, and only train can lose examples: the losses on held-out splits use
     gold labels, and scores are over all examples.
     """
-    objective, label_type = config.objective.name, _label_type(config, train=train)
-    limits = _limits(config, train=train)
-    split = tokenize_split(
-        examples,
-        vocabulary,
-        objective=objective,
+    label_type: LabelType = config.data.label_type if train else "gt"
+    tokens_of = functools.partial(
+        tokenize_split,
+        vocabulary=vocabulary,
+        objective=config.objective.name,
         label_type=label_type,
-        limits=limits,
+        limits=_limits(config, train=train),
         rationale_answer=config.data.rationale_answer,
-        progress=progress,
     )
-    most = counterfactuals_of(config)
-    if not most or not train:
-        return split
-    return with_counterfactuals(
-        split,
-        examples,
-        vocabulary,
-        lambda example, count: counterfactuals(example, count, _SEED, label_type=label_type),
-        objective=objective,
-        label_type=label_type,
-        rationale_answer=config.data.rationale_answer,
-        max_target_tokens=limits.max_target_tokens,
-        most=most,
-    )
+    most = counterfactuals_of(config) if train else 0
+    if not most:
+        return tokens_of(examples, progress=progress)
+    pieces = []
+    for start in range(0, max(len(examples), 1), CHUNK):
+        piece = examples[start : start + CHUNK]
+        further = with_counterfactuals(
+            tokens_of(piece),
+            piece,
+            vocabulary,
+            lambda example: counterfactuals(example, most, _SEED, label_type=label_type),
+            objective=config.objective.name,
+            label_type=label_type,
+            rationale_answer=config.data.rationale_answer,
+            max_target_tokens=config.data.max_target_tokens,
+            most=most,
+        )
+        pieces.append(further)
+        if progress:
+            progress(len(piece))
+    return TokenizedSplit.join(pieces)
 
 
 def counterfactuals_of(config: ConfigDict) -> int:
     """The maximal number of counterfactuals of a rationale that the objective trains with; 0 for most objectives."""
     uses = find_objective(config.objective.name).has_mi_term and config.mi.estimator == "conditional"
     return config.mi.counterfactuals if uses else 0
-
-
-def _label_type(config: ConfigDict, *, train: bool) -> LabelType:
-    return config.data.label_type if train else "gt"
 
 
 def _limits(config: ConfigDict, *, train: bool) -> TokenLimits:

@@ -90,6 +90,11 @@ class Objective:
         return self.mi_term is not None and self.mi_term.estimator == "released"
 
     @property
+    def counterfactuals(self) -> int:
+        """Counterfactuals that it contrasts with each example's own pair, at most; 0 for most objectives."""
+        return self.mi_term.counterfactuals if self.mi_term is not None and self.mi_term.conditional else 0
+
+    @property
     def coefficients(self) -> dict[str, float]:
         """Coefficient of each term in the loss."""
         if EXPLAIN not in self.tasks:
@@ -133,7 +138,7 @@ class Objective:
     def contrasted(self, batch: Mapping, pad_id: int) -> tuple[Array, Array | None]:
         """Which examples take part in the mutual-information term, bool [B], and which counterfactuals there are."""
         pairs_B = self.pairs(batch, pad_id)
-        if self.mi_term is None or not self.mi_term.conditional:
+        if not self.counterfactuals:
             return pairs_B, None
         found_BxM = counterfactual_mask(batch, self.tasks, pad_id)
         return pairs_B & found_BxM.any(axis=1), found_BxM
@@ -238,7 +243,7 @@ class Objective:
             features = {PREDICT: self.mi_term.z_feature, EXPLAIN: self.mi_term.v_feature}
             pools = {task: VOCABULARY_POOLS[name] for task, name in features.items() if name in VOCABULARY_POOLS}
         token_loss = find_token_loss(self.token_loss) if trains else None
-        counterfactuals = self.mi_term.counterfactuals if trains and self.mi_term and self.mi_term.conditional else 0
+        counterfactuals = self.counterfactuals if trains else 0
         return forward(student, batch, key, self.tasks, Heads(pools, released, token_loss, counterfactuals))
 
     def _token_terms(self, outputs: Mapping[str, TaskOutput], batch: Mapping, pad_id: int) -> Terms:
