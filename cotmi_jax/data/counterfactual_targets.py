@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cotmi_jax.data.counterfactuals import with_pair
 from cotmi_jax.data.example import Example, Pair
 from cotmi_jax.data.labels import is_correct
 from cotmi_jax.data.rationale_answer import RationaleAnswer, state_answer
@@ -58,15 +59,8 @@ def with_counterfactuals(
 
 
 def _as_example(example: Example, pair: Pair, rationale_answer: RationaleAnswer) -> Example:
-    """The example with the label and the rationale of a pair."""
-    other = dataclasses.replace(
-        example,
-        label=pair.label,
-        teacher_label=pair.label,
-        rationale=pair.rationale,
-        answer_text=pair.answer_text,
-        counterfactuals=(),
-    )
+    """The example with a pair, whose rationale states its answer as those of the split do."""
+    other = with_pair(example, pair)
     return dataclasses.replace(other, rationale=state_answer(other, rationale_answer, pair.label).text)
 
 
