@@ -28,7 +28,10 @@ class Accelerator:
     link_bandwidth: float = 0.0
 
 
-# A kind that is a prefix of another is listed after it.
+# A kind that is a prefix of another is listed after it. Sources: Cloud TPU documentation, a page for each generation
+# (v3: of a chip, which is two devices, 123 TFLOP/s and 900 GB/s; v5e and v6e: 819 and 1,640 GB/s in the editions of
+# 2024 and 2025, since then rounded to 800 and 1,600; v4: rounded to 1,200, but 1,230 in jax's tpu_info.py); for v2,
+# Jouppi et al. 2020. GPUs: NVIDIA's data sheets, whose figures "with sparsity" are twice the dense ones.
 ACCELERATORS = (
     Accelerator("TPU v2", ("TPU v2",), 22.5e12, 8 * GIB, 350e9),
     Accelerator("TPU v3", ("TPU v3",), 61.5e12, 16 * GIB, 450e9),
@@ -37,16 +40,18 @@ ACCELERATORS = (
     Accelerator("TPU v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9),
     Accelerator("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1640e9, 400e9),
     Accelerator("NVIDIA T4", ("Tesla T4", "NVIDIA T4"), 65e12, 16e9, 320e9),
+    Accelerator("NVIDIA V100 PCIe", ("Tesla V100-PCIE",), 112e12, 16e9, 900e9),
     Accelerator("NVIDIA V100", ("Tesla V100", "NVIDIA V100"), 125e12, 16e9, 900e9),
-    Accelerator("NVIDIA A100 80 GB", ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB"), 312e12, 80e9, 1935e9),
+    Accelerator("NVIDIA A100 80 GB SXM", ("NVIDIA A100-SXM4-80GB",), 312e12, 80e9, 2039e9),
+    Accelerator("NVIDIA A100 80 GB PCIe", ("NVIDIA A100 80GB",), 312e12, 80e9, 1935e9),
     Accelerator("NVIDIA A100", ("NVIDIA A100",), 312e12, 40e9, 1555e9),
-    Accelerator("NVIDIA L40S", ("NVIDIA L40S",), 362e12, 48e9, 864e9),
+    Accelerator("NVIDIA L40S", ("NVIDIA L40S",), 362.05e12, 48e9, 864e9),
     Accelerator("NVIDIA L40", ("NVIDIA L40",), 181.05e12, 48e9, 864e9),
     Accelerator("NVIDIA L4", ("NVIDIA L4",), 121e12, 24e9, 300e9),
-    Accelerator("NVIDIA H200 NVL", ("NVIDIA H200 NVL",), 835e12, 141e9, 4800e9),
+    Accelerator("NVIDIA H200 NVL", ("NVIDIA H200 NVL",), 835.5e12, 141e9, 4800e9),
     Accelerator("NVIDIA H200", ("NVIDIA H200",), 989.4e12, 141e9, 4800e9),
-    Accelerator("NVIDIA H100 NVL", ("NVIDIA H100 NVL",), 835e12, 94e9, 3900e9),
-    Accelerator("NVIDIA H100 PCIe", ("NVIDIA H100 PCIe",), 756e12, 80e9, 2000e9),
+    Accelerator("NVIDIA H100 NVL", ("NVIDIA H100 NVL",), 835.5e12, 94e9, 3900e9),
+    Accelerator("NVIDIA H100 PCIe", ("NVIDIA H100 PCIe",), 756.5e12, 80e9, 2000e9),
     Accelerator("NVIDIA H100", ("NVIDIA H100",), 989.4e12, 80e9, 3350e9),
 )
 

@@ -25,10 +25,11 @@ from cotmi_jax.parallel.accelerators import ACCELERATORS, find_accelerator, may_
         "TPU v6e": "TPU v6e",
         "Tesla T4": "NVIDIA T4",
         "Tesla V100-SXM2-16GB": "NVIDIA V100",
+        "Tesla V100-PCIE-16GB": "NVIDIA V100 PCIe",
         "NVIDIA A100-SXM4-40GB": "NVIDIA A100",
         "NVIDIA A100-PCIE-40GB": "NVIDIA A100",
-        "NVIDIA A100-SXM4-80GB": "NVIDIA A100 80 GB",
-        "NVIDIA A100 80GB PCIe": "NVIDIA A100 80 GB",
+        "NVIDIA A100-SXM4-80GB": "NVIDIA A100 80 GB SXM",
+        "NVIDIA A100 80GB PCIe": "NVIDIA A100 80 GB PCIe",
         "NVIDIA L4": "NVIDIA L4",
         "NVIDIA L40": "NVIDIA L40",
         "NVIDIA L40S": "NVIDIA L40S",
@@ -46,6 +47,11 @@ from cotmi_jax.parallel.accelerators import ACCELERATORS, find_accelerator, may_
 def test_device_kinds(kind: str, name: str | None) -> None:
     found = find_accelerator(kind)
     assert (found and found.name) == name
+
+
+def test_memory_of_an_sxm_module_is_faster_than_that_of_the_card() -> None:
+    bandwidths = [find_accelerator(kind).bandwidth for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe")]
+    assert bandwidths == [2039e9, 1935e9]
 
 
 def test_every_accelerator_is_found_by_its_own_kinds() -> None:
