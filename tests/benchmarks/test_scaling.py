@@ -33,7 +33,7 @@ def test_the_largest_batch_takes_few_compilations(
     assert len(tried) <= 4 or expected == 0
 
 
-def test_the_text_around_the_table_is_unchanged(tmp_path: Path) -> None:
+def test_the_text_around_the_table_and_rows_of_other_cells_remain(tmp_path: Path) -> None:
     kinds = dict.fromkeys(KINDS, {"times": 1, "bytes": 4.0 * 2**20, "sent": 2.0**20})
     cell = {
         "mesh": [4, 2, 1],
@@ -43,18 +43,23 @@ def test_the_text_around_the_table_is_unchanged(tmp_path: Path) -> None:
         "least": {"all-gather": 2.5 * 2**20},
         "seconds": {"operations": 0.5, "links": 0.125},
         "roofline": {"total": {"bytes": 65e9, "seconds": 0.75}},
+        "compiled": "2026-11-28",
     }
+    failed = {"fits": False, "why": "too large", "compiled": "2026-11-27"}
+    kept = "| base | v5e-8 |" + " 1 |" * 15 + " 2026-01-01 |"
+    replaced = "| small | v5e-8 |" + " 1 |" * 15 + " 2026-01-01 |"
     page = tmp_path / "scaling.md"
-    page.write_text(f"before\n{scaling.BEGIN}\nold\n{scaling.END}\nafter\n")
-    scaling.write_markdown(page, {"small v5e-8": cell, "xxl v5e-8": {"fits": False, "why": "too large"}})
-    before, header, _, small, xxl, after = [
+    page.write_text(f"before\n{scaling.BEGIN}\n{replaced}\n{kept}\n{scaling.END}\nafter\n")
+    scaling.write_markdown(page, {"small v5e-8": cell, "xxl v5e-8": failed})
+    before, header, _, small, base, xxl, after = [
         line for line in page.read_text().splitlines() if line and "<!--" not in line
     ]
     assert (before, after) == ("before", "after")
     assert small == (
-        "| small | v5e-8 | 4 × 2 × 1 | auto | 128 (16) | 8.0 / 16 | 65 | 1 | 1 | 1 | 2 | 5 | 2 | 2.00 "
-        "| 500 | 750 | 125 |"
+        "| small | v5e-8 | 4 × 2 × 1 | auto, auto | 128 (16) | 8.0 / 16 | 65 | 1 | 1 | 1 | 2 | 5 | 2 | 2.00 "
+        "| 500 | 750 | 125 | 2026-11-28 |"
     )
+    assert base == kept
     assert "too large" in xxl
     assert header.count("|") == small.count("|") == xxl.count("|")
 
