@@ -56,7 +56,8 @@ _MAX_TOKENS = flags.DEFINE_integer(
 _METRICS = flags.DEFINE_string(
     "metrics",
     None,
-    "Metrics besides accuracy, separated by commas; default: config.eval.metrics of the run.",
+    "Metrics besides accuracy, separated by commas; default: config.eval.metrics of the run, and agreement, steps if "
+    "its student gives rationales.",
 )
 _EXTENSIONS = flags.DEFINE_string(
     "extensions",

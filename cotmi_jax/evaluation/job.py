@@ -16,7 +16,15 @@ from cotmi_jax.data.tasks import EXPLAIN, find_objective
 from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
-from cotmi_jax.evaluation.metrics import Prediction, Score, Summary, measure, parse_metrics, summarize
+from cotmi_jax.evaluation.metrics import (
+    OF_RATIONALES,
+    Prediction,
+    Score,
+    Summary,
+    measure,
+    parse_metrics,
+    summarize,
+)
 from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, fitting_rows
 from cotmi_jax.evaluation.subject import Subject, find_subject
 from cotmi_jax.experiment import eval_decoding
@@ -72,9 +80,9 @@ def score(
     `source`, `checkpoint`, `dataset`, `objective`, `vocabulary`, `data_settings`: as for `subject.find_subject`.
     `information`: whether to estimate mutual information, with critics fitted to train examples of the data set that is
     scored; None: if that is the data set of the training. `metrics`: names of registered metrics, separated by commas;
-    None: config.eval.metrics. `extensions`: files or modules to import besides those of the run, in the form of
-    config.extensions, for metrics registered since then. `batch_size`, `max_tokens`: instead of config.eval.batch_size
-    and config.eval.max_decode_tokens.
+    None: those of rationales, if the objective gives any, and config.eval.metrics. `extensions`: files or modules to
+    import besides those of the run, in the form of config.extensions, for metrics registered since then. `batch_size`,
+    `max_tokens`: instead of config.eval.batch_size and config.eval.max_decode_tokens.
 
     metrics.json: student, data and objective; accuracy against gold with its 95% Wilson interval and n; `loss`: the
     mean of every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms
@@ -96,8 +104,10 @@ def score(
     config = subject.config
     config.eval.batch_size = batch_size or config.eval.batch_size
     config.eval.max_decode_tokens = max_tokens or config.eval.max_decode_tokens
-    chosen = parse_metrics(config.eval.metrics if metrics is None else metrics)
-    explains = EXPLAIN in find_objective(config.objective.name).tasks
+    spec = find_objective(config.objective.name)
+    by_default = ",".join([*OF_RATIONALES] * spec.gives_rationale + [config.eval.metrics])
+    chosen = parse_metrics(by_default if metrics is None else metrics)
+    explains = EXPLAIN in spec.tasks
     information = explains and (subject.own_data if information is None else information)
     # Another data set may have no train split. Of its own data a run loads all, as in training.
     needed = SPLITS if subject.own_data else {split_name, *(["train"] if information else [])}

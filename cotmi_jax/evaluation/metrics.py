@@ -1,31 +1,12 @@
-"""Metrics of a student's answers: label accuracy and the registry of a user's own. Imports no jax."""
+"""Metrics of a student's answers: label accuracy, what its rationales are worth, and a registry. Imports no jax."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 from cotmi_jax.errors import UserError, unknown_name
-
-
-class Prediction(TypedDict):
-    """What a student answers to one example: a line of predictions.jsonl."""
-
-    id: str
-    input: str
-    label: str  # gold
-    predicted_label: str  # "": the output holds none
-    correct: bool  # by text or by value, as the set's labels are compared
-    teacher_label: str | None
-    teacher_rationale: str | None
-    predicted_rationale: str | None  # None: the objective teaches none, or none was generated
-
-
-class Score(TypedDict):
-    """A value over n examples and its 95% interval; None: the metric states none."""
-
-    value: float
-    interval: tuple[float, float] | None
-    n: int
+from cotmi_jax.evaluation.agreement import agreement, steps
+from cotmi_jax.evaluation.scores import Prediction, Score, wilson_interval
 
 
 class Summary(TypedDict):
@@ -47,26 +28,6 @@ class Metric:
     reads_rationales: bool = False  # evaluations within training generate labels only and leave such a metric out
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The score interval of a proportion: all p with |correct/total − p| ≤ z √(p(1−p)/total) (Wilson 1927).
-
-    Unlike the normal approximation it stays within [0, 1] and has a positive width where all or none are correct.
-
-    Raises:
-      ValueError: no examples, correct outside 0..total, or confidence outside (0, 1).
-    """
-    from scipy import stats  # takes 0.5 s to import
-
-    if total <= 0:
-        raise ValueError(f"an interval needs at least one example, total = {total}")
-    if not 0 <= correct <= total:
-        raise ValueError(f"correct = {correct} is outside 0..{total}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} is outside (0, 1)")
-    found = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
-
-
 def summarize(correct: Sequence[bool]) -> Summary:
     """Accuracy, its 95% Wilson interval and the number of examples.
 
@@ -82,8 +43,16 @@ def _accuracy(predictions: Sequence[Prediction]) -> dict[str, Score]:
     return {"accuracy": Score(value=found["accuracy"], interval=found["interval"], n=found["n"])}
 
 
-METRICS: dict[str, Metric] = {"accuracy": Metric(_accuracy)}
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_accuracy),
+    "agreement": Metric(agreement, reads_rationales=True),
+    "steps": Metric(steps, reads_rationales=True),
+}
 _BUILT_IN = frozenset(METRICS)
+OF_RATIONALES = (
+    "agreement",
+    "steps",
+)  # evaluate's default, besides config.eval.metrics, where rationales are generated
 
 
 def register_metric(name: str, *, reads_rationales: bool = False) -> Callable[[MetricFunction], MetricFunction]:

@@ -14,6 +14,16 @@ _LOSS_ROWS = {
     "predict_token_accuracy": "token accuracy, label",
     "explain_token_accuracy": "token accuracy, rationale",
 }
+# The shares among the values of metrics, and what they are of.
+_SHARES = {
+    "agreement": "rationales that end in the student's own label",
+    "agreement_gold": "rationales that end in the gold label",
+    "agreement_permuted": "the same with another problem's own label",
+    "no_answer": "rationales without a readable answer",
+    "true_steps": "steps a + b = c that are true",
+    "sound_rationales": "rationales with sound steps only",
+    "no_steps": "rationales without a step",
+}
 
 
 def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | None = None) -> str:
@@ -27,7 +37,9 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
     for name, summary in metrics.get("components", {}).items():
         rows.append((f"label accuracy, {name}", f"{_format_accuracy(summary)}, {summary['n']} examples"))
     for name, score in metrics["metrics"].items():
-        if name != "accuracy":
+        if name in _SHARES:
+            rows.append((_SHARES[name], _format_share(score, metrics["n"])))
+        elif name != "accuracy":
             rows.append((name, _format_metric(score, metrics["n"])))
     for name, text in _LOSS_ROWS.items():
         if name in metrics["loss"]:
@@ -64,6 +76,11 @@ def _format_student(metrics: Mapping[str, Any]) -> str:
 def _format_accuracy(summary: Mapping[str, Any]) -> str:
     low, high = summary["interval"]
     return f"{summary['accuracy']:.1%}  (95% interval {low:.1%} to {high:.1%})"
+
+
+def _format_share(score: Score, examples: int) -> str:
+    text = _format_accuracy({"accuracy": score["value"], "interval": score["interval"]})
+    return text if score["n"] == examples else f"{text} of {score['n']}"
 
 
 def _format_metric(score: Score, examples: int) -> str:

@@ -94,7 +94,9 @@ def test_metrics_are_chosen_by_name_after_accuracy() -> None:
 
 
 def test_an_unknown_or_built_in_metric_is_refused() -> None:
-    with pytest.raises(UserError, match=r"unknown metric 'bleu', 'f2': choose one of accuracy, or name the file"):
+    with pytest.raises(
+        UserError, match=r"unknown metric 'bleu', 'f2': choose one of accuracy, agreement, steps, or name"
+    ):
         parse_metrics("bleu,accuracy,f2")
     with pytest.raises(UserError, match="metric 'accuracy' is built in"):
         register_metric("accuracy")

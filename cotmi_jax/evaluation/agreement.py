@@ -1,0 +1,210 @@
+"""Whether a student's rationale leads to its own label, and whether the steps of its calculation are true.
+
+The label is generated without the rationale, so nothing but training makes the two agree. What a rationale concludes is
+read by `read_answer`; a rationale from which nothing is read counts as one that does not agree, and its share is given.
+Beside the agreement stands the same share for labels of other examples: what rationales and labels that have nothing
+but their distributions in common would reach. Imports no jax.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+from cotmi_jax.data.labels import Value, equal_values, evaluate_expression
+from cotmi_jax.data.tasks import ANSWER_MARK
+from cotmi_jax.evaluation.scores import Prediction, Score, clustered_share, share
+
+MAX_LABELS = 20  # a set with more different gold labels is not closed: its labels are no candidates
+
+_SIGNS = str.maketrans("×÷−–", "*/--")
+_TIMES = re.compile(r"(?<=\d) ?x ?(?=\d)")  # 3 x 4
+_NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
+_OPERAND = rf"(?:\$ ?)?(?:{_NUMBER}|\([^()=]{{1,100}}\))"
+# "12 + 5 = 17", "10 - (3 + 6) = 1": the bounds keep the time linear in the length of the text.
+_STEP = re.compile(rf"(?<![\d.,])({_OPERAND}(?: ?[-+*/] ?{_OPERAND}){{1,20}}) ?= ?(?:\$ ?)?(-?{_NUMBER})")
+_AFTER_EQUALS = re.compile(rf"= ?(?:\$ ?)?(-?{_NUMBER}|\()([^=a-zA-Z]*)")
+_MARK = re.compile(rf"(?:{ANSWER_MARK}|The answer is):?|\bAnswer:", re.IGNORECASE)
+_LETTERED = re.compile(r"^\((\w)\) *(.*)$", re.MULTILINE)
+_INPUT_CHOICE = re.compile(r"^\((\w)\) (.+)$", re.MULTILINE)  # as CommonsenseQA lists its choices
+
+
+def _plain(text: str) -> str:
+    """The text with operators that `evaluate_expression` reads."""
+    return _TIMES.sub(" * ", text.translate(_SIGNS))
+
+
+def _value(text: str) -> Value | None:
+    return evaluate_expression(text.replace(",", "").replace("$", "").strip().rstrip("."))
+
+
+def read_steps(text: str) -> list[tuple[str, str]]:
+    """The steps "a op b = c" of a calculation, in order: left side and result, such as ("12 + 5", "17").
+
+    A side may have several operations and parentheses. Of "2 + 3 = 5 * 4 = 20" both steps are read.
+    """
+    plain, steps, start = _plain(text), [], 0
+    while match := _STEP.search(plain, start):
+        steps.append((match[1], match[2]))
+        start = match.start(2)  # the result can be the first operand of the next step
+    return steps
+
+
+def is_true(step: tuple[str, str]) -> bool:
+    """Whether both sides of a step have the same value."""
+    left, result = step
+    return equal_values(_value(left), _value(result))
+
+
+def _is_grounded(steps: Sequence[tuple[str, str]], story: str) -> bool:
+    """Whether every operand is a number of the story, written in digits, or the result of an earlier step."""
+    known = {_value(number) for number in re.findall(_NUMBER, story)}
+    for left, result in steps:
+        if not {_value(number) for number in re.findall(_NUMBER, left)} <= known:
+            return False
+        known.add(_value(result))
+    return True
+
+
+def _stated(rationale: str) -> str:
+    """The text after the last mark of an answer; "" if there is none."""
+    marks = list(_MARK.finditer(rationale))
+    return rationale[marks[-1].end() :].partition("\n")[0].strip() if marks else ""
+
+
+def read_value(rationale: str) -> Value | None:
+    """The value that a calculation ends in: that after its last "=", or else of its answer sentence; None: neither."""
+    plain = _plain(rationale)
+    if endings := list(_AFTER_EQUALS.finditer(plain)):
+        number, rest = endings[-1].groups()
+        found = _value(number + rest)  # "= 5 + 3 eggs" is 8
+        return _value(number) if found is None else found
+    return _value(_stated(plain))
+
+
+def _choices(text: str) -> dict[str, str]:
+    """The choices that an input lists, by letter."""
+    return {letter: choice.strip() for letter, choice in _INPUT_CHOICE.findall(text)}
+
+
+def _named(text: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that a text names as whole words in any case, if it names one only.
+
+    A candidate within a longer one that is named there ("area" in "wooded area") is not named.
+    """
+    by_text = {candidate.casefold(): candidate for candidate in candidates if candidate}
+    if not by_text:
+        return None
+    longest_first = sorted(by_text, key=len, reverse=True)
+    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"
+    found = set(re.findall(pattern, text.casefold()))
+    return by_text[found.pop()] if len(found) == 1 else None
+
+
+def read_choice(rationale: str, choices: Mapping[str, str]) -> str | None:
+    """The choice that a rationale answers with: by its answer sentence, or else the only one it names; None: neither.
+
+    choices: by letter, or by any key that "(key)" in an answer sentence does not match.
+    """
+    if stated := _stated(rationale):
+        letter, text = _LETTERED.findall(stated)[0] if _LETTERED.match(stated) else ("", stated)
+        exact = {choice.casefold(): choice for choice in choices.values()}.get(text.rstrip(" .").casefold())
+        return exact or choices.get(letter) or _named(text, choices.values())
+    return _named(rationale, choices.values())
+
+
+def _key(value: Value | None) -> Fraction | float | None:
+    """The same for values that `equal_values` takes for equal, but for rounding at the limit of its tolerance."""
+    if value is None:
+        return None
+    return value if isinstance(value, Fraction) and value.denominator == 1 else float(f"{float(value):.6g}")
+
+
+Pair = tuple[object, object, object]  # answer of the rationale, own label, gold label; None: unreadable
+
+
+def _pairs(predictions: Sequence[Prediction]) -> list[Pair]:
+    """Answers and labels, as objects that are equal where they mean the same. Examples without candidates are left out.
+
+    A gold label with a value makes the example one of calculation. Another has the choices that its input lists, or the
+    gold labels of all, if they are MAX_LABELS at most.
+    """
+    labels = {prediction["label"].strip() for prediction in predictions}
+    closed = {label: label for label in labels} if 1 < len(labels) <= MAX_LABELS else {}
+    pairs: list[Pair] = []
+    for prediction in predictions:
+        rationale, own, gold = prediction["predicted_rationale"], prediction["predicted_label"], prediction["label"]
+        if rationale is None:
+            continue
+        if (value := evaluate_expression(gold)) is not None:
+            pairs.append((_key(read_value(rationale)), _key(evaluate_expression(own)), _key(value)))
+        elif choices := _choices(prediction["input"]) or closed:
+            pairs.append((read_choice(rationale, choices), own.strip() or None, gold.strip()))
+    return pairs
+
+
+def permuted(answers: Sequence[object], labels: Sequence[object]) -> Score:
+    """The expected share of answers that equal the label of another example, over all pairs of two examples.
+
+    The interval is that of the jackknife for this U-statistic. Raises ValueError for fewer than 3 examples.
+    """
+    n = len(answers)
+    if n < 3:
+        raise ValueError(f"a share over pairs of examples needs at least 3 examples, not {n}")
+    of_labels = Counter(label for label in labels if label is not None)
+    of_answers = Counter(answer for answer in answers if answer is not None)
+    own = [answer is not None and answer == label for answer, label in zip(answers, labels, strict=True)]
+    by_answer = [of_labels[answer] - hit for answer, hit in zip(answers, own, strict=True)]
+    by_label = [of_answers[label] - hit for label, hit in zip(labels, own, strict=True)]
+    total = sum(by_answer)
+    value = total / (n * (n - 1))
+    left_out = [(total - a - b) / ((n - 1) * (n - 2)) for a, b in zip(by_answer, by_label, strict=True)]
+    mean = sum(left_out) / n
+    error = math.sqrt((n - 1) / n * sum((each - mean) ** 2 for each in left_out))
+    interval = (max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
+    return Score(value=value, interval=interval, n=n)
+
+
+def agreement(predictions: Sequence[Prediction]) -> dict[str, Score]:
+    """Shares of rationales, all of which count, with Wilson intervals over examples, which are taken as independent.
+
+    agreement: the answer of the rationale is the student's own label; agreement_gold: the gold label;
+    agreement_permuted: the own label of another example, in expectation over all other examples; no_answer: no answer
+    can be read. Nothing for predictions without rationales or without candidates.
+    """
+    pairs = _pairs(predictions)
+    if not pairs:
+        return {}
+    answers, own, gold = zip(*pairs, strict=True)
+    read = [answer is not None for answer in answers]
+    scores = {
+        "agreement": share([hit and a == b for hit, a, b in zip(read, answers, own, strict=True)]),
+        "agreement_gold": share([hit and a == b for hit, a, b in zip(read, answers, gold, strict=True)]),
+    }
+    if len(pairs) >= 3:
+        scores["agreement_permuted"] = permuted(answers, own)
+    return scores | {"no_answer": share([not hit for hit in read])}
+
+
+def steps(predictions: Sequence[Prediction]) -> dict[str, Score]:
+    """The arithmetic of rationales of examples whose gold label has a value; nothing without such rationales.
+
+    true_steps: share of steps whose sides are equal; the interval takes rationales as independent, not their steps.
+    sound_rationales: share of rationales that have a step, whose steps are all true, and whose operands are all numbers
+    of the input or results of earlier steps. no_steps: share of rationales without a step.
+    """
+    of_values = [each for each in predictions if evaluate_expression(each["label"]) is not None]
+    texts = [(each["predicted_rationale"], each["input"]) for each in of_values]
+    read = [(read_steps(rationale), story) for rationale, story in texts if rationale is not None]
+    if not read:
+        return {}
+    true = [[is_true(step) for step in found] for found, _ in read]
+    scores: dict[str, Score] = {}
+    if any(true):
+        scores["true_steps"] = clustered_share([sum(each) for each in true], [len(each) for each in true])
+    sound = [
+        bool(found) and all(each) and _is_grounded(found, story)
+        for (found, story), each in zip(read, true, strict=True)
+    ]
+    return scores | {"sound_rationales": share(sound), "no_steps": share([not each for each in true])}
