@@ -157,6 +157,9 @@ def _mi() -> ConfigDict:
     mi.alpha = 0.01  # interpolated: 0 is tuba, 1 infonce
     mi.tau = 5.0  # smile: clip of negative scores, nats
     mi.decay = 0.99  # mine: decay per step of the moving average of the partition function
+    # Log, with the other metrics, mi_grad_share: norm of the gradient of the term over that of the cross-entropies. It
+    # takes about the time of two more steps.
+    mi.log_gradient = False
     mi.settings = ""  # settings of an estimator of config.extensions: "name=value", separated by commas
     mi.learning_rate = 1e-3  # of the term's networks (Adam, constant, outside optimizer.clip_norm)
     mi.warmup_steps = 500  # steps without the term; only a critic is trained. For estimators with one, and consistency
@@ -322,6 +325,7 @@ _MAY_DIFFER = (
     "log.",
     "mesh.",
     "mi.monitor.",
+    "mi.log_gradient",
     "model.attention",
     "model.remat",
     "profile",

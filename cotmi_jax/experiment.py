@@ -113,7 +113,8 @@ def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentCon
 def make_mi_term(mi: ConfigDict) -> MITermConfig:
     """The mutual-information term of config.mi. Raises UserError for invalid settings."""
     term = mi.to_dict()
-    del term["learning_rate"], term["monitor"]  # settings of the optimizer and of the monitor, not of the term
+    for key in ("learning_rate", "monitor", "log_gradient"):  # of the optimizer, the monitor and the loop
+        del term[key]
     critic, compression = CriticConfig(**term.pop("critic")), term.pop("compression")
     return MITermConfig(
         **term, critic=critic, compression=compression["name"], compression_weight=compression["weight"]

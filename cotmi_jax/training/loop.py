@@ -25,7 +25,7 @@ from cotmi_jax.training.preemption import Interrupt
 from cotmi_jax.training.profiling import Profile
 from cotmi_jax.training.rng import train_streams
 from cotmi_jax.training.state import StateDef, TrainState
-from cotmi_jax.training.step import make_train_step
+from cotmi_jax.training.step import make_gradient_share, make_train_step
 from cotmi_jax.training.throughput import CHECKPOINT, EVALUATION, SHOWN, Throughput, Work
 from cotmi_jax.workdir.checkpoint import Checkpoints, saved
 from cotmi_jax.workdir.lock import Owner
@@ -143,12 +143,20 @@ class Run:
             make_schedule(config.optimizer, config.steps),
             micro_batches=config.micro_batches,
         )
+        share = None
+        if config.mi.log_gradient and self.experiment.objective.mi_term is not None:
+            share = make_gradient_share(self.state_def, self.experiment.objective, micro_batches=config.micro_batches)
         streams = train_streams(config.seed)
         batches = throughput.feed(self.experiment.data.batches(start, self.shape))
         pending = None
         step = start
         for step, batch in enumerate(profile.feed(batches, start + 1), start + 1):
-            self.state, metrics = step_function(self.state, put_batch(batch, self.mesh), streams)
+            placed = put_batch(batch, self.mesh)
+            shares = {}
+            if share is not None and self._logs(step):
+                shares = {"mi_grad_share": share(self.state, placed, streams)}  # the step consumes the state
+            self.state, metrics = step_function(self.state, placed, streams)
+            metrics |= shares
             throughput.running = metrics
             profile.end(step, metrics)
             # Fetching the metrics of the previous step while this one runs keeps the device busy.
@@ -178,6 +186,9 @@ class Run:
     def _due(self, step: int, every: int) -> bool:
         return bool(every) and (step % every == 0 or step == self.config.steps)
 
+    def _logs(self, step: int) -> bool:
+        return step % self.config.log.every == 0 or step == self.config.steps
+
     def _finish(self, step: int, metrics: Mapping[str, Array]) -> None:
         self.owner.check()
         self.checkpoints.check()
@@ -185,7 +196,7 @@ class Run:
         experiment = self.experiment
         self.throughput.step(Work.of(experiment.student, self.config.batch_size, experiment.data.lengths(step)))
         self.progress.step()
-        if step % self.config.log.every == 0 or step == self.config.steps:
+        if self._logs(step):
             speed = self.throughput.read()
             self.writer.write(step, {f"train/{name}": value for name, value in (values | speed).items()})
             shown = ("loss", *experiment.objective.coefficients)

@@ -38,6 +38,7 @@ class MITermInputs(NamedTuple):
     key: Array | None = None  # for dropout and noise of its networks; None: neither
     state: MineState | None = None
     ramp: Array | float = 1.0  # factor of its coefficients, in [0, 1]
+    token_factor: float = 1.0  # of the token terms' coefficients: 0 leaves the gradient of the term alone
 
 
 def split_micro_batches(batch: PyTree, num: int) -> PyTree:
@@ -67,7 +68,7 @@ class _LossFunctions:
         terms, features, _ = self.objective.compute(student, bound, micro_batch, key, ramp=self.mi_inputs.ramp)
         coefficients = self.objective.coefficients
         loss = sum(coefficients[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
-        return jnp.asarray(loss), (terms, features)
+        return self.mi_inputs.token_factor * jnp.asarray(loss), (terms, features)
 
     def mi_loss(
         self, params: Params, features: Features, batch: Mapping, key: Array | None
@@ -169,6 +170,34 @@ def _accumulate(function: Callable, params: Params, stacked: tuple) -> tuple[Par
     return jax.lax.scan(add, zeros, stacked)[0]
 
 
+def _dropout_key(student: StudentDef, state: TrainState, streams: Mapping[Stream, Array]) -> Array | None:
+    return step_key(streams["dropout"], state.step) if student.config.dropout else None
+
+
+def make_gradient_share(
+    state_def: StateDef, objective: Objective, *, micro_batches: int = 1
+) -> Callable[[TrainState, Mapping, Mapping[Stream, Array]], Array]:
+    """Jitted (state, batch, streams' keys) → norm of the gradient of the mutual-information term, with the coefficients
+    of this step, over that of the token terms; both of the student's parameters, before clipping.
+
+    It differentiates the batch twice, in addition to the step. The state is that before the step, and is not donated.
+    """
+    student = state_def.student
+
+    def share(state: TrainState, batch: Mapping, streams: Mapping[Stream, Array]) -> Array:
+        key, mi_key = _dropout_key(student, state, streams), step_key(streams["mi"], state.step)
+
+        def norm(ramp: Array, token_factor: float) -> Array:
+            mi_inputs = MITermInputs(state_def.networks, mi_key, state.mi, ramp, token_factor)
+            found = loss_and_grads(student, objective, state.params, batch, key, micro_batches, mi_inputs)
+            return optax.tree.norm(found.grads["student"])
+
+        token_norm = norm(jnp.float32(0.0), 1.0)
+        return norm(objective.ramp(state.step), 0.0) / jnp.where(token_norm == 0, 1.0, token_norm)
+
+    return jax.jit(share)
+
+
 def make_train_step(
     state_def: StateDef, objective: Objective, schedule: optax.Schedule, *, micro_batches: int = 1
 ) -> Step:
@@ -181,7 +210,7 @@ def make_train_step(
     student, optimizer = state_def.student, state_def.optimizer
 
     def step(state: TrainState, batch: Mapping, streams: Mapping[Stream, Array]) -> tuple[TrainState, Metrics]:
-        key = step_key(streams["dropout"], state.step) if student.config.dropout else None
+        key = _dropout_key(student, state, streams)
         ramp = objective.ramp(state.step)
         mi_inputs = MITermInputs(state_def.networks, step_key(streams["mi"], state.step), state.mi, ramp)
         loss, terms, grads, mi = loss_and_grads(student, objective, state.params, batch, key, micro_batches, mi_inputs)

@@ -18,8 +18,10 @@ from cotmi_jax.data.packing import PackShape, pack
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.data.tokens import Batch, gather
 from cotmi_jax.models.module import Params
-from cotmi_jax.objectives.mi_term import DISTANCES
+from cotmi_jax.objectives.consistency import consistency_loss
+from cotmi_jax.objectives.mi_term import DISTANCES, Features
 from cotmi_jax.objectives.objective import Objective
+from cotmi_jax.objectives.placebo import derange
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.step import Gradient, MITermInputs, loss_and_grads
@@ -63,9 +65,9 @@ def logits_of(params: Params, task: str) -> list[np.ndarray]:
     return found
 
 
-def oracle(params: Params, distance: str, held: dict[str, Params] | None = None) -> tuple[float, float]:
-    """The term of the batch and the share of agreeing positions; `held`: parameters of a side that are constant."""
-    labels, rationales = (logits_of((held or {}).get(task, params), task) for task in (PREDICT, EXPLAIN))
+def oracle(params: Params, held: dict[str, Params]) -> tuple[float, float]:
+    """The cross-entropy of the batch and the share of agreeing positions; `held`: constant parameters of a side."""
+    labels, rationales = (logits_of(held.get(task, params), task) for task in (PREDICT, EXPLAIN))
     losses, hits = [], []
     assert SPLIT.answer_starts is not None
     for row, start in enumerate(SPLIT.answer_starts):
@@ -74,21 +76,21 @@ def oracle(params: Params, distance: str, held: dict[str, Params] | None = None)
         length = len(sequence(SPLIT.tasks[PREDICT].targets, row)) - 1  # the eos is no part of the answer
         for position in range(length):
             p, q = labels[row][position], rationales[row][start + position]
-            target, other = (q, p) if held and EXPLAIN in held else (p, q)
-            losses.append(distances(distance, target, other))
+            losses.append(distances("cross_entropy", *((q, p) if EXPLAIN in held else (p, q))))
             hits.append(p.argmax() == q.argmax())
     return float(np.mean(losses)), float(np.mean(hits))
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("detach", ["z", "v", "none"])
-def test_value_and_gradient_are_those_of_numpy(distance: str, detach: str) -> None:
-    """The gradient is that of beta · ramp · the term on the sides that are not detached, by central differences."""
-    config = consistency(distance=distance, detach=detach)
-    found = compiled(objective_of(config))(PARAMS, padded())
-    without = compiled(objective_of(config, beta=0.0))(PARAMS, padded())
-    held = {"z": {PREDICT: PARAMS}, "v": {EXPLAIN: PARAMS}, "none": {}}[detach]
-    value, agreement = oracle(PARAMS, distance, held)
+DSS = Objective("dss", alpha=0.4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detach", ["z", "v"])
+def test_the_term_of_a_student_is_that_of_numpy(detach: str) -> None:
+    """Its gradient, times beta · ramp, is that of the side that is not detached, by central differences."""
+    found, without = (compiled(each)(PARAMS, padded()) for each in (objective_of(consistency(detach=detach)), DSS))
+    held = {"z": {PREDICT: PARAMS}, "v": {EXPLAIN: PARAMS}}[detach]
+    value, agreement = oracle(PARAMS, held)
     np.testing.assert_allclose(found.terms["mi"].mean, value, rtol=1e-5)
     np.testing.assert_allclose(found.terms["mi_agreement"].mean, agreement, rtol=1e-6)
     np.testing.assert_allclose(found.loss - without.loss, BETA * RAMP * value, rtol=1e-4)
@@ -99,10 +101,45 @@ def test_value_and_gradient_are_those_of_numpy(distance: str, detach: str) -> No
 
         def shifted(step: float, name: str = name, direction: np.ndarray = direction) -> float:
             student = {key: np.float64(leaf) for key, leaf in PARAMS["student"].items()}
-            return oracle({"student": student | {name: student[name] + step * direction}}, distance, held)[0]
+            return oracle({"student": student | {name: student[name] + step * direction}}, held)[0]
 
         slope = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
         np.testing.assert_allclose((gradient * direction).sum(), BETA * RAMP * slope, rtol=2e-4)
+
+
+LENGTHS = np.array([2, 0, 3, 1])
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("detach", ["z", "v", "none"])
+def test_distances_and_their_gradients_are_those_of_numpy(distance: str, detach: str) -> None:
+    """By the states of both sides and by the head: the head of a detached side is constant too."""
+    draw = np.random.default_rng(1)
+    z, v = draw.normal(size=(2, 4, 3 * 8))
+    table = np.float64(PARAMS["student"]["table"])
+
+    def term(table: jax.Array, z: jax.Array, v: jax.Array) -> jax.Array:
+        student = STUDENT.bind(PARAMS["student"] | {"table": table})
+        return consistency_loss(distance, detach, student, Features(z, v, None, None), LENGTHS)["mi"].sum
+
+    def exact(moved: dict[str, np.ndarray]) -> float:
+        """With the arguments of the sides that are not detached moved."""
+        moved = {"table": table, "z": z, "v": v} | moved
+        still = {"table": table, "z": z, "v": v}
+        z_logits, v_logits = (
+            each[side].reshape(4, 3, 8) @ each["table"].T
+            for side, each in (("z", still if detach == "z" else moved), ("v", still if detach == "v" else moved))
+        )
+        by_position = distances(distance, *((v_logits, z_logits) if detach == "v" else (z_logits, v_logits)))
+        return float(by_position[np.arange(3) < LENGTHS[:, None]].sum())
+
+    arguments = [jnp.asarray(x, jnp.float32) for x in (table, z, v)]
+    value, gradients = jax.jit(jax.value_and_grad(term, argnums=(0, 1, 2)))(*arguments)
+    np.testing.assert_allclose(value, exact({}), rtol=1e-5)
+    for name, argument, gradient in zip(("table", "z", "v"), (table, z, v), gradients, strict=True):
+        direction = draw.normal(size=argument.shape)
+        slope = (exact({name: argument + 1e-5 * direction}) - exact({name: argument - 1e-5 * direction})) / 2e-5
+        np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), slope, rtol=1e-3, atol=1e-5)
 
 
 # One objective for all of these: its token losses are those of dss, its term that of `detach` none.
@@ -128,9 +165,40 @@ def test_packed_rows_and_micro_batches_equal_the_padded_batch(batch: Callable[[]
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [padded, packed])
 def test_eight_devices_equal_one(batch: Callable[[], Batch]) -> None:
-    with jax.set_mesh(make_mesh(8, 1, 1)) as mesh:
-        del mesh
-        found = compiled(ALL)(PARAMS, put_batch(batch(), jax.sharding.get_mesh()))
+    mesh = make_mesh(8, 1, 1)
+    with jax.set_mesh(mesh):
+        found = compiled(ALL)(PARAMS, put_batch(batch(), mesh))
     whole = compiled(ALL)(PARAMS, padded())
     assert_trees_close(pooled(found.terms), pooled(whole.terms), rtol=1e-5)
     assert_trees_close(found.grads, whole.grads, rtol=1e-4, atol=1e-6)
+
+
+# Placebo
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 5])
+def test_a_derangement_pairs_every_valid_example_with_another(num: int) -> None:
+    """Each is taken once, no one its own, and another key gives other pairs; a single example has none."""
+    valid_B = np.isin(np.arange(8), np.array([1, 6, 3, 0, 7])[:num])
+    drawn = [jax.jit(derange)(jax.random.key(seed), valid_B) for seed in range(8)]
+    for others_B, kept_B in drawn:
+        np.testing.assert_array_equal(kept_B, valid_B & (num > 1))
+        np.testing.assert_array_equal(np.sort(others_B), np.arange(8))
+        np.testing.assert_array_equal(np.asarray(others_B) != np.arange(8), kept_B)
+    if num == 5:
+        assert len({tuple(np.asarray(others_B)) for others_B, _ in drawn}) > 4
+
+
+@pytest.mark.slow
+def test_the_placebo_has_as_many_positions_and_no_pair_of_its_own() -> None:
+    """Micro-batches and packed rows give the term of the padded batch, with the pairs of the key; evaluation the pairs
+    of the batch."""
+    placebo = objective_of(consistency(detach="none", placebo=True))
+    whole, own = compiled(placebo, 1, True)(PARAMS, padded()), compiled(ALL)(PARAMS, padded())
+    assert whole.terms["mi"].weight == own.terms["mi"].weight
+    assert abs(float(whole.terms["mi"].mean - own.terms["mi"].mean)) > 0.01
+    for batch in (padded(), packed()):
+        found = compiled(placebo, 4, True)(PARAMS, batch)
+        assert_trees_close(pooled(found.terms), pooled(whole.terms), rtol=1e-5)
+        assert_trees_close(found.grads, whole.grads, rtol=1e-4, atol=1e-6)
+    assert_trees_close(compiled(placebo)(PARAMS, padded()).terms, own.terms, rtol=1e-6)

@@ -17,7 +17,7 @@ def test_every_key_of_the_term_is_a_field_of_its_settings() -> None:
     mi = base().mi.to_dict()
     compression = {f"compression{'' if key == 'name' else '_' + key}" for key in mi["compression"]}
     assert set(mi["critic"]) == fields(CriticConfig)
-    assert set(mi) - {"learning_rate", "monitor"} | compression == fields(MITermConfig)
+    assert set(mi) - {"learning_rate", "monitor", "log_gradient"} | compression == fields(MITermConfig)
 
 
 def test_every_key_reaches_its_field() -> None:
