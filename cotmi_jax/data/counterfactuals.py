@@ -32,13 +32,30 @@ from cotmi_jax.errors import UserError
 # (example, its label, random numbers) → candidates in random order. A candidate whose answer is the label's, or that of
 # an earlier candidate, is left out afterwards.
 Rule = Callable[[Example, str, np.random.Generator], Iterable[Pair]]
-RULES: dict[str, Rule] = {}  # by name of the data set
+_VERSION = 1  # Raise it when the rules of this package give other pairs.
 
 
-def register_counterfactuals(name: str) -> Callable[[Rule], Rule]:
+class RegisteredRule(NamedTuple):
+    """A rule of a user's own, and the version that identifies its pairs."""
+
+    rule: Rule
+    version: str
+
+
+RULES: dict[str, RegisteredRule] = {}  # by name of the data set
+
+
+def rules_identity() -> list[object]:
+    """What identifies the pairs of given examples in the cache of prepared tokens, as JSON."""
+    return [_VERSION, *([name, registered.version] for name, registered in sorted(RULES.items()))]
+
+
+def register_counterfactuals(name: str, *, version: str = "") -> Callable[[Rule], Rule]:
     """Decorator: the rule for the examples of a data set, whose ids begin with "{name}/".
 
     It replaces the rule for the form of the example, and one that was registered earlier for the same set.
+
+    version: identifies the rule in the cache of prepared tokens, with its name; change it whenever the pairs change.
 
     Raises:
       UserError: the name is blank.
@@ -47,7 +64,7 @@ def register_counterfactuals(name: str) -> Callable[[Rule], Rule]:
         raise UserError("register_counterfactuals needs the name of a data set, such as cqa: the name given is blank")
 
     def register(rule: Rule) -> Rule:
-        RULES[name] = rule
+        RULES[name] = RegisteredRule(rule, version)
         return rule
 
     return register
@@ -113,7 +130,7 @@ def _candidates(example: Example, label: str, rng: np.random.Generator, rules: b
 
 def _rule(example: Example) -> Rule | None:
     """The registered rule for the example's data set, else the one for its form, if there is one."""
-    own = next((rule for name, rule in RULES.items() if example.id.startswith(f"{name}/")), None)
+    own = next((registered.rule for name, registered in RULES.items() if example.id.startswith(f"{name}/")), None)
     if own is not None or example.kind == "equation":
         return own or _EQUATIONS
     if find_choices(example.input):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from cotmi_jax.data.cache import Prepared, Recipe, key_of, prepare
 from cotmi_jax.data.corpus import LoadedCorpus, Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.data.counterfactual_targets import with_counterfactuals
-from cotmi_jax.data.counterfactuals import RULES, counterfactuals
+from cotmi_jax.data.counterfactuals import counterfactuals, rules_identity
 from cotmi_jax.data.example import SPLITS, Example
 from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.lost_labels import check_labels
@@ -151,7 +151,7 @@ def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
     states_answers = EXPLAIN in objective.tasks and data.rationale_answer != "cut"
     optional: dict[str, Any] = {"rationale_answer": data.rationale_answer} if states_answers else {}
     if most:
-        optional["counterfactuals"] = [most, _SEED, *sorted(RULES)]
+        optional["counterfactuals"] = [most, _SEED, *rules_identity()]
     return optional | {
         "corpus": corpus_fingerprint(loading_of(config)),
         "vocabulary": vocabulary.fingerprint,

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from cotmi_jax.data import counterfactuals as module
-from cotmi_jax.data.counterfactuals import counterfactuals, register_counterfactuals, with_pair
+from cotmi_jax.data.counterfactuals import counterfactuals, register_counterfactuals, rules_identity, with_pair
 from cotmi_jax.data.example import Example, Pair
 from cotmi_jax.data.labels import evaluate_expression, is_correct
 from cotmi_jax.data.sources.arithmetic import make_arithmetic
@@ -211,9 +211,14 @@ def test_given_pairs_come_first_and_those_with_the_answer_of_the_example_are_lef
 def test_a_registered_rule_replaces_the_rule_of_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RULES", {})
 
-    @register_counterfactuals("cqa")
+    before = rules_identity()
+
+    @register_counterfactuals("cqa", version="1")
     def rule(example: Example, label: str, rng: object) -> list[Pair]:
         return [Pair(label, "The same."), Pair("mosque", "People pray in a mosque.")]
 
     assert counterfactuals(CHOICE, 4, 0) == (Pair("mosque", "People pray in a mosque."),)
     assert len(counterfactuals(dataclasses.replace(CHOICE, id="cqa2/train/0"), 4, 0)) == 2
+    named = rules_identity()
+    register_counterfactuals("cqa", version="2")(rule)
+    assert before != named != rules_identity() != before
