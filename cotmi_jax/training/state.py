@@ -1,6 +1,7 @@
 """The train state: its shapes and shardings are derived before any array is allocated, so it is created sharded."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -136,10 +137,13 @@ class StateDef:
             params["mi"] = self.networks.init(jax.random.fold_in(key, 1))
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), self.start)
 
+    def initializer(self) -> Callable[[Array], TrainState]:
+        """Jitted key → a fresh state with random parameters, created sharded on the mesh."""
+        return jax.jit(lambda key: self._complete(self.student.init(key), key), out_shardings=self.shardings)
+
     def init(self, key: Array) -> TrainState:
         """A fresh state with random parameters, created sharded on the mesh."""
-        make = jax.jit(lambda key: self._complete(self.student.init(key), key), out_shardings=self.shardings)
-        return make(key)
+        return self.initializer()(key)
 
     def restored(self, items: dict[str, PyTree], step: int) -> TrainState:
         """The state of a checkpoint's trees (TrainState.items), which are sharded already."""

@@ -28,6 +28,7 @@ import tensorflow as tf
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from paths import REPOSITORY
+from shared_programs import shared_programs
 
 from cotmi_jax.config import base, flatten, smoke
 from cotmi_jax.data.sources import arithmetic
@@ -117,6 +118,7 @@ def quick_compilation() -> Iterator[None]:
     with (
         mock.patch.dict(model_config._SHAPES["v1.1"], tiny=STUDENT),
         mock.patch.object(arithmetic, "HELD_OUT", HELD_OUT),
+        shared_programs(),
     ):
         yield
     _compile_quickly(None)
