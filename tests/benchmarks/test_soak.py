@@ -5,15 +5,19 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import runs
+from absl import flags
+from absl.testing import flagsaver
 
+from benchmarks import soak as soaking
 from benchmarks.soak import Kill, SoakReport, _hit, differences, soak
 from cotmi_jax.errors import UserError
 from cotmi_jax.workdir.checkpoint import Checkpoints
@@ -21,17 +25,40 @@ from cotmi_jax.workdir.checkpoint import Checkpoints
 quick_compilation = runs.quick_compilation
 
 
+class ForkedTrainer:
+    """The trainer that soaking starts, forked off a process that has imported what it needs; killed as any process."""
+
+    def __init__(self, command: Sequence[str], **_: object):
+        assert command[:3] == [sys.executable, "-m", "cotmi_jax.train"]
+        folder = Path(tempfile.mkdtemp(dir=runs.scratch()))
+        (folder / "in").touch()
+        self.process = runs.start_command("train", command[3:], folder, 1, None)
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        self.process.join(seconds)
+        if self.process.is_alive():
+            raise subprocess.TimeoutExpired("train", seconds or 0.0)
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
 @pytest.mark.slow
-def test_killed_runs_end_bit_equal(tmp_path: Path) -> None:
-    recipe = f"--config={runs.REPOSITORY / 'configs' / 'quickstart.py'}:smoke"
-    flags = [recipe, "--config.mi.monitor.every=0", f"--workdir={tmp_path / 'soak'}", "--kills=3", "--seed=5"]
-    command = [sys.executable, "-m", "benchmarks.soak", *flags]
-    environment = runs.quick_environment()
-    result = subprocess.run(command, env=environment, cwd=runs.REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == 0, result
-    first, verdict = result.stdout.splitlines()
+def test_killed_runs_end_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = f"--config={runs.RECIPE}:smoke"
+    arguments = [recipe, "--config.mi.monitor.every=0", f"--workdir={tmp_path / 'soak'}", "--kills=3", "--seed=5"]
+    monkeypatch.setattr(soaking.subprocess, "Popen", ForkedTrainer)
+    monkeypatch.setattr(sys, "argv", ["soak", *arguments])  # where --config looks for its overrides
+    with flagsaver.flagsaver():
+        flags.FLAGS(sys.argv)
+        assert soaking.main() == 0
+    out, err = capsys.readouterr()
+    first, verdict = out.splitlines()
     assert first.startswith("3 kills in ") and verdict.startswith("every one ended in the same bits")
-    assert [line[:9] for line in result.stderr.splitlines() if line.startswith("kill ")] == [
+    assert [line[:9] for line in err.splitlines() if line.startswith("kill ")] == [
         "kill 1/3:",
         "kill 2/3:",
         "kill 3/3:",

@@ -6,6 +6,7 @@ commands share one cache of compiled programs.
 
 import atexit
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -298,6 +299,8 @@ Sizes = tuple[int, tuple[int, int, int, int, int]]  # HELD_OUT and the shape of 
 def _child(
     module: str, arguments: list[str], folder: Path, devices: int, sizes: Sizes, before: Callable[[], None] | None
 ) -> None:
+    gc.set_threshold(100_000, 20, 20)  # as conftest.py
+    gc.freeze()
     arithmetic.HELD_OUT, model_config._SHAPES["v1.1"]["tiny"] = sizes
     for descriptor, name in enumerate(("in", "out", "err")):
         os.dup2(os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
