@@ -16,14 +16,14 @@ def refuse(message: str) -> None:
 @pytest.mark.slow
 def test_no_file_does_more_than_be_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # The attacks on checkpoints are those of tests/models/test_hostile.py.
-    passed = fuzz.fuzz(20, 0, tmp_path / "failed", ["data", "teacher", "workdir", "launchers"])
+    passed = fuzz.fuzz(10, 0, tmp_path / "failed", ["data", "teacher", "workdir", "launchers"])
     out, err = capsys.readouterr()
     assert passed, err
     header, *lines = out.splitlines()
     assert header.split() == ["target", "cases", "refused", "read", "failed"]
     counts = {line[:20].strip(): [int(count.replace(",", "")) for count in line[20:].split()] for line in lines}
-    assert len(counts) > 10 and all(total >= 20 and failed == 0 for total, _, _, failed in counts.values())
-    assert counts["launchers"][2] > 10  # quoted arguments are accepted
+    assert len(counts) > 10 and all(total >= 10 and failed == 0 for total, _, _, failed in counts.values())
+    assert counts["launchers"][2] > 5  # quoted arguments are accepted
     assert not (tmp_path / "failed").exists()
 
 

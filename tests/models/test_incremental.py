@@ -21,6 +21,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "v1.0": dict(gated=False, tied=True, scan_layers=False),
     "umt5": dict(model_type="umt5"),
 }
+# Beams move the cache, whose layout scan_layers decides: v1.1 has it, v1.0 here has not.
+RECORDED_CASES = [("v1.1", "greedy"), ("v1.1", "beam"), ("v1.0", "beam"), ("umt5", "greedy")]
 INPUTS = random_ids(np.random.default_rng(5), (9, 3, 1, 6, 4, 9, 2, 7), 9)
 
 
@@ -36,8 +38,7 @@ def make_student(**changes: Any) -> tuple[StudentDef, Params]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["greedy", "beam"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), RECORDED_CASES)
 def test_tokens_are_those_of_earlier_releases(family: str, method: Any) -> None:
     student, params = make_student(**FAMILIES[family])
     decoding = Decoding(method, max_tokens=24, num_beams=4)
