@@ -15,7 +15,8 @@ import numpy as np
 
 from cotmi_jax.data.example import Example, Pair
 
-_MAX_LABEL = 200  # characters
+# Longer ones, in characters, have no counterfactual: time grows with the square of the number of steps.
+_MAX_LABEL, _MAX_RATIONALE = 200, 5000
 _Value = int | Fraction  # whole numbers as int, whose arithmetic is faster
 _OPERATIONS: dict[str, Callable[[_Value, _Value], _Value]] = {
     "+": lambda a, b: a + b,
@@ -24,7 +25,8 @@ _OPERATIONS: dict[str, Callable[[_Value, _Value], _Value]] = {
     "/": lambda a, b: Fraction(a, b) if a % b else a // b,
 }
 _SIGN = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+# Of at most 30 digits, since Python refuses to convert thousands. Not within a word, nor a part of a longer number.
+_NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,30})(?:\.[0-9]{1,30})?"
 _NUMBERS = re.compile(rf"(?<![\w.,]){_NUMBER}(?!\w|[.,]\d)")
 _EXPRESSION = re.compile(rf"(?<![\w.,-]){_NUMBER}(?:[ )]*[-+*/][ (]*{_NUMBER})+(?!\w|[.,]\d)")
 _RESULT = re.compile(rf"[ )]*(?:=|is|equals) *\$? *(-?{_NUMBER})(?!\w|[.,]\d)")
@@ -88,7 +90,7 @@ def exchange_step(example: Example, label: str, rng: np.random.Generator) -> Ite
     rationale leads to another answer, or to none.
     """
     label, text = label.strip(), example.rationale
-    tree = _parse(label) if len(label) <= _MAX_LABEL else None
+    tree = _parse(label) if len(label) <= _MAX_LABEL and len(text) <= _MAX_RATIONALE else None
     steps = _steps(text)
     if tree is None or not tree.operands or not steps:
         return

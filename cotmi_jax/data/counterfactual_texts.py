@@ -22,7 +22,7 @@ def exchange_choice(example: Example, label: str, rng: np.random.Generator) -> I
     """Another choice in place of the label, and wherever the rationale names it.
 
     The rationale names a choice where it holds its words, in any case and also in the plural: "churches" for "church".
-    Capital letters, the plural, a letter "(a)" before the choice and the article "a" or "an" follow the exchange. A
+    Capital letters, the plural, a letter "(a)" before the choice and its article follow the exchange. A
     choice within a longer one ("office" in "office building") is not named by it. There is no counterfactual where the
     rationale does not name the label; a choice that it names beside the label takes no part.
     """
@@ -54,7 +54,7 @@ def _mentions(choices: Sequence[str]) -> re.Pattern[str]:
     """Finds choices, the longest first, each with its article, its letter and the ending of its plural."""
     listed = "|".join(re.escape(choice) for choice in sorted(choices, key=len, reverse=True))
     return re.compile(
-        rf"(?P<article>\b[Aa]n? )?(?:\([a-z]\)(?P<space>\s*))?(?<!\w)(?P<choice>{listed})(?P<plural>e?s)?(?!\w)",
+        rf"(?P<article>\b(?:an?|the) )?(?:\([a-z]\)(?P<space>\s*))?(?<!\w)(?P<choice>{listed})(?P<plural>e?s)?(?!\w)",
         re.IGNORECASE,
     )
 
@@ -74,8 +74,10 @@ def _with_case_of(old: str, new: str) -> str:
 
 
 def _article(old: str, noun: str) -> str:
-    """ "a " or "an " for the noun, by its first letter."""
-    return f"{old[0]}{'n' * (noun[0].lower() in _VOWELS)} "
+    """ "a " or "an " by the first letter of the noun, or "the "; "" for one that has an article, like "a tree"."""
+    if re.match(r"(?:an?|the) ", noun, re.IGNORECASE):
+        return ""
+    return old if old.lower() == "the " else f"{old[0]}{'n' * (noun[0].lower() in _VOWELS)} "
 
 
 _ENTAILED, _NEUTRAL, _CONTRADICTED = NLI_LABELS

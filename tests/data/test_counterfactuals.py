@@ -92,6 +92,21 @@ def test_a_solution_that_does_not_lead_to_the_label_has_no_counterfactual(ration
     assert counterfactuals(dataclasses.replace(EVA, rationale=rationale), 4, 0) == (), why
 
 
+def test_hostile_texts_take_no_time_and_raise_nothing() -> None:
+    for text in (
+        "(" * 4000,
+        ")1" * 2000,
+        "1+" * 2000 + "1",
+        "1 + 1 = 2. " * 2000,
+        "9" * 4990,
+        "1,000" * 400,
+        "٣ + ² = 5",
+    ):
+        for label in ("( 1 + 1 )", "(" * 99 + "1+1" + ")" * 99, "1+" * 99 + "1", "9" * 200, "1 + 1 / 0"):
+            example = Example("a/train/0", text[:99], label, f"{text} 1 + 1 = 2", kind="equation")
+            assert all(is_correct(last_value(p.rationale), p.label, "equation") for p in counterfactuals(example, 1, 0))
+
+
 def test_a_number_that_could_be_a_result_or_of_the_story_rules_an_exchange_out() -> None:
     story = "Leo has 6 red pens and 3 blue pens. He uses 9 of his 12 stamps. How many pens?"
     example = Example("svamp/train/0", story, "( 6.0 + 3.0 )", "6 + 3 = 9 pens. So 9.", kind="equation")
@@ -122,6 +137,11 @@ def test_another_choice_takes_the_place_of_the_label_with_case_plural_and_articl
         ),
         "ice rink": "People pray in an ice rink. Ice rinks are quiet. An Ice rink is not an office.",
     }  # "office" is named beside the label, "church" twice among the choices
+
+
+def test_an_article_is_not_doubled() -> None:
+    example = Example("cqa/train/0", "?\nAnswer Choices:\n(a) a tree\n(b) shop", "shop", "Only a shop, the shop.")
+    assert counterfactuals(example, 1, 0) == (Pair("a tree", "Only a tree, a tree."),)
 
 
 @pytest.mark.parametrize(
