@@ -162,13 +162,11 @@ def _fit(
 
 def _combine(estimator: Estimator, fits: Sequence[_Fitted]) -> Estimate:
     """The mean over the blocks of all fits, with its standard error (see Estimate)."""
-    values, trained = (
-        np.concatenate([getattr(fit.held_out, name) for fit in fits]) for name in ("values", "trained_values")
-    )
-    num_pairs, blocks = fits[0].num_pairs, len(values)
-    # Initial critics give exactly 0 on every block, whose spread says nothing: that of the trained ones replaces it.
-    spread = values if values.any() else trained
-    errors = [1 / (blocks * num_pairs), np.std(spread, ddof=1) / blocks**0.5]
+    num_pairs, values = fits[0].num_pairs, np.concatenate([fit.held_out.values for fit in fits])
+    pairs = len(values) * num_pairs
+    # Initial critics give 0 on every block, whose spread says nothing: here that of trained ones replaces it.
+    spread = np.std(np.concatenate([fit.held_out.trained_values for fit in fits]), ddof=1)
+    errors = [1 / pairs, spread / len(values) ** 0.5]
     if len(fits) > 1:
         errors.append(np.std([fit.held_out.values.mean() for fit in fits], ddof=1) / len(fits) ** 0.5)
     return Estimate(
@@ -177,7 +175,7 @@ def _combine(estimator: Estimator, fits: Sequence[_Fitted]) -> Estimate:
         float(max(errors)),
         estimator.direction,
         estimator.cap(num_pairs),
-        blocks * num_pairs,
+        pairs,
         num_pairs,
         tuple(fits[0].held_out.curve),
         tuple(fit.critic for fit in fits),

@@ -23,17 +23,17 @@ def ksg(x_NxD: np.ndarray, y_NxE: np.ndarray, *, neighbours: int = 3) -> float:
     size, dims = len(x_NxD), x_NxD.shape[1] + y_NxE.shape[1]
     if size <= neighbours:
         raise UserError(f"ksg with {neighbours} neighbours on {size} pairs: give more pairs")
-    for name, side in (("x", x_NxD), ("y", y_NxE)):
-        if len(np.unique(side, axis=0)) < 0.99 * size:
-            raise UserError(
-                f"ksg: rows of {name} repeat, and it needs continuous values; take an estimator with a critic"
-            )
     if dims > TREE_DIMS and dims * size**2 > _MAX_PRODUCT:
         most = int((_MAX_PRODUCT / dims) ** 0.5)
         raise UserError(
             f"ksg of {dims} dimensions on {size:,} pairs takes hours (no tree helps above {TREE_DIMS} dimensions): "
             f"give at most {most:,} pairs, or take an estimator with a critic"
         )
+    for name, side in (("x", x_NxD), ("y", y_NxE)):
+        if len(np.unique(side, axis=0)) < 0.99 * size:
+            raise UserError(
+                f"ksg: rows of {name} repeat, and it needs continuous values; take an estimator with a critic"
+            )
     count = _counts_by_trees if dims <= TREE_DIMS else _counts_by_distances
     counts = count(x_NxD.astype(np.float64), y_NxE.astype(np.float64), neighbours)
     return float(digamma(neighbours) + digamma(size) - np.mean(digamma(counts[0]) + digamma(counts[1])))
