@@ -37,8 +37,9 @@ class Candidate(NamedTuple):
 CANDIDATES = (
     Candidate(CriticConfig("quadratic"), 1e-2),
     Candidate(CriticConfig("concat", hidden=32), 1e-2),
-    Candidate(CriticConfig("separable", hidden=64, dim=32), 5e-3),
+    Candidate(CriticConfig("separable", hidden=128), 1e-2),
 )
+_WARMUP = 0.05  # of the steps, for candidates
 _CRITIC_RATE = 2e-3  # of a critic that is given
 
 
@@ -273,6 +274,7 @@ def _candidates(
         choices = [Candidate(CriticConfig(), _CRITIC_RATE)]
     else:
         choices = [each for each in CANDIDATES if pairwise_bytes(each.critic, config.num_pairs) <= PAIRWISE_BYTES]
+        config = dataclasses.replace(config, warmup=_WARMUP)
     rates = [each.learning_rate if learning_rate is None else learning_rate for each in choices]
     return [
         (each.critic, dataclasses.replace(config, learning_rate=rate))
