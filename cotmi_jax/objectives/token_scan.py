@@ -82,7 +82,8 @@ def scan_tokens(
     """Loss and hit of every target, and the probabilities of each segment pooled over its positions.
 
     logits: states [B, L, D] → float32 logits [B, L, V]; gradients reach the parameters that it closes over.
-    member_BxNxT: which positions of a row belong to which of its N segments (N = 1 unless rows are packed).
+    member_BxNxT: which positions of a row belong to which of its N segments (N = 1 unless rows are packed); each
+        position to one segment or none.
     pool: "max" is the log of the highest probability of each vocabulary entry over the segment's positions, whose
         gradient goes to the first such position; "mean" is the log of the mean probability; None pools nothing.
     mask_BxT: where it is False the state is replaced by zero and belongs to no segment, so that no value there, not
@@ -199,9 +200,12 @@ def _forward(
         log_sum_BxL = jnp.log(jnp.exp(logits_BxLxV - highest_BxL[..., None]).sum(axis=-1))
         target_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
         if pool is not None:
-            log_p_Bx1xLxV = _log_softmax(logits_BxLxV, highest_BxL, log_sum_BxL)[:, None]
-            log_p_BxNxLxV = jnp.where(member_BxNxL[..., None], log_p_Bx1xLxV, EMPTY)
-            pooled = (_add_to_max if pool == "max" else _add_to_sum)(*pooled, log_p_BxNxLxV, positions_L)
+            log_p_BxLxV = _log_softmax(logits_BxLxV, highest_BxL, log_sum_BxL)
+            if pool == "max" and _by_position(member_BxNxL):
+                pooled = _add_positions_to_max(*pooled, log_p_BxLxV, member_BxNxL, positions_L)
+            else:
+                log_p_BxNxLxV = jnp.where(member_BxNxL[..., None], log_p_BxLxV[:, None], EMPTY)
+                pooled = (_add_to_max if pool == "max" else _add_to_sum)(*pooled, log_p_BxNxLxV, positions_L)
         loss_BxL = log_sum_BxL + (highest_BxL - target_BxL)
         if token_loss is not None:
             loss_BxL = token_loss(logits_BxLxV, targets_BxL).astype(jnp.float32)
@@ -232,6 +236,42 @@ def _add_to_max(max_BxNxV: Array, winner_BxNxV: Array, log_p_BxNxLxV: Array, pos
     first_BxNxV = jnp.where(is_max_BxNxLxV, positions_L[None, None, :, None], jnp.iinfo(jnp.int32).max).min(axis=2)
     winner_BxNxV = jnp.where(chunk_max_BxNxV > max_BxNxV, first_BxNxV, winner_BxNxV)
     return jnp.maximum(max_BxNxV, chunk_max_BxNxV), winner_BxNxV
+
+
+def _add_positions_to_max(
+    max_BxNxV: Array, winner_BxNxV: Array, log_p_BxLxV: Array, member_BxNxL: Array, positions_L: Array
+) -> tuple[Array, Array]:
+    """_add_to_max, one position after another, each into its own segment, without an array [B, N, L, V]."""
+    slot_BxL, inside_BxL = _slots(member_BxNxL)
+
+    def add(index: Array, pooled: tuple[Array, Array]) -> tuple[Array, Array]:
+        slot_B, inside_Bx1 = slot_BxL[:, index], inside_BxL[:, index, None]
+        log_p_BxV, (max_BxV, winner_BxV) = log_p_BxLxV[:, index], (_take_slot(x, slot_B) for x in pooled)
+        wins_BxV = inside_Bx1 & (log_p_BxV > max_BxV)
+        winner_BxV = jnp.where(wins_BxV, positions_L[index], winner_BxV)
+        max_BxV = jnp.where(inside_Bx1, jnp.maximum(max_BxV, log_p_BxV), max_BxV)  # NaN propagates
+        return _put_slot(pooled[0], max_BxV, slot_B), _put_slot(pooled[1], winner_BxV, slot_B)
+
+    return jax.lax.fori_loop(0, len(positions_L), add, (max_BxNxV, winner_BxNxV))
+
+
+def _by_position(member_BxNxL: Array) -> bool:
+    """Whether segments are pooled one position at a time: on CPU, where XLA writes arrays [B, N, L, V] to memory, N
+    times the logits."""
+    return current_platform() == "cpu" and member_BxNxL.shape[1] > 1
+
+
+def _slots(member_BxNxL: Array) -> tuple[Array, Array]:
+    """The segment of each position, int32 [B, L], and whether it has one, bool [B, L]."""
+    return jnp.argmax(member_BxNxL, axis=1).astype(jnp.int32), member_BxNxL.any(axis=1)
+
+
+def _take_slot(x_BxNxV: Array, slot_B: Array) -> Array:
+    return jnp.take_along_axis(x_BxNxV, slot_B[:, None, None], axis=1)[:, 0]
+
+
+def _put_slot(x_BxNxV: Array, row_BxV: Array, slot_B: Array) -> Array:
+    return jax.vmap(lambda x_NxV, row_V, slot: x_NxV.at[slot].set(row_V))(x_BxNxV, row_BxV, slot_B)
 
 
 def _add_to_sum(
@@ -275,6 +315,12 @@ def _backward(functions: _Functions, residuals: _Residuals, cotangents: _Outputs
 
     def pooled_cotangent(log_p_BxLxV: Array, member_BxNxL: Array, positions_L: Array) -> Array:
         d_pooled_BxNx1xV = d_pooled_BxNxV[:, :, None]
+        if pool == "max" and _by_position(member_BxNxL):
+            slot_BxLx1 = _slots(member_BxNxL)[0][..., None]
+            winner_BxLxV, d_pooled_BxLxV = (
+                jnp.take_along_axis(x, slot_BxLx1, axis=1) for x in (winner_BxNxV, d_pooled_BxNxV)
+            )
+            return jnp.where(winner_BxLxV == positions_L[None, :, None], d_pooled_BxLxV, 0)
         if pool == "max":
             wins_BxNxLxV = winner_BxNxV[:, :, None] == positions_L[None, None, :, None]
             return jnp.where(wins_BxNxLxV, d_pooled_BxNx1xV, 0).sum(axis=1)
