@@ -25,13 +25,13 @@ from benchmarks.table import Options, Row, run_json, shown_command
 from cotmi_jax.config import base
 from cotmi_jax.experiment import make_objective
 from cotmi_jax.models.config import preset
+from cotmi_jax.models.rng import stream_key, train_streams
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.accelerators import skip_absent_tpu
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.optimizer import with_networks
-from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef
 from cotmi_jax.training.step import make_train_step
 

@@ -92,10 +92,10 @@ def jax_steps(config: ConfigDict, student: Any, device: str) -> Callable[[Batch]
     import optax
 
     from cotmi_jax.experiment import make_objective
+    from cotmi_jax.models.rng import stream_key, train_streams
     from cotmi_jax.models.student import StudentDef
     from cotmi_jax.parallel.batch import put_batch
     from cotmi_jax.parallel.mesh import make_mesh
-    from cotmi_jax.training.rng import stream_key, train_streams
     from cotmi_jax.training.state import StateDef
     from cotmi_jax.training.step import make_train_step
 

@@ -176,9 +176,9 @@ def _mi() -> ConfigDict:
     mi.compression.name = "none"  # or club, variational: an upper bound of I(X;Z) is added to the loss
     mi.compression.weight = 0.001  # coefficient of that bound
     mi.monitor = ConfigDict()
-    mi.monitor.every = 1000  # steps between held-out measurements of I(Z;V), I(X;Z) and I(Z;Y); 0: never
-    mi.monitor.estimators = "infonce,interpolated"  # estimators of I(Z;V), separated by commas
-    mi.monitor.examples = 4096  # maximal number of train examples to which a critic is fitted
+    mi.monitor.every = 1000  # steps between measurements of I(Z;V), I(X;Z) and I(Z;Y) on valid; 0: never
+    mi.monitor.estimators = "infonce"  # estimators of I(Z;V), separated by commas
+    mi.monitor.examples = 4096  # maximal number of held-out examples, drawn with the seed
     mi.monitor.steps = 500  # optimizer steps of a fit, at most
     mi.monitor.pairs = 128  # pairs that are contrasted at a time
     return mi

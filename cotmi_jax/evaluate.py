@@ -45,7 +45,7 @@ _EXAMPLES = flags.DEFINE_integer(
 _INFORMATION = flags.DEFINE_bool(
     "information",
     None,
-    "Also measure held-out mutual information, with critics fitted to train examples; default: without --dataset.",
+    "Also measure held-out mutual information, beside that of the initial weights; default: without --dataset.",
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Examples a batch; default: config.eval.batch_size.", lower_bound=1

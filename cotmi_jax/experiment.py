@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cotmi_jax.data.corpus import find_data_root
@@ -17,12 +19,14 @@ from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.config import T5_VOCAB_SIZE, StudentConfig, T5Config, with_execution
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.hf import load_hf, resolve_source
+from cotmi_jax.models.rng import stream_key
 from cotmi_jax.models.student import Params, StudentDef, find_network
 from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.distributed import all_gather_text
 from cotmi_jax.parallel.process_rows import ALL_ROWS, ProcessRows
-from cotmi_jax.workdir.checkpoint import Saved, saved
+from cotmi_jax.parallel.sharding import abstract_arrays, param_shardings
+from cotmi_jax.workdir.checkpoint import Saved, restore_params, saved
 from cotmi_jax.workdir.record import is_workdir, read_run
 
 _OFFICIAL_PIECES = 32_000
@@ -108,6 +112,20 @@ def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentCon
         )
     check_fits(vocabulary, vocab_size=student.vocab_size, pad_id=student.pad_id, eos_id=student.eos_id)
     return student, initial
+
+
+def initial_params(config: ConfigDict, student: StudentDef, vocabulary: Vocabulary, mesh: Mesh) -> Params:
+    """The student's parameters before the first step of a run, on a mesh.
+
+    Raises UserError where the checkpoint that config.model.init names cannot be read any more.
+    """
+    shardings = param_shardings(student.shapes, student.axes, mesh)
+    _, initial = make_student(config, vocabulary)
+    if initial is None:
+        return jax.jit(student.init, out_shardings=shardings)(stream_key(config.seed, "init"))
+    if isinstance(initial, Saved):
+        return restore_params(initial, {"student": abstract_arrays(student.shapes, shardings)})["student"]
+    return jax.tree.map(jax.device_put, initial, shardings)
 
 
 def make_mi_term(mi: ConfigDict) -> MITermConfig:

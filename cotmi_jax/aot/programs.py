@@ -23,13 +23,13 @@ from cotmi_jax.extensions import load_extensions
 from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset, with_execution
 from cotmi_jax.models.flops import forward_flops, step_flops
+from cotmi_jax.models.rng import train_streams
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import batch_sharding
 from cotmi_jax.parallel.mesh import batch_shards
 from cotmi_jax.parallel.sharding import PyTree, abstract_arrays, replicated
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
-from cotmi_jax.training.rng import train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
 

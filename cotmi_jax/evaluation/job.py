@@ -1,15 +1,15 @@
 """Evaluation as a job: restores the parameters only, scores a split, writes the results."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from cotmi_jax.data.corpus import Component, LoadedCorpus
-from cotmi_jax.data.example import SPLITS
+from cotmi_jax.data.example import SPLITS, Example
 from cotmi_jax.data.lost_labels import find_lost_labels
 from cotmi_jax.data.run_data import load_data, tokenize
 from cotmi_jax.data.tasks import EXPLAIN, find_objective
@@ -25,9 +25,9 @@ from cotmi_jax.evaluation.metrics import (
     parse_metrics,
     summarize,
 )
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, fitting_rows
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, SplitMonitor, draw_rows
 from cotmi_jax.evaluation.subject import Subject, find_subject
-from cotmi_jax.experiment import eval_decoding
+from cotmi_jax.experiment import eval_decoding, initial_params
 from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
 from cotmi_jax.parallel.distributed import barrier, is_main_process
@@ -78,11 +78,11 @@ def score(
     """Score a split and write metrics.json and predictions.jsonl. Raises UserError for user errors.
 
     `source`, `checkpoint`, `dataset`, `objective`, `vocabulary`, `data_settings`: as for `subject.find_subject`.
-    `information`: whether to estimate mutual information, with critics fitted to train examples of the data set that is
-    scored; None: if that is the data set of the training. `metrics`: names of registered metrics, separated by commas;
-    None: those of rationales, if the objective gives any, and config.eval.metrics. `extensions`: files or modules to
-    import besides those of the run, in the form of config.extensions, for metrics registered since then. `batch_size`,
-    `max_tokens`: instead of config.eval.batch_size and config.eval.max_decode_tokens.
+    `information`: whether to estimate mutual information, beside that of the initial weights; None: if the student is
+    scored on the data set of its training. `metrics`: names of registered metrics, separated by commas; None: those of
+    rationales, if the objective gives any, and config.eval.metrics. `extensions`: files or modules to import besides
+    those of the run, in the form of config.extensions, for metrics registered since then. `batch_size`, `max_tokens`:
+    instead of config.eval.batch_size and config.eval.max_decode_tokens.
 
     metrics.json: student, data and objective; accuracy against gold with its 95% Wilson interval and n; `loss`: the
     mean of every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms
@@ -110,7 +110,7 @@ def score(
     explains = EXPLAIN in spec.tasks
     information = explains and (subject.own_data if information is None else information)
     # Another data set may have no train split. Of its own data a run loads all, as in training.
-    needed = SPLITS if subject.own_data else {split_name, *(["train"] if information else [])}
+    needed = SPLITS if subject.own_data else {split_name}
     data = load_data(config, needed)
     corpus = data.corpus
     if split_name not in corpus.splits:
@@ -121,14 +121,14 @@ def score(
     with jax.set_mesh(subject.trained.mesh):
         evaluator = _make_evaluator(subject)
         losses, predictions = evaluator.evaluate(subject.trained.params, split, examples, eval_decoding(config))
-        measured = _measure_information(subject, data, split) if information else None
+        measured = _measure_information(subject, split, examples) if information else None
     found = _describe(subject, checkpoint, data, split_name, split)
     found |= _quality(measure(chosen, predictions), _measured(losses, subject, split))
     if len(data.components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
         found["components"] = accuracy_by_component(correct, data.components, split_name)
-    if information:
-        found["information"] = measured.summary() if measured else None  # None: too few examples
+    if measured is not None:
+        found["information"] = measured.summary()
     folder = as_path(absolute(output)) if output else subject.default_output(corpus.name, split_name)
     if is_main_process():
         _write(folder, found, predictions)
@@ -189,16 +189,17 @@ def _measured(losses: dict[str, float], subject: Subject, split: TokenizedSplit)
     return {name: value for name, value in losses.items() if name.removesuffix("_token_accuracy") not in absent}
 
 
-def _measure_information(subject: Subject, data: LoadedCorpus, split: TokenizedSplit) -> HeldOutEstimates | None:
-    """The monitor's estimates, with critics fitted to train examples; None if there are too few examples."""
+def _measure_information(subject: Subject, split: TokenizedSplit, examples: Sequence[Example]) -> HeldOutEstimates:
+    """The monitor's estimates, or the reason why there are none."""
     trained, config = subject.trained, subject.config
-    train = data.corpus.splits["train"]
-    rows = fitting_rows(len(train), config)
-    if min(len(rows), split.size) < MIN_PAIRS:
-        return None
-    fitted = tokenize(config, trained.vocabulary, tuple(train[row] for row in rows), train=True)
+    if trained.config is None:
+        return HeldOutEstimates({}, "a model that was not trained here has no initial weights to compare with")
+    rows = draw_rows([example.id for example in examples], config.mi.monitor.examples, config.seed)
+    if len(rows) < MIN_PAIRS:
+        return HeldOutEstimates({}, f"{len(rows)} examples: at least {MIN_PAIRS} are needed")
     monitor = MIMonitor(trained.student, config, trained.mesh, batch_size=_rows(subject))
-    return monitor.measure(trained.params, fitted, np.arange(fitted.size), split)
+    initial = functools.partial(initial_params, trained.config, trained.student, trained.vocabulary, trained.mesh)
+    return SplitMonitor(monitor, split, rows, initial).measure(trained.params)
 
 
 def _write(folder: Path, found: Mapping[str, Any], predictions: Sequence[Prediction]) -> None:

@@ -1,12 +1,15 @@
-"""Held-out mutual information of a student: I(Z;V) between its two tasks, and its place in the information plane.
+"""Held-out mutual information of a student beside that of its initial weights: I(Z;V), I(X;Z) and I(Z;Y).
 
 Z and V are the mean decoder states of the label and of the rationale task, whatever the features of the training term,
-so that runs with different terms, or with none, are comparable. X is the mean encoder state of the input. A critic is
-fitted on train examples, stopped early on others of them, and evaluated on the held-out split. Imports no tensorflow.
+so that runs with different terms, or with none, are comparable. X is the mean encoder state of the input. Z and V are
+functions of one input, which identifies the pair, so that a student with random weights already reads I(Z;V) near the
+cap: a reading means something only as a difference to that of the initial weights. Critics are fitted, stopped and
+evaluated on different parts of the held-out examples, since features of train examples are distributed otherwise.
+Imports no tensorflow.
 """
 
 import dataclasses
-import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,61 +23,92 @@ from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import PAD_ID
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.batches import by_length
-from cotmi_jax.mi.estimate import Estimate, estimate_splits
+from cotmi_jax.mi.estimate import Estimate, estimate
 from cotmi_jax.mi.estimators import make_estimator
-from cotmi_jax.mi.fitting import FitConfig
-from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives import pooling
 from cotmi_jax.objectives.forward import Heads, forward
 from cotmi_jax.parallel.sharding import replicated
 
 Features = dict[str, np.ndarray]  # "z", "v", "x", "first", "y": [N, D]
-MIN_PAIRS = 8  # held out: two at a time, four times
-_VALIDATION = 0.2  # fraction of the train examples for early stopping
-_FIT = FitConfig(every=25, patience=4)
+Readings = dict[str, Estimate]  # by estimator, I(Z;V); X_Z and Z_Y
+X_Z, Z_Y = "x_z", "z_y"
+MIN_PAIRS = 32  # held out: four blocks of two, a quarter of the pairs
+_REFITS = 3
 _LABEL_DIMS = 64
+_QUANTITIES = {X_Z: "held-out I(X;Z)", Z_Y: "held-out I(Z;Y)"}  # all others: I(Z;V)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """An estimate, and the same with the initial weights of the run, in nats."""
+
+    now: Estimate
+    initial: Estimate
+
+    @property
+    def change(self) -> float:
+        """By how much training changed it."""
+        return self.now.value - self.initial.value
+
+    @property
+    def change_error(self) -> float:
+        """Standard error of the change; the errors of the two are added as of independent estimates."""
+        return float(np.hypot(self.now.standard_error, self.initial.standard_error))
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values."""
+        sides = {"now": _plain(self.now), "initial": _plain(self.initial)}
+        return sides | {"change": self.change, "change_error": self.change_error}
+
+    @property
+    def description(self) -> str:
+        """The change first: "+0.052 ± 0.031 nats since the initial weights (≥ 4.680 ± 0.020, now ≥ 4.732 …)"."""
+        change = f"{self.change:+.3f} ± {self.change_error:.3f} nats since the initial weights"
+        return f"{change}, which read {self.initial.amount}; now {self.now.description}"
+
+
+def _plain(found: Estimate) -> dict[str, Any]:
+    fields = dataclasses.asdict(found)
+    return fields | {"cap": found.cap if np.isfinite(found.cap) else None, "saturation": found.saturation}
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutEstimates:
-    """The monitor's estimates, in nats.
+    """The monitor's readings by name: an estimator of I(Z;V), and x_z and z_y, InfoNCE between X and Z₁ and between Z₁
+    and the label, where Z₁ is the first decoder state, which depends on no label token.
 
-    between: by estimator, I(Z;V) and, as a control, the same procedure on permuted pairs, whose true value is 0. plane:
-    "x_z" and "z_y", InfoNCE between X and Z₁ and between Z₁ and the label, where Z₁ is the first decoder state, which
-    depends on no label token.
+    not_available: why there are none, if there are none.
     """
 
-    between: dict[str, tuple[Estimate, Estimate]]
-    plane: dict[str, Estimate]
+    readings: Mapping[str, Reading]
+    not_available: str = ""
+
+    @classmethod
+    def of(cls, now: Readings, initial: Readings) -> "HeldOutEstimates":
+        """From the readings of the student and of its initial weights."""
+        return cls({name: Reading(found, initial[name]) for name, found in now.items()})
 
     def metrics(self) -> dict[str, float]:
         """By name, for a run's metrics."""
         flat: dict[str, float] = {}
-        for name, (found, control) in self.between.items():
-            flat |= {f"mi/{name}": found.value, f"mi/{name}_error": found.standard_error}
-            flat[f"mi/{name}_control"] = control.value
-        for name, found in self.plane.items():
-            flat |= {f"mi/plane_{name}": found.value, f"mi/plane_{name}_error": found.standard_error}
+        for name, reading in self.readings.items():
+            flat |= {f"mi/{name}": reading.now.value, f"mi/{name}_error": reading.now.standard_error}
+            flat[f"mi/{name}_initial"] = reading.initial.value
+            flat |= {f"mi/{name}_change": reading.change, f"mi/{name}_change_error": reading.change_error}
         return flat
 
     def summary(self) -> dict[str, Any]:
         """JSON values for a results file."""
-
-        def plain(found: Estimate) -> dict[str, Any]:
-            fields = dataclasses.asdict(found)
-            return fields | {"cap": found.cap if np.isfinite(found.cap) else None, "saturation": found.saturation}
-
-        between = {name: plain(found) | {"control": plain(control)} for name, (found, control) in self.between.items()}
-        return {"between": between, "plane": {name: plain(found) for name, found in self.plane.items()}}
+        if self.not_available:
+            return {"not_available": self.not_available}
+        return {name: reading.summary() for name, reading in self.readings.items()}
 
     def lines(self) -> list[tuple[str, str]]:
         """(quantity, description) as text."""
-        lines = []
-        for found, control in self.between.values():
-            lines.append(("held-out I(Z;V)", f"{found.description}; permuted pairs {control.amount}"))
-        names = {"x_z": "held-out I(X;Z)", "z_y": "held-out I(Z;Y)"}
-        return lines + [(names[name], found.description) for name, found in self.plane.items()]
+        if self.not_available:
+            return [("held-out I(Z;V)", f"not available: {self.not_available}")]
+        return [(_QUANTITIES.get(name, "held-out I(Z;V)"), each.description) for name, each in self.readings.items()]
 
 
 def estimator_names(config: ConfigDict) -> list[str]:
@@ -93,9 +127,20 @@ def check_monitor(config: ConfigDict) -> None:
         raise UserError(f"config.mi.monitor.estimators {config.mi.monitor.estimators!r}: {error}") from error
 
 
-def fitting_rows(size: int, config: ConfigDict) -> np.ndarray:
-    """Rows of the train examples that critics are fitted and stopped on."""
-    return np.random.default_rng(config.seed).permutation(size)[: config.mi.monitor.examples]
+def draw_rows(ids: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """At most `count` rows of a split, drawn with the seed, of each component its share.
+
+    ids: of the examples; up to the first "/" they name the component. A file's order puts related examples together.
+    """
+    draw, count = np.random.default_rng(seed), min(count, len(ids))
+    component_N = np.unique([each.partition("/")[0] for each in ids], return_inverse=True)[1]
+    order = draw.permutation(len(ids))
+    # The k-th of n rows of a component comes at (k + a random part) / n of the way: the first rows hold all shares.
+    place_N = np.empty(len(ids))
+    for component in np.unique(component_N):
+        rows = order[component_N[order] == component]
+        place_N[rows] = (np.arange(len(rows)) + draw.random(len(rows))) / len(rows)
+    return np.argsort(place_N, kind="stable")[:count]
 
 
 class MIMonitor:
@@ -129,43 +174,51 @@ class MIMonitor:
         codes = label_features(labels.padded(rows_N, split.target_lengths[PREDICT]), self._vocab_size)
         return features | {"y": codes}
 
-    def measure(
-        self, params: Params, train: TokenizedSplit, rows_N: np.ndarray, held_out: TokenizedSplit, limit: int = 0
-    ) -> HeldOutEstimates:
-        """Fit on rows of train, evaluate on the first `limit` examples (0: all) of a held-out split.
+    def read(self, params: Params, split: TokenizedSplit, rows_N: np.ndarray) -> Readings:
+        """Every estimate on rows of a held-out split. Raises UserError for fewer than MIN_PAIRS rows."""
+        if len(rows_N) < MIN_PAIRS:
+            raise UserError(f"mutual information of {len(rows_N)} held-out examples: at least {MIN_PAIRS} are needed")
+        features = self.features(params, split, rows_N)
+        found = {name: self._estimate(name, features["z"], features["v"]) for name in self._estimators}
+        found[X_Z] = self._estimate("infonce", features["x"], features["first"])
+        found[Z_Y] = self._estimate("infonce", features["first"], features["y"])
+        return found
 
-        Raises UserError where that is fewer than MIN_PAIRS examples.
-        """
-        size = min(held_out.size, limit or held_out.size)
-        if min(size, len(rows_N)) < MIN_PAIRS:
-            raise UserError(
-                f"mutual information of {size} held-out examples, fitted on {len(rows_N)}: at least {MIN_PAIRS} of each"
-            )
-        fitting = self.features(params, train, rows_N)
-        test = self.features(params, held_out, np.arange(size))
-        estimate = functools.partial(self._estimate, fitting=fitting, test=test)
-        between = {
-            name: (estimate(name, sides=("z", "v")), estimate(name, sides=("z", "v"), permute=True))
-            for name in self._estimators
-        }
-        plane = {"x_z": estimate("infonce", sides=("x", "first")), "z_y": estimate("infonce", sides=("first", "y"))}
-        return HeldOutEstimates(between, plane)
-
-    def _estimate(
-        self, name: str, *, fitting: Features, test: Features, sides: tuple[str, str], permute: bool = False
-    ) -> Estimate:
-        monitor, draw, (a, b) = self._config.mi.monitor, np.random.default_rng(self._config.seed), sides
-        stop = round(_VALIDATION * len(fitting[a]))
-        sets = [(fitting[a][stop:], fitting[b][stop:]), (fitting[a][:stop], fitting[b][:stop]), (test[a], test[b])]
-        if permute:
-            sets = [(left, draw.permutation(right)) for left, right in sets]
-        return estimate_splits(
-            *sets,
-            estimator=make_estimator(name),
-            critic=CriticConfig(self._config.mi.critic.name),
-            config=dataclasses.replace(_FIT, num_pairs=monitor.pairs, steps=monitor.steps),
+    def _estimate(self, name: str, a_NxD: np.ndarray, b_NxD: np.ndarray) -> Estimate:
+        monitor = self._config.mi.monitor
+        return estimate(
+            *(a_NxD, b_NxD),
+            estimator=name,
+            critic=self._config.mi.critic.name,
             seed=self._config.seed,
+            num_pairs=monitor.pairs,
+            steps=monitor.steps,
+            refits=_REFITS,
         )
+
+
+@dataclasses.dataclass
+class SplitMonitor:
+    """A monitor of one split: its readings of the initial weights are made once, when they are first needed.
+
+    initial: gives the parameters before the first step; it raises UserError where they are not at hand.
+    """
+
+    monitor: MIMonitor
+    split: TokenizedSplit
+    rows_N: np.ndarray
+    initial: Callable[[], Params]
+    _initial: Readings | None = None
+
+    def measure(self, params: Params) -> HeldOutEstimates:
+        """The readings of a student beside those of its initial weights."""
+        if self._initial is None:
+            try:
+                params_at_start = self.initial()
+            except UserError as error:
+                return HeldOutEstimates({}, f"the initial weights cannot be read: {error}")
+            self._initial = self.monitor.read(params_at_start, self.split, self.rows_N)
+        return HeldOutEstimates.of(self.monitor.read(params, self.split, self.rows_N), self._initial)
 
 
 def label_features(targets_NxT: np.ndarray, vocab_size: int) -> np.ndarray:

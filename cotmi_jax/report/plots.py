@@ -1,7 +1,8 @@
-"""Plots of the mutual-information estimates of a run."""
+"""Plots of what a run measured besides its losses: mutual information, and agreement of labels and rationales."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from cotmi_jax.files import Path, read_json_lines, replace_file
 
@@ -9,39 +10,46 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Measurement = dict[str, float]
+_CHANGE = "_change"
+_BETWEEN_TASKS = "I(Z;V), label and rationale"
+_OF_LABEL_TASK = {"x_z": "I(X;Z), input", "z_y": "I(Z;Y), label"}
+# Fractions of generated rationales, where the run measured them.
+_FRACTIONS = {
+    "valid/agreement": "rationale agrees with its label",
+    "valid/agreement_permuted": "with another problem's label",
+    "valid/true_steps": "steps that are true",
+}
 
 
 def read_measurements(workdir: Path) -> list[Measurement]:
     """The lines of a run's metrics.jsonl with mutual-information estimates, in the order of the steps."""
-    return [line for line in read_json_lines(workdir / "metrics.jsonl") if "mi/plane_x_z" in line]
+    return [line for line in read_json_lines(workdir / "metrics.jsonl") if "mi/x_z_change" in line]
 
 
-def _plot_between_tasks(axes: "Axes", lines: list[Measurement]) -> None:
+def _draw_changes(axes: "Axes", lines: list[Measurement], labels: Mapping[str, str], title: str) -> None:
+    """Curves of the changes since the initial weights, with their standard errors."""
     steps = [line["step"] for line in lines]
-    names = [key[3:-8] for key in lines[0] if key.startswith("mi/") and key.endswith("_control")]
-    for index, name in enumerate(names):
-        for key, style, label in ((name, "-", name), (f"{name}_control", ":", f"{name}, permuted pairs")):
-            axes.plot(steps, [line[f"mi/{key}"] for line in lines], f"C{index}{style}", marker=".", label=label)
-        low, high = ([line[f"mi/{name}"] + sign * line[f"mi/{name}_error"] for line in lines] for sign in (-1, 1))
+    for index, (name, label) in enumerate(labels.items()):
+        change, error = ([line[f"mi/{name}_{key}"] for line in lines] for key in ("change", "change_error"))
+        axes.plot(steps, change, f"C{index}-", marker=".", label=label)
+        low, high = ([x + sign * dx for x, dx in zip(change, error, strict=True)] for sign in (-1, 1))
         axes.fill_between(steps, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
-    axes.set(xlabel="training step", ylabel="held-out I(Z;V), nats", title="Between the two tasks")
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.axhline(0.0, color="0.7", linewidth=1, zorder=0)
+    axes.set(xlabel="training step", ylabel="nats since the initial weights", title=title)
     axes.legend(frameon=False)
 
 
-def _plot_plane(axes: "Axes", lines: list[Measurement]) -> Any:
-    x, y, x_error, y_error = (
-        [line[f"mi/plane_{key}"] for line in lines] for key in ("x_z", "z_y", "x_z_error", "z_y_error")
-    )
-    axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="-", color="0.7", linewidth=1, zorder=1)
-    points = axes.scatter(x, y, c=[line["step"] for line in lines], cmap="viridis", zorder=2)
-    axes.set(xlabel="I(X;Z), lower bound in nats", ylabel="I(Z;Y), lower bound in nats")
-    axes.set_title("Information plane of the label task")
-    return points
+def _draw_fractions(axes: "Axes", lines: list[Measurement]) -> None:
+    for index, (key, label) in enumerate(_FRACTIONS.items()):
+        points = [(line["step"], 100 * line[key]) for line in lines if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), f"C{index}-", marker=".", label=label)
+    axes.set(xlabel="training step", ylabel="% of valid rationales", title="Rationales", ylim=(0, 100))
+    axes.legend(frameon=False)
 
 
 def draw_information(workdir: Path, path: Path) -> bool:
-    """Writes a PNG with I(Z;V) over training and the information plane; False if a run has fewer than two estimates."""
+    """Writes a PNG of how mutual information and rationales changed; False if a run has fewer than two measurements."""
     lines = read_measurements(workdir)
     if len(lines) < 2:
         return False
@@ -51,9 +59,15 @@ def draw_information(workdir: Path, path: Path) -> bool:
     matplotlib.use("agg")  # without a display; has to precede the import of pyplot
     import matplotlib.pyplot as plt
 
-    figure, (curves, plane) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    _plot_between_tasks(curves, lines)
-    figure.colorbar(_plot_plane(plane, lines), ax=plane, label="training step")
+    generated = [line for line in read_json_lines(workdir / "metrics.jsonl") if _FRACTIONS.keys() & line.keys()]
+    panels = 2 + bool(generated)
+    figure, axes = plt.subplots(1, panels, figsize=(5 * panels, 4), layout="constrained")
+    names = [key[3 : -len(_CHANGE)] for key in lines[0] if key.startswith("mi/") and key.endswith(_CHANGE)]
+    estimators = {name: name for name in names if name not in _OF_LABEL_TASK}
+    _draw_changes(axes[0], lines, estimators, _BETWEEN_TASKS)
+    _draw_changes(axes[1], lines, _OF_LABEL_TASK, "Label task: input and label")
+    if generated:
+        _draw_fractions(axes[2], generated)
     image = io.BytesIO()
     figure.savefig(image, dpi=120)
     plt.close(figure)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotmi_jax.evaluation.metrics import Prediction, Score
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates
+from cotmi_jax.evaluation.mi_monitor import HeldOutEstimates
 
 _LOSS_ROWS = {
     "predict": "token loss, label",
@@ -47,10 +47,6 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
             rows.append((text, f"{value:.1%}" if name.endswith("accuracy") else f"{value:.3f} nats"))
     if information is not None:
         rows += information.lines()
-    elif "information" in metrics:
-        rows.append(
-            ("held-out I(Z;V)", f"not measured: fitting a critic needs {MIN_PAIRS} examples, and so does the estimate")
-        )
     for task, counts in metrics["truncated"].items():
         rows += [(f"truncated to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
     for column, tokens in metrics.get("unknown", {}).items():

@@ -14,10 +14,11 @@ from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import parse_metrics
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, MIMonitor, check_monitor
-from cotmi_jax.experiment import Experiment, with_data_root
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, MIMonitor, SplitMonitor, check_monitor, draw_rows
+from cotmi_jax.experiment import Experiment, initial_params, with_data_root
 from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, run_all
+from cotmi_jax.models.rng import stream_key
 from cotmi_jax.models.student import StudentDef, count_parameters
 from cotmi_jax.parallel.agreement import check_agreement
 from cotmi_jax.parallel.batch import make_process_rows
@@ -26,7 +27,6 @@ from cotmi_jax.parallel.mesh import batch_shards, make_mesh
 from cotmi_jax.training.loop import Run
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.preemption import Interrupt
-from cotmi_jax.training.rng import stream_key
 from cotmi_jax.training.state import StateDef, TrainState, check_finite
 from cotmi_jax.workdir.checkpoint import (
     BEST,
@@ -224,13 +224,15 @@ def _best_so_far(best: Saved | None) -> tuple[float, float]:
     return (metrics["valid/accuracy"], -metrics["valid/predict"])
 
 
-def make_monitor(experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress) -> MIMonitor | None:
-    """The monitor of mutual information during the run; None where it is off or there are too few examples."""
-    config, held_out = experiment.config, experiment.data.valid.size
+def make_monitor(experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress) -> SplitMonitor | None:
+    """The monitor of mutual information on valid; None where it is off or there are too few examples."""
+    config, data = experiment.config, experiment.data
     if not config.mi.monitor.every or EXPLAIN not in experiment.objective.tasks:
         return None
-    pairs = min(held_out, config.eval.examples or held_out, experiment.data.train.size, config.mi.monitor.examples)
-    if pairs < MIN_PAIRS:
-        progress.say(f"mutual information is not measured: {pairs} examples, at least {MIN_PAIRS} are needed")
+    rows = draw_rows([example.id for example in data.prepared.valid_examples], config.mi.monitor.examples, config.seed)
+    if len(rows) < MIN_PAIRS:
+        progress.say(f"mutual information is not measured: {len(rows)} examples, at least {MIN_PAIRS} are needed")
         return None
-    return MIMonitor(student, config, mesh, batch_size=config.eval.batch_size)
+    monitor = MIMonitor(student, config, mesh, batch_size=config.eval.batch_size)
+    initial = functools.partial(initial_params, config, student, experiment.vocabulary, mesh)
+    return SplitMonitor(monitor, data.valid, rows, initial)

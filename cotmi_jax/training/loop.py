@@ -15,15 +15,15 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.examples import markdown_examples
 from cotmi_jax.evaluation.metrics import METRICS, measure, parse_metrics
-from cotmi_jax.evaluation.mi_monitor import MIMonitor, fitting_rows
+from cotmi_jax.evaluation.mi_monitor import SplitMonitor
 from cotmi_jax.experiment import Experiment, eval_decoding
 from cotmi_jax.models.config import T5Config
+from cotmi_jax.models.rng import train_streams
 from cotmi_jax.parallel.accelerators import find_accelerator
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.training.optimizer import make_schedule
 from cotmi_jax.training.preemption import Interrupt
 from cotmi_jax.training.profiling import Profile
-from cotmi_jax.training.rng import train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_gradient_share, make_train_step
 from cotmi_jax.training.throughput import CHECKPOINT, EVALUATION, SHOWN, Throughput, Work
@@ -43,7 +43,7 @@ class Run:
     state_def: StateDef
     state: TrainState
     evaluator: Evaluator
-    mi_monitor: MIMonitor | None
+    mi_monitor: SplitMonitor | None
     checkpoints: Checkpoints
     writer: MetricWriter | SilentWriter
     progress: Progress
@@ -77,10 +77,9 @@ class Run:
     def monitor(self, step: int) -> None:
         """Measure held-out mutual information of the student."""
         assert self.mi_monitor is not None
-        data, limit = self.experiment.data, self.config.eval.examples
-        rows = fitting_rows(data.train.size, self.config)
-        found = self.mi_monitor.measure(self.state.params["student"], data.train, rows, data.valid, limit)
-        self.writer.write(step, found.metrics())
+        found = self.mi_monitor.measure(self.state.params["student"])
+        if metrics := found.metrics():
+            self.writer.write(step, metrics)
         for quantity, estimate in found.lines():
             self.progress.say(f"step {step}: {quantity} {estimate}")
 

@@ -10,12 +10,12 @@ from jax import Array
 
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.module import ModuleDef
+from cotmi_jax.models.rng import Stream, step_key
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.mi_term import Features
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.objectives.terms import Term, Terms, is_packed
 from cotmi_jax.parallel.sharding import PyTree
-from cotmi_jax.training.rng import Stream, step_key
 from cotmi_jax.training.state import StateDef, TrainState
 
 Metrics = dict[str, Array]

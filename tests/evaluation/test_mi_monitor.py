@@ -1,7 +1,8 @@
-"""Held-out mutual information in a run, in its results and in a plot; a run whose term is not finite."""
+"""Held-out mutual information in a run, in its results and in a plot, beside that of the initial weights."""
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,9 +15,10 @@ import runs
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import job as scoring
-from cotmi_jax.evaluation import mi_monitor as mi_monitor
 from cotmi_jax.evaluation.job import score
-from cotmi_jax.evaluation.mi_monitor import MIMonitor, label_features
+from cotmi_jax.evaluation.mi_monitor import MIMonitor, SplitMonitor, draw_rows, label_features
+from cotmi_jax.experiment import initial_params
+from cotmi_jax.inference.load import load_trained
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.report.plots import draw_information, read_measurements
@@ -30,8 +32,9 @@ MEASURED = {
     "data.size": 256,
     "mi.monitor.every": 3,
     "mi.monitor.estimators": "infonce",
-    "mi.monitor.examples": 256,
-    "mi.monitor.steps": 100,
+    "mi.monitor.examples": 64,
+    "mi.monitor.pairs": 8,
+    "mi.monitor.steps": 50,
     "eval.every": 0,
     "eval.examples": 64,
 }
@@ -46,15 +49,18 @@ def measured() -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_logs_held_out_estimates(measured: Path) -> None:
+def test_a_run_logs_held_out_estimates_beside_those_of_its_initial_weights(measured: Path) -> None:
     lines = read_measurements(measured)
     assert [line["step"] for line in lines] == [3, 6]
     for line in lines:
         assert {name for name in line if name.startswith("mi/")} == {
-            f"mi/{name}{suffix}" for name in ("infonce", "plane_x_z", "plane_z_y") for suffix in ("", "_error")
-        } | {"mi/infonce_control"}
-        assert line["mi/infonce"] > 0.2  # both tasks read the same problem
-        assert line["mi/infonce_control"] <= 0.05
+            f"mi/{name}{suffix}"
+            for name in ("infonce", "x_z", "z_y")
+            for suffix in ("", "_error", "_initial", "_change", "_change_error")
+        }
+        for name in ("infonce", "x_z", "z_y"):
+            assert line[f"mi/{name}_change"] == pytest.approx(line[f"mi/{name}"] - line[f"mi/{name}_initial"])
+    assert lines[0]["mi/infonce_initial"] == lines[1]["mi/infonce_initial"]
     assert runs.read_tensorboard(measured)["mi/infonce"][0][0] == 3
 
 
@@ -62,11 +68,11 @@ def test_a_run_logs_held_out_estimates(measured: Path) -> None:
 def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
     result = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "out"))
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["information"]
-    estimate = found["between"]["infonce"]
-    assert estimate["direction"] == "lower" and estimate["cap"] == pytest.approx(np.log(estimate["contrasted"]))
-    assert estimate["pairs"] > 0.8 * runs.HELD_OUT  # pairs that do not make a whole block are left out
-    assert estimate["saturation"] == pytest.approx(estimate["value"] / estimate["cap"])
-    assert estimate["control"]["value"] <= 0.05 < estimate["value"]
+    now, initial = found["infonce"]["now"], found["infonce"]["initial"]
+    assert now["direction"] == "lower" and now["cap"] == pytest.approx(np.log(now["contrasted"]))
+    assert now["pairs"] == 48 and now["saturation"] == pytest.approx(now["value"] / now["cap"])  # three quarters of 64
+    assert found["infonce"]["change"] == pytest.approx(now["value"] - initial["value"])
+    assert found["infonce"]["change_error"] == pytest.approx(np.hypot(now["standard_error"], initial["standard_error"]))
     assert draw_information(result.workdir, result.output / "information.png")
     assert (tmp_path / "out" / "information.png").read_bytes().startswith(b"\x89PNG")
     assert log_evaluation(result, result.output / "information.png")
@@ -80,19 +86,31 @@ def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
     (examples,) = events.Tensors("examples/text_summary")
     assert result.predictions[0]["label"].encode() in examples.tensor_proto.string_val[0]
     ((name, text), *_) = result.information.lines() if result.information else []
-    assert "I(Z;V)" in name and text.startswith("≥ ") and "permuted" in text
+    assert "I(Z;V)" in name and re.match(r"[+-]0\.\d{3} ± 0\.\d{3} nats since the initial weights, which read \d", text)
     without = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "bare"), information=False)
     assert without.information is None and "information" not in without.metrics
-    with mock.patch.object(scoring, "MIN_PAIRS", runs.HELD_OUT + 1):
+    with mock.patch.object(scoring, "MIN_PAIRS", 65):
         few = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "few"))
-    assert few.information is None and few.metrics["information"] is None
-    assert "held-out I(Z;V)            not measured" in format_scores(few.metrics, few.information)
+    assert few.metrics["information"] == {"not_available": "64 examples: at least 65 are needed"}
+    assert "held-out I(Z;V)            not available: 64 examples" in format_scores(few.metrics, few.information)
+
+
+@pytest.mark.slow
+def test_initial_weights_are_those_that_a_run_started_from(measured: Path) -> None:
+    """A run of no step but the first, with a learning rate of 0, keeps them."""
+    config = runs.tiny_config(MEASURED | {"steps": 1, "optimizer.learning_rate": 0.0, "mi.monitor.every": 0})
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, folder)
+        trained = load_trained(folder, "latest")
+    with jax.set_mesh(trained.mesh):
+        initial = initial_params(trained.config, trained.student, trained.vocabulary, trained.mesh)
+    runs.assert_same(jax.device_get(initial), jax.device_get(trained.params))
 
 
 @pytest.mark.slow
 def test_a_single_measurement_is_not_plotted(measured: Path, tmp_path: Path) -> None:
     lines = (measured / "metrics.jsonl").read_text().splitlines(keepends=True)
-    first = next(index for index, line in enumerate(lines) if "plane_x_z" in line)
+    first = next(index for index, line in enumerate(lines) if "mi/x_z_change" in line)
     cut = lines[first][:-10]  # as a kill leaves the next one
     (tmp_path / "metrics.jsonl").write_text("".join(lines[: first + 1]) + cut)
     assert not draw_information(tmp_path, tmp_path / "picture.png") and not (tmp_path / "picture.png").exists()
@@ -100,8 +118,8 @@ def test_a_single_measurement_is_not_plotted(measured: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_too_few_examples_for_the_monitor_are_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    train(runs.tiny_config(MEASURED | {"eval.examples": 4}), str(tmp_path / "few"))
-    assert "mutual information is not measured: 4 examples, at least 8 are needed" in capfd.readouterr().err
+    train(runs.tiny_config(MEASURED | {"mi.monitor.examples": 4}), str(tmp_path / "few"))
+    assert "mutual information is not measured: 4 examples, at least 32 are needed" in capfd.readouterr().err
     with pytest.raises(UserError, match="config.mi.monitor.estimators 'infonce,guess': unknown estimator 'guess'"):
         train(runs.tiny_config({"mi.monitor.estimators": "infonce,guess"}), str(tmp_path / "unknown"))
     assert not list((tmp_path / "unknown").iterdir())
@@ -126,7 +144,9 @@ def monitor_of(**changes: Any) -> tuple[MIMonitor, dict]:
     from helpers import numpy_params, small_config
 
     student = StudentDef.of(small_config())
-    config = runs.tiny_config({"mi.monitor.estimators": "infonce", "mi.monitor.pairs": 8} | changes)
+    config = runs.tiny_config(
+        {"mi.monitor.estimators": "infonce", "mi.monitor.pairs": 8, "mi.monitor.steps": 50} | changes
+    )
     return MIMonitor(student, config, make_mesh(), batch_size=16), numpy_params(student)
 
 
@@ -143,18 +163,41 @@ def test_features_are_those_of_the_given_rows_in_order() -> None:
 
 
 @pytest.mark.slow
-def test_held_out_pairs_do_not_change_the_fit() -> None:
-    """With other held-out examples the curve of the fit is the same and the estimate is not."""
+def test_readings_are_of_the_split_and_of_both_weights() -> None:
     monitor, params = monitor_of()
-    known = split_of(128, 0)
+    split, rows = split_of(64, 0), np.arange(64)
     with jax.set_mesh(make_mesh()):
-        found = [monitor.measure(params, known, np.arange(128), split_of(32, seed)) for seed in (1, 2)]
-    (one, control), (other, _) = (each.between["infonce"] for each in found)
-    assert one.curve == other.curve and one.value != other.value
-    assert one.curve != control.curve
-    assert one.pairs == 32 and one.contrasted == 8
-    with pytest.raises(UserError, match="of 7 held-out examples, fitted on 128: at least 8"):
-        monitor.measure(params, known, np.arange(128), split_of(7, 1))
+        readings = monitor.read(params, split, rows)
+        scaled = jax.tree.map(lambda leaf: 0.5 * leaf, params)
+        found = SplitMonitor(monitor, split, rows, lambda: params).measure(scaled)
+        with pytest.raises(UserError, match="^mutual information of 7 held-out examples: at least 32 are needed"):
+            monitor.read(params, split, rows[:7])
+    assert set(readings) == {"infonce", "x_z", "z_y"} and readings["infonce"].pairs == 48
+    assert {name: reading.initial for name, reading in found.readings.items()} == readings
+    assert found.readings["infonce"].now != readings["infonce"]
+
+
+def test_initial_weights_that_cannot_be_read_are_said() -> None:
+    monitor, params = monitor_of()
+
+    def gone() -> Any:
+        raise UserError("hub/model is gone")
+
+    found = SplitMonitor(monitor, split_of(32, 0), np.arange(32), gone).measure(params)
+    assert found.metrics() == {}
+    assert found.lines() == [
+        ("held-out I(Z;V)", "not available: the initial weights cannot be read: hub/model is gone")
+    ]
+
+
+def test_rows_are_drawn_by_seed_with_the_share_of_each_component() -> None:
+    ids = [f"svamp/valid/{n}" for n in range(300)] + [f"jsonl:mine/valid/{n}" for n in range(100)]
+    rows = draw_rows(ids, 40, seed=0)
+    assert len(set(rows.tolist())) == 40 and sum(rows >= 300) in (9, 10, 11)
+    np.testing.assert_array_equal(rows, draw_rows(ids, 40, seed=0))
+    assert set(rows.tolist()) != set(draw_rows(ids, 40, seed=1).tolist())
+    np.testing.assert_array_equal(rows, draw_rows(ids, 400, seed=0)[:40])
+    assert sorted(draw_rows(ids, 1000, seed=3).tolist()) == list(range(400))
 
 
 def test_different_labels_have_different_codes() -> None:
@@ -164,20 +207,6 @@ def test_different_labels_have_different_codes() -> None:
     assert np.abs(codes[0] - codes[1]).max() > 0.1  # the same tokens in another order
     assert not codes[3].any()
     np.testing.assert_array_equal(label_features(np.pad(targets, ((0, 0), (0, 2))), 32)[0].shape, codes[0].shape)
-
-
-def test_controls_are_permuted_within_each_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pair of the fit is among the test pairs, nor is a permuted one."""
-    seen = []
-    monkeypatch.setattr(mi_monitor, "estimate_splits", lambda *sets, **_: seen.append(sets))
-    monitor, _ = monitor_of()
-    fitting, test = ({"z": x, "v": x + 0.5} for x in (np.arange(20.0)[:, None], 100.0 + np.arange(12.0)[:, None]))
-    monitor._estimate("infonce", fitting=fitting, test=test, sides=("z", "v"), permute=True)
-    ((train_pairs, validation_pairs, test_pairs),) = seen
-    for z, v in (train_pairs, validation_pairs, test_pairs):
-        np.testing.assert_array_equal(np.sort(v, axis=0), z + 0.5)
-        assert (v != z + 0.5).any()
-    assert not set(validation_pairs[0].ravel()) & set(train_pairs[0].ravel()) and test_pairs[0].min() == 100.0
 
 
 # A term that is not finite.

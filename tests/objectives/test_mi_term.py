@@ -18,6 +18,7 @@ from mi_helpers import BETA, CRITIC, differ, mi_config, objective_of
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.module import Params
+from cotmi_jax.models.rng import stream_key, train_streams
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.mi_term import FEATURES, MITermConfig, term_estimators
 from cotmi_jax.objectives.objective import Objective
@@ -25,7 +26,6 @@ from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.sharding import param_shardings
 from cotmi_jax.training.optimizer import make_optimizers
-from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import Gradient, MITermInputs, loss_and_grads, make_train_step
 from cotmi_jax.workdir.checkpoint import Checkpoints, find, restore_items, restore_params

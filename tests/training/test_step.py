@@ -21,6 +21,7 @@ from paths import REPOSITORY
 
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
+from cotmi_jax.models.rng import step_key, stream_key, train_streams
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import BatchOutputs, Objective
 from cotmi_jax.objectives.terms import Term
@@ -28,7 +29,6 @@ from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.parallel.sharding import RULES, param_shardings
 from cotmi_jax.training.optimizer import make_optimizer, make_schedule
-from cotmi_jax.training.rng import step_key, stream_key, train_streams
 from cotmi_jax.training.state import StateDef, TrainState, optimizer_shardings
 from cotmi_jax.training.step import Step, loss_and_grads, make_train_step
 
@@ -315,7 +315,7 @@ def test_streams_differ_and_are_reproducible() -> None:
 
 def test_streams_are_the_same_in_another_process() -> None:
     """Python's hash of a string is not."""
-    code = "import jax; from cotmi_jax.training.rng import stream_key; print(*jax.random.key_data(stream_key(3, 'mi')))"
+    code = "import jax; from cotmi_jax.models.rng import stream_key; print(*jax.random.key_data(stream_key(3, 'mi')))"
     out = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": "1", "JAX_PLATFORMS": "cpu"},
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
