@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from answers import answer_split, consistency
+from cotmi_jax.training.rng import stream_key, train_streams
 from helpers import numpy_params, toy_student
 from mi_helpers import mi_config, objective_of
 
@@ -20,7 +21,6 @@ from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.optimizer import with_networks
-from cotmi_jax.training.rng import stream_key, train_streams
 from cotmi_jax.training.state import StateDef
 from cotmi_jax.training.step import MITermInputs, loss_and_grads, make_gradient_share
 
