@@ -1,8 +1,10 @@
 """Cost of the mutual-information term: time and temporary memory of a training step relative to one of `dss`.
 
     python -m benchmarks.mi_term --preset=small --batch_size=64
+    python -m benchmarks.mi_term --recipe=quickstart --preset=tiny --variants consistency
 
-Batches are random tokens without padding, by default of the padded lengths of CommonsenseQA. The variants alternate
+Batches are random tokens without padding, by default of the padded lengths of CommonsenseQA; with --recipe, a packed
+batch of its data, whose rationales state their answers in all variants. The variants alternate
 within one process, so that a change in the machine's load affects all of them, and ratios are computed per round.
 Temporaries are what XLA reports as allocated for the step, without arguments and results. Does not import tensorflow.
 The result is printed as JSON.
@@ -22,15 +24,20 @@ import numpy as np
 import optax
 
 from benchmarks.table import Options, Row, run_json, shown_command
+from benchmarks.train_step import load
 from cotmi_jax.config import base
+from cotmi_jax.data.order import TrainOrder
+from cotmi_jax.data.packing import make_batch, make_shape
+from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import make_objective
-from cotmi_jax.models.config import preset
+from cotmi_jax.models.config import StudentConfig, preset
 from cotmi_jax.models.rng import stream_key, train_streams
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.accelerators import skip_absent_tpu
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
+from cotmi_jax.recipes import load_recipe
 from cotmi_jax.training.optimizer import with_networks
 from cotmi_jax.training.state import StateDef
 from cotmi_jax.training.step import make_train_step
@@ -43,7 +50,7 @@ DEFAULT = "cotmi (infonce, decoder_mean)"
 def _cotmi(**mi: str | int) -> Objective:
     """cotmi with these keys of config.mi."""
     config = base()
-    config.objective.name, config.data.packing = "cotmi", False
+    config.objective.name, config.data.packing, config.data.rationale_answer = "cotmi", False, "append"
     config.mi.update(mi)
     return make_objective(config)
 
@@ -54,6 +61,7 @@ VARIANTS: dict[str, Objective] = {
     "barber_agakov, vocab_max": _cotmi(estimator="barber_agakov"),
     "barber_agakov, vocab_mean": _cotmi(estimator="barber_agakov", feature="vocab_mean"),
     "released": _cotmi(estimator="released"),
+    "consistency": _cotmi(estimator="consistency"),
     "conditional, 2 pairs": _cotmi(estimator="conditional"),
     "conditional, 4 pairs": _cotmi(estimator="conditional", counterfactuals=3),
 }
@@ -67,7 +75,10 @@ class Variant(NamedTuple):
 
 
 def random_batch(arguments: argparse.Namespace, vocab_size: int, counterfactuals: int = 0) -> dict[str, Any]:
-    """Full rows of random tokens: {task: {inputs, targets}, valid, weight}, and the targets of counterfactuals."""
+    """Full rows of random tokens: {task: {inputs, targets}, valid, weight}, and the targets of counterfactuals.
+
+    Every rationale begins with an answer of --answer_tokens.
+    """
     draw = np.random.default_rng(SEED)
     lengths = {"predict": arguments.label_tokens, "explain": arguments.rationale_tokens}
     tokens = {
@@ -79,6 +90,11 @@ def random_batch(arguments: argparse.Namespace, vocab_size: int, counterfactuals
     }
     size = arguments.batch_size
     batch = tokens | {"valid": np.ones(size, bool), "weight": np.ones(size, np.float32)}
+    batch["answer_length"] = np.full(size, arguments.answer_tokens, np.int32)
+    column_L = np.arange(arguments.label_tokens - 1, dtype=np.int32)
+    for task in lengths:
+        answers = np.where(column_L < arguments.answer_tokens, column_L, -1)
+        batch[task]["answers"] = np.broadcast_to(answers, (size, len(column_L)))
     if counterfactuals:
         batch["counterfactuals"] = {
             task: draw.integers(2, vocab_size, (size, counterfactuals, length), dtype=np.int32)
@@ -87,11 +103,28 @@ def random_batch(arguments: argparse.Namespace, vocab_size: int, counterfactuals
     return batch
 
 
+def packed_batch(arguments: argparse.Namespace) -> tuple[dict[str, Any], StudentConfig]:
+    """The first packed batch of a recipe's data, whose rationales state their answers; and the recipe's student."""
+    config = load_recipe(arguments.recipe)
+    config.data.update(root=arguments.data_root, rationale_answer="append", empty_rationale="drop")
+    config.model.update(init="random", preset=arguments.preset)
+    config.objective.name = "dss"
+    split, student = load(config)
+    order = TrainOrder.of(split.size, arguments.batch_size, SEED, split)
+    return make_batch(split, order, 0, make_shape(split, order, multiple=1)), student
+
+
 def make_variant(arguments: argparse.Namespace, objective: Objective) -> Variant:
     """Compile the step of an objective."""
-    mesh, batch = make_mesh(), random_batch(arguments, preset(arguments.preset).vocab_size, objective.counterfactuals)
-    schedule = optax.constant_schedule(5e-5)
-    student = StudentDef.of(preset(arguments.preset))
+    mesh, schedule = make_mesh(), optax.constant_schedule(5e-5)
+    config: StudentConfig = preset(arguments.preset)
+    if arguments.recipe:
+        if objective.counterfactuals:
+            raise UserError("--recipe has no counterfactuals: leave out the variants of conditional, or --recipe")
+        batch, config = packed_batch(arguments)
+    else:
+        batch = random_batch(arguments, config.vocab_size, objective.counterfactuals)
+    student = StudentDef.of(config)
     optimizer = with_networks(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule)), optax.adam(1e-3))
     with jax.set_mesh(mesh):
         state_def = StateDef.of(student, optimizer, mesh, objective)
@@ -144,6 +177,9 @@ def main() -> None:
     parser.add_argument("--input_tokens", type=int, default=112)
     parser.add_argument("--label_tokens", type=int, default=8)
     parser.add_argument("--rationale_tokens", type=int, default=72)
+    parser.add_argument("--answer_tokens", type=int, default=2, help="of those of the label; consistency")
+    parser.add_argument("--recipe", default="", help="data, packed, and student of this recipe, not random tokens")
+    parser.add_argument("--data_root", default="", help="default: $COTMI_DATA_ROOT")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--memory_only", action="store_true", help="compile only")
