@@ -29,6 +29,11 @@ _DATA = {
     ),
     "augment_asdiv": flags.DEFINE_bool("augment_asdiv", None, "Add ASDiv to SVAMP's train split."),
     "bad_rows": flags.DEFINE_string("bad_rows", None, "error (default), or skip: leave out rows that cannot be used."),
+    "rationale_answer": flags.DEFINE_string(
+        "rationale_answer",
+        None,
+        "keep or append: count the rationales that then state their label as the answer; default: cut.",
+    ),
     "fields": flags.DEFINE_string(
         "fields",
         None,
@@ -69,7 +74,8 @@ def main() -> None:
 
     from cotmi_jax.config import base, validate
     from cotmi_jax.data.checks import check_splits, format_checks
-    from cotmi_jax.data.run_data import load_data
+    from cotmi_jax.data.rationale_answer import format_span_counts
+    from cotmi_jax.data.run_data import count_answers, load_data
     from cotmi_jax.data.statistics import describe, format_description
     from cotmi_jax.data.tasks import PREDICT, PREFIX
     from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
@@ -92,10 +98,12 @@ def main() -> None:
     limits = {"input": config.data.max_input_tokens}
     limits |= dict.fromkeys(("label", "rationale"), config.data.max_target_tokens)
     checks = check_splits(loaded.corpus.splits, vocabulary, limits, PREFIX[PREDICT])
+    answers = count_answers(config, vocabulary, loaded)
     if _JSON.value:
-        print(json.dumps({**description, "checks": checks}, indent=1))
+        counts = {split: count._asdict() for split, count in answers.items()}
+        print(json.dumps({**description, "checks": checks, "answers": counts}, indent=1))
     else:
-        print(format_description(description), format_checks(checks), sep="\n\n")
+        print(format_description(description), format_checks(checks), *format_span_counts(answers), sep="\n\n")
 
 
 if __name__ == "__main__":

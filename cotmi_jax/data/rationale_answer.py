@@ -1,7 +1,7 @@
 """The answer that a rationale states: its text in the target of the rationale task, and the span of its tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -77,6 +77,12 @@ def count_spans(starts: np.ndarray) -> SpanCount:
     """Counts of what find_spans returns."""
     reasons = (int((starts == reason).sum()) for reason in (NO_SPAN, CUT, OTHER_ANSWER))
     return SpanCount(int((starts >= 0).sum()), *reasons)
+
+
+def format_span_counts(counts: Mapping[str, SpanCount]) -> list[str]:
+    """The counts of each split as one text, in a list; no text if there are none."""
+    lines = [f"  {split}: {count}" for split, count in counts.items()]
+    return ["\n".join(["answers of rationales, which mi.estimator consistency compares", *lines])] if lines else []
 
 
 def find_spans(

@@ -20,8 +20,9 @@ from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.lost_labels import check_labels
 from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
+from cotmi_jax.data.rationale_answer import SpanCount, count_spans
 from cotmi_jax.data.run_notes import corpus_notes, counterfactual_note, token_notes
-from cotmi_jax.data.tasks import ANSWER_MARK, EXPLAIN, LabelType, find_objective
+from cotmi_jax.data.tasks import ANSWER_MARK, DEFAULT_OBJECTIVE, EXPLAIN, LabelType, find_objective
 from cotmi_jax.data.tokenize import CHUNK, TokenLimits, TooLong, check_split, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -123,6 +124,19 @@ def counterfactuals_of(config: ConfigDict) -> int:
     """The maximal number of counterfactuals of a rationale that the objective trains with; 0 for most objectives."""
     uses = find_objective(config.objective.name).has_mi_term and config.mi.estimator == "conditional"
     return config.mi.counterfactuals if uses else 0
+
+
+def count_answers(config: ConfigDict, vocabulary: Vocabulary, loaded: LoadedCorpus) -> dict[str, SpanCount]:
+    """By split, which rationales state their label as the answer; empty if config.data.rationale_answer is cut."""
+    if config.data.rationale_answer == "cut":
+        return {}
+    config = config.copy_and_resolve_references()
+    config.objective.name = DEFAULT_OBJECTIVE  # the recipe's may have no rationales
+    found = {
+        split: tokenize(config, vocabulary, examples, train=split == "train").answer_starts
+        for split, examples in loaded.corpus.splits.items()
+    }
+    return {split: count_spans(starts) for split, starts in found.items() if starts is not None}
 
 
 def _limits(config: ConfigDict, *, train: bool) -> TokenLimits:
