@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from answers import answer_split, consistency
-from cotmi_jax.training.rng import stream_key, train_streams
 from helpers import numpy_params, toy_student
 from mi_helpers import mi_config, objective_of
 
@@ -16,6 +15,7 @@ from cotmi_jax.data.order import Picks
 from cotmi_jax.data.packing import PackShape, pack
 from cotmi_jax.data.tokens import gather
 from cotmi_jax.models.module import Params
+from cotmi_jax.models.rng import stream_key, train_streams
 from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
