@@ -8,7 +8,7 @@ an exchange in the label, the matched numbers and operations of the rationale ar
 import ast
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -81,10 +81,11 @@ class _Edit:
 def exchange_step(example: Example, label: str, rng: np.random.Generator) -> Iterator[Pair]:
     """One operation of the label, or one of its numbers by another number of the story, exchanged and carried through.
 
-    In the rationale the exchange reaches every expression that is matched with the label, results that it restates, and
-    mentions of the exchanged number in the sentence of its step. All steps that were true stay true. So that size alone
-    does not give a counterfactual away, results are whole if those of the label are, have no more digits than the
-    longest number of the example (or two), and are at least 2, unless one of the label's is less.
+    It is one that the rationale states as a step. In the rationale the exchange reaches every expression that is
+    matched with the label, results that it restates, and mentions of the exchanged number in the sentence of its step.
+    All steps that were true stay true. So that size alone does not give a counterfactual away, results are whole if
+    those of the label are, have no more digits than the longest number of the example (or two), and are at least 2,
+    unless one of the label's is less.
 
     There is no counterfactual where the last step of the rationale is not the label's last operation: then the
     rationale leads to another answer, or to none.
@@ -101,7 +102,8 @@ def exchange_step(example: Example, label: str, rng: np.random.Generator) -> Ite
         return
     story = {_number(match[0]) for match in _NUMBERS.finditer(example.input)}
     limits = _Limits.of(tree, [match[0] for match in _NUMBERS.finditer(f"{example.input} {text}")])
-    for edit in _edits(tree, story, rng):
+    stated = {node for span, node in bound.items() if text[slice(*span)] in _OPERATIONS}
+    for edit in _edits(stated, story, rng):
         values = _evaluate(tree, edit)
         if values is None or values[tree] == tree.value or not limits.allow(tree, values):
             continue
@@ -196,15 +198,15 @@ def _match(part: _Node, node: _Node) -> Bound | None:
     return None
 
 
-def _edits(tree: _Node, story: set[_Value], rng: np.random.Generator) -> list[_Edit]:
-    """All exchanges of one sign, or of one number of the label by another of the story, in random order.
+def _edits(stated: Collection[_Node], story: set[_Value], rng: np.random.Generator) -> list[_Edit]:
+    """All exchanges of one sign, or of one number by another of the story, in operations that the rationale states.
 
-    Those that give an operation the same number twice, "7 * 7", come last: few stories do.
+    In random order, but those that give an operation the same number twice, "7 * 7", come last: few stories do.
     """
-    signs = [_Edit(node, sign=sign) for node in tree.nodes() if node.operands for sign in _OPERATIONS]
-    edits = [edit for edit in signs if edit.sign != edit.node.sign]
+    operations = sorted(stated, key=lambda node: node.span)
+    edits = [_Edit(node, sign=sign) for node in operations for sign in _OPERATIONS if sign != node.sign]
     last: list[_Edit] = []
-    for node in tree.nodes():
+    for node in operations:
         for operand, other in zip(node.operands, node.operands[::-1], strict=True):
             for value in sorted(story - {operand.value}) if not operand.operands else []:
                 (last if value == other.value else edits).append(_Edit(operand, value=value))

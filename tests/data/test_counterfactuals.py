@@ -110,7 +110,21 @@ def test_hostile_texts_take_no_time_and_raise_nothing() -> None:
 def test_a_number_that_could_be_a_result_or_of_the_story_rules_an_exchange_out() -> None:
     story = "Leo has 6 red pens and 3 blue pens. He uses 9 of his 12 stamps. How many pens?"
     example = Example("svamp/train/0", story, "( 6.0 + 3.0 )", "6 + 3 = 9 pens. So 9.", kind="equation")
-    assert all(not re.search(r"= \d+ pens\. So 9\.", p.rationale) for p in counterfactuals(example, 4, 0))
+    assert counterfactuals(example, 4, 0) == ()  # "So 9" can be the result or the stamps
+    clear = dataclasses.replace(example, input=story.replace("9", "8"))
+    assert all(re.search(r"= (\d+) pens\. So \1\.", pair.rationale) for pair in counterfactuals(clear, 4, 0))
+
+
+def test_steps_that_state_operands_in_another_order_stay_true_and_false_steps_are_not_exchanged() -> None:
+    swapped = dataclasses.replace(EVA, rationale="Eva has 5 + 12 = 17 bags. They hold 3 * 17 = 51 shells.")
+    false = dataclasses.replace(EVA, rationale="Eva has 12 + 5 = 18 bags. They hold 17 * 3 = 51 shells.")
+    for seed in range(20):
+        for pair in counterfactuals(swapped, 4, seed):
+            assert all(is_correct(*step.split(" = "), "equation") for step in equations(pair.rationale)), pair
+        assert all(
+            "12 + 5 = 18" in p.rationale and "( 12.0 + 5.0 )" in p.label for p in counterfactuals(false, 4, seed)
+        )
+    assert counterfactuals(swapped, 4, 0)
 
 
 def test_expressions_in_other_forms_are_matched() -> None:
@@ -137,6 +151,13 @@ def test_another_choice_takes_the_place_of_the_label_with_case_plural_and_articl
         ),
         "ice rink": "People pray in an ice rink. Ice rinks are quiet. An Ice rink is not an office.",
     }  # "office" is named beside the label, "church" twice among the choices
+
+
+@pytest.mark.parametrize("choices", [("office", "office building"), ("office building", "office")])
+def test_a_choice_within_a_longer_one_is_not_named(choices: tuple[str, str]) -> None:
+    listed = "?\nAnswer Choices:\n(a) {}\n(b) {}\n(c) shop".format(*choices)
+    example = Example("cqa/train/0", listed, "office", "Only an office building.")
+    assert counterfactuals(example, 1, 0) == ()
 
 
 def test_an_article_is_not_doubled() -> None:
@@ -219,7 +240,12 @@ def test_a_rationale_of_another_answer_has_no_counterfactual_and_label_type_choo
 
 
 def test_given_pairs_come_first_and_those_with_the_answer_of_the_example_are_left_out() -> None:
-    given = (Pair("house", "People pray at home."), Pair(" church", "People pray there."), Pair("house", "Again."))
+    given = (
+        Pair("home", CHOICE.rationale),
+        Pair("house", "People pray at home."),
+        Pair(" church", "People pray there."),
+        Pair("house", "Again."),
+    )
     example = dataclasses.replace(CHOICE, counterfactuals=given)
     assert counterfactuals(example, 1, 0)[0].label == "house"
     labels = [p.label for p in counterfactuals(example, 9, 0)]
