@@ -31,13 +31,16 @@ BASELINE = "dss"
 MARK = "mi_comparison"  # of the table in a page
 # Flags of every arm. The term's estimators keep the weight, warm-up and ramp that are stated here.
 _TERM = ("--config.objective.name=cotmi", "--config.objective.beta=0.1", "--config.mi.warmup_steps=50")
+_APPENDED = "--config.data.rationale_answer=append"
 ARMS: dict[str, tuple[str, ...]] = {
     BASELINE: ("--config.objective.name=dss",),
     "released, β .1": (*_TERM, "--config.mi.estimator=released", "--config.data.packing=False"),
     "infonce, β .01": (*_TERM, "--config.objective.beta=0.01"),
     "infonce, β .1": _TERM,
     "infonce on permuted pairs, β .1": (*_TERM, "--config.mi.placebo=True"),
-    "consistency, β .1": (*_TERM, "--config.mi.estimator=consistency"),
+    # The baseline of consistency, whose rationales state their answers.
+    f"{BASELINE}, answers appended": ("--config.objective.name=dss", _APPENDED),
+    "consistency, β .1": (*_TERM, "--config.mi.estimator=consistency", _APPENDED),
     "conditional, β .1": (*_TERM, "--config.mi.estimator=conditional"),
 }
 

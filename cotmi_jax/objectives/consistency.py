@@ -55,21 +55,18 @@ def answer_lengths(batch: Mapping, pairs_B: Array) -> Array:
     return jnp.where(pairs_B, examples["answer_length"], 0)
 
 
-def gather_answers(batch: Mapping, label: TaskStates, rationale: TaskStates, detach: str) -> Features:
-    """The states of both tasks at the tokens of the answers, 0 where there is none; `detach` (z, v) stops one side."""
+def gather_answers(batch: Mapping, label: TaskStates, rationale: TaskStates) -> Features:
+    """The states of both tasks at the tokens of the answers, 0 where there is none."""
     packed = is_packed(batch)
 
-    def at_answers(states: TaskStates, task: str, side: str) -> Array:
+    def at_answers(states: TaskStates, task: str) -> Array:
         position_RxNxL = batch["rows"]["answers"] if packed else batch[task]["answers"][:, None]
-        states_RxTxD = states.states_RxTxD
-        if detach == side:
-            states_RxTxD = jax.lax.stop_gradient(states_RxTxD)
         rows, num, _ = position_RxNxL.shape
         position_RxPx1 = position_RxNxL.reshape(rows, -1, 1)
-        found_RxPxD = jnp.take_along_axis(states_RxTxD, jnp.maximum(position_RxPx1, 0), axis=1)
+        found_RxPxD = jnp.take_along_axis(states.states_RxTxD, jnp.maximum(position_RxPx1, 0), axis=1)
         return jnp.where(position_RxPx1 < 0, 0, found_RxPxD).reshape(rows, num, -1)
 
-    return Features(at_answers(label, PREDICT, "z"), at_answers(rationale, EXPLAIN, "v"), None, None)
+    return Features(at_answers(label, PREDICT), at_answers(rationale, EXPLAIN), None, None)
 
 
 def consistency_loss(
@@ -77,6 +74,7 @@ def consistency_loss(
 ) -> Terms:
     """`mi`, the distance in nats, and `mi_agreement`, whether both have one most probable token, summed over positions.
 
+    detach: the side, z (label) or v (rationale), whose distribution is constant; "none".
     features: Z and V by example [B, L·D]. length_B: positions of each example. others_B: the example whose V each Z is
     compared with instead of its own (`placebo`); where its answer is shorter, its positions are repeated, so that the
     number of positions is unchanged.

@@ -173,7 +173,7 @@ class Objective:
             return BatchOutputs(terms, None, outputs)
         label, rationale = (outputs[task].states for task in (PREDICT, EXPLAIN))
         if self.mi_term.consistent:
-            return BatchOutputs(terms, gather_answers(batch, label, rationale, self.mi_term.detach), outputs)
+            return BatchOutputs(terms, gather_answers(batch, label, rationale), outputs)
         further = [output.counterfactuals for output in (outputs[PREDICT], outputs[EXPLAIN])]
         counterfactuals = None if further[0] is None or further[1] is None else (further[0], further[1])
         features = gather_features(self.mi_term, networks, label, rationale, self.beta, ramp, counterfactuals)
