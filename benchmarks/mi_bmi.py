@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if arguments.json:
             replace_file(arguments.json, json.dumps(result, indent=1) + "\n")
-        command = shown_command("benchmarks.mi_bmi", *(argv if argv is not None else sys.argv[1:]))
+        flags = f"--settings={arguments.settings}", f"--size={arguments.size}", f"--seed={arguments.seed}"
+        command = shown_command("benchmarks.mi_bmi", *flags)
         table = markdown(result, command)
         print(table, file=sys.stderr)
         if arguments.markdown:
