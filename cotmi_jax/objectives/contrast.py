@@ -77,7 +77,7 @@ def within_examples(
 
     def one(z_MxD: Array, v_MxE: Array, valid_M: Array, key: Array | None) -> tuple[Metrics, MineState | None]:
         scores, metrics, advanced = _estimate(estimator, critic, z_MxD, v_MxE, valid_M, key, state)
-        return metrics | {"mi_accuracy": _accuracy(scores, valid_M)}, advanced
+        return metrics | {"mi_accuracy": _accuracy(scores.score_KxK, valid_M)}, advanced
 
     keys_B = None if key is None else jax.random.split(key, z_BxMxD.shape[0])
     metrics, states_B = jax.vmap(one)(z_BxMxD, v_BxMxE, valid_BxM, keys_B)
@@ -86,13 +86,13 @@ def within_examples(
     return metrics, state
 
 
-def _accuracy(scores: Scores, valid_M: Array) -> Array:
+def _accuracy(score_MxM: Array, valid_M: Array) -> Array:
     """Share of the choices between two that the critic makes rightly; of equal scores half count.
 
     A choice is, given z_i, between v_i and one other v_j. Chance is ½ whatever M is.
     """
     off_MxM = valid_M[:, None] & valid_M[None, :] & ~jnp.eye(valid_M.shape[0], dtype=bool)
-    margin_MxM = scores.positive_K[:, None] - scores.score_KxK
+    margin_MxM = jnp.diagonal(score_MxM)[:, None] - score_MxM
     right = jnp.where(off_MxM, 0.5 * (1.0 + jnp.sign(margin_MxM)), 0.0).sum()
     return right / jnp.maximum(off_MxM.sum(), 1)
 
