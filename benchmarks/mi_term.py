@@ -28,7 +28,6 @@ from benchmarks.train_step import load
 from cotmi_jax.config import base
 from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.packing import make_batch, make_shape
-from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import make_objective
 from cotmi_jax.models.config import StudentConfig, preset
 from cotmi_jax.models.rng import stream_key, train_streams
@@ -103,12 +102,17 @@ def random_batch(arguments: argparse.Namespace, vocab_size: int, counterfactuals
     return batch
 
 
-def packed_batch(arguments: argparse.Namespace) -> tuple[dict[str, Any], StudentConfig]:
-    """The first packed batch of a recipe's data, whose rationales state their answers; and the recipe's student."""
+def packed_batch(arguments: argparse.Namespace, counterfactuals: int) -> tuple[dict[str, Any], StudentConfig]:
+    """The first packed batch of a recipe's data, whose rationales state their answers; and the recipe's student.
+
+    With counterfactuals the shape of the rows is another.
+    """
     config = load_recipe(arguments.recipe)
     config.data.update(root=arguments.data_root, rationale_answer="append", empty_rationale="drop")
     config.model.update(init="random", preset=arguments.preset)
-    config.objective.name = "dss"
+    config.objective.name = "cotmi" if counterfactuals else "dss"
+    if counterfactuals:
+        config.mi.update(estimator="conditional", counterfactuals=counterfactuals)
     split, student = load(config)
     order = TrainOrder.of(split.size, arguments.batch_size, SEED, split)
     return make_batch(split, order, 0, make_shape(split, order, multiple=1)), student
@@ -119,9 +123,7 @@ def make_variant(arguments: argparse.Namespace, objective: Objective) -> Variant
     mesh, schedule = make_mesh(), optax.constant_schedule(5e-5)
     config: StudentConfig = preset(arguments.preset)
     if arguments.recipe:
-        if objective.counterfactuals:
-            raise UserError("--recipe has no counterfactuals: leave out the variants of conditional, or --recipe")
-        batch, config = packed_batch(arguments)
+        batch, config = packed_batch(arguments, objective.counterfactuals)
     else:
         batch = random_batch(arguments, config.vocab_size, objective.counterfactuals)
     student = StudentDef.of(config)

@@ -1,8 +1,9 @@
 """What a critic's scores give an estimator: contrast over the pairs of a batch, or over the pairs within each example.
 
 Within an example the pairs (label, rationale) share the input x: M of them, K in the shapes of mi/, of which the first
-is the example's own. The mean over examples estimates the conditional mutual information I(Z;V | X), and a function of
-x alone has the same value in all pairs, so that it contrasts nothing.
+is the example's own. The mean of `infonce` over examples is a lower bound on the conditional mutual information
+I(Z;V | X) where the pairs of an input are equally likely. A function of x alone has the same value in all pairs and
+contrasts nothing.
 """
 
 import functools

@@ -10,7 +10,7 @@ import mi_oracle
 import numpy as np
 import pytest
 from helpers import Toy, assert_trees_close, numpy_params, small_config, toy_student
-from mi_helpers import mi_config, objective_of
+from mi_helpers import BETA, mi_config, objective_of
 from splits import random_split
 
 from cotmi_jax.data.order import TrainOrder
@@ -20,6 +20,8 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.forward import TaskStates
+from cotmi_jax.objectives.gather import gather_features
 from cotmi_jax.objectives.mi_term import Features, MITermConfig, losses
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
@@ -46,15 +48,15 @@ def features_of(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.cache
 def term(config: MITermConfig) -> Callable[..., Any]:
-    """(z, v, weight) → ((loss, reported), gradients)."""
+    """(z, v, weight) → ((loss, (reported, state of the estimator)), gradients)."""
     networks: Any = objective_of(config).networks(small_config(d_model=D))
 
-    def loss(z: jax.Array, v: jax.Array, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(z: jax.Array, v: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
         bound = networks.bind({"critic": {"scorer": {"weight": weight}}})
         features = Features(z, v, None, None)
         rest = jnp.float32(NUMBER), 1.0, None, config.score_estimator().start(), COUNTERFACTUAL
         result = losses(config, bound, None, features, VALID, *rest)
-        return result.total, result.reported
+        return result.total, (result.reported, result.state)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
 
@@ -107,19 +109,56 @@ def test_functions_of_the_input_alone_pay_exactly_nothing(bound: str) -> None:
     assert abs(float(value)) < 1e-6
     for gradient in gradients:
         np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
-    (_, tied), _ = term(conditional(bound=bound))(0 * z, v, weight)
+    (_, (tied, _)), _ = term(conditional(bound=bound))(0 * z, v, weight)
     np.testing.assert_array_equal(np.asarray(tied["mi_accuracy"])[VALID], 0.5)
 
 
 def test_the_cap_is_the_logarithm_of_the_number_of_pairs_of_an_example() -> None:
     z = np.tile(10 * np.eye(M, D)[None], (B, 1, 1))
     config = conditional(critic=CriticConfig("bilinear", clamp=0.0, normalization="layer"))
-    (value, reported), _ = term(config)(z, z, 50 * np.eye(D))
+    (value, (reported, _)), _ = term(config)(z, z, 50 * np.eye(D))
     np.testing.assert_allclose(value, -(np.log(3) + 2 * np.log(2)) / 3, rtol=1e-5)
     for name in ("mi_saturation", "mi_accuracy"):
         np.testing.assert_allclose(np.asarray(reported[name])[VALID], 1.0, rtol=1e-5)
-    (_, reversed_), _ = term(config)(z, z, -50 * np.eye(D))
+    (_, (reversed_, _)), _ = term(config)(z, z, -50 * np.eye(D))
     np.testing.assert_allclose(np.asarray(reversed_["mi_accuracy"])[VALID], 0.0)
+
+
+def test_the_moving_average_advances_by_the_mean_partition_of_the_examples() -> None:
+    (_, (reported, state)), _ = term(conditional(bound="mine", decay=0.75))(*features_of(2))
+    partitions = np.exp(np.asarray(reported["mi_negative"], np.float64)[VALID])
+    assert np.ptp(partitions) > 0.1 and state.steps == 1
+    np.testing.assert_allclose(state.log_sum, np.log(0.25 * partitions.mean()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("detach", ["z", "v", "none"])
+def test_the_detached_side_of_all_pairs_has_no_gradient(detach: str) -> None:
+    """Of two sequence pairs in each of two rows, with two counterfactuals each: the segments 1 … 6 in that order."""
+    draw = np.random.default_rng(0)
+    states = {name: draw.normal(size=(2, 6, 4)).astype(np.float32) for name in ("label", "reason", "labels", "reasons")}
+    member = np.tile(np.eye(6, dtype=bool)[None], (2, 1, 1))
+
+    def of(states_RxTxD: jax.Array, num: int) -> TaskStates:
+        return TaskStates(jnp.zeros((2, 1, 4)), jnp.ones((2, num, 1), bool), states_RxTxD, member[:, :num], None)
+
+    def weighted(states: dict[str, jax.Array]) -> tuple[jax.Array, Features]:
+        own, others = (
+            (of(states["label"], 2), of(states["reason"], 2)),
+            (of(states["labels"], 4), of(states["reasons"], 4)),
+        )
+        found = gather_features(conditional(detach=detach), None, *own, 0.5, 0.5, others)
+        return (found.z + 2.0 * found.v).sum(), found
+
+    gradients, found = jax.grad(weighted, has_aux=True)(states)
+    for name, feature, count in (("label", found.z, 2), ("reason", found.v, 2)):
+        assert feature.shape == (2, 2, 3, 4)
+        np.testing.assert_allclose(feature[:, :, 0], states[name][:, :count])
+        np.testing.assert_allclose(feature[:, :, 1], states[f"{name}s"][:, :2])
+        np.testing.assert_allclose(feature[:, :, 2], states[f"{name}s"][:, 2:4])
+    for name, side, factor in (("label", "z", 0.25), ("reason", "v", 0.5)):
+        for each, count in ((name, 2), (f"{name}s", 4)):
+            expected = 0.0 if detach == side else factor
+            np.testing.assert_allclose(gradients[each][:, :count], expected)
 
 
 # Through the student.
@@ -181,6 +220,25 @@ def test_packed_rows_and_micro_batches_equal_the_padded_batch(micro_batches: int
     assert 0 < took.sum() < (batch["weight"] > 0).sum()
     assert found.terms["mi_share"] == (took.sum(), (batch["weight"] > 0).sum())
     assert abs(float(found.terms["mi"].mean)) > 1e-3
+    means = {name: float(term.mean) for name, term in found.terms.items()}
+    loss = 0.4 * means["predict"] + 0.6 * means["explain"] + 0.5 * BETA * means["mi"]
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_counterfactuals_are_in_no_loss_and_no_accuracy_of_tokens() -> None:
+    definition, objective = STUDENTS["toy"], objective_of(CONFIG)
+
+    @jax.jit
+    def terms(params: Any, padded: Batch, packed: Batch) -> tuple[Any, ...]:
+        student = definition.bind(params)
+        trained = (objective.compute(student, None, batch, None).terms for batch in (padded, packed))
+        return objective.evaluate(student, padded).terms, *trained
+
+    expected, padded, packed = terms(numpy_params(definition), make(packed=False), make(packed=True))
+    assert set(expected) == {f"{task}{kind}" for task in ("predict", "explain") for kind in ("", "_token_accuracy")}
+    assert_trees_close(padded, expected, rtol=1e-5)
+    assert_trees_close(packed, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
