@@ -1,15 +1,20 @@
 """The README's commands, run at smoke size in the order of the page."""
 
+import functools
+import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import runs
 from fake_teacher import FakeTeacher
 from paths import REPOSITORY
+
+quick_compilation = runs.quick_compilation
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -35,15 +40,15 @@ def test_make_targets_exist() -> None:
 @pytest.mark.slow
 def test_commands_run(data_root: Path, tmp_path: Path) -> None:
     """Each line as a shell runs it: recipes at smoke size, from random parameters, workdirs in a temporary folder."""
-    environment = runs.quick_environment() | {"COTMI_DATA_ROOT": str(data_root)}
-    demo = f"{sys.executable} -m cotmi_jax.train --config={REPOSITORY}/configs/quickstart.py --workdir=runs/demo"
+    demo = "python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/demo"
     run = re.compile(r"cotmi_jax\.|> questions\.jsonl|--dry-run")
     commands = [demo, *filter(run.search, shell_lines())]
     assert len(commands) >= 11
     with FakeTeacher() as teacher:
         teacher.model, teacher.reasoning_tokens = "gpt-5-mini-2025-08-07", 192
-        environment |= {"OPENAI_BASE_URL": teacher.url, "OPENAI_API_KEY": "none"}
-        run_commands(commands, tmp_path, environment)
+        variables = {"COTMI_DATA_ROOT": str(data_root), "OPENAI_BASE_URL": teacher.url, "OPENAI_API_KEY": "none"}
+        for command in commands:
+            run_command(at_smoke_size(command), tmp_path, variables)
     transformers = pytest.importorskip("torch") and pytest.importorskip("transformers")
     assert (
         transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "student_hf").config.d_model
@@ -51,12 +56,34 @@ def test_commands_run(data_root: Path, tmp_path: Path) -> None:
     )
 
 
-def run_commands(commands: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
-    for command in commands:
-        command = re.sub(r"^python|(?<=\| )python", sys.executable, command)
-        command = re.sub("^launch/", f"{REPOSITORY}/launch/", command)
-        if "evaluate" in command:  # the same command on the smallest set: a test of the command, not of the student
-            command = command.replace("runs/cqa", "runs/demo")
-        command = re.sub(r"--config=\S*?(configs/\w+\.py)", rf"--config={REPOSITORY}/\1:smoke", command)
-        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+def at_smoke_size(command: str) -> str:
+    command = re.sub("^launch/", f"{REPOSITORY}/launch/", command)
+    if "evaluate" in command:  # the same command on the smallest set: a test of the command, not of the student
+        command = command.replace("runs/cqa", "runs/demo")
+    if re.search(r"cotmi_jax\.train(?!.*runs/demo)", command):  # one run measures mutual information
+        command += " --config.mi.monitor.every=0"
+    return re.sub(r"--config=\S*?(configs/\w+\.py)", rf"--config={REPOSITORY}/\1:smoke", command)
+
+
+def enter(folder: Path, variables: Mapping[str, str]) -> None:
+    """Put a command into a folder and an environment."""
+    os.chdir(folder)
+    os.environ.update(variables)
+
+
+def run_command(command: str, folder: Path, variables: Mapping[str, str]) -> None:
+    """Run a line in the folder: by the shell, but for its Python command, which is forked with its imports done.
+
+    That of aot sets environment variables of its own before it imports JAX.
+    """
+    piped, _, last = command.rpartition(" | ")
+    python = re.fullmatch(r"python -m cotmi_jax\.(?!aot )(\w+) (.*)", last)
+    environment = runs.quick_environment() | variables
+    line = re.sub(r"^python", sys.executable, piped if python else command)
+    done = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    if python:
+        name, arguments = python.groups()
+        before = functools.partial(enter, folder, variables)
+        result = runs.command(name, *shlex.split(arguments), stdin=done.stdout, before=before)
+        assert result.code == 0, f"{command}\n{result.err}"
