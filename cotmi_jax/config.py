@@ -53,6 +53,8 @@ def base() -> ConfigDict:
     config.eval.examples = 0  # examples of the valid split that are used; 0: all
     config.eval.batch_size = 64  # examples, over all devices
     config.eval.metrics = ""  # registered metrics besides accuracy, separated by commas
+    # The first examples of valid whose rationales are generated too, for the metrics that read rationales; 0: none.
+    config.eval.rationales = 64
     config.eval.max_decode_tokens = 64  # maximal number of generated tokens (greedy decoding)
 
     config.checkpoint = ConfigDict()
@@ -202,6 +204,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.eval.every = 4
     config.eval.examples = 16
     config.eval.batch_size = 8
+    config.eval.rationales = 8
     config.eval.max_decode_tokens = 8
     config.checkpoint.every = 2
     config.log.every = 1
@@ -223,7 +226,14 @@ _LOWEST = {
         "mi.counterfactuals",
     ),
     0: (
-        *("eval.every", "eval.examples", "log.examples", "model.vocab_size", "optimizer.warmup_steps"),
+        *(
+            "eval.every",
+            "eval.examples",
+            "eval.rationales",
+            "log.examples",
+            "model.vocab_size",
+            "optimizer.warmup_steps",
+        ),
         *("mi.warmup_steps", "mi.ramp_steps", "mi.monitor.every"),
     ),
     2: ("mi.monitor.pairs",),
@@ -321,6 +331,7 @@ _MAY_DIFFER = (
     "data.vocabulary",
     "data.cache",
     "eval.metrics",
+    "eval.rationales",
     "checkpoint.",
     "log.",
     "mesh.",

@@ -83,6 +83,19 @@ class Evaluator:
         losses = {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
         return Scores(losses, texts)
 
+    def rationales(self, params: Params, split: TokenizedSplit, decoding: Decoding, count: int) -> list[str]:
+        """The output of the rationale task for the split's first `count` examples."""
+        rows = np.arange(min(split.size, count))
+        texts = [""] * len(rows)
+        params = self._generation.reshard(params)
+        for batch, places in by_length(split, rows, self._batch_size, self._mesh):
+            with jax.set_mesh(self._generation.mesh):
+                tokens_BxT = self._generation.tokens(params, batch[EXPLAIN]["inputs"], decoding=decoding)
+            for place, ids in zip(places, tokens_BxT, strict=True):
+                if place >= 0:
+                    texts[place] = self._vocabulary.decode(ids)
+        return texts
+
     def evaluate(
         self,
         params: Params,

@@ -25,7 +25,7 @@ from cotmi_jax.evaluation.metrics import (
     parse_metrics,
     summarize,
 )
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, HeldOutEstimates, MIMonitor, SplitMonitor, draw_rows
+from cotmi_jax.evaluation.monitor import HeldOutEstimates, SplitMonitor
 from cotmi_jax.evaluation.subject import Subject, find_subject
 from cotmi_jax.experiment import eval_decoding, initial_params
 from cotmi_jax.extensions import load_extensions
@@ -191,15 +191,17 @@ def _measured(losses: dict[str, float], subject: Subject, split: TokenizedSplit)
 
 def _measure_information(subject: Subject, split: TokenizedSplit, examples: Sequence[Example]) -> HeldOutEstimates:
     """The monitor's estimates, or the reason why there are none."""
-    trained, config = subject.trained, subject.config
+    trained = subject.trained
     if trained.config is None:
-        return HeldOutEstimates({}, "a model that was not trained here has no initial weights to compare with")
-    rows = draw_rows([example.id for example in examples], config.mi.monitor.examples, config.seed)
-    if len(rows) < MIN_PAIRS:
-        return HeldOutEstimates({}, f"{len(rows)} examples: at least {MIN_PAIRS} are needed")
-    monitor = MIMonitor(trained.student, config, trained.mesh, batch_size=_rows(subject))
+        reason = "a model that was not trained here has no initial weights to compare with"
+        return HeldOutEstimates({}, not_available=reason)
     initial = functools.partial(initial_params, trained.config, trained.student, trained.vocabulary, trained.mesh)
-    return SplitMonitor(monitor, split, rows, initial).measure(trained.params)
+    setup = (trained.student, subject.config, trained.vocabulary, trained.mesh)
+    try:
+        monitor = SplitMonitor.of(*setup, split, examples, initial, batch_size=_rows(subject))
+    except UserError as error:
+        return HeldOutEstimates({}, not_available=str(error))
+    return monitor.measure(trained.params)
 
 
 def _write(folder: Path, found: Mapping[str, Any], predictions: Sequence[Prediction]) -> None:

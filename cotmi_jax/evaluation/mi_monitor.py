@@ -9,7 +9,7 @@ Imports no tensorflow.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,7 +36,6 @@ X_Z, Z_Y = "x_z", "z_y"
 MIN_PAIRS = 32  # held out: four blocks of two, a quarter of the pairs
 _REFITS = 3
 _LABEL_DIMS = 64
-_QUANTITIES = {X_Z: "held-out I(X;Z)", Z_Y: "held-out I(Z;Y)"}  # all others: I(Z;V)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,44 +70,6 @@ class Reading:
 def _plain(found: Estimate) -> dict[str, Any]:
     fields = dataclasses.asdict(found)
     return fields | {"cap": found.cap if np.isfinite(found.cap) else None, "saturation": found.saturation}
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldOutEstimates:
-    """The monitor's readings by name: an estimator of I(Z;V), and x_z and z_y, InfoNCE between X and Z₁ and between Z₁
-    and the label, where Z₁ is the first decoder state, which depends on no label token.
-
-    not_available: why there are none, if there are none.
-    """
-
-    readings: Mapping[str, Reading]
-    not_available: str = ""
-
-    @classmethod
-    def of(cls, now: Readings, initial: Readings) -> "HeldOutEstimates":
-        """From the readings of the student and of its initial weights."""
-        return cls({name: Reading(found, initial[name]) for name, found in now.items()})
-
-    def metrics(self) -> dict[str, float]:
-        """By name, for a run's metrics."""
-        flat: dict[str, float] = {}
-        for name, reading in self.readings.items():
-            flat |= {f"mi/{name}": reading.now.value, f"mi/{name}_error": reading.now.standard_error}
-            flat[f"mi/{name}_initial"] = reading.initial.value
-            flat |= {f"mi/{name}_change": reading.change, f"mi/{name}_change_error": reading.change_error}
-        return flat
-
-    def summary(self) -> dict[str, Any]:
-        """JSON values for a results file."""
-        if self.not_available:
-            return {"not_available": self.not_available}
-        return {name: reading.summary() for name, reading in self.readings.items()}
-
-    def lines(self) -> list[tuple[str, str]]:
-        """(quantity, description) as text."""
-        if self.not_available:
-            return [("held-out I(Z;V)", f"not available: {self.not_available}")]
-        return [(_QUANTITIES.get(name, "held-out I(Z;V)"), each.description) for name, each in self.readings.items()]
 
 
 def estimator_names(config: ConfigDict) -> list[str]:
@@ -195,30 +156,6 @@ class MIMonitor:
             steps=monitor.steps,
             refits=_REFITS,
         )
-
-
-@dataclasses.dataclass
-class SplitMonitor:
-    """A monitor of one split: its readings of the initial weights are made once, when they are first needed.
-
-    initial: gives the parameters before the first step; it raises UserError where they are not at hand.
-    """
-
-    monitor: MIMonitor
-    split: TokenizedSplit
-    rows_N: np.ndarray
-    initial: Callable[[], Params]
-    _initial: Readings | None = None
-
-    def measure(self, params: Params) -> HeldOutEstimates:
-        """The readings of a student beside those of its initial weights."""
-        if self._initial is None:
-            try:
-                params_at_start = self.initial()
-            except UserError as error:
-                return HeldOutEstimates({}, f"the initial weights cannot be read: {error}")
-            self._initial = self.monitor.read(params_at_start, self.split, self.rows_N)
-        return HeldOutEstimates.of(self.monitor.read(params, self.split, self.rows_N), self._initial)
 
 
 def label_features(targets_NxT: np.ndarray, vocab_size: int) -> np.ndarray:

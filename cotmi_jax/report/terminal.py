@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotmi_jax.evaluation.metrics import Prediction, Score
-from cotmi_jax.evaluation.mi_monitor import HeldOutEstimates
+from cotmi_jax.evaluation.monitor import HeldOutEstimates
 
 _LOSS_ROWS = {
     "predict": "token loss, label",

@@ -14,7 +14,8 @@ from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import parse_metrics
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, MIMonitor, SplitMonitor, check_monitor, draw_rows
+from cotmi_jax.evaluation.mi_monitor import check_monitor
+from cotmi_jax.evaluation.monitor import SplitMonitor
 from cotmi_jax.experiment import Experiment, initial_params, with_data_root
 from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, run_all
@@ -229,10 +230,12 @@ def make_monitor(experiment: Experiment, student: StudentDef, mesh: Mesh, progre
     config, data = experiment.config, experiment.data
     if not config.mi.monitor.every or EXPLAIN not in experiment.objective.tasks:
         return None
-    rows = draw_rows([example.id for example in data.prepared.valid_examples], config.mi.monitor.examples, config.seed)
-    if len(rows) < MIN_PAIRS:
-        progress.say(f"mutual information is not measured: {len(rows)} examples, at least {MIN_PAIRS} are needed")
+    vocabulary, examples = experiment.vocabulary, data.prepared.valid_examples
+    initial = functools.partial(initial_params, config, student, vocabulary, mesh)
+    try:
+        return SplitMonitor.of(
+            student, config, vocabulary, mesh, data.valid, examples, initial, batch_size=config.eval.batch_size
+        )
+    except UserError as error:
+        progress.say(f"mutual information is not measured: {error}")
         return None
-    monitor = MIMonitor(student, config, mesh, batch_size=config.eval.batch_size)
-    initial = functools.partial(initial_params, config, student, experiment.vocabulary, mesh)
-    return SplitMonitor(monitor, data.valid, rows, initial)

@@ -1,7 +1,7 @@
 """The training loop: runs the step, fetches its metrics one step later, evaluates and saves."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.packing import PackShape
+from cotmi_jax.data.tasks import EXPLAIN
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.examples import markdown_examples
-from cotmi_jax.evaluation.metrics import METRICS, measure, parse_metrics
-from cotmi_jax.evaluation.mi_monitor import SplitMonitor
+from cotmi_jax.evaluation.metrics import METRICS, OF_RATIONALES, Prediction, measure, parse_metrics
+from cotmi_jax.evaluation.monitor import SplitMonitor
 from cotmi_jax.experiment import Experiment, eval_decoding
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.rng import train_streams
@@ -91,8 +92,11 @@ class Run:
         losses, predictions = self.evaluator.evaluate(
             params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False
         )
-        names = [name for name in parse_metrics(config.metrics) if not METRICS[name].reads_rationales]
-        scores = measure(names, predictions)
+        names = parse_metrics(config.metrics)
+        scores = measure([name for name in names if not METRICS[name].reads_rationales], predictions)
+        if explained := self._explained(predictions):
+            read = dict.fromkeys([*OF_RATIONALES, *(name for name in names if METRICS[name].reads_rationales)])
+            scores |= measure(list(read), explained)
         if taken := losses.keys() & scores.keys():
             raise UserError(f"a metric returns {', '.join(taken)}, which is the name of a loss term: rename it")
         values = losses | {name: score["value"] for name, score in scores.items()}
@@ -113,6 +117,17 @@ class Run:
             self.best = quality
             with self.throughput.during(CHECKPOINT):
                 self.checkpoints.save_best({"student": params}, step, metrics, self.record)
+
+    def _explained(self, predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+        """Those of the valid split's first config.eval.rationales predictions that hold a rationale, generated now."""
+        first = predictions[: self.config.eval.rationales]
+        if first and EXPLAIN in self.experiment.objective.tasks:
+            texts = self.evaluator.rationales(
+                self.state.params["student"], self.experiment.data.valid, eval_decoding(self.config), len(first)
+            )
+            for prediction, text in zip(first, texts, strict=True):
+                prediction["predicted_rationale"] = text
+        return [each for each in first if each["predicted_rationale"] is not None]
 
     def steps(self, start: int, interrupt: Interrupt) -> int:
         """Train from step `start` to the end or to an interrupt; returns the step reached, which is saved."""

@@ -14,11 +14,13 @@ import runs
 
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask
 from cotmi_jax.errors import UserError
-from cotmi_jax.evaluation import job as scoring
+from cotmi_jax.evaluation import monitor as monitors
 from cotmi_jax.evaluation.job import score
-from cotmi_jax.evaluation.mi_monitor import MIMonitor, SplitMonitor, draw_rows, label_features
+from cotmi_jax.evaluation.mi_monitor import MIMonitor, draw_rows, label_features
+from cotmi_jax.evaluation.monitor import SplitMonitor
 from cotmi_jax.experiment import initial_params
 from cotmi_jax.inference.load import load_trained
+from cotmi_jax.mi.estimate import Estimate
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.report.plots import draw_information, read_measurements
@@ -35,9 +37,17 @@ MEASURED = {
     "mi.monitor.examples": 64,
     "mi.monitor.pairs": 8,
     "mi.monitor.steps": 50,
-    "eval.every": 0,
-    "eval.examples": 64,
+    "eval.every": 6,
+    "eval.rationales": 5,
+    "eval.max_decode_tokens": 8,
 }
+
+
+WITHIN = (
+    *("mi/within", "mi/within_error", "mi/within_initial", "mi/within_control", "mi/within_control_error"),
+    *("mi/contradiction_auc", "mi/contradiction_auc_error", "mi/contradiction_auc_initial"),
+    *("mi/prefers_label", "mi/prefers_rationale", "mi/same_preference", "mi/same_preference_by_chance"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +67,19 @@ def test_a_run_logs_held_out_estimates_beside_those_of_its_initial_weights(measu
             f"mi/{name}{suffix}"
             for name in ("infonce", "x_z", "z_y")
             for suffix in ("", "_error", "_initial", "_change", "_change_error")
-        }
+        } | set(WITHIN)
+        assert 0.0 <= line["mi/contradiction_auc"] <= 1.0 and line["mi/within"] <= np.log(2)
         for name in ("infonce", "x_z", "z_y"):
             assert line[f"mi/{name}_change"] == pytest.approx(line[f"mi/{name}"] - line[f"mi/{name}_initial"])
     assert lines[0]["mi/infonce_initial"] == lines[1]["mi/infonce_initial"]
     assert runs.read_tensorboard(measured)["mi/infonce"][0][0] == 3
+
+
+@pytest.mark.slow
+def test_an_evaluation_in_training_reads_some_rationales(measured: Path) -> None:
+    (line,) = [line for line in runs.read_metrics(measured) if "valid/accuracy" in line]
+    assert 0.0 <= line["valid/agreement"] <= 1.0 and "valid/agreement_permuted" in line and "valid/no_steps" in line
+    assert line["valid/no_steps"] * 5 == pytest.approx(round(line["valid/no_steps"] * 5))  # of five rationales
 
 
 @pytest.mark.slow
@@ -82,17 +100,18 @@ def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
     ((step, accuracy),) = [(event.step, event.value) for event in events.Scalars("accuracy")]
     assert (step, accuracy) == (6, pytest.approx(result.metrics["accuracy"]))
     (image,) = events.Images("information")
-    assert (image.width, image.height) == (1200, 480)
+    assert (image.width, image.height) == (1800, 480)
     (examples,) = events.Tensors("examples/text_summary")
     assert result.predictions[0]["label"].encode() in examples.tensor_proto.string_val[0]
     ((name, text), *_) = result.information.lines() if result.information else []
     assert "I(Z;V)" in name and re.match(r"[+-]0\.\d{3} ± 0\.\d{3} nats since the initial weights, which read \d", text)
     without = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "bare"), information=False)
     assert without.information is None and "information" not in without.metrics
-    with mock.patch.object(scoring, "MIN_PAIRS", 65):
+    with mock.patch.object(monitors, "MIN_PAIRS", 65):
         few = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "few"))
-    assert few.metrics["information"] == {"not_available": "64 examples: at least 65 are needed"}
-    assert "held-out I(Z;V)            not available: 64 examples" in format_scores(few.metrics, few.information)
+    assert few.metrics["information"] == {"not_available": "64 examples, at least 65 are needed"}
+    shown = format_scores(few.metrics, few.information)
+    assert re.search(r"^held-out I\(Z;V\) +not available: 64 examples, at least 65 are needed$", shown, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -163,27 +182,44 @@ def test_features_are_those_of_the_given_rows_in_order() -> None:
 
 
 @pytest.mark.slow
-def test_readings_are_of_the_split_and_of_both_weights() -> None:
+def test_readings_are_of_the_split() -> None:
     monitor, params = monitor_of()
     split, rows = split_of(64, 0), np.arange(64)
     with jax.set_mesh(make_mesh()):
         readings = monitor.read(params, split, rows)
-        scaled = jax.tree.map(lambda leaf: 0.5 * leaf, params)
-        found = SplitMonitor(monitor, split, rows, lambda: params).measure(scaled)
         with pytest.raises(UserError, match="^mutual information of 7 held-out examples: at least 32 are needed"):
             monitor.read(params, split, rows[:7])
     assert set(readings) == {"infonce", "x_z", "z_y"} and readings["infonce"].pairs == 48
-    assert {name: reading.initial for name, reading in found.readings.items()} == readings
-    assert found.readings["infonce"].now != readings["infonce"]
+
+
+def split_monitor(initial: Any) -> SplitMonitor:
+    """Of a monitor whose reading of a student is the number that stands for its weights."""
+
+    def read(params: float, split: Any, rows_N: Any) -> dict[str, Estimate]:
+        return {"infonce": Estimate("infonce", params, 0.3, "lower", np.inf, 8, 8, ())}
+
+    monitor: Any = mock.Mock(read=mock.Mock(side_effect=read))
+    return SplitMonitor(monitor, mock.Mock(), split_of(32, 0), np.arange(32), lambda: None, initial, 0)
+
+
+def test_initial_weights_are_read_once_and_subtracted() -> None:
+    monitor = split_monitor(lambda: 4.0)
+    for weights in (4.5, 4.1):
+        metrics = monitor.measure(weights).metrics()  # type: ignore[arg-type]
+        assert metrics["mi/infonce_change"] == pytest.approx(weights - 4.0)
+        assert metrics["mi/infonce_change_error"] == pytest.approx(0.3 * 2**0.5)
+    assert monitor.monitor.read.call_count == 3  # type: ignore[attr-defined]
+    assert monitor.measure(4.5).lines()[-1] == (  # type: ignore[arg-type]
+        "held-out I(Z;V|X)",
+        "not available: fewer than 40 counterfactuals",
+    )
 
 
 def test_initial_weights_that_cannot_be_read_are_said() -> None:
-    monitor, params = monitor_of()
-
     def gone() -> Any:
         raise UserError("hub/model is gone")
 
-    found = SplitMonitor(monitor, split_of(32, 0), np.arange(32), gone).measure(params)
+    found = split_monitor(gone).measure(4.0)  # type: ignore[arg-type]
     assert found.metrics() == {}
     assert found.lines() == [
         ("held-out I(Z;V)", "not available: the initial weights cannot be read: hub/model is gone")

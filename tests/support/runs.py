@@ -59,6 +59,7 @@ SEED_RECIPE = {
     "optimizer.learning_rate": 1e-2,
     "eval.every": 3,
     "eval.examples": 12,  # so that the last batch is padded
+    "eval.rationales": 0,
     "checkpoint.every": 2,
     "mi.monitor.every": 0,  # it takes longer than the run; test_mi_monitor.py has runs that measure
 }
