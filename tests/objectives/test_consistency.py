@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from answers import answer_split, consistency, distances
-from helpers import assert_trees_close, numpy_params, toy_student
-from mi_helpers import BETA, objective_of
+from helpers import assert_trees_close, numpy_params, small_config, toy_student
+from mi_helpers import BETA, mi_config, objective_of
 from splits import sequence
 
 from cotmi_jax.data.order import Picks
@@ -22,7 +22,7 @@ from cotmi_jax.objectives import consistency as module
 from cotmi_jax.objectives.consistency import consistency_loss
 from cotmi_jax.objectives.mi_term import DISTANCES, Features
 from cotmi_jax.objectives.objective import Objective
-from cotmi_jax.objectives.placebo import derange
+from cotmi_jax.objectives.placebo import derange, shuffle_pairs
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.training.step import Gradient, MITermInputs, loss_and_grads
@@ -206,3 +206,38 @@ def test_the_placebo_has_as_many_positions_and_no_pair_of_its_own() -> None:
         assert_trees_close(pooled(found.terms), pooled(whole.terms), rtol=1e-5)
         assert_trees_close(found.grads, whole.grads, rtol=1e-4, atol=1e-6)
     assert_trees_close(compiled(placebo)(PARAMS, padded()).terms, own.terms, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["infonce", "released"])
+def test_the_placebo_of_other_estimators_exchanges_the_rationales(name: str) -> None:
+    """The term is that of the features with the rationale of the drawn example, in which invalid ones stay."""
+    draw, valid_B = np.random.default_rng(2), np.arange(8) != 3
+    z, v = (jax.nn.log_softmax(x) for x in draw.normal(size=(2, 8, 1, 16)).astype(np.float32))
+    batch = padded() | {"valid": valid_B}
+    key = jax.random.key(1)
+    others_B, kept_B = derange(jax.random.split(key)[1], valid_B)
+    np.testing.assert_array_equal(kept_B, valid_B)
+
+    def loss(objective: Objective, v: Any, key: Any) -> Any:
+        definition = objective.networks(small_config(d_model=16, vocab_size=16))
+        bound = None if definition is None else definition.bind(numpy_params(definition))  # type: ignore[arg-type]
+        features, student = Features(z, v, None, None), STUDENT.bind(PARAMS["student"])
+        return objective.mi_loss(student, bound, bound, features, batch, jnp.float32(7), key, None)[0]
+
+    exchanged = loss(objective_of(mi_config(name)), v[others_B], None)
+    np.testing.assert_allclose(loss(objective_of(mi_config(name, placebo=True)), v, key), exchanged, rtol=1e-5)
+    assert abs(float(exchanged - loss(objective_of(mi_config(name)), v, None))) > 1e-4
+
+
+def test_the_placebo_of_conditional_shuffles_the_pairs_of_an_example() -> None:
+    """Each order is drawn; a counterfactual that there is not stays where it is."""
+    v_BxMxE = np.arange(3 * 4.0).reshape(3, 4, 1)
+    there_BxM = np.array([[True, False, True], [False, False, False], [True, True, True]])
+    seen: list[set] = [set(), set(), set()]
+    for seed in range(40):
+        for row, order in enumerate(np.asarray(shuffle_pairs(jax.random.key(seed), v_BxMxE, there_BxM))[..., 0]):
+            seen[row].add(tuple((order - 4 * row).astype(int).tolist()))
+    three = {(0, 1, 3), (0, 3, 1), (1, 0, 3), (1, 3, 0), (3, 0, 1), (3, 1, 0)}
+    assert seen[0] == {(a, b, 2, c) for a, b, c in three}
+    assert seen[1] == {(0, 1, 2, 3)} and len(seen[2]) > 15
