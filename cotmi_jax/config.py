@@ -52,6 +52,9 @@ def base() -> ConfigDict:
     config.eval.every = 250  # steps between evaluations on the valid split; 0: never
     config.eval.examples = 0  # examples of the valid split that are used; 0: all
     config.eval.batch_size = 64  # examples, over all devices
+    # Of the best student: accuracy, or the loss of labels where it ties; or loss, the cross-entropies weighted as in
+    # training, so that the rationales decide too where all labels are right.
+    config.eval.select_by = "accuracy"
     config.eval.metrics = ""  # registered metrics besides accuracy, separated by commas
     # The first examples of valid whose rationales are generated too, for the metrics that read rationales; 0: none.
     config.eval.rationales = 64
@@ -59,7 +62,7 @@ def base() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 250  # steps between checkpoints; the last step is always saved
-    config.checkpoint.keep = 2  # latest checkpoints kept, in addition to the best by accuracy on the valid split
+    config.checkpoint.keep = 2  # latest checkpoints kept, in addition to the best by eval.select_by on the valid split
 
     config.log = ConfigDict()
     config.log.every = 50  # steps between lines of training metrics
@@ -106,6 +109,7 @@ def _data() -> ConfigDict:
     data.label_kind = "text"  # how labels of your own rows are compared: as text, or equation: by value
     data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
     data.size = 16_000  # train examples of the generated set (arithmetic only)
+    data.version = 1  # of the generated set: 1 has numbers and results up to 99; 2 numbers up to 16, results up to 24
     data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
     # SentencePiece file, tokenizer.json, or bytes (ByT5's); "": that of the model.init checkpoint, else that of
     # arithmetic, else {root}/t5/spiece.model.
@@ -280,6 +284,7 @@ def validate(config: ConfigDict) -> None:
     choices |= {
         "data.too_long": TOO_LONG,
         "data.rationale_answer": RATIONALE_ANSWERS,
+        "eval.select_by": ("accuracy", "loss"),
         "model.attention": get_args(AttentionForm),
     }
     for key, allowed in choices.items():

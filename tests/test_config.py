@@ -155,6 +155,7 @@ def test_only_paths_intervals_and_devices_may_differ_on_resume(key: str) -> None
             "profile",
             "compilation_cache",
             "eval.metrics",
+            "eval.rationales",
             "model.attention",
             "model.remat",
         ),

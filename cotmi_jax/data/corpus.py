@@ -45,6 +45,7 @@ class Loading:
     duplicate_rationales: identical rationales of a train example: "keep" uses each in turn; "weight" merges them into
       one, by `example.merge_rationales`.
     size: number of train examples of "arithmetic", before subsampling.
+    version: of "arithmetic", as for `arithmetic.make_arithmetic`.
     labels: the labels that rows of a user's own data may have, separated by commas; "" for any.
     label_kind: how labels of such rows are compared.
     fields: the columns of such rows that hold the fields, in the form of `row_format.parse_fields`.
@@ -63,6 +64,7 @@ class Loading:
     needs_rationales: bool = True
     duplicate_rationales: str = "keep"
     size: int = 16_000
+    version: int = 1
     labels: str = ""
     label_kind: str = "text"
     fields: str = ""
@@ -202,7 +204,7 @@ def _released(spec: ComponentSpec, loading: Loading) -> Source:
 
 _SOURCE_OF_KIND: dict[SourceKind, Callable[[ComponentSpec, Loading], Source]] = {
     **dict.fromkeys(OWN_KINDS, _own),
-    "arithmetic": lambda spec, loading: ArithmeticSource(loading.size),
+    "arithmetic": lambda spec, loading: ArithmeticSource(loading.size, loading.version),
     "released": _released,
     "registered": lambda spec, loading: SOURCES[spec.argument],
     "tfds": lambda spec, loading: TfdsSource(spec.argument, loading.tfds_dir, loading.teacher, loading.bad_rows),

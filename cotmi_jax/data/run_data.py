@@ -52,6 +52,7 @@ def loading_of(config: ConfigDict) -> Loading:
         needs_rationales=bool(find_objective(config.objective.name).rationale_tasks),
         duplicate_rationales=data.duplicate_rationales,
         size=data.size,
+        version=data.version,
         labels=data.labels,
         label_kind=data.label_kind,
         fields=data.fields,

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import sys
 from typing import Any, TextIO
 
@@ -25,7 +26,7 @@ from cotmi_jax.parallel.agreement import check_agreement
 from cotmi_jax.parallel.batch import make_process_rows
 from cotmi_jax.parallel.distributed import AbortAllOnError, all_gather_text, barrier, is_main_process, is_shared
 from cotmi_jax.parallel.mesh import batch_shards, make_mesh
-from cotmi_jax.training.loop import Run
+from cotmi_jax.training.loop import Run, quality
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.preemption import Interrupt
 from cotmi_jax.training.state import StateDef, TrainState, check_finite
@@ -133,7 +134,7 @@ def _make_run(
     config = experiment.config
     shape = experiment.data.shape(batch_shards(mesh), mesh.devices.flat[0].platform)
     student = state_def.student
-    state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best)
+    state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best, experiment)
     initial = recorded_initial(workdir) if choice.latest else _initial_record(experiment)
     record = run_record(config, experiment.student, experiment.vocabulary, initial)
     progress = Progress(start=start, stop=config.steps, silent=not is_main_process())
@@ -217,12 +218,12 @@ def _start(latest: Saved | None, experiment: Experiment) -> int:
     return latest.step
 
 
-def _best_so_far(best: Saved | None) -> tuple[float, float]:
+def _best_so_far(best: Saved | None, experiment: Experiment) -> tuple[float, float]:
     """Run.best of the best checkpoint; without one, a value below that of any evaluation."""
     if best is None:
-        return (-1.0, 0.0)
-    metrics = restore_json(best, "metrics")
-    return (metrics["valid/accuracy"], -metrics["valid/predict"])
+        return (-math.inf, 0.0)
+    valid = {name.removeprefix("valid/"): value for name, value in restore_json(best, "metrics").items()}
+    return quality(valid, experiment.config.eval.select_by, experiment.objective)
 
 
 def make_monitor(experiment: Experiment, student: StudentDef, mesh: Mesh, progress: Progress) -> SplitMonitor | None:

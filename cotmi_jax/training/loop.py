@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.packing import PackShape
-from cotmi_jax.data.tasks import EXPLAIN
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.examples import markdown_examples
@@ -20,6 +20,7 @@ from cotmi_jax.evaluation.monitor import SplitMonitor
 from cotmi_jax.experiment import Experiment, eval_decoding
 from cotmi_jax.models.config import T5Config
 from cotmi_jax.models.rng import train_streams
+from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.accelerators import find_accelerator
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.training.optimizer import make_schedule
@@ -31,6 +32,13 @@ from cotmi_jax.training.throughput import CHECKPOINT, EVALUATION, SHOWN, Through
 from cotmi_jax.workdir.checkpoint import Checkpoints, saved
 from cotmi_jax.workdir.lock import Owner
 from cotmi_jax.workdir.metrics import MetricWriter, Progress, SilentWriter
+
+
+def quality(valid: Mapping[str, float], select_by: str, objective: Objective) -> tuple[float, float]:
+    """What the best student is the best by, of scores and losses on the valid split; the higher, compared in order."""
+    if select_by == "loss":
+        return -sum(objective.coefficients[task] * valid[task] for task in objective.tasks), 0.0
+    return valid["accuracy"], -valid[PREDICT]
 
 
 @dataclasses.dataclass
@@ -50,7 +58,7 @@ class Run:
     progress: Progress
     owner: Owner
     record: dict
-    best: tuple[float, float]  # accuracy, then minus the label loss: higher is better, compared in this order
+    best: tuple[float, float]  # of `quality`
     throughput: Throughput = dataclasses.field(default_factory=Throughput)  # of the last call of steps
 
     def check(self, step: int, metrics: Mapping[str, Array]) -> dict[str, float]:
@@ -112,9 +120,9 @@ class Run:
             f"step {step}: valid accuracy {accuracy['value']:.1%} [{low:.1%}, {high:.1%}] of {accuracy['n']}, "
             + ", ".join(f"{name} {values[name]:.3f}" for name in shown)
         )
-        quality = (values["accuracy"], -losses["predict"])
-        if quality > self.best:
-            self.best = quality
+        reached = quality(values, config.select_by, experiment.objective)
+        if reached > self.best:
+            self.best = reached
             with self.throughput.during(CHECKPOINT):
                 self.checkpoints.save_best({"student": params}, step, metrics, self.record)
 

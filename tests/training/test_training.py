@@ -28,6 +28,7 @@ from cotmi_jax.experiment import Experiment, make_objective
 from cotmi_jax.models.config import T5Config, preset
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.training import loop
 from cotmi_jax.training.job import train
 from cotmi_jax.training.state import TrainState
@@ -228,16 +229,23 @@ def test_the_best_student_on_valid_is_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("select_by", "best"), [("accuracy", 2), ("loss", 4)])
 def test_a_resumed_run_keeps_its_best_score(
-    scripted_scores: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripted_scores: list, select_by: str, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_run({"steps": 4, "eval.every": 1})
-    scripted_scores += [(0.1, 2.0), (0.5, 2.0), (0.4, 2.0), (0.5, 2.5)]
+    config = small_run({"steps": 4, "eval.every": 1, "eval.select_by": select_by})
+    scripted_scores += [(0.1, 2.0), (0.5, 2.0), (0.4, 1.5), (0.4, 1.4)]
     with monkeypatch.context() as patch:
         patch.setattr(MetricWriter, "write", runs.signalling_write(2, signal.SIGTERM))
         assert train(config, str(tmp_path)) == 3
     assert train(config, str(tmp_path)) == 4
-    assert runs.steps_in(tmp_path / "best") == [2]
+    assert runs.steps_in(tmp_path / "best") == [best]
+
+
+def test_the_loss_that_selects_is_weighted_as_in_training() -> None:
+    objective = Objective("dss", alpha=0.25)
+    assert loop.quality({"accuracy": 1.0, "predict": 0.1, "explain": 0.5}, "loss", objective) == (-0.4, 0.0)
+    assert loop.quality({"accuracy": 0.9, "predict": 0.1, "explain": 0.5}, "accuracy", objective) == (0.9, -0.1)
 
 
 Step = Callable[..., tuple[TrainState, dict[str, Any]]]

@@ -2,14 +2,18 @@
 
 The seed determines everything. A problem is a story made from one of a few templates, whose sentences come in a fixed
 order and with varying words; some stories hold a distractor, a sentence with a number that the solution does not use.
-Every number in a problem and every result of a step, right or wrong, is an integer in 2..99.
+Every number in a problem and every result of a step, right or wrong, is an integer in 2..99. In version 2 of the set
+numbers are at most 16 and results at most 24: about 500 different steps, which a student of the size of `tiny` learns
+in minutes; of version 1 it learns which operations solve a problem, but not their results.
 """
 
 import dataclasses
+import functools
+import itertools
 import pathlib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,12 +25,26 @@ from cotmi_jax.errors import UserError
 VOCABULARY_PATH = pathlib.Path(__file__).with_name("arithmetic.spiece.model")
 
 HELD_OUT = 500  # examples of valid and of test in the data set that runs use
-_VERSION = 1  # Raise it when the same arguments give other examples.
-_SMALLEST, _LARGEST = 2, 99
+_SMALLEST = 2
 _DISTRACTOR_RATE = 0.35
 _CHOICE = re.compile(r"\[([^]]*)\]")
 _OPERATIONS = "+-*/"
 _Term = TypeVar("_Term", int, str)
+
+
+class _Limits(NamedTuple):
+    """The largest number of a story, and the largest result of a step.
+
+    enumerated: whether numbers are drawn from a list of those that solve a template, instead of drawn until they do.
+      The distribution is the same, the sequence is not; of few solutions among many numbers the list is faster.
+    """
+
+    number: int
+    result: int
+    enumerated: bool = False
+
+
+_LIMITS = {1: _Limits(99, 99), 2: _Limits(16, 24, enumerated=True)}  # by version
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +61,31 @@ class ArithmeticSource:
     """The data set as runs use it, with a fixed seed, so that all runs have the same valid and test splits.
 
     size: number of train examples, at least 1.
+    version: as for `make_arithmetic`.
     """
 
     size: int
+    version: int = 1
     name: str = "arithmetic"
 
     def read(self, splits: Collection[str] = SPLITS) -> Corpus:
         if self.size < 1:
             raise UserError(f"size = {self.size}: give the number of train examples, at least 1")
         num_train = self.size if "train" in splits else 0
-        corpus = make_arithmetic(seed=0, num_train=num_train, num_valid=HELD_OUT, num_test=HELD_OUT)
+        corpus = make_arithmetic(0, num_train, num_valid=HELD_OUT, num_test=HELD_OUT, version=self.version)
         return Corpus(corpus.name, {split: corpus.splits[split] for split in SPLITS if split in splits})
 
     def fingerprint(self) -> str:
-        return digest(self.name, self.size, _VERSION)
+        return digest(self.name, self.size, self.version)
 
 
 def make_arithmetic(
-    seed: int, num_train: int, num_valid: int = HELD_OUT, num_test: int = HELD_OUT, teacher_error_rate: float = 0.2
+    seed: int,
+    num_train: int,
+    num_valid: int = HELD_OUT,
+    num_test: int = HELD_OUT,
+    teacher_error_rate: float = 0.2,
+    version: int = 1,
 ) -> Corpus:
     """Makes the data set: the same arguments give the same examples on every machine.
 
@@ -68,10 +93,10 @@ def make_arithmetic(
     the teacher errs; valid and test do not depend on num_train. The teacher errs on exactly
     round(teacher_error_rate * n) of the n examples of each split: one step of its solution has a wrong operation or a
     wrong number of the story, the later steps are computed from its result, and the value of teacher_label differs from
-    the gold label's.
+    the gold label's. version: 1 has numbers and results up to 99; 2 numbers up to 16, results up to 24.
 
     Raises:
-      UserError: a negative seed or size, or a rate outside [0, 1].
+      UserError: a negative seed or size, a rate outside [0, 1], or an unknown version.
     """
     sizes = {"train": num_train, "valid": num_valid, "test": num_test}
     for key, value in {"seed": seed, **{f"num_{split}": size for split, size in sizes.items()}}.items():
@@ -79,20 +104,23 @@ def make_arithmetic(
             raise UserError(f"{key} = {value}: give a number of at least 0")
     if not 0 <= teacher_error_rate <= 1:
         raise UserError(f"teacher_error_rate = {teacher_error_rate}: give a fraction between 0 and 1")
+    if version not in _LIMITS:
+        raise UserError(f"version = {version}: arithmetic has the versions {', '.join(map(str, _LIMITS))}")
+    limits = _LIMITS[version]
     seen: set[str] = set()
     splits: dict[str, tuple[Example, ...]] = {}
     for split in ("test", "valid", "train"):  # Train comes last, so that its size cannot change the others.
         stream = SPLITS.index(split)
-        problems = _make_problems(np.random.default_rng([seed, stream, 0]), sizes[split], seen)
-        splits[split] = _annotate(np.random.default_rng([seed, stream, 1]), problems, split, teacher_error_rate)
+        problems = _make_problems(np.random.default_rng([seed, stream, 0]), sizes[split], seen, limits)
+        splits[split] = _annotate(np.random.default_rng([seed, stream, 1]), problems, split, teacher_error_rate, limits)
     return Corpus("arithmetic", {split: splits[split] for split in SPLITS})
 
 
-def _make_problems(rng: np.random.Generator, count: int, seen: set[str]) -> list[_Problem]:
+def _make_problems(rng: np.random.Generator, count: int, seen: set[str], limits: _Limits) -> list[_Problem]:
     """Makes `count` problems whose texts are not in `seen`, and adds the texts to it."""
     problems: list[_Problem] = []
     while len(problems) < count:
-        problem = _make_problem(rng, TEMPLATES[int(rng.integers(len(TEMPLATES)))])
+        problem = _make_problem(rng, TEMPLATES[int(rng.integers(len(TEMPLATES)))], limits)
         if problem.text not in seen:
             seen.add(problem.text)
             problems.append(problem)
@@ -100,7 +128,7 @@ def _make_problems(rng: np.random.Generator, count: int, seen: set[str]) -> list
 
 
 def _annotate(
-    rng: np.random.Generator, problems: list[_Problem], split: str, teacher_error_rate: float
+    rng: np.random.Generator, problems: list[_Problem], split: str, teacher_error_rate: float, limits: _Limits
 ) -> tuple[Example, ...]:
     order = rng.permutation(len(problems))
     wrong = set(order[: round(teacher_error_rate * len(problems))].tolist())
@@ -108,14 +136,14 @@ def _annotate(
     for row, problem in enumerate(problems):
         steps = problem.steps
         if row in wrong:
-            solutions = _wrong_solutions(problem.numbers, steps)
+            solutions = _wrong_solutions(problem.numbers, steps, limits)
             steps = solutions[int(rng.integers(len(solutions)))]
         examples.append(
             Example(
                 id=f"arithmetic/{split}/{row}",
                 input=problem.text,
                 label=_expression(problem.numbers, problem.steps),
-                rationale=_rationale(problem.numbers, steps),
+                rationale=_rationale(problem.numbers, steps, limits),
                 teacher_label=_expression(problem.numbers, steps),
                 kind="equation",
             )
@@ -123,7 +151,7 @@ def _annotate(
     return tuple(examples)
 
 
-def _make_problem(rng: np.random.Generator, template: Template) -> _Problem:
+def _make_problem(rng: np.random.Generator, template: Template, limits: _Limits) -> _Problem:
     def pick(options: Sequence[str]) -> str:
         return options[int(rng.integers(len(options)))]
 
@@ -132,8 +160,8 @@ def _make_problem(rng: np.random.Generator, template: Template) -> _Problem:
     words = {"name": name, "He": he.capitalize(), "friend": friend, "box": box, "boxes": boxes}
     words |= {"thing": pick(template.things), "other": pick(OTHER_THINGS)}
     distracted = bool(rng.random() < _DISTRACTOR_RATE)
-    ranges = template.ranges | ({"x": (_SMALLEST, _LARGEST)} if distracted else {})
-    numbers = _draw_numbers(rng, ranges, template.steps)
+    ranges = template.ranges | ({"x": (_SMALLEST, limits.number)} if distracted else {})
+    numbers = _draw_numbers(rng, tuple(ranges.items()), template.steps, limits)
     sentences = " ".join(sentence for sentence in template.sentences if distracted or "{x}" not in sentence)
     text = _CHOICE.sub(lambda choice: pick(choice[1].split("|")), sentences).format(**words, **numbers)
     operands = {"left": "{left}", "right": "{right}", "step": "{step}"}  # Left open until the operands are known.
@@ -141,19 +169,38 @@ def _make_problem(rng: np.random.Generator, template: Template) -> _Problem:
     return _Problem(text, numbers, steps)
 
 
+_Ranges = tuple[tuple[str, tuple[int, int]], ...]  # smallest and largest value of each number of a story
+
+
 def _draw_numbers(
-    rng: np.random.Generator, ranges: dict[str, tuple[int, int]], steps: tuple[Step, ...]
+    rng: np.random.Generator, ranges: _Ranges, steps: tuple[Step, ...], limits: _Limits
 ) -> dict[str, int]:
     """Draws distinct numbers under which every step has a result and at least one wrong solution exists."""
+    solved = _solved(ranges, steps, limits) if limits.enumerated else [{}]
     while True:
-        numbers = {key: int(rng.integers(low, high + 1)) for key, (low, high) in ranges.items()}
-        if len(set(numbers.values())) == len(numbers) and _results(numbers, steps) and _wrong_solutions(numbers, steps):
+        numbers = solved[int(rng.integers(len(solved)))] if limits.enumerated else {}
+        numbers = numbers | {
+            key: int(rng.integers(low, min(high, limits.number) + 1))
+            for key, (low, high) in ranges
+            if key not in numbers
+        }
+        distinct = len(set(numbers.values())) == len(numbers)
+        if distinct and _results(numbers, steps, limits) and _wrong_solutions(numbers, steps, limits):
             return numbers
 
 
-def _wrong_solutions(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+@functools.cache
+def _solved(ranges: _Ranges, steps: tuple[Step, ...], limits: _Limits) -> list[dict[str, int]]:
+    """All values of the operands under which every step has a result."""
+    operands = {operand for step in steps for operand in (step.left, step.right)}
+    values = {key: range(low, min(high, limits.number) + 1) for key, (low, high) in ranges if key in operands}
+    drawn = (dict(zip(values, row, strict=True)) for row in itertools.product(*values.values()))
+    return [numbers for numbers in drawn if _results(numbers, steps, limits)]
+
+
+def _wrong_solutions(numbers: dict[str, int], steps: tuple[Step, ...], limits: _Limits) -> list[tuple[Step, ...]]:
     """All solutions with exactly one wrong step whose results are all valid and whose answer is wrong."""
-    gold = _results(numbers, steps)
+    gold = _results(numbers, steps, limits)
     solutions = []
     for i, step in enumerate(steps):
         changes = [{"operation": operation} for operation in _OPERATIONS if operation != step.operation]
@@ -161,13 +208,13 @@ def _wrong_solutions(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[t
             changes += [{side: key} for key in numbers if key != operand and operand in numbers]
         for change in changes:
             changed = (*steps[:i], dataclasses.replace(step, **change), *steps[i + 1 :])
-            results = _results(numbers, changed)
+            results = _results(numbers, changed, limits)
             if results and results[-1] != gold[-1]:
                 solutions.append(changed)
     return solutions
 
 
-def _results(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[int]:
+def _results(numbers: dict[str, int], steps: tuple[Step, ...], limits: _Limits) -> list[int]:
     """Result of each step; empty if one is not an integer in range."""
     results: list[int] = []
     for step in steps:
@@ -176,7 +223,7 @@ def _results(numbers: dict[str, int], steps: tuple[Step, ...]) -> list[int]:
             result, remainder = divmod(left, right)
         else:
             result, remainder = {"+": left + right, "-": left - right, "*": left * right}[step.operation], 0
-        if remainder or not _SMALLEST <= result <= _LARGEST:
+        if remainder or not _SMALLEST <= result <= limits.result:
             return []
         results.append(result)
     return results
@@ -197,8 +244,8 @@ def _expression(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
     return written[-1]
 
 
-def _rationale(numbers: dict[str, int], steps: tuple[Step, ...]) -> str:
-    results = _results(numbers, steps)
+def _rationale(numbers: dict[str, int], steps: tuple[Step, ...], limits: _Limits) -> str:
+    results = _results(numbers, steps, limits)
     sentences = []
     for step, result in zip(steps, results, strict=True):
         left, right = _operands(step, numbers, results)

@@ -13,7 +13,7 @@ import sentencepiece
 
 from cotmi_jax.data.example import Corpus, Example
 from cotmi_jax.data.labels import equal_values, evaluate_expression
-from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, ArithmeticSource, make_arithmetic
 from cotmi_jax.data.sources.arithmetic_templates import TEMPLATES
 from cotmi_jax.errors import UserError
 
@@ -26,6 +26,11 @@ def corpus() -> Corpus:
 @pytest.fixture(scope="module")
 def processor() -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_file=str(VOCABULARY_PATH))
+
+
+@pytest.fixture(scope="module")
+def small_numbers() -> Corpus:
+    return make_arithmetic(0, 1000, 0, 0, version=2)
 
 
 def _all_examples(corpus: Corpus) -> list[Example]:
@@ -130,6 +135,37 @@ def test_a_few_hundred_problems_cover_every_kind_of_solution() -> None:
             written.append(f"( {left} {step.operation} {right} )")
         expected.add(written[-1])
     assert skeletons == expected
+
+
+def test_version_2_has_the_same_problems_with_small_numbers(corpus: Corpus, small_numbers: Corpus) -> None:
+    examples = _all_examples(small_numbers)
+    steps = [step for e in examples for step in re.findall(r"(\d+) [-+*/] (\d+) = (\d+)", e.rationale)]
+    assert max(number for e in examples for number in _numbers(e.input)) == 16
+    assert max(int(result) for *_, result in steps) == 24 and min(int(result) for *_, result in steps) == 2
+
+    def facts(of: Corpus) -> list[float]:
+        train = of.splits["train"][:1000]
+        operations = [len(re.findall(r"[-+*/]", e.label)) for e in train]
+        distracted = [len(_numbers(e.input)) > len(set(_numbers(e.label))) for e in train]
+        wrong = [
+            not equal_values(*(evaluate_expression(text or "") for text in (e.label, e.teacher_label))) for e in train
+        ]
+        return [*(np.mean(np.array(operations) == count) for count in (1, 2, 3)), np.mean(distracted), np.mean(wrong)]
+
+    assert facts(small_numbers) == pytest.approx(facts(corpus), abs=0.05)
+    assert len({e.input for e in examples}) == 1000
+
+
+def test_a_version_changes_the_fingerprint_of_the_data() -> None:
+    one, two = ArithmeticSource(5), ArithmeticSource(5, version=2)
+    assert one.fingerprint() != two.fingerprint()
+    assert (
+        one.fingerprint()
+        == ArithmeticSource(5, version=1).fingerprint()
+        == "2048fd25ff2acd3b2ab18be5a8ec4fcdc950f6a1a45c264cfd24f1cd259a00eb"
+    )
+    with pytest.raises(UserError, match="version = 3: arithmetic has the versions 1, 2"):
+        ArithmeticSource(5, version=3).read()
 
 
 @pytest.mark.parametrize(
