@@ -46,7 +46,7 @@ def planted(num: int, seed: int, agreement: float) -> PairedFeatures:
 
 @pytest.fixture(autouse=True)
 def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FIT", FitConfig(num_pairs=128, steps=150, every=50, learning_rate=1e-2))
+    monkeypatch.setattr(module, "_FIT", FitConfig(num_pairs=512, steps=150, every=50, learning_rate=1e-2))
     monkeypatch.setattr(module, "REFITS", 2)
 
 
