@@ -23,7 +23,9 @@ _TIMES = re.compile(r"(?<=\d) ?x ?(?=\d)")  # 3 x 4
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _OPERAND = rf"(?:\$ ?)?(?:{_NUMBER}|\([^()=]{{1,100}}\))"
 # "12 + 5 = 17", "10 - (3 + 6) = 1": the bounds keep the time linear in the length of the text.
-_STEP = re.compile(rf"(?<![\d.,])({_OPERAND}(?: ?[-+*/] ?{_OPERAND}){{1,20}}) ?= ?(?:\$ ?)?(-?{_NUMBER})")
+_STEP = re.compile(
+    rf"(?<![\d.,])((?:(?<![\d)])(?<![\d)] )-)?{_OPERAND}(?: ?[-+*/] ?{_OPERAND}){{1,20}}) ?= ?(?:\$ ?)?(-?{_NUMBER})"
+)
 _AFTER_EQUALS = re.compile(rf"= ?(?:\$ ?)?(-?{_NUMBER}|\()([^=a-zA-Z]*)")
 _MARK = re.compile(rf"(?:{ANSWER_MARK}|The answer is):?|\bAnswer:", re.IGNORECASE)
 _LETTERED = re.compile(r"^\((\w)\) *(.*)$", re.MULTILINE)
@@ -58,12 +60,15 @@ def is_true(step: tuple[str, str]) -> bool:
 
 
 def _is_grounded(steps: Sequence[tuple[str, str]], story: str) -> bool:
-    """Whether every operand is a number of the story, written in digits, or the result of an earlier step."""
+    """Whether every operand is a number of the story, written in digits, or the result of an earlier step.
+
+    Signs are left out: of "13 - 91 = -78. -78 + 154 = 76" the second step is grounded.
+    """
     known = {_value(number) for number in re.findall(_NUMBER, story)}
     for left, result in steps:
         if not {_value(number) for number in re.findall(_NUMBER, left)} <= known:
             return False
-        known.add(_value(result))
+        known.add(_value(result.lstrip("-")))
     return True
 
 
@@ -140,7 +145,8 @@ def _pairs(predictions: Sequence[Prediction]) -> list[Pair]:
         if (value := evaluate_expression(gold)) is not None:
             pairs.append((_key(read_value(rationale)), _key(evaluate_expression(own)), _key(value)))
         elif choices := _choices(prediction["input"]) or closed:
-            pairs.append((read_choice(rationale, choices), own.strip() or None, gold.strip()))
+            answer = read_choice(rationale, choices)
+            pairs.append((answer and answer.casefold(), own.strip().casefold() or None, gold.strip().casefold()))
     return pairs
 
 
@@ -171,20 +177,23 @@ def agreement(predictions: Sequence[Prediction]) -> dict[str, Score]:
 
     agreement: the answer of the rationale is the student's own label; agreement_gold: the gold label;
     agreement_permuted: the own label of another example, in expectation over all other examples; no_answer: no answer
-    can be read. Nothing for predictions without rationales or without candidates.
+    can be read; it stands alone where none can. Nothing for predictions without rationales or without candidates.
     """
     pairs = _pairs(predictions)
     if not pairs:
         return {}
     answers, own, gold = zip(*pairs, strict=True)
     read = [answer is not None for answer in answers]
+    no_answer = {"no_answer": share([not hit for hit in read])}
+    if not any(read):
+        return no_answer
     scores = {
         "agreement": share([hit and a == b for hit, a, b in zip(read, answers, own, strict=True)]),
         "agreement_gold": share([hit and a == b for hit, a, b in zip(read, answers, gold, strict=True)]),
     }
     if len(pairs) >= 3:
         scores["agreement_permuted"] = permuted(answers, own)
-    return scores | {"no_answer": share([not hit for hit in read])}
+    return scores | no_answer
 
 
 def steps(predictions: Sequence[Prediction]) -> dict[str, Score]:

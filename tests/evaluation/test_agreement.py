@@ -12,7 +12,7 @@ from cotmi_jax.evaluation.agreement import agreement, permuted, read_choice, rea
 from cotmi_jax.evaluation.metrics import parse_metrics
 from cotmi_jax.evaluation.scores import clustered_share, wilson, wilson_interval
 
-CHOICES = {"a": "wooded area", "b": "area", "c": "zoo"}
+CHOICES = {"a": "wooded area", "b": "area", "c": "zoo", "d": "fire", "e": "fire place"}
 
 
 def prediction(rationale: str | None, own: str, gold: str, text: str = "") -> Any:
@@ -44,6 +44,7 @@ def test_a_calculation_ends_in_its_last_result_or_its_answer_sentence(rationale:
     [
         ("2 + 3 = 5 * 4 = 20", [("2 + 3", "5"), ("5 * 4", "20")]),
         ("He has 7. 8 - 5 = 3, and 10 - (3 + 6) = 1.", [("8 - 5", "3"), ("10 - (3 + 6)", "1")]),
+        ("13 - 91 = -78, -78 + 154 = 76", [("13 - 91", "-78"), ("-78 + 154", "76")]),
         ("$3 x 4 = $12.00", [("$3 * 4", "12.00")]),
         ("10 * 45 is 450, x = 5", []),
     ],
@@ -67,7 +68,8 @@ def test_reading_takes_linear_time() -> None:
         ("So the answer is (c) the park.", "zoo"),
         ("So the answer is: ZOO.", "zoo"),
         ("Not a zoo. So the answer is a park.", None),
-        ("The answer must be an area.", "area"),
+        ("An area is the answer here.", "area"),
+        ("A fire place.", "fire place"),
         ("", None),
     ],
 )
@@ -77,7 +79,7 @@ def test_a_rationale_names_its_choice(rationale: str, choice: str | None) -> Non
 
 def test_shares_of_an_equation_set_count_what_cannot_be_read() -> None:
     rationales = ["2 + 3 = 5", "2 + 3 = 6", "none", "4 + 5 = 9"]
-    own = ["( 2 + 3 )", "( 2 * 3 )", "( 1 + 1 )", "( 9"]
+    own = ["( 2 + 3 )", "( 2 * 3 )", "( 1 +", "( 9"]  # two without a value: no answer is not a common one
     gold = ["5", "( 2 + 3 )", "( 1 + 1 )", "( 4 + 5 )"]
     scores = agreement([prediction(*row) for row in zip(rationales, own, gold, strict=True)])
     assert {name: score["value"] for name, score in scores.items()} == {
@@ -96,9 +98,13 @@ def test_choices_are_those_of_the_input_or_the_labels_of_a_closed_set() -> None:
     listed = "Where?\nAnswer Choices:\n(a) a zoo\n(b) a park"
     found = agreement([prediction("So the answer is (b).", "a park", "a zoo", listed)])
     assert (found["agreement"]["value"], found["agreement_gold"]["value"]) == (1.0, 0.0)
+    upper = agreement([prediction("So the answer is (b).", "A park", "a zoo", listed)])
+    assert upper["agreement"]["value"] == 1.0
     closed = [prediction("It is neutral.", "neutral", gold) for gold in ("neutral", "entailment")]
     assert agreement(closed)["agreement"]["value"] == 1.0
     assert steps(closed) == {}
+    silent = agreement([prediction("Because.", label, label) for label in ("neutral", "entailment")])
+    assert silent.keys() == {"no_answer"} and silent["no_answer"]["value"] == 1.0
     open_set = [prediction(f"It is name{i}.", f"name{i}", f"name{i}") for i in range(30)]
     assert agreement(open_set) == {}
 
@@ -128,7 +134,7 @@ def test_the_teacher_of_the_generated_set_calculates_right_and_agrees_with_its_o
 
 
 def test_steps_are_sound_where_they_are_true_and_use_given_numbers() -> None:
-    rows = ["2 + 3 = 5. 5 * 3 = 15", "2 + 3 = 6. 6 * 3 = 18", "2 + 4 = 6", "no steps", "5 * 3 = 15. 2 + 3 = 5"]
+    rows = ["2 - 3 = -1. -1 * 3 = -3", "2 + 3 = 6. 6 * 3 = 18", "2 + 4 = 6", "no steps", "5 * 3 = 15. 2 + 3 = 5"]
     scores = steps([prediction(rationale, "5", "5", "Tom has 2 and 3.") for rationale in rows])
     assert (scores["true_steps"]["value"], scores["true_steps"]["n"]) == (pytest.approx(6 / 7), 7)
     assert scores["sound_rationales"]["value"] == scores["no_steps"]["value"] == 0.2
