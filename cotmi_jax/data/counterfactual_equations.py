@@ -84,8 +84,8 @@ def exchange_step(example: Example, label: str, rng: np.random.Generator) -> Ite
     It is one that the rationale states as a step. In the rationale the exchange reaches every expression that is
     matched with the label, results that it restates, and mentions of the exchanged number in the sentence of its step.
     All steps that were true stay true. So that size alone does not give a counterfactual away, results are whole if
-    those of the label are, have no more digits than the longest number of the example (or two), and are at least 2,
-    unless one of the label's is less.
+    those of the label are, at least 2 unless one of the label's is less, and at most twice the largest number of the
+    example; those that exceed that number come last.
 
     There is no counterfactual where the last step of the rationale is not the label's last operation: then the
     rationale leads to another answer, or to none.
@@ -101,15 +101,16 @@ def exchange_step(example: Example, label: str, rng: np.random.Generator) -> Ite
     if not equations or matched.get(equations[-1]) is not tree:
         return
     story = {_number(match[0]) for match in _NUMBERS.finditer(example.input)}
-    limits = _Limits.of(tree, [match[0] for match in _NUMBERS.finditer(f"{example.input} {text}")])
+    limits = _Limits.of(tree, story)
     stated = {node for span, node in bound.items() if text[slice(*span)] in _OPERATIONS}
-    for edit in _edits(stated, story, rng):
-        values = _evaluate(tree, edit)
-        if values is None or values[tree] == tree.value or not limits.allow(tree, values):
-            continue
-        rewritten = _rewrite(text, steps, bound, edit, values, story)
-        if rewritten is not None and _stays_true(rewritten, steps, matched, values):
-            yield Pair(_rewrite_label(label, edit), rewritten)
+    edits = [(edit, values) for edit in _edits(stated, story, rng) if (values := _evaluate(tree, edit)) is not None]
+    for exceeds in (False, True):
+        for edit, values in edits:
+            if values[tree] == tree.value or not limits.allow(tree, values) or limits.exceeded(tree, values) != exceeds:
+                continue
+            rewritten = _rewrite(text, steps, bound, edit, values, story)
+            if rewritten is not None and _stays_true(rewritten, steps, matched, values):
+                yield Pair(_rewrite_label(label, edit), rewritten)
 
 
 def _number(text: str) -> _Value:
@@ -230,23 +231,29 @@ def _evaluate(tree: _Node, edit: _Edit) -> dict[_Node, _Value] | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Limits:
-    """What results may be: whole, at least `low`, less than `high`."""
+    """What results may be: whole, at least `low`. largest: the largest number of the example."""
 
     whole: bool
     low: _Value
-    high: int
+    largest: _Value
 
     @classmethod
-    def of(cls, tree: _Node, numbers: list[str]) -> "_Limits":
+    def of(cls, tree: _Node, numbers: Collection[_Value]) -> "_Limits":
         """Those of an example with this label and these numbers."""
         results = [node.value for node in tree.nodes() if node.operands]
-        digits = max(len(str(int(_number(number)))) for number in numbers)
-        return cls(all(value.denominator == 1 for value in results), min(2, *results), 10 ** max(2, digits))
+        return cls(all(value.denominator == 1 for value in results), min([2, *results]), max([*numbers, *results]))
 
     def allow(self, tree: _Node, values: Values) -> bool:
-        results = [values[node] for node in tree.nodes() if node.operands]
+        results = _results(tree, values)
         exact = all((value if self.whole else 100 * value).denominator == 1 for value in results)
-        return exact and all(self.low <= value < self.high for value in results)
+        return exact and all(self.low <= value <= 2 * self.largest for value in results)
+
+    def exceeded(self, tree: _Node, values: Values) -> bool:
+        return max(_results(tree, values)) > self.largest
+
+
+def _results(tree: _Node, values: Values) -> list[_Value]:
+    return [values[node] for node in tree.nodes() if node.operands]
 
 
 def _rewrite(

@@ -75,7 +75,12 @@ def test_an_exchange_is_carried_through_the_steps_the_restated_result_and_its_se
         "Eva has 12 red and 5 blue bags. So she has 3 + 5 = 8 bags. 8 bags hold 8 * 3 = 24 shells. So Eva has 24."
     )
     assert "( ( 12.0 + 5.0 ) / 3.0 )" not in by_label  # 17 / 3 is not whole
-    assert "( ( 12.0 * 5.0 ) * 3.0 )" not in by_label  # 180 has more digits than any number of the example
+    assert "( ( 12.0 * 5.0 ) * 3.0 )" not in by_label  # 180 is more than twice the largest number
+    # Results of at most the largest number, 51, come before 60 = 12 * 5 and 85 = 17 * 5.
+    for seed in range(10):
+        pairs = counterfactuals(EVA, 99, seed)
+        exceeds = [max(map(int, re.findall(r"= (\d+)", pair.rationale))) > 51 for pair in pairs]
+        assert exceeds == sorted(exceeds) and 1 < sum(exceeds) < len(exceeds)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_expressions_in_other_forms_are_matched() -> None:
         "The 4 shares cost 4*1,200 is $4,800 dollars. So (1,200 * 4) + 5 = 4,805. The answer is ((1,200 * 4) + 5)."
     )
     example = Example("svamp/train/1", story, "((1200 * 4) + 5)", rationale, kind="equation")
-    pairs = {p.label: p.rationale for seed in range(20) for p in counterfactuals(example, 2, seed)}
+    pairs = {p.label: p.rationale for seed in range(20) for p in counterfactuals(example, 9, seed)}
     assert pairs["((1200 * 4) - 5)"] == (
         "The 4 shares cost 4*1,200 is $4,800 dollars. So (1,200 * 4) - 5 = 4,795. The answer is ((1,200 * 4) - 5)."
     )
