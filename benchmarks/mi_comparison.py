@@ -3,9 +3,10 @@
     python -m benchmarks.mi_comparison --folder=runs/mi_comparison --json=mi_comparison.json
 
 Every arm trains the quickstart's student with the same seeds: parameters, order of the data and dropout are then equal
-in all arms, so that differences to `dss` are taken within a seed. The last checkpoint is scored on the test split,
-once; nothing is selected by it. A run that is complete is kept, so the same command resumes after an interruption. Runs
-work side by side on disjoint sets of cores. Does not import tensorflow.
+in all arms, so that differences to the baseline are taken within a seed: `dss`, of `consistency` the `dss` whose
+rationales end with the same answer sentences. The last checkpoint is scored on the test split, once; nothing is
+selected by it. A run that is complete is kept, so the same command resumes after an interruption. Runs work side by
+side on disjoint sets of cores. Does not import tensorflow.
 """
 
 import argparse
@@ -27,21 +28,34 @@ from benchmarks.table import environment, print_json, shown_command, write_markd
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import read_json, replace_file
 
-BASELINE = "dss"
 MARK = "mi_comparison"  # of the table in a page
-# Flags of every arm. The term's estimators keep the weight, warm-up and ramp that are stated here.
-_TERM = ("--config.objective.name=cotmi", "--config.objective.beta=0.1", "--config.mi.warmup_steps=50")
-_APPENDED = "--config.data.rationale_answer=append"
-ARMS: dict[str, tuple[str, ...]] = {
-    BASELINE: ("--config.objective.name=dss",),
-    "released, β .1": (*_TERM, "--config.mi.estimator=released", "--config.data.packing=False"),
-    "infonce, β .01": (*_TERM, "--config.objective.beta=0.01"),
-    "infonce, β .1": _TERM,
-    "infonce on permuted pairs, β .1": (*_TERM, "--config.mi.placebo=True"),
-    # The baseline of consistency, whose rationales state their answers.
-    f"{BASELINE}, answers appended": ("--config.objective.name=dss", _APPENDED),
-    "consistency, β .1": (*_TERM, "--config.mi.estimator=consistency", _APPENDED),
-    "conditional, β .1": (*_TERM, "--config.mi.estimator=conditional"),
+
+
+class Arm(NamedTuple):
+    """Flags of a run's training, and the arm that it is compared with; "" for none."""
+
+    flags: tuple[str, ...]
+    baseline: str = "dss"
+
+
+_DSS, _COTMI = "--config.objective.name=dss", "--config.objective.name=cotmi"
+_TERM = (
+    _COTMI,
+    "--config.mi.estimator=infonce",
+    "--config.objective.beta=0.1",
+    "--config.mi.warmup_steps=50",
+    "--config.mi.ramp_steps=50",
+)
+_CUT, _APPENDED = (f"--config.data.rationale_answer={form}" for form in ("cut", "append"))
+ARMS: dict[str, Arm] = {
+    "dss": Arm((_DSS,), ""),
+    "released, β .1": Arm((*_TERM, "--config.mi.estimator=released", "--config.data.packing=False")),
+    "infonce, β .01": Arm((*_TERM, "--config.objective.beta=0.01")),
+    "infonce, β .1": Arm(_TERM),
+    "infonce on permuted pairs, β .1": Arm((*_TERM, "--config.mi.placebo=True")),
+    "conditional, β .1": Arm((*_TERM, "--config.mi.estimator=conditional")),
+    "dss, answers appended": Arm((_DSS, _APPENDED)),
+    "consistency, β .1": Arm((*_TERM, "--config.mi.estimator=consistency", _APPENDED), "dss, answers appended"),
 }
 
 
@@ -57,7 +71,7 @@ class Outcome(NamedTuple):
 OUTCOMES = (
     Outcome("label accuracy", ("accuracy",), "%", True),
     Outcome("agreement with own label", ("metrics", "agreement", "value"), "%", True),
-    Outcome("true steps", ("metrics", "steps", "value"), "%", True),
+    Outcome("true steps", ("metrics", "true_steps", "value"), "%", True),
     Outcome("label cross-entropy", ("loss", "predict"), "nats", False),
     Outcome("rationale cross-entropy", ("loss", "explain"), "nats", False),
 )
@@ -106,7 +120,8 @@ class Study(NamedTuple):
         workdir = str(self.folder / _name(arm, seed))
         recipe = "configs/quickstart.py" + ":smoke" * self.smoke
         steps = [] if self.smoke else [f"--config.steps={self.steps}", f"--config.checkpoint.every={self.steps}"]
-        train = ["cotmi_jax.train", f"--config={recipe}", f"--workdir={workdir}", f"--config.seed={seed}", *ARMS[arm]]
+        train = ["cotmi_jax.train", f"--config={recipe}", f"--workdir={workdir}", f"--config.seed={seed}"]
+        train += [_CUT, *ARMS[arm].flags]
         train += [*steps, "--config.eval.every=0", "--config.mi.monitor.every=0", "--config.log.trackers="]
         scored = ["--split=test", "--checkpoint=latest", "--noinformation", "--metrics=agreement,steps"]
         evaluate = ["cotmi_jax.evaluate", f"--workdir={workdir}", *scored]
@@ -159,11 +174,13 @@ def compare(study: Study) -> list[dict[str, Any]]:
     found = {arm: [read_json(study.result(arm, seed), "run again") for seed in range(study.seeds)] for arm in ARMS}
     rows = []
     for arm, results in found.items():
-        row: dict[str, Any] = {"arm": arm, "n": results[0]["n"]}
+        baseline = ARMS[arm].baseline
+        row: dict[str, Any] = {"arm": arm, "baseline": baseline, "n": results[0]["n"]}
         for outcome in OUTCOMES:
-            ours, theirs = ([_outcome(each, outcome) for each in group] for group in (results, found[BASELINE]))
+            ours = [_outcome(each, outcome) for each in results]
             row[outcome.name] = {"values": ours, "mean": statistics.fmean(ours), "sd": statistics.stdev(ours)}
-            if arm != BASELINE:
+            if baseline:
+                theirs = [_outcome(each, outcome) for each in found[baseline]]
                 row[outcome.name]["difference"] = paired_difference(ours, theirs)._asdict()
         rows.append(row)
     return rows
@@ -171,8 +188,8 @@ def compare(study: Study) -> list[dict[str, Any]]:
 
 def markdown(result: Mapping[str, Any], command: str) -> str:
     """Mean (standard deviation over seeds) of every arm, and below it the difference to the baseline with interval."""
-    lines = ["| arm | " + " | ".join(f"{outcome.name}, {outcome.unit}" for outcome in OUTCOMES) + " |"]
-    lines.append("|---|" + "--:|" * len(OUTCOMES))
+    lines = ["| arm | compared with | " + " | ".join(f"{outcome.name}, {outcome.unit}" for outcome in OUTCOMES) + " |"]
+    lines.append("|---|---|" + "--:|" * len(OUTCOMES))
     for row in result["rows"]:
         cells = []
         for outcome in OUTCOMES:
@@ -183,14 +200,14 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
                 clear = "**" * (low > 0 or high < 0)
                 cell += f"<br>{clear}{difference['mean']:+.{digits}f}{clear} [{low:+.{digits}f}, {high:+.{digits}f}]"
             cells.append(cell)
-        lines.append(f"| `{row['arm']}` | " + " | ".join(cells) + " |")
+        lines.append(f"| {row['arm']} | {row['baseline'] or '–'} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     return "\n".join(
         [
             *lines,
             "",
             f"{result['seeds']} seeds an arm, {result['steps']} steps, {result['rows'][0]['n']} test problems: mean "
-            f"(standard deviation over seeds); below it the paired difference to `{BASELINE}` with its 95% t interval "
+            f"(standard deviation over seeds); below it the paired difference to the baseline with its 95% t interval "
             "over seeds, for these problems, in bold where it excludes 0; not corrected for the number of comparisons.",
             f"{result['date']}, {result['machine']}; {versions}; revision {result['revision']}. Command:",
             "",

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import mi_comparison
-from benchmarks.mi_comparison import ARMS, BASELINE, OUTCOMES, Study, compare, markdown, paired_difference
+from benchmarks.mi_comparison import ARMS, OUTCOMES, Study, compare, markdown, paired_difference
 from cotmi_jax.errors import UserError
 
 
@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> Study:
     made = Study(tmp_path, seeds=3, steps=10, smoke=True)
     for number, arm in enumerate(ARMS):
         for seed in range(made.seeds):
-            metrics = {"agreement": {"value": 0.5}, "steps": {"value": 0.25}}
+            metrics = {"agreement": {"value": 0.5}, "true_steps": {"value": 0.25}}
             accuracy = 0.1 * seed + number / 100
             loss = {"predict": 1.0 + seed, "explain": 2.0}
             made.result(arm, seed).write_text(
@@ -42,17 +42,21 @@ def test_differences_are_taken_within_a_seed(study: Study) -> None:
     for number, row in enumerate(rows):
         accuracy = row["label accuracy"]
         assert accuracy["mean"] == pytest.approx(10.0 + number) and accuracy["sd"] == pytest.approx(10.0)
-        if row["arm"] == BASELINE:
-            assert "difference" not in accuracy
+        if not row["baseline"]:
+            assert row["arm"] == "dss" and "difference" not in accuracy
         else:  # the seeds differ by 10 points, their pairs do not
-            assert accuracy["difference"] == pytest.approx({"mean": number, "low": number, "high": number})
+            gain = number - list(ARMS).index(row["baseline"])
+            assert accuracy["difference"] == pytest.approx({"mean": gain, "low": gain, "high": gain})
 
 
 def test_a_complete_study_trains_nothing_and_is_shown(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "commands", lambda *_: pytest.fail("a complete run was repeated"))
     table = markdown(mi_comparison.measure(study, workers=2), "COMMAND")
-    assert table.count("| `") == len(ARMS) and "3 seeds an arm, 10 steps, 500 test problems" in table
-    assert "| `infonce, β .01` | 12.0 (10.0)<br>**+2.0** [+2.0, +2.0] |" in table
+    assert (
+        table.count("<br>") == len(OUTCOMES) * (len(ARMS) - 1)
+        and "3 seeds an arm, 10 steps, 500 test problems" in table
+    )
+    assert "| infonce, β .01 | dss | 12.0 (10.0)<br>**+2.0** [+2.0, +2.0] |" in table
     assert all(f"{outcome.name}, {outcome.unit}" in table for outcome in OUTCOMES)
 
 
@@ -60,5 +64,5 @@ def test_a_failed_run_is_named_and_its_log_too(tmp_path: Path, monkeypatch: pyte
     study = Study(tmp_path, seeds=2, steps=10, smoke=True)
     monkeypatch.setattr(Study, "commands", lambda *_: [["false"]])
     with pytest.raises(UserError, match=f"^dss, seed 0: exit code 1, see {tmp_path}/dss-seed0.log"):
-        study.run(BASELINE, 0, [0])
-    assert not study.result(BASELINE, 0).exists()
+        study.run("dss", 0, [0])
+    assert not study.result("dss", 0).exists()
