@@ -30,10 +30,10 @@ Pairs = tuple[np.ndarray, np.ndarray]  # z [N, D] and v [N, E], float32
 class FitConfig:
     """How a critic is fitted: Adam from learning_rate along a cosine, on batches of num_pairs.
 
-    warmup: fraction of the steps in which the rate increases linearly from 0, in [0, 1): at 1e-2 a wide critic may lose
-    all its units in the first steps without it.
     Every `every` steps it is evaluated on the validation pairs; the fit ends after `patience` evaluations without an
-    improvement, and the best parameters are kept.
+    improvement, and the best parameters are kept. warmup: fraction of the steps, in [0, 1), in which the rate increases
+    linearly from 0: at 1e-2 a wide critic may lose all its units in the first steps without it. test_pairs: pairs at a
+    time of the estimate on the test pairs, 0 for num_pairs; more raise the cap and the value of infonce.
     """
 
     num_pairs: int = 128
@@ -42,6 +42,7 @@ class FitConfig:
     every: int = 50
     patience: int = 8
     warmup: float = 0.0
+    test_pairs: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -233,6 +234,7 @@ def fit_and_evaluate(
             break
     progress(config.steps - before)
     values, trained_values = (
-        np.asarray(functions.evaluate(params, *test, num_pairs=num_pairs)[0], np.float64) for params in (best, trained)
+        np.asarray(functions.evaluate(params, *test, num_pairs=config.test_pairs or num_pairs)[0], np.float64)
+        for params in (best, trained)
     )
     return HeldOutEstimate(values, trained_values, best_objective, curve)
