@@ -90,7 +90,8 @@ def consistency_loss(
     count_P = is_answer_BxL.reshape(shards, -1).sum(axis=1)
     # Positions first, so that only as many chunks are computed as they fill.
     order_PxM = jnp.argsort(~is_answer_BxL.reshape(shards, -1), axis=1, stable=True)
-    chunk = min(order_PxM.shape[1], rows_at_a_time())
+    # Fewer rows than in the scan over targets: answers are short, and the last chunk is padded.
+    chunk = min(order_PxM.shape[1], rows_at_a_time() // 4)
     padding = -order_PxM.shape[1] % chunk
 
     def compact(x_BxLxD: Array) -> Array:

@@ -117,7 +117,7 @@ def test_distances_and_their_gradients_are_those_of_numpy(
     distance: str, detach: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the states of both sides and by the head: the head of a detached side is constant too. Two of three chunks."""
-    monkeypatch.setattr(module, "rows_at_a_time", lambda: 5)
+    monkeypatch.setattr(module, "rows_at_a_time", lambda: 20)
     draw = np.random.default_rng(1)
     z, v = draw.normal(size=(2, 4, 3 * 8))
     table = np.float64(PARAMS["student"]["table"])
