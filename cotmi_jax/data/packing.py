@@ -7,6 +7,7 @@ columns of their own. A batch has the same examples as in the padded form; the r
 """
 
 import dataclasses
+import itertools
 import math
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ _TILE = {"tpu": 128}  # to a multiple of which the last axis of an array is padd
 _TRIALS = 3072  # number of examples on which a shape is tried before it is chosen
 _RESERVE = 1.03  # factor on the lengths in trials, since later batches can be harder to pack
 _CAPACITIES = (1.02, 1.04, 1.06, 1.08, 1.12, 1.18, 1.25, 1.4, 1.7, 2.0, 3.0)  # tokens of all rows per token of a batch
+_MORE = (1.0, 1.2, 1.5)  # times as much for counterfactuals: a third limit needs longer rows, or room in one column
 _EPOCHS = 12  # number of epochs whose first batches are tried, since they use different rationales
 _ATTEMPTS = 100  # at placing a batch, from different initial placements
 _SWAPS = 500  # moves or exchanges of sequence pairs in one attempt
@@ -178,9 +180,10 @@ def make_shape(
         longest.append(split.counterfactuals.longest)
     shapes = set()
     for rows in range(multiple, max(pairs, multiple) + 1, multiple):
-        for capacity in _CAPACITIES:
+        for capacity, more in itertools.product(_CAPACITIES, _MORE if split.counterfactuals is not None else (1.0,)):
             inputs, targets, *further = (
-                max(most, round_up(int(cap * capacity / rows))) for cap, most in zip(order.cap, longest, strict=True)
+                max(most, round_up(int(cap * factor / rows)))
+                for cap, most, factor in zip(order.cap, longest, (capacity, capacity, capacity * more), strict=False)
             )
             shapes.add(PackShape(rows, inputs, targets, int(1.3 * pairs / rows) + 2, *further))
 
