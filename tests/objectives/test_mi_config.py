@@ -2,7 +2,10 @@
 
 import dataclasses
 
+import pytest
+
 from cotmi_jax.config import base, flatten
+from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import make_objective
 from cotmi_jax.mi.estimators import CLAMP, ESTIMATORS
 from cotmi_jax.mi.networks import CriticConfig
@@ -44,3 +47,25 @@ def test_defaults_of_config_are_those_of_the_library() -> None:
     # Arrays given to estimate() are standardized; a student's states are not.
     students = dict(normalization="layer", clamp=CLAMP)
     assert dataclasses.replace(CriticConfig(), **students) == CriticConfig(**mi.critic)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mi.estimator": "consistency"}, "rationale_answer is cut: set it to keep or append"),
+        ({"objective.name": "single_task", "data.rationale_answer": "keep"}, "single_task writes the label behind"),
+        (
+            {"mi.estimator": "consistency", "data.rationale_answer": "append", "mi.warmup_steps": 20_000},
+            "mi.warmup_steps 20000 must be below",
+        ),
+        ({"mi.estimator": "consistency", "mi.feature": "vocab_max"}, "is not for mi.estimator consistency"),
+        ({"mi.estimator": "released", "mi.placebo": True, "batch_size": 1}, "mi.placebo on 1 pairs"),
+        ({"mi.distance": "l2"}, "unknown mi.distance 'l2': choose one of cross_entropy, symmetric_kl, js"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict, message: str) -> None:
+    config = base()
+    config.data.packing = False
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(UserError, match=message):
+        make_objective(config)
