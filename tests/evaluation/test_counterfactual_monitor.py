@@ -23,6 +23,7 @@ from cotmi_jax.evaluation.counterfactual_monitor import (
     read_counterfactuals,
 )
 from cotmi_jax.mi.fitting import FitConfig
+from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.parallel.mesh import make_mesh
 
 LOG_2 = math.log(2.0)
@@ -46,7 +47,8 @@ def planted(num: int, seed: int, agreement: float) -> PairedFeatures:
 
 @pytest.fixture(autouse=True)
 def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FIT", FitConfig(num_pairs=512, steps=150, every=50, learning_rate=1e-2))
+    monkeypatch.setattr(module, "_FIT", FitConfig(num_pairs=128, steps=150, every=50, learning_rate=1e-2))
+    monkeypatch.setattr(module, "_CRITIC", CriticConfig("concat", hidden=64, layers=1))
     monkeypatch.setattr(module, "REFITS", 2)
 
 
@@ -83,7 +85,8 @@ def test_what_labels_or_rationales_alone_show_pays_nothing() -> None:
         assert found.information["value"] <= 0.01, side
 
 
-def test_the_control_fails_where_critics_are_fitted_to_the_test_examples() -> None:
+def test_the_control_fails_where_critics_are_fitted_to_the_test_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CRITIC", CriticConfig("concat", hidden=64))  # two layers memorize more
     exchanged = module._exchanged(planted(FITTING, 1, 1.0), 0)
     test = PairedFeatures(*(each[-TEST:] for each in exchanged))
     memorized = module._fit(exchanged, test, 0, steps=150).value_N.mean()
@@ -162,7 +165,6 @@ def test_features_of_a_student_are_those_of_both_pairs_of_the_same_input() -> No
         monitor = CounterfactualMonitor(student, make_mesh(), batch_size=32, seed=0)
         features = monitor.features(params, splits)
         swapped = monitor.features(params, splits._replace(own=splits.other, other=splits.own))
-        found = read_counterfactuals(features, features, 0)
     for name in ("z_Nx2xD", "v_Nx2xD", "log_label_Nx2", "log_rationale_Nx2"):
         np.testing.assert_allclose(getattr(features, name), getattr(swapped, name)[:, ::-1], rtol=1e-5)
     # Log-likelihood of the first label by hand: the sum over its tokens, eos included.
@@ -170,7 +172,6 @@ def test_features_of_a_student_are_those_of_both_pairs_of_the_same_input() -> No
     target = np.array(sequence(splits.own.tasks["predict"].targets, 0))
     log_p = jax.nn.log_softmax(logits)[np.arange(len(target)), target].sum()
     assert features.log_label_Nx2[0, 0] == pytest.approx(float(log_p), rel=1e-4)
-    assert np.isfinite(list(found.metrics().values())).all() and found.n == 24
     assert pair_splits([Example("own/train/0", "a", "b", "c")], vocabulary, config, limit=0, seed=0) is None
 
 
