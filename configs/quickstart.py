@@ -1,7 +1,8 @@
 """A small T5, trained from random parameters, solves word problems and explains the solution: a tour of the method.
 
-Expected result: at least 95% label accuracy on the 500 test problems of the generated arithmetic set, 20% of whose
-rationales are wrong. Cost: two to five minutes on two CPU cores.
+Expected result on the 500 test problems of the generated arithmetic set (version 2), in whose train split 20% of the
+rationales are wrong: at least 95% of the labels are right, at least 60% of the rationales end in the student's own
+label, and at least 60% of their steps are true. Cost: about four minutes on two CPU cores.
 
     python -m cotmi_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
     python -m cotmi_jax.evaluate --workdir=runs/quickstart --split=test --examples=3
@@ -15,17 +16,21 @@ from cotmi_jax.config import base, variant
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; arg "smoke" shrinks it."""
     config = base()
-    config.steps = 300
+    config.steps = 700
+    config.batch_size = 32
     config.data.dataset = "arithmetic"
+    config.data.version = 2
     config.model.preset = "tiny"
     config.model.dropout = 0.0
     config.model.scan_layers = False
+    config.objective.alpha = 0.3  # labels are learned long before the results of steps
     config.objective.beta = 0.01  # with 0.1, this short training from random parameters ends at 86% test accuracy
-    config.mi.warmup_steps = config.mi.ramp_steps = 50
-    config.mi.monitor.every = 300
+    config.mi.warmup_steps = config.mi.ramp_steps = 100
+    config.mi.monitor.every = 700
     config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 30
+    config.optimizer.warmup_steps = 50
     config.optimizer.beta2 = 0.98
-    config.eval.every = 100
+    config.eval.every = 350
+    config.eval.select_by = "loss"  # all labels are right while most rationales are still wrong
     return variant(config, arg)

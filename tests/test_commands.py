@@ -100,7 +100,7 @@ def test_a_mistyped_argument_is_one_short_line(arguments: list[str], message: st
 
 def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
     assert find_recipe("cqa") == REPOSITORY / "configs" / "cqa.py"
-    assert load_recipe("quickstart:smoke").steps == 4 and load_recipe("quickstart").steps == 300
+    assert load_recipe("quickstart:smoke").steps == 4 and load_recipe("quickstart").steps == 700
     Path("mine.py").write_text(OWN)
     Path("plain").write_text(OWN)
     for name in ("mine", "mine.py", "./mine.py", str(tmp_path / "mine.py"), "plain"):
