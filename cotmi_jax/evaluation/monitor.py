@@ -17,6 +17,7 @@ from cotmi_jax.evaluation.counterfactual_monitor import (
     MIN_EXAMPLES,
     CounterfactualEstimates,
     CounterfactualMonitor,
+    PairedFeatures,
     PairedSplits,
     pair_splits,
     read_counterfactuals,
@@ -94,8 +95,8 @@ class SplitMonitor:
     """The monitors of one split. Its initial weights are read when they are first needed, and once.
 
     rows_N: of the split, for I(Z;V), I(X;Z) and I(Z;Y). make_pairs: gives the examples with counterfactuals, None if
-    there are none; their first half serves the fit of critics, the second the readings. initial: gives the parameters
-    before the first step; it raises UserError where they are not at hand.
+    there are none; one half, by context, serves the fit of critics, the other the readings. initial: gives the
+    parameters before the first step; it raises UserError where they are not at hand.
     """
 
     monitor: MIMonitor
@@ -137,15 +138,18 @@ class SplitMonitor:
     def pairs(self) -> PairedSplits | None:
         """Examples with counterfactuals; None if they are too few. Tokenized at the first reading."""
         found = self.make_pairs()
-        return None if found is None or found.own.size < 2 * MIN_EXAMPLES else found
+        if found is None or np.bincount(found.cluster_N % 2, minlength=2).min() < MIN_EXAMPLES:
+            return None
+        return found
 
     def read(self, params: Params) -> WeightReadings:
         """All readings of a student's weights."""
         within = None
         if self.pairs is not None:
             features = self.paired_monitor.features(params, self.pairs)
-            half = len(features.z_Nx2xD) // 2
-            fitting, test = (type(features)(*(x[part] for x in features)) for part in (slice(half), slice(half, None)))
+            # By cluster: examples that share a context are all in one half.
+            is_fitting_N = features.cluster_N % 2 == 0
+            fitting, test = (PairedFeatures(*(x[rows_N] for x in features)) for rows_N in (is_fitting_N, ~is_fitting_N))
             within = read_counterfactuals(fitting, test, self.seed)
         return WeightReadings(self.monitor.read(params, self.split, self.rows_N), within)
 

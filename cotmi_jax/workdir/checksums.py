@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import stat
+import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ MARK = {"checksums": CHECKSUMS_FILE}  # custom metadata of orbax, by which a los
 _BLOCK = 1 << 20  # bytes read at a time: the library holds Python's lock for the 0.1 ms that it computes
 _MAX_JSON_BYTES = 1 << 26  # some 500,000 files
 _THREADS = 4  # files read concurrently
+_LISTING_SECONDS, _POLL_SECONDS = 60.0, 0.05  # how long the items of a checkpoint are waited for
 
 
 class ChecksumError(ValueError):
@@ -121,10 +123,22 @@ def has_checksums(place: Path) -> bool:
     return _read_json(place, METADATA_FILE).get("custom_metadata") == MARK or (place / CHECKSUMS_FILE).exists()
 
 
+def _listed_items(place: Path) -> dict[str, str]:
+    """items_of a checkpoint that is being written: orbax lists its items in a thread, not in order with their files."""
+    deadline = time.monotonic() + _LISTING_SECONDS
+    while True:
+        try:
+            return items_of(place)
+        except ChecksumError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
+
+
 def write_checksums(place: Path, step: int) -> None:
     """Add the checksums of the files that a checkpoint has now. Raises what `files.failures` lists."""
     files = {file.name: (file.size, checksum) for file, checksum in _checksums(place, list(files_of(place)))}
-    record = _Record(step, items_of(place), files)
+    record = _Record(step, _listed_items(place), files)
     replace_file(place / CHECKSUMS_FILE, json.dumps(record._asdict(), indent=0) + "\n")
 
 

@@ -52,6 +52,21 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_items_that_orbax_lists_late_are_waited_for(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = workdir / "checkpoints" / "2"
+    metadata = (place / checksums.METADATA_FILE).read_text()
+    (place / checksums.METADATA_FILE).write_text("{}")
+    timer = threading.Timer(0.2, lambda: (place / checksums.METADATA_FILE).write_text(metadata))
+    timer.start()
+    checksums.write_checksums(place, 2)
+    timer.join()
+    assert damage(Saved(workdir / "checkpoints", 2)) is None
+    (place / checksums.METADATA_FILE).write_text("{}")
+    monkeypatch.setattr(checksums, "_LISTING_SECONDS", 0.1)
+    with pytest.raises(checksums.ChecksumError, match="it lists no items"):
+        checksums.write_checksums(place, 2)
+
+
 def test_a_flipped_bit_in_any_file_is_noticed(workdir: Path) -> None:
     for folder in ("checkpoints", "best"):
         checkpoint = Saved(workdir / folder, 2)
