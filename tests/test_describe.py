@@ -14,7 +14,7 @@ quick_compilation = runs.quick_compilation
 
 @pytest.mark.slow
 def test_describe_prints_json() -> None:
-    result = runs.command("describe", "--dataset=arithmetic", "--json")
+    result = runs.command("describe", "--dataset=arithmetic", "--rationale_answer=append", "--json")
     assert (result.code, result.err) == (0, "")
     described = json.loads(result.out)
     assert {split: counts["examples"] for split, counts in described["splits"].items()} == {
@@ -23,6 +23,9 @@ def test_describe_prints_json() -> None:
         "test": runs.HELD_OUT,
     }
     assert described["splits"]["test"]["teacher_value"] == pytest.approx(0.8, abs=0.5 / runs.HELD_OUT)
+    agreeing = round(described["splits"]["test"]["teacher_value"] * runs.HELD_OUT)
+    others = {"no_span": 0, "cut": 0, "other": runs.HELD_OUT - agreeing}
+    assert described["answers"]["test"] == {"found": agreeing} | others
 
 
 def test_describe_reads_the_release(tmp_path: Path) -> None:
