@@ -15,7 +15,8 @@ RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
 # Keys that the smoke variant may change: sizes and durations, never data or objective.
 SMOKE_KEYS = {
     *("steps", "batch_size", "data.size", "model.preset", "model.init", "optimizer.warmup_steps"),
-    *("eval.every", "eval.examples", "eval.batch_size", "eval.max_decode_tokens", "checkpoint.every", "log.every"),
+    *("eval.every", "eval.examples", "eval.rationales", "eval.batch_size", "eval.max_decode_tokens"),
+    *("checkpoint.every", "log.every"),
     *("mi.warmup_steps", "mi.ramp_steps", "mi.critic.hidden"),
     *("mi.monitor.every", "mi.monitor.examples", "mi.monitor.pairs", "mi.monitor.steps"),
 }
@@ -84,7 +85,7 @@ def test_an_unknown_variant_is_refused(arg: str) -> None:
         ),
         *(
             ({key: -1}, f"config.{key} is -1: it must be at least 0")
-            for key in ("eval.every", "eval.examples", "model.vocab_size", "optimizer.warmup_steps")
+            for key in ("eval.every", "eval.examples", "eval.rationales", "model.vocab_size", "optimizer.warmup_steps")
             + ("mi.warmup_steps", "mi.ramp_steps", "mi.monitor.every")
         ),
         ({"seed": -1}, "config.seed is -1: it must be at least 0 and below 2^32"),
@@ -156,6 +157,7 @@ def test_only_paths_intervals_and_devices_may_differ_on_resume(key: str) -> None
             "compilation_cache",
             "eval.metrics",
             "eval.rationales",
+            "mi.log_gradient",
             "model.attention",
             "model.remat",
         ),
