@@ -1,5 +1,6 @@
 """The default estimate: choice of the critic, refits, standard error, scaling of columns, and what start-up imports."""
 
+import dataclasses
 import importlib
 import math
 import subprocess
@@ -18,7 +19,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.mi import CriticConfig, estimate
 from cotmi_jax.mi.estimate import CANDIDATES
 from cotmi_jax.mi.estimators import make_estimator
-from cotmi_jax.mi.fitting import HeldOutEstimate, make_model
+from cotmi_jax.mi.fitting import FitConfig, HeldOutEstimate, fit_and_evaluate, make_model
 from cotmi_jax.mi.marginals import scaled
 from cotmi_jax.mi.nonparametric import ksg
 
@@ -82,6 +83,25 @@ def test_a_critic_that_is_given_is_fitted_once(fits: list[Call]) -> None:
 def test_a_concat_critic_that_exceeds_the_memory_is_not_tried(fits: list[Call]) -> None:
     estimate(*pairs(20_000), num_pairs=4096)
     assert {call[3].name for call in fits} == {"quadratic", "separable"}
+
+
+def test_the_default_contrasts_a_quarter_of_the_test_pairs(fits: list[Call]) -> None:
+    x, y = pairs(8000)
+    found = estimate(x, y, refits=1)
+    assert {(call[4].num_pairs, call[4].test_pairs) for call in fits} == {(128, 500)}
+    assert found.contrasted == 500 and found.cap == pytest.approx(math.log(500))
+    assert estimate(x, y, refits=1, num_pairs=64).contrasted == 64
+    assert estimate(x, y, critic=SMALL).contrasted == 128
+
+
+def test_test_pairs_are_contrasted_at_a_time() -> None:
+    x = np.arange(64, dtype=np.float32)[:, None] - 32
+    config = FitConfig(num_pairs=16, steps=1, test_pairs=64)
+    blocks = [
+        len(fit_and_evaluate((x, x), (x, x), (x, x), make_estimator("infonce"), SMALL, each, 0).values)
+        for each in (config, dataclasses.replace(config, test_pairs=0))
+    ]
+    assert blocks == [1, 4]
 
 
 def test_the_error_is_the_larger_of_blocks_and_refits(monkeypatch: pytest.MonkeyPatch) -> None:
