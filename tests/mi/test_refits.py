@@ -117,6 +117,13 @@ def test_the_error_is_the_larger_of_blocks_and_refits(monkeypatch: pytest.Monkey
     assert apart.standard_error == pytest.approx(np.std([0.2, 0.8], ddof=1) / 2**0.5)
 
 
+def test_the_error_of_an_initial_critic_is_that_of_a_trained_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = HeldOutEstimate(np.zeros(2), np.array([0.3, -0.3]), 0.0, [])
+    monkeypatch.setattr(importlib.import_module("cotmi_jax.mi.estimate"), "fit_and_evaluate", lambda *_: found)
+    estimated = estimate(*pairs(400), critic=SMALL)
+    assert estimated.value == 0.0 and estimated.standard_error == pytest.approx(0.3)
+
+
 def test_the_error_is_never_zero() -> None:
     x, y = pairs(400)
     nothing = estimate(x, y, critic=SMALL, steps=5)
