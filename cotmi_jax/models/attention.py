@@ -75,6 +75,14 @@ def attend(
     every form.
     """
     arrays = query_BxTxHxK, keys_BxSxHxK, values_BxSxHxK
+    if pattern.split:
+        first, second = pattern.halves()
+        keys = (None, None) if key is None else jax.random.split(key)
+        q_BxTxHxK, k_BxSxHxK, v_BxSxHxK = arrays
+        at = pattern.split
+        before = attend(q_BxTxHxK[:, :at], k_BxSxHxK[:, :at], v_BxSxHxK[:, :at], first, keys[0], rate=rate, form=form)
+        after = attend(q_BxTxHxK[:, at:], k_BxSxHxK[:, at:], v_BxSxHxK[:, at:], second, keys[1], rate=rate, form=form)
+        return jnp.concatenate([before, after], axis=1)
     chosen = choose_form(form, query_BxTxHxK, keys_BxSxHxK, pattern)
     if chosen == "kernel":
         from cotmi_jax.models.attention_kernel import fused_attention  # Pallas takes long to import

@@ -28,7 +28,7 @@ POSITION_BIAS_STD = 3.0
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("table_PxNxH", "query_segments_BxT", "key_segments_BxS", "first_query"),
-    meta_fields=("bidirectional", "max_distance", "causal"),
+    meta_fields=("bidirectional", "max_distance", "causal", "split"),
 )
 @dataclasses.dataclass(frozen=True)
 class Pattern:
@@ -40,6 +40,8 @@ class Pattern:
       of keys is written as key segments of 0 and 1 and query segments of 1.
     first_query: position of the first query, where that of the first key is 0; int or int32 scalar.
     bidirectional, max_distance: as in relative_buckets. causal: a query sees no key after its own position.
+    split: of self-attention, the position from which on tokens see none before it, nor those them, so that only two
+      smaller blocks of scores are computed; 0: there is none.
 
     The context of a query that sees no key is finite and has no meaning; implementations differ in it.
     """
@@ -51,6 +53,17 @@ class Pattern:
     bidirectional: bool = True
     max_distance: int = 128
     causal: bool = False
+    split: int = 0
+
+    def halves(self) -> "tuple[Pattern, Pattern]":
+        """The patterns of the tokens before and from `split`."""
+        assert self.query_segments_BxT is not None and self.key_segments_BxS is not None
+        query, keys, split = self.query_segments_BxT, self.key_segments_BxS, self.split
+        whole = dataclasses.replace(self, split=0)
+        return (
+            dataclasses.replace(whole, query_segments_BxT=query[:, :split], key_segments_BxS=keys[:, :split]),
+            dataclasses.replace(whole, query_segments_BxT=query[:, split:], key_segments_BxS=keys[:, split:]),
+        )
 
     def diagonals(self, queries: int, keys: int) -> Array | None:
         """Bias [P, H, Z] of each distance key − query, from that of the last query to the first key on; or None.

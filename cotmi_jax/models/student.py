@@ -44,8 +44,8 @@ class Student(Protocol):
         """Decoder states [B, T, D] under teacher forcing; states[:, t] depends on targets[:, :t].
 
         segments: in packed rows, those of the inputs [B, S] and of the targets [B, T]; the states of a segment depend
-        on the inputs and targets of that segment only. A network that takes source_segments_BxT in addition, as T5
-        does, can train the estimator conditional on packed rows.
+        on the inputs and targets of that segment only. A network that takes source_segments_BxT and split in addition,
+        as T5 does, can train the estimator conditional on packed rows.
         """
 
     def make_logits(self) -> Callable[[Array], Array]:

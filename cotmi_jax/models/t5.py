@@ -190,17 +190,21 @@ class T5(nnx.Module):
         key: Array | None = None,
         segments: tuple[Array, Array] | None = None,
         source_segments_BxT: Array | None = None,
+        split: int = 0,
     ) -> Array:
         """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t].
 
         segments: in packed rows, those of the inputs [B, S] and of the targets [B, T]; a target token attends only to
         tokens of its own segment. source_segments_BxT: the segment of the inputs that each target token attends to,
-        where several segments of targets have the same input.
+        where several segments of targets have the same input. split: where no segment of targets goes on beyond this
+        column, it divides them in two for self-attention, which takes less time; 0: nowhere.
         """
         num = self.config.num_decoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)
         input_segments_BxS, target_segments_BxT = (None, None) if segments is None else segments
-        pattern = Pattern(query_segments_BxT=target_segments_BxT, key_segments_BxS=target_segments_BxT, causal=True)
+        pattern = Pattern(
+            query_segments_BxT=target_segments_BxT, key_segments_BxS=target_segments_BxT, causal=True, split=split
+        )
         pattern = _with_position(self.decoder.position, pattern, targets_BxT.shape[0])
         if segments is None:
             cross_pattern = padding_pattern(inputs_BxS != self.config.pad_id, targets_BxT.shape[1])

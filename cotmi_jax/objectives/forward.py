@@ -111,6 +111,7 @@ def _decode_with_counterfactuals(
         key,
         (rows["input_segments"], segment_RxT),
         source_segments_BxT=source_RxT,
+        split=length,
     )
     return states_RxTxD[:, :length], states_RxTxD[:, length:]
 

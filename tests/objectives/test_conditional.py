@@ -168,7 +168,7 @@ class ReadsInputOnly(Toy):
     """A student whose states do not depend on the targets."""
 
     def decode(  # type: ignore[no-untyped-def]
-        self, encoded, inputs, targets, key, segments=None, source_segments_BxT=None
+        self, encoded, inputs, targets, key, segments=None, source_segments_BxT=None, split=0
     ) -> jax.Array:
         return super().decode(encoded, inputs, jnp.zeros_like(targets), key, segments, source_segments_BxT)
 
@@ -270,17 +270,19 @@ def test_several_targets_of_a_row_have_the_same_input() -> None:
     inputs, targets = draw.integers(2, 32, (1, 6)), draw.integers(2, 32, (1, 7))
     segments, sources = np.array([[1, 1, 2, 2, 2, 2]]), np.array([[1, 1, 2, 2, 1, 1, 1]])
 
-    @jax.jit
+    @functools.partial(jax.jit, static_argnames="split")
     def states(
-        inputs: jax.Array, targets: jax.Array, segments: tuple[jax.Array, jax.Array], sources: jax.Array
+        inputs: jax.Array, targets: jax.Array, segments: tuple[jax.Array, jax.Array], sources: jax.Array, split: int = 0
     ) -> jax.Array:
         encoded = student.encode(inputs, None, segments[0])
-        return student.decode(encoded, inputs, targets, None, segments, source_segments_BxT=sources)
+        return student.decode(encoded, inputs, targets, None, segments, source_segments_BxT=sources, split=split)
 
     found = states(inputs, targets, (segments, np.array([[1, 1, 2, 2, 3, 3, 3]])), sources)
     # The third target alone in a row of the same shape: its tokens after those of other segments.
     alone = states(inputs, targets, (segments, np.array([[0, 0, 0, 0, 1, 1, 1]])), np.where(sources == 1, 1, 0))
     np.testing.assert_allclose(found[:, 4:], alone[:, 4:], rtol=1e-5, atol=1e-6)
+    divided = states(inputs, targets, (segments, np.array([[1, 1, 2, 2, 3, 3, 3]])), sources, split=4)
+    np.testing.assert_allclose(divided, found, rtol=1e-5, atol=1e-6)
     other = states(np.where(segments == 2, 5, inputs), targets, (segments, np.array([[1, 1, 2, 2, 3, 3, 3]])), sources)
     np.testing.assert_array_equal(found[:, 4:], other[:, 4:])
     assert np.abs(found - other)[:, 2:4].max() > 1e-3

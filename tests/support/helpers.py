@@ -55,6 +55,7 @@ class Toy(nnx.Module):
         key: jax.Array | None,
         segments: tuple[jax.Array, jax.Array] | None = None,
         source_segments_BxT: jax.Array | None = None,
+        split: int = 0,
     ) -> jax.Array:
         input_segments, target_segments = segments or (jnp.ones_like(inputs), jnp.ones_like(targets))
         sources = target_segments if source_segments_BxT is None else source_segments_BxT
