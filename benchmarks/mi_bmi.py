@@ -37,9 +37,13 @@ BMI_INFONCE = {
     "sparse 5×5": 0.956,
     "sparse 25×25": 0.745,
     "additive 1×1, noise 0.1": 1.669,
+    "swiss roll 2×1": 0.373,
+    "student 1×1, 1 df": 0.175,
+    "student 5×5, 2 df": 0.107,
     "asinh of student 5×5, 2 df": 0.317,
     "spiral of sparse 3×3": 0.585,
     "spiral of sparse 5×5": 0.613,
+    "spiral of sparse 25×25": 0.687,
 }
 
 

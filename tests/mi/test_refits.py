@@ -259,3 +259,11 @@ def test_progress_reaches_its_total_and_is_silent_without_a_terminal(
     monkeypatch.setattr(module, "tqdm", lambda **options: bars.append(tqdm(**options | {"disable": False})) or bars[-1])
     estimate(*pairs(64), critic=SMALL, steps=10, refits=2)
     assert bars[1].n == 20
+
+
+def test_steps_that_are_not_needed_count_as_progress() -> None:
+    x, y = (side.astype(np.float32) for side in pairs(64))
+    done: list[int] = []
+    config = FitConfig(num_pairs=16, steps=40, learning_rate=1e-2, every=5, patience=0)
+    found = fit_and_evaluate((x, y), (x[::-1], y), (x, y), make_estimator("infonce"), SMALL, config, 0, done.append)
+    assert found.curve[-1][0] < 40 and sum(done) == 40
