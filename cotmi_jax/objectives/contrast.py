@@ -72,12 +72,15 @@ def within_examples(
 ) -> tuple[Metrics, MineState | None]:
     """As over_batch, by example [B], in addition `mi_accuracy`; and the state after the batch.
 
+    The critic scores the deviations of features from their mean over the example's pairs. What all pairs share, their
+    input, is most of a feature: it would move all scores together, up to the clamp, where they have no gradient.
     An example with fewer than two valid pairs has the value 0 and the gradient 0, and does not change the state. The
     state, a moving average of the partition function, advances by the mean of that of the examples.
     """
 
     def one(z_MxD: Array, v_MxE: Array, valid_M: Array, key: Array | None) -> tuple[Metrics, MineState | None]:
-        scores, metrics, advanced = _estimate(estimator, critic, z_MxD, v_MxE, valid_M, key, state)
+        deviations = _deviations(z_MxD, valid_M), _deviations(v_MxE, valid_M)
+        scores, metrics, advanced = _estimate(estimator, critic, *deviations, valid_M, key, state)
         return metrics | {"mi_accuracy": _accuracy(scores.score_KxK, valid_M)}, advanced
 
     keys_B = None if key is None else jax.random.split(key, z_BxMxD.shape[0])
@@ -85,6 +88,12 @@ def within_examples(
     if state is not None and states_B is not None:
         state = _mean_state(states_B, state, valid_BxM.sum(axis=1) >= 2)
     return metrics, state
+
+
+def _deviations(x_MxD: Array, valid_M: Array) -> Array:
+    """Features minus their mean over the valid pairs; 0 where a pair is not valid."""
+    total_1xD = jnp.where(valid_M[:, None], x_MxD, 0.0).sum(axis=0, keepdims=True)
+    return jnp.where(valid_M[:, None], x_MxD - total_1xD / jnp.maximum(valid_M.sum(), 1), 0.0)
 
 
 def _accuracy(score_MxM: Array, valid_M: Array) -> Array:

@@ -71,7 +71,8 @@ def oracle(bound: Callable[[np.ndarray], float]) -> Callable[..., float]:
     def loss(z: np.ndarray, v: np.ndarray, weight: np.ndarray) -> float:
         values = []
         for example, kept in KEPT.items():
-            score = normalized(z[example, kept]) @ weight @ normalized(v[example, kept]).T
+            z_, v_ = (normalized(x[example, kept] - x[example, kept].mean(axis=0)) for x in (z, v))
+            score = z_ @ weight @ v_.T
             values.append(bound(BILINEAR.clamp * np.tanh(score / BILINEAR.clamp)))
         return -sum(values) / NUMBER
 
