@@ -168,8 +168,15 @@ class Critic(nnx.Module):
         """Scores of all pairs; dropout is on where a key is given. Raises ValueError where K differs."""
         if z_KxD.shape[0] != v_KxE.shape[0]:
             raise ValueError(f"{z_KxD.shape[0]} z and {v_KxE.shape[0]} v: features come in pairs")
+        return self.limit(self.unlimited(z_KxD, v_KxE, key))
+
+    def unlimited(self, z_KxD: Array, v_KxE: Array, key: Array | None = None) -> Scores:
+        """Scores before the clamp."""
         key_z, key_v = (None, None) if key is None else jax.random.split(key)
-        scores = self.scorer(z_KxD, v_KxE, key_z, key_v)
+        return self.scorer(z_KxD, v_KxE, key_z, key_v)
+
+    def limit(self, scores: Scores) -> Scores:
+        """The soft clamp; then the origin is added."""
         if self.clamp:
             scores = Scores(*(self.clamp * jnp.tanh(score / self.clamp) for score in scores))
         # The initial scores are 0; with the origin the initial estimate is 0.

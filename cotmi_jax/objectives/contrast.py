@@ -31,19 +31,18 @@ def over_batch(
     state: MineState | None,
 ) -> tuple[Metrics, MineState | None]:
     """`mi`, the loss, and metrics of the scores, as scalars; and the estimator's state after the batch."""
-    return _estimate(estimator, critic, z_KxD, v_KxE, valid_K, key, state)[1:]
+    return _estimate(estimator, critic, critic(z_KxD, v_KxE, key), v_KxE, valid_K, key, state)
 
 
 def _estimate(
     estimator: Estimator,
     critic: Critic,
-    z_KxD: Array,
+    scores: Scores,
     v_KxE: Array,
     valid_K: Array,
     key: Array | None,
     state: MineState | None,
-) -> tuple[Scores, Metrics, MineState | None]:
-    scores = critic(z_KxD, v_KxE, key)
+) -> tuple[Metrics, MineState | None]:
     bound, state = estimator(
         scores.score_KxK,
         valid_K,
@@ -53,12 +52,12 @@ def _estimate(
     )
     positive, negative = bounds.score_statistics(scores.score_KxK, valid_K, positive_K=scores.positive_K)
     metrics = {"mi": -bound.objective, "mi_value": bound.value, "mi_positive": positive, "mi_negative": negative}
-    size = z_KxD.shape[0]
+    size = valid_K.shape[0]
     if math.isfinite(estimator.cap(size)):
         # A cap is a constant plus the logarithm of the number of pairs, of which only valid ones count.
         cap = estimator.cap(size) + jnp.log(jnp.maximum(valid_K.sum(), 2) / size)
         metrics["mi_saturation"] = bound.value / cap
-    return scores, metrics, state
+    return metrics, state
 
 
 def within_examples(
@@ -72,15 +71,17 @@ def within_examples(
 ) -> tuple[Metrics, MineState | None]:
     """As over_batch, by example [B], in addition `mi_accuracy`; and the state after the batch.
 
-    The critic scores the deviations of features from their mean over the example's pairs. What all pairs share, their
-    input, is most of a feature: it would move all scores together, up to the clamp, where they have no gradient.
+    The critic scores the deviations of features from their mean over the example's pairs, since what all pairs share,
+    their input, is most of a feature. Scores are clamped as deviations from their mean, to which infonce is invariant:
+    nothing keeps it from moving to the clamp, where scores have no gradient.
     An example with fewer than two valid pairs has the value 0 and the gradient 0, and does not change the state. The
     state, a moving average of the partition function, advances by the mean of that of the examples.
     """
 
     def one(z_MxD: Array, v_MxE: Array, valid_M: Array, key: Array | None) -> tuple[Metrics, MineState | None]:
-        deviations = _deviations(z_MxD, valid_M), _deviations(v_MxE, valid_M)
-        scores, metrics, advanced = _estimate(estimator, critic, *deviations, valid_M, key, state)
+        z_MxD, v_MxE = _deviations(z_MxD, valid_M), _deviations(v_MxE, valid_M)
+        scores = critic.limit(_centered(critic.unlimited(z_MxD, v_MxE, key), valid_M))
+        metrics, advanced = _estimate(estimator, critic, scores, v_MxE, valid_M, key, state)
         return metrics | {"mi_accuracy": _accuracy(scores.score_KxK, valid_M)}, advanced
 
     keys_B = None if key is None else jax.random.split(key, z_BxMxD.shape[0])
@@ -94,6 +95,13 @@ def _deviations(x_MxD: Array, valid_M: Array) -> Array:
     """Features minus their mean over the valid pairs; 0 where a pair is not valid."""
     total_1xD = jnp.where(valid_M[:, None], x_MxD, 0.0).sum(axis=0, keepdims=True)
     return jnp.where(valid_M[:, None], x_MxD - total_1xD / jnp.maximum(valid_M.sum(), 1), 0.0)
+
+
+def _centered(scores: Scores, valid_M: Array) -> Scores:
+    """Scores minus their mean over the pairs of valid z and v."""
+    both_MxM = valid_M[:, None] & valid_M[None, :]
+    mean = jnp.where(both_MxM, scores.score_KxK, 0.0).sum() / jnp.maximum(both_MxM.sum(), 1)
+    return Scores(scores.score_KxK - mean, scores.positive_K - mean)
 
 
 def _accuracy(score_MxM: Array, valid_M: Array) -> Array:

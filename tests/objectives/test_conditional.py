@@ -1,5 +1,6 @@
 """The term `conditional`: contrast of the pairs of one input, against an oracle, padded, packed, in micro-batches."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import StudentDef
+from cotmi_jax.objectives import contrast
 from cotmi_jax.objectives.forward import TaskStates
 from cotmi_jax.objectives.gather import gather_features
 from cotmi_jax.objectives.mi_term import Features, MITermConfig, losses
@@ -73,6 +75,7 @@ def oracle(bound: Callable[[np.ndarray], float]) -> Callable[..., float]:
         for example, kept in KEPT.items():
             z_, v_ = (normalized(x[example, kept] - x[example, kept].mean(axis=0)) for x in (z, v))
             score = z_ @ weight @ v_.T
+            score = score - score.mean()
             values.append(bound(BILINEAR.clamp * np.tanh(score / BILINEAR.clamp)))
         return -sum(values) / NUMBER
 
@@ -130,6 +133,28 @@ def test_the_moving_average_advances_by_the_mean_partition_of_the_examples() -> 
     partitions = np.exp(np.asarray(reported["mi_negative"], np.float64)[VALID])
     assert np.ptp(partitions) > 0.1 and state.steps == 1
     np.testing.assert_allclose(state.log_sum, np.log(0.25 * partitions.mean()), rtol=1e-5)
+
+
+def test_a_constant_added_to_all_scores_changes_nothing() -> None:
+    """InfoNCE does not see it, so that nothing would bring scores back from the clamp."""
+    critic = dataclasses.replace(BILINEAR, name="quadratic")
+    config, (z, v, _) = conditional(critic=critic), features_of(3)
+    networks: Any = objective_of(config).networks(small_config(d_model=D))
+    estimator, params = config.score_estimator(), numpy_params(networks)
+
+    @jax.jit
+    def objective(params: Any, bias: float) -> tuple[jax.Array, Any]:
+        def total(params: Any) -> jax.Array:
+            shifted = jax.tree.map_with_path(lambda path, x: x + bias if path[-1].key == "bias" else x, params)
+            valid = np.ones((B, M), bool)
+            scorer = networks.bind(shifted).critic
+            return contrast.within_examples(estimator, scorer, z, v, valid, None, None)[0]["mi_value"].sum()
+
+        return jax.value_and_grad(total)(params)
+
+    expected = objective(params, 0.0)
+    assert_trees_close(objective(params, 200.0), expected, rtol=1e-3, atol=1e-3)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[1])) > 0.1
 
 
 @pytest.mark.parametrize("detach", ["z", "v", "none"])
