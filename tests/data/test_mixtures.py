@@ -121,6 +121,7 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
         "bad_rows": "skip",
         "empty_rationale": "keep",
         "size": 11,
+        "version": 2,
         "labels": "yes",
         "label_kind": "equation",
         "fields": "rationale=why",

@@ -40,11 +40,10 @@ def test_one_label_class_in_batches_larger_than_the_data(tmp_path: Path) -> None
     workdir = tmp_path / "run"
     assert train(config, str(workdir)) == 3
     lines = [finite(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 3, 3]
-    assert any("mi/plane_z_y" in line for line in lines)
+    assert [line["step"] for line in lines] == [1, 2, 3, 3]
     scored = score(str(workdir), "test", checkpoint="latest")
     found = finite((scored.output / "metrics.json").read_text())
-    assert found["n"] == 8 and found["information"]["between"]
+    assert found["n"] == 8 and found["information"] == {"not_available": "8 examples, at least 32 are needed"}
     described = runs.command("describe", *runs.config_flags(config), "--json")
     assert (described.code, described.err) == (0, "")
     checks = finite(described.out)["checks"]

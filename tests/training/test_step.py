@@ -106,6 +106,7 @@ def test_every_step_and_micro_batch_has_its_own_dropout(micro_batches: int) -> N
         tasks=("draw",),
         coefficients={"draw": 1.0},
         couples_examples=False,
+        mi_term=None,
         weights=lambda batch, pad_id: {"draw": jnp.ones(())},
         ramp=lambda step: 1.0,
         compute=compute,
