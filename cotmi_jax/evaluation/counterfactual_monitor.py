@@ -107,16 +107,20 @@ class CounterfactualEstimates:
         """JSON values for a results file."""
         return {"n": self.n, "by_chance": self.by_chance} | dict(self._scores())
 
-    def lines(self) -> list[tuple[str, str]]:
-        """(quantity, description) as text."""
-        found, control = self.information, self.control
+    def lines(self, initial: "CounterfactualEstimates") -> list[tuple[str, str]]:
+        """(quantity, description) as text, beside the same readings of the run's initial weights."""
+        found, before, control = self.information, initial.information, self.control
         return [
             (
                 "held-out I(Z;V|X)",
-                f"≥ {found['value']:.3f} ± {_half(found):.3f} nats of at most {np.log(2):.3f} ({self.n:,} examples, "
-                f"each with a counterfactual); exchanged at random {control['value']:.3f} ± {_half(control):.3f}",
+                f"≥ {found['value']:.3f} ± {_half(found):.3f} nats of at most {np.log(2):.3f}; initial weights "
+                f"{before['value']:.3f} ± {_half(before):.3f}, exchanged at random {control['value']:.3f} ± "
+                f"{_half(control):.3f} ({self.n:,} examples)",
             ),
-            ("rationale contradicts label", f"AUC {_shown(self.contradiction)}; 0.5 for a critic that knows nothing"),
+            (
+                "rationale contradicts label",
+                f"AUC {_shown(self.contradiction)}; initial weights {_shown(initial.contradiction)}, chance 0.5",
+            ),
             (
                 "likelier than a counterfactual",
                 f"label {_shown(self.prefers_label)}, rationale {_shown(self.prefers_rationale)}; both or neither "

@@ -62,9 +62,9 @@ class Reading:
 
     @property
     def description(self) -> str:
-        """The change first: "+0.052 ± 0.031 nats since the initial weights (≥ 4.680 ± 0.020, now ≥ 4.732 …)"."""
+        """The change, then the levels: "+0.198 ± 0.070 nats since the initial weights: 3.009 to ≥ 3.207 ± 0.050 …"."""
         change = f"{self.change:+.3f} ± {self.change_error:.3f} nats since the initial weights"
-        return f"{change}, which read {self.initial.amount}; now {self.now.description}"
+        return f"{change}: {self.initial.value:.3f} to {self.now.description}"
 
 
 def _plain(found: Estimate) -> dict[str, Any]:

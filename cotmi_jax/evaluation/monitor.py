@@ -84,10 +84,7 @@ class HeldOutEstimates:
         lines = [(_QUANTITIES.get(name, "held-out I(Z;V)"), each.description) for name, each in self.readings.items()]
         if self.within is None or self.within_initial is None:
             return [*lines, ("held-out I(Z;V|X)", f"not available: fewer than {2 * MIN_EXAMPLES} counterfactuals")]
-        initial = {name: text for name, text in self.within_initial.lines()}
-        first, second, *rest = self.within.lines()
-        compared = [(name, f"{text}; initial weights: {initial[name]}") for name, text in (first, second)]
-        return [*lines, *compared, *rest]
+        return [*lines, *self.within.lines(self.within_initial)]
 
 
 @dataclasses.dataclass

@@ -186,22 +186,6 @@ def _combine(estimator: Estimator, fits: Sequence[_Fitted]) -> Estimate:
     )
 
 
-def estimate_splits(
-    train: Pairs,
-    validation: Pairs,
-    test: Pairs,
-    *,
-    estimator: Estimator,
-    critic: CriticConfig,
-    config: FitConfig,
-    seed: int,
-    standardize: Scaling = True,
-) -> Estimate:
-    """Fit on the training pairs with early stopping on the validation pairs; the estimate is that of the test pairs."""
-    fit = _fit((train, validation, test), estimator, [(critic, config)], seed, standardize)
-    return _combine(estimator, [fit])
-
-
 def estimate(
     x: np.ndarray,
     y: np.ndarray,

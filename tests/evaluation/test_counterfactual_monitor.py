@@ -138,7 +138,7 @@ def test_preferences_are_shares_of_examples_with_their_agreement_by_chance() -> 
     metrics = found.metrics()
     assert metrics["mi/within"] == found.information["value"] and metrics["mi/same_preference"] == 0.75
     assert found.summary()["contradiction_auc"]["n"] == found.n == TEST
-    assert [name for name, _ in found.lines()] == [
+    assert [name for name, _ in found.lines(found)] == [
         "held-out I(Z;V|X)",
         "rationale contradicts label",
         "likelier than a counterfactual",
