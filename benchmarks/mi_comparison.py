@@ -27,6 +27,7 @@ from tqdm import tqdm
 from benchmarks.table import environment, print_json, shown_command, write_markdown
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import read_json, replace_file
+from cotmi_jax.workdir.record import read_config
 
 MARK = "mi_comparison"  # of the table in a page
 
@@ -143,7 +144,11 @@ class Study(NamedTuple):
                 ).returncode
                 if code:
                     raise UserError(f"{arm}, seed {seed}: exit code {code}, see {log.name}")
-        replace_file(self.result(arm, seed), (workdir / "evaluation/test/metrics.json").read_text())
+        metrics = (workdir / "evaluation/test/metrics.json").read_text()
+        reached, steps = json.loads(metrics)["checkpoint"]["step"], read_config(workdir).steps
+        if reached != steps:
+            raise UserError(f"{arm}, seed {seed}: stopped by a signal after step {reached} of {steps}: run again")
+        replace_file(self.result(arm, seed), metrics)
         shutil.rmtree(workdir)
 
 

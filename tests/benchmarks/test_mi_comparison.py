@@ -9,6 +9,7 @@ from scipy import stats
 
 from benchmarks import mi_comparison
 from benchmarks.mi_comparison import ARMS, OUTCOMES, Study, compare, markdown, paired_difference
+from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
 
 
@@ -66,3 +67,17 @@ def test_a_failed_run_is_named_and_its_log_too(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=f"^dss, seed 0: exit code 1, see {tmp_path}/dss-seed0.log"):
         study.run("dss", 0, [0])
     assert not study.result("dss", 0).exists()
+
+
+def test_a_run_that_a_signal_stopped_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study(tmp_path, seeds=2, steps=10, smoke=True)
+    monkeypatch.setattr(Study, "commands", lambda *_: [["true"]])
+    workdir = tmp_path / "dss-seed0"
+    (workdir / "evaluation" / "test").mkdir(parents=True)
+    (workdir / "evaluation" / "test" / "metrics.json").write_text(json.dumps({"checkpoint": {"step": 3}}))
+    config = base()
+    config.steps = 10
+    (workdir / "run.json").write_text(json.dumps({"config": config.to_dict(), "student": {}}))
+    with pytest.raises(UserError, match="^dss, seed 0: stopped by a signal after step 3 of 10: run again"):
+        study.run("dss", 0, [0])
+    assert workdir.exists() and not study.result("dss", 0).exists()
