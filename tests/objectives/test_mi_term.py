@@ -128,7 +128,9 @@ def test_a_batch_without_pairs_has_no_loss_and_a_finite_gradient(name: str) -> N
 def test_micro_batches_equal_the_batch(name: str) -> None:
     """Loss, every term, every gradient and the estimator's state: negatives are those of the batch."""
     whole = compute("toy", TERMS[name])
-    assert_trees_close(compute("toy", TERMS[name], micro_batches=4), whole, rtol=1e-4, atol=1e-6)
+    # Differences of nearly equal features lose digits: gradients of .1 are rounded to 2.5e-6.
+    atol = 1e-5 if name == "conditional" else 1e-6
+    assert_trees_close(compute("toy", TERMS[name], micro_batches=4), whole, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.slow
