@@ -2,11 +2,11 @@
 
     python -m benchmarks.mi_comparison --folder=runs/mi_comparison --json=mi_comparison.json
 
-Every arm trains the quickstart's student with the same seeds: parameters, order of the data and dropout are then equal
-in all arms, so that differences to the baseline are taken within a seed: `dss`, of `consistency` the `dss` whose
-rationales end with the same answer sentences. The last checkpoint is scored on the test split, once; nothing is
-selected by it. A run that is complete is kept, so the same command resumes after an interruption. Runs work side by
-side on disjoint sets of cores. Does not import tensorflow.
+Every arm trains the quickstart's student with the same seeds: parameters and the examples of every batch are then equal
+in all arms. (Batches are padded, since packed ones are balanced by the tokens of their arm.) Differences are taken
+within a seed, to `dss`, and of `consistency` to the `dss` whose rationales end with the same answer sentences. The last
+checkpoint is scored on the test split, once; nothing is selected by it. A run that is complete is kept, so the same
+command resumes after an interruption. Runs work side by side on disjoint sets of cores. Does not import tensorflow.
 """
 
 import argparse
@@ -50,7 +50,7 @@ _TERM = (
 _CUT, _APPENDED = (f"--config.data.rationale_answer={form}" for form in ("cut", "append"))
 ARMS: dict[str, Arm] = {
     "dss": Arm((_DSS,), ""),
-    "released, β .1": Arm((*_TERM, "--config.mi.estimator=released", "--config.data.packing=False")),
+    "released, β .1": Arm((*_TERM, "--config.mi.estimator=released")),
     "infonce, β .01": Arm((*_TERM, "--config.objective.beta=0.01")),
     "infonce, β .1": Arm(_TERM),
     "infonce on permuted pairs, β .1": Arm((*_TERM, "--config.mi.placebo=True")),
@@ -122,7 +122,7 @@ class Study(NamedTuple):
         recipe = "configs/quickstart.py" + ":smoke" * self.smoke
         steps = [] if self.smoke else [f"--config.steps={self.steps}", f"--config.checkpoint.every={self.steps}"]
         train = ["cotmi_jax.train", f"--config={recipe}", f"--workdir={workdir}", f"--config.seed={seed}"]
-        train += [_CUT, *ARMS[arm].flags]
+        train += ["--config.data.packing=False", _CUT, *ARMS[arm].flags]
         train += [*steps, "--config.eval.every=0", "--config.mi.monitor.every=0", "--config.log.trackers="]
         scored = ["--split=test", "--checkpoint=latest", "--noinformation", "--metrics=agreement,steps"]
         evaluate = ["cotmi_jax.evaluate", f"--workdir={workdir}", *scored]
