@@ -99,6 +99,8 @@ def paired_difference(arm: Sequence[float], baseline: Sequence[float]) -> Differ
 def _outcome(metrics: Mapping[str, Any], outcome: Outcome) -> float:
     value: Any = metrics
     for key in outcome.path:
+        if key not in value:
+            raise UserError(f"a run has no {outcome.name}: its rationales hold none; give more --steps")
         value = value[key]
     return float(value) * (100.0 if outcome.percent else 1.0)
 
@@ -120,7 +122,9 @@ class Study(NamedTuple):
         """Training of a run and its evaluation on the test split."""
         workdir = str(self.folder / _name(arm, seed))
         recipe = "configs/quickstart.py" + ":smoke" * self.smoke
-        steps = [] if self.smoke else [f"--config.steps={self.steps}", f"--config.checkpoint.every={self.steps}"]
+        steps = [f"--config.steps={self.steps}", f"--config.checkpoint.every={self.steps}"]
+        if self.smoke:
+            steps = ["--config.mi.warmup_steps=0", "--config.mi.ramp_steps=1"]
         train = ["cotmi_jax.train", f"--config={recipe}", f"--workdir={workdir}", f"--config.seed={seed}"]
         train += ["--config.data.packing=False", _CUT, *ARMS[arm].flags]
         train += [*steps, "--config.eval.every=0", "--config.mi.monitor.every=0", "--config.log.trackers="]

@@ -50,6 +50,13 @@ def test_differences_are_taken_within_a_seed(study: Study) -> None:
             assert accuracy["difference"] == pytest.approx({"mean": gain, "low": gain, "high": gain})
 
 
+def test_a_run_without_an_outcome_is_an_error(study: Study) -> None:
+    file = study.result("dss", 1)
+    file.write_text(file.read_text().replace("true_steps", "no_steps"))
+    with pytest.raises(UserError, match="^a run has no true steps: its rationales hold none; give more --steps"):
+        compare(study)
+
+
 def test_a_complete_study_trains_nothing_and_is_shown(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "commands", lambda *_: pytest.fail("a complete run was repeated"))
     table = markdown(mi_comparison.measure(study, workers=2), "COMMAND")
