@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bmi_tasks import Task, tasks
-from benchmarks.table import environment, print_json, shown_command, write_markdown
+from benchmarks.table import environment, measured_with, print_json, shown_command, write_markdown
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import read_json, replace_file
 from cotmi_jax.mi import CriticConfig, estimate
@@ -104,16 +104,13 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
         cells = [row["task"], f"{row['truth']:.3f}", *(_amount(row[setting]) for setting in settings)]
         cells += ["–" if bmi is None else f"{bmi:.3f}", f"{excess:+.3f}", f"{excess / ours['standard_error']:+.1f}"]
         lines.append("| " + " | ".join([*cells, critics, f"{ours['cpu_seconds']:.0f}"]) + " |")
-    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     return "\n".join(
         [
             *lines,
             "",
             f"{result['size']:,} samples, seed {result['seed']}, nats ± standard error; the spirals rotate by ‖x‖²/D. "
             "bmi's InfoNCE: version 0.1.3 with its defaults, on the same samples.",
-            f"{result['date']}, {result['machine']}; {versions}; revision {result['revision']}. Command:",
-            "",
-            f"    {command}",
+            *measured_with(result, command),
         ]
     )
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from benchmarks.table import environment, print_json, shown_command, write_markdown
+from benchmarks.table import environment, measured_with, print_json, shown_command, write_markdown
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import read_json, replace_file
 from cotmi_jax.workdir.record import read_config
@@ -210,7 +210,6 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
                 cell += f"<br>{clear}{difference['mean']:+.{digits}f}{clear} [{low:+.{digits}f}, {high:+.{digits}f}]"
             cells.append(cell)
         lines.append(f"| {row['arm']} | {row['baseline'] or '–'} | " + " | ".join(cells) + " |")
-    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     return "\n".join(
         [
             *lines,
@@ -218,9 +217,7 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
             f"{result['seeds']} seeds an arm, {result['steps']} steps, {result['rows'][0]['n']} test problems: mean "
             f"(standard deviation over seeds); below it the paired difference to the baseline with its 95% t interval "
             "over seeds, for these problems, in bold where it excludes 0; not corrected for the number of comparisons.",
-            f"{result['date']}, {result['machine']}; {versions}; revision {result['revision']}. Command:",
-            "",
-            f"    {command}",
+            *measured_with(result, command),
         ]
     )
 

@@ -202,6 +202,13 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def measured_with(result: Mapping[str, Any], command: str) -> list[str]:
+    """Lines of Markdown that say where and how a result with the fields of `environment` was measured."""
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    where = f"{result['date']}, {result['machine']}; {versions}; revision {result['revision']}"
+    return [f"{where}. Command:", "", f"    {command}"]
+
+
 def write_markdown(path: Path, table: str, part: str = "benchmarks") -> None:
     """Write a table between the two lines that mark a part of a page. Raises UserError for a page without them."""
     begin, end = (f"<!-- {part}: {edge} -->" for edge in ("begin", "end"))

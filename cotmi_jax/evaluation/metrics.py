@@ -49,10 +49,8 @@ METRICS: dict[str, Metric] = {
     "steps": Metric(steps, reads_rationales=True),
 }
 _BUILT_IN = frozenset(METRICS)
-OF_RATIONALES = (
-    "agreement",
-    "steps",
-)  # evaluate's default, besides config.eval.metrics, where rationales are generated
+# The default of evaluate, besides config.eval.metrics, where rationales are generated.
+OF_RATIONALES = ("agreement", "steps")
 
 
 def register_metric(name: str, *, reads_rationales: bool = False) -> Callable[[MetricFunction], MetricFunction]:

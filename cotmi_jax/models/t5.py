@@ -192,12 +192,12 @@ class T5(nnx.Module):
         source_segments_BxT: Array | None = None,
         split: int = 0,
     ) -> Array:
-        """Decoder states [B, T, D] under teacher forcing; states[:, t] has seen targets[:, :t].
+        """Decoder states [B, T, D] under teacher forcing; states[:, t] depends on targets[:, :t].
 
         segments: in packed rows, those of the inputs [B, S] and of the targets [B, T]; a target token attends only to
         tokens of its own segment. source_segments_BxT: the segment of the inputs that each target token attends to,
-        where several segments of targets have the same input. split: where no segment of targets goes on beyond this
-        column, it divides them in two for self-attention, which takes less time; 0: nowhere.
+        where several segments of targets have the same input. split: a column at which no segment of targets continues;
+        self-attention is computed apart before and from it, which takes less time. 0: no such column.
         """
         num = self.config.num_decoder_layers
         embed_key, final_key, layers_key = _split_key(key, 3)

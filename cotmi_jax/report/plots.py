@@ -23,7 +23,11 @@ _FRACTIONS = {
 
 def read_measurements(workdir: Path) -> list[Measurement]:
     """The lines of a run's metrics.jsonl with mutual-information estimates, in the order of the steps."""
-    return [line for line in read_json_lines(workdir / "metrics.jsonl") if "mi/x_z_change" in line]
+    return _measurements(read_json_lines(workdir / "metrics.jsonl"))
+
+
+def _measurements(lines: list[Measurement]) -> list[Measurement]:
+    return [line for line in lines if "mi/x_z_change" in line]
 
 
 def _draw_changes(axes: "Axes", lines: list[Measurement], labels: Mapping[str, str], title: str) -> None:
@@ -50,7 +54,8 @@ def _draw_fractions(axes: "Axes", lines: list[Measurement]) -> None:
 
 def draw_information(workdir: Path, path: Path) -> bool:
     """Writes a PNG of how mutual information and rationales changed; False if a run has fewer than two measurements."""
-    lines = read_measurements(workdir)
+    logged = read_json_lines(workdir / "metrics.jsonl")
+    lines = _measurements(logged)
     if len(lines) < 2:
         return False
     # Imported where it is needed: it takes half a second, and most evaluations draw nothing.
@@ -59,7 +64,7 @@ def draw_information(workdir: Path, path: Path) -> bool:
     matplotlib.use("agg")  # without a display; has to precede the import of pyplot
     import matplotlib.pyplot as plt
 
-    generated = [line for line in read_json_lines(workdir / "metrics.jsonl") if _FRACTIONS.keys() & line.keys()]
+    generated = [line for line in logged if _FRACTIONS.keys() & line.keys()]
     panels = 2 + bool(generated)
     figure, axes = plt.subplots(1, panels, figsize=(5 * panels, 4), layout="constrained")
     names = [key[3 : -len(_CHANGE)] for key in lines[0] if key.startswith("mi/") and key.endswith(_CHANGE)]

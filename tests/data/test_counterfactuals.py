@@ -88,7 +88,7 @@ def test_an_exchange_is_carried_through_the_steps_the_restated_result_and_its_se
     [
         ("Eva has 12 + 5 = 17 bags.", "does not reach the label's last operation"),
         ("Eva has 12 - 5 = 7 bags. 7 * 3 = 21.", "leads to another answer"),
-        ("12 + 5 = 17 bags. 17 * 3 = 51 shells. 51 - 12 = 39.", "goes on to another answer"),
+        ("12 + 5 = 17 bags. 17 * 3 = 51 shells. 51 - 12 = 39.", "continues to another answer"),
         ("Eva has 51 shells.", "states no step"),
         ("12 + 5 = 18 bags. 18 * 3 = 51.", "has false steps"),
     ],

@@ -119,7 +119,7 @@ def test_a_span_holds_the_tokens_of_the_label(kind: str, tmp_path: Path) -> None
 
 
 def test_an_answer_whose_tokens_are_not_in_the_target_has_no_span() -> None:
-    """As with T5's piece ')." of a full stop behind the answer; the other reasons are told apart."""
+    """Such as the piece ")." of T5's vocabulary, with a full stop after the answer; other reasons have other codes."""
     answer = state_answer(PENS, "append", PENS.label)
     target = ARITHMETIC.encode([answer.text])[0]
     label = ARITHMETIC.encode([PENS.label])[0]
