@@ -46,6 +46,12 @@ _INCONSISTENT_WEIGHT = flags.DEFINE_float(
 _RATIONALIZED_WEIGHT = flags.DEFINE_float(
     "rationalized_weight", 1.0, "Weight of rationales of --rationalize.", lower_bound=0.0
 )
+_COUNTERFACTUALS = flags.DEFINE_bool(
+    "counterfactuals",
+    False,
+    "Also write the samples with another answer than the label, one for each answer, as counterfactual pairs "
+    "(docs/data.md); with several --samples.",
+)
 _CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Maximal number of requests in flight.", lower_bound=1)
 _REQUESTS = flags.DEFINE_float("requests_per_minute", None, "Rate limit; default: none.", lower_bound=1e-3)
 _TOKENS = flags.DEFINE_float(
@@ -86,6 +92,7 @@ def main() -> int:
         output,
         Path(_JOURNAL.value) if _JOURNAL.value else output.with_suffix(".journal.jsonl"),
         _MIN_READABLE.value,
+        _COUNTERFACTUALS.value,
     )
     if _DRY_RUN.value:
         annotation.dry_run()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cotmi_jax.data.sources.row_format import COUNTERFACTUALS
 from cotmi_jax.errors import UserError, shown
 from cotmi_jax.files import parse_json, replace_file
 from cotmi_jax.teacher.answers import read_sample
@@ -47,7 +48,8 @@ class Annotation:
 
     settings are the fields of a request other than model, messages and n. The journal accepts responses to one model,
     prompt and settings only; policy, prices, limits and the number of samples may change from run to run. min_readable
-    is the least share of the samples whose answer can be read; 0 accepts any answers.
+    is the least share of the samples whose answer can be read; 0 accepts any answers. counterfactuals: whether the
+    output also has the answers other than the label, with their rationales.
     """
 
     questions: Sequence[Question]
@@ -62,6 +64,7 @@ class Annotation:
     output: Path
     journal: Path
     min_readable: float = 0.5
+    counterfactuals: bool = False
 
     @property
     def header(self) -> dict[str, object]:
@@ -224,7 +227,7 @@ class Annotation:
         missing = sum(len(plain) < self.samples for plain, _ in samples)
         used = [choice for pair in samples for choices in pair for choice in choices]
         report = make_report(annotated, used, missing, records, self.endpoint.model, self.prompt.rule.kind, self.prices)
-        rows = [_row(question) for question in annotated if question.label is not None]
+        rows = [_row(question, self.counterfactuals) for question in annotated if question.label is not None]
         _replace(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         _replace(self._report, json.dumps(report_row(report), indent=2) + "\n")
         print("\n".join(report_lines(report)))
@@ -281,8 +284,8 @@ def _choices(records: Records, question: Question, text: str, *, hinted: bool) -
     return [choice for record in matching if record.asked == asked for choice in record.choices]
 
 
-def _row(annotated: Annotated) -> dict[str, object]:
-    return {
+def _row(annotated: Annotated, counterfactuals: bool) -> dict[str, object]:
+    row: dict[str, object] = {
         "id": annotated.question.id,
         "input": annotated.question.input,
         "label": annotated.label,
@@ -290,6 +293,10 @@ def _row(annotated: Annotated) -> dict[str, object]:
         "weight": [weight for _, weight in annotated.rationales],
         "teacher_label": annotated.teacher_label,
     }
+    if counterfactuals:
+        pairs = annotated.counterfactuals
+        row[COUNTERFACTUALS] = [{"label": pair.label, "rationale": pair.rationale} for pair in pairs]
+    return row
 
 
 def _replace(path: Path, content: str) -> None:

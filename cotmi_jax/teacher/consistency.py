@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
-from cotmi_jax.data.example import LabelKind
+from cotmi_jax.data.example import LabelKind, Pair
 from cotmi_jax.data.labels import is_correct
 from cotmi_jax.teacher.answers import Rule, read_sample
 from cotmi_jax.teacher.journal import Choice
@@ -26,7 +26,8 @@ class Annotated:
 
     label is the gold label or, without one, the majority answer; None if there is neither. answers has one entry for
     each sample without hint, None if the rule reads no answer. rationales are (text, weight). counts is the number of
-    rationales by outcome (report.OUTCOMES).
+    rationales by outcome (report.OUTCOMES). counterfactuals are the answers other than the label, each once, with the
+    first rationale that leads to it.
     """
 
     question: Question
@@ -35,6 +36,7 @@ class Annotated:
     rationales: tuple[tuple[str, float], ...]
     answers: tuple[str | None, ...]
     counts: Counter[str]
+    counterfactuals: tuple[Pair, ...] = ()
 
 
 def majority(answers: Sequence[str | None], kind: LabelKind) -> str | None:
@@ -99,4 +101,15 @@ def annotate_question(
             weight = policy.rationalized_weight if is_label(answer) else None
             add(rationale, weight, "rationalized", "rationalized_drop")
     answers = tuple(answer for _, answer in completions)
-    return Annotated(question, label, teacher_label, tuple(weights.items()), answers, counts)
+    others = () if label is None else _other_answers(completions, label, rule.kind)
+    return Annotated(question, label, teacher_label, tuple(weights.items()), answers, counts, others)
+
+
+def _other_answers(completions: Sequence[tuple[str, str | None]], label: str, kind: LabelKind) -> tuple[Pair, ...]:
+    """One pair for each answer other than the label that a rationale leads to, in the order of the samples."""
+    found: list[Pair] = []
+    for rationale, answer in completions:
+        known = (label, *(pair.label for pair in found))
+        if rationale and answer is not None and not any(is_correct(answer, other, kind) for other in known):
+            found.append(Pair(answer, rationale))
+    return tuple(found)

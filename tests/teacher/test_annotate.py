@@ -8,6 +8,8 @@ import pytest
 from annotations import annotation, read_rows, report, sums
 from fake_teacher import FakeTeacher, add_up
 
+from cotmi_jax.data.example import Pair
+from cotmi_jax.data.sources.own_files import FileSource
 from cotmi_jax.errors import UserError
 from cotmi_jax.teacher.annotate import request_settings
 from cotmi_jax.teacher.consistency import Policy
@@ -28,6 +30,24 @@ def test_every_question_becomes_a_row_of_the_output(tmp_path):
         "weight": [1.0],
         "teacher_label": "13",
     }
+
+
+def test_answers_other_than_the_label_become_counterfactuals_that_training_reads(tmp_path):
+    def sometimes_wrong(question, index):
+        right = add_up(question, index)
+        return right.replace("make 1", "make 9").replace("is 1", "is 9") if index == 1 else right
+
+    with FakeTeacher(sometimes_wrong) as teacher:
+        job = annotation(tmp_path, teacher.url, sums(3), samples=3)
+        assert dataclasses.replace(job, counterfactuals=True).run() == 0
+    rows = read_rows(tmp_path / "r.jsonl")
+    assert [row["counterfactuals"] for row in rows] == [
+        [{"label": f"9{i}", "rationale": f"{i} and 10 make 9{i}."}] for i in range(3)
+    ]
+    train = FileSource("jsonl", tmp_path / "r.jsonl").read(["train"]).splits["train"]
+    assert [example.counterfactuals for example in train] == [
+        (Pair(f"9{i}", f"{i} and 10 make 9{i}."),) for i in range(3)
+    ]
 
 
 def test_a_request_has_the_prompt_the_question_and_the_settings(tmp_path):

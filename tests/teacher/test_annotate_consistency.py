@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from cotmi_jax.data.example import Pair
 from cotmi_jax.teacher.answers import RULES
 from cotmi_jax.teacher.consistency import Policy, annotate_question, majority
 from cotmi_jax.teacher.journal import Choice
@@ -61,6 +62,15 @@ def test_one_of_identical_rationales_is_kept_with_the_largest_weight(answers):
     one = annotate(completions(*(f"Same > {answer}" for answer in answers)), DOWNWEIGHT)
     assert one.rationales == (("Same.", 1.0),)
     assert one.counts["duplicate"] == 2
+
+
+@pytest.mark.parametrize("policy", [DROP, KEEP])
+def test_other_answers_are_counterfactuals_once_each_with_their_first_rationale(policy):
+    samples = completions("Warm > red", "Cold > blue", "Colder > blue", "Hmm", "Grass > green")
+    samples.append(Choice("So the answer is pink.", "stop"))  # without a rationale
+    assert annotate(samples, policy).counterfactuals == (Pair("blue", "Cold."), Pair("green", "Grass."))
+    of_majority = annotate(completions("A > blue", "B > blue", "C > red"), policy, label=None)
+    assert of_majority.counterfactuals == (Pair("red", "C."),)
 
 
 def test_the_gold_label_takes_precedence_over_the_majority():
