@@ -169,6 +169,7 @@ class Wandb:
 
     def __init__(self, run: TrackedRun):
         self._wandb = wandb = _import_extra("wandb", "wandb")
+        self._say = run.say
         try:
             self._run = wandb.init(
                 project=run.project,
@@ -195,8 +196,13 @@ class Wandb:
         self._run.log({name: self._wandb.Image(_decode(png)) for name, png in images.items()}, step=step)
 
     def close(self) -> None:
-        """Wait until everything is sent, or written if offline."""
+        """Wait until everything is sent, or written if offline. It also ends other W&B runs of this process."""
         self._run.finish()
+        try:
+            # finish does not wait for the service process, which writes the last 32 KiB of an offline run after it.
+            self._wandb.teardown()
+        except SystemExit as error:
+            self._say(f"W&B's service process ended with code {error.code}: the end of the run may be missing there")
 
 
 @register_tracker("mlflow")

@@ -1,10 +1,12 @@
 """Trackers: TensorBoard, W&B and MLflow as their own readers see them, and one that a test registers."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import matplotlib
 import pytest
@@ -86,6 +88,17 @@ def test_wandb_offline_resumes_under_the_same_id(tracked: TrackedRun, monkeypatc
     assert {path.name for path in written} == {f"run-{identity}.wandb"}
     content = written[-1].read_bytes()
     assert all(part in content for part in (b"train/loss", b"distillation", b"model.preset", b"valid/examples"))
+    assert "WANDB_SERVICE" not in os.environ  # the process that writes the files has ended
+
+
+def test_a_failing_service_process_of_wandb_is_reported_and_stops_no_run(
+    tracked: TrackedRun, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "init", mock.Mock())
+    monkeypatch.setattr(wandb, "teardown", mock.Mock(side_effect=SystemExit(3)))
+    TRACKERS["wandb"](tracked).close()
+    assert said == ["W&B's service process ended with code 3: the end of the run may be missing there"]
 
 
 @pytest.fixture
