@@ -227,9 +227,10 @@ def _checksum(place: Path) -> int:
 
 def _example(fields: dict[str, Any]) -> Example:
     more = tuple((text, weight) for text, weight in fields.pop("more"))
-    # Without counterfactuals in a cache that was made before examples had them.
+    # Without counterfactuals and choices in a cache that was made before examples had them.
     counterfactuals = tuple(Pair(*pair) for pair in fields.pop("counterfactuals", ()))
-    return Example(**fields, more=more, counterfactuals=counterfactuals)
+    choices = tuple(fields.pop("choices", ()))
+    return Example(**fields, more=more, counterfactuals=counterfactuals, choices=choices)
 
 
 def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:

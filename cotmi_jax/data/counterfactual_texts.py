@@ -6,16 +6,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cotmi_jax.data.example import Example, Pair
-from cotmi_jax.data.sources.released_sets import NLI_LABELS
+from cotmi_jax.data.sources.released_sets import NLI_LABELS, find_choices
 
-_CHOICE_LINE = re.compile(r"^\(([a-z])\) (.+)$", re.MULTILINE)
 _VOWELS = "aeiou"
-
-
-def find_choices(text: str) -> dict[str, str]:
-    """Letter → choice of an input in the format of CommonsenseQA, "… Answer Choices:\\n(a) park\\n(b) …"; else {}."""
-    _, mark, listed = text.partition("Answer Choices:\n")
-    return {letter: choice.strip() for letter, choice in _CHOICE_LINE.findall(listed)} if mark else {}
 
 
 def exchange_choice(example: Example, label: str, rng: np.random.Generator) -> Iterator[Pair]:

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cotmi_jax.data.counterfactual_equations import exchange_step
-from cotmi_jax.data.counterfactual_texts import exchange_choice, exchange_relation, find_choices
+from cotmi_jax.data.counterfactual_texts import exchange_choice, exchange_relation
 from cotmi_jax.data.example import Example, Pair
 from cotmi_jax.data.labels import is_correct
-from cotmi_jax.data.sources.released_sets import NLI_LABELS
+from cotmi_jax.data.sources.released_sets import NLI_LABELS, find_choices
 from cotmi_jax.data.tasks import LabelType, training_label
 from cotmi_jax.errors import UserError
 

@@ -34,6 +34,10 @@ class Example:
       answer is (d) a cork", where the teacher wrote one and the first rationale was cut before it; else "".
     counterfactuals: answers of the same input other than the label, each with a rationale that leads to it, from the
       user's data; `counterfactuals.counterfactuals` makes others.
+    choices: the labels that the example can have, of which its own is one, where they are given; () if they are not,
+      as for equations.
+    cluster: a key that dependent examples have in common, such as hypotheses about one premise, in any split; "" for an
+      example that is independent of all others.
     """
 
     id: str
@@ -48,6 +52,8 @@ class Example:
     # Not in repr, which identifies the examples of registered sources: without these they keep their identity.
     answer_text: str = dataclasses.field(default="", repr=False)
     counterfactuals: tuple[Pair, ...] = dataclasses.field(default=(), repr=False)
+    choices: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    cluster: str = dataclasses.field(default="", repr=False)
 
     @property
     def rationales(self) -> tuple[tuple[str, float], ...]:

@@ -129,6 +129,10 @@ class Evaluator:
                     "teacher_label": example.teacher_label,
                     "teacher_rationale": example.rationale,
                     "predicted_rationale": rationale,
+                    "cluster": example.cluster or example.id,
+                    "choices": list(example.choices),
+                    "confidence": None,
+                    "candidates": [],
                 }
             )
         return losses, predictions

@@ -3,11 +3,21 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
+
+
+class Candidate(TypedDict):
+    """A label that an example can have, and its log-probability in nats, summed over its tokens and the eos."""
+
+    label: str
+    log_p: float
 
 
 class Prediction(TypedDict):
-    """What a student answers to one example: a line of predictions.jsonl."""
+    """What a student answers to one example: a line of predictions.jsonl.
+
+    Files of earlier versions lack the fields that are not required.
+    """
 
     id: str
     input: str
@@ -17,6 +27,11 @@ class Prediction(TypedDict):
     teacher_label: str | None
     teacher_rationale: str | None
     predicted_rationale: str | None  # None: the objective teaches none, or none was generated
+    cluster: NotRequired[str]  # examples that depend on each other have one in common; else the id
+    choices: NotRequired[list[str]]  # the labels that the example can have; []: they are open
+    # Probability of the generated label, the product of those of its tokens with eos; None: not asked for, or no label.
+    confidence: NotRequired[float | None]
+    candidates: NotRequired[list[Candidate]]  # choices by decreasing log_p; []: not asked for, or labels are open
 
 
 class Score(TypedDict):

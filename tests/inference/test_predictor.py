@@ -329,6 +329,10 @@ def test_predictions_have_every_example_and_the_output_of_the_student(
         "teacher_label": "( 7 )",
         "teacher_rationale": "Rationale 7.",
         "predicted_rationale": rationale,
+        "cluster": "a/test/7",
+        "choices": [],
+        "confidence": None,
+        "candidates": [],
     }
     _, labels = make_evaluator(mesh, objective).evaluate(
         params(), tokens(objective, examples), examples, GREEDY, rationales=False

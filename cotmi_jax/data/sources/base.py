@@ -31,6 +31,11 @@ def digest(*values: object) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
+def cluster_key(source: str, shared: str) -> str:
+    """The cluster of the examples of a source that have a text in common, such as a premise."""
+    return f"{source}/{hashlib.sha256(shared.encode()).hexdigest()[:16]}"
+
+
 def digest_files(files: Iterable[tuple[str, Path]]) -> str:
     """The same of files: of their names and contents."""
     return digest(*((name, hashlib.sha256(read_bytes(path)).hexdigest()) for name, path in files))

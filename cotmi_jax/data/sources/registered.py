@@ -65,6 +65,10 @@ def _additions(example: Example) -> Iterator[object]:
     """What identifies an example beside its repr."""
     if example.answer_text:
         yield ("answer_text", example.answer_text)
+    if example.choices:
+        yield ("choices", *example.choices)
+    if example.cluster:
+        yield ("cluster", example.cluster)
     yield from example.counterfactuals
 
 

@@ -130,7 +130,7 @@ def _read_split(folder: Path, name: str, split: str, teacher: str, align: str, b
             where = f"{name}/{split}/{i}"
             stated = answer_sentence(completion, rationale, teacher_label)
             example = Example(where, gold.text, gold.label, rationale, teacher_label, kind=kind, answer_text=stated)
-            examples.append(dataclasses.replace(example, place=gold.place))
+            examples.append(dataclasses.replace(RELEASED[name].related(example, name), place=gold.place))
     bad.check_usable(len(examples), min(len(golds), len(completions)), str(gold_path))
     return tuple(examples)
 

@@ -15,7 +15,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
-from cotmi_jax.data.example import EOS_TEXT, LabelKind
+from cotmi_jax.data.example import EOS_TEXT, Example, LabelKind
+from cotmi_jax.data.sources.base import cluster_key
 from cotmi_jax.data.sources.rows import Row, check_text, text_field
 from cotmi_jax.errors import UserError, one_line, shown
 
@@ -24,6 +25,8 @@ NUM_CHOICES = 5
 # A mark of the answer and what may precede the label behind it: words, or the letter of a choice.
 _ANSWER_START = r"\s*(?:So the answer is|The answer is|Answer:)[^\n(]*(?:\(.\)\s*)?"
 TEACHERS = ("palm", "gpt-neox")
+_CHOICES_MARK = "Answer Choices:\n"
+_CHOICE_LINE = re.compile(r"^\(([a-z])\) (.+)$", re.MULTILINE)
 
 ReadRow = Callable[[Row, str], tuple[str, str]]
 ParseCompletion = Callable[[str], tuple[str, str | None]]
@@ -40,6 +43,8 @@ class ReleasedSet:
     parse_for_teacher: parsers for those of TEACHERS whose completions differ from what `parse` reads.
     extends: the data set whose train split this one can extend (config.data.augment_asdiv); None for a data set that
       config.data.dataset can name.
+    choices: input → the labels that it can have; () if they are open.
+    shared: input → the text that dependent examples have in common.
     """
 
     read_row: ReadRow
@@ -48,6 +53,13 @@ class ReleasedSet:
     rule: str
     parse_for_teacher: Mapping[str, ParseCompletion] = dataclasses.field(default_factory=dict)
     extends: str | None = None
+    choices: Callable[[str], tuple[str, ...]] = lambda text: ()
+    shared: Callable[[str], str] = lambda text: text
+
+    def related(self, example: Example, source: str) -> Example:
+        """The example with its choices and its cluster among the examples of a source."""
+        cluster = cluster_key(source, self.shared(example.input))
+        return dataclasses.replace(example, choices=self.choices(example.input), cluster=cluster)
 
     def read_gold(self, row: Row, place: str) -> tuple[str, str]:
         """Input and gold label of a row.
@@ -88,7 +100,7 @@ def _read_cqa(row: Row, place: str) -> tuple[str, str]:
     if label not in choices:
         raise UserError(f"{place}: answer = {shown(label)}; give one of the choices, {one_line(', '.join(choices))}")
     listed = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", choices, strict=True))
-    return f"{text_field(row, 'question', place)}\nAnswer Choices:\n{listed}", label
+    return f"{text_field(row, 'question', place)}\n{_CHOICES_MARK}{listed}", label
 
 
 def _read_nli(row: Row, place: str) -> tuple[str, str]:
@@ -98,6 +110,34 @@ def _read_nli(row: Row, place: str) -> tuple[str, str]:
         named = ", ".join(f"{i} ({text})" for i, text in enumerate(NLI_LABELS))
         raise UserError(f"{place}: label = {shown(label)}; give one of {named}")
     return f"{text_field(row, 'premise', place)}{EOS_TEXT}{text_field(row, 'hypothesis', place)}", NLI_LABELS[label]
+
+
+def find_choices(text: str) -> dict[str, str]:
+    """Letter → choice of an input in the format of CommonsenseQA, "… Answer Choices:\\n(a) park\\n(b) …"; else {}."""
+    _, mark, listed = text.partition(_CHOICES_MARK)
+    return {letter: choice.strip() for letter, choice in _CHOICE_LINE.findall(listed)} if mark else {}
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(find_choices(text).values()))
+
+
+def _relations(text: str) -> tuple[str, ...]:
+    return NLI_LABELS
+
+
+def _question(text: str) -> str:
+    """The question of CommonsenseQA, which can occur with several lists of choices."""
+    return text.partition(_CHOICES_MARK)[0].strip()
+
+
+def _premise(text: str) -> str:
+    return text.partition(EOS_TEXT)[0].strip()
+
+
+def _story(text: str) -> str:
+    """An arithmetic problem without its question and its numbers, in which variants of one problem differ."""
+    return re.sub(r"[0-9][0-9.,]*", "#", text.partition("\n")[0]).strip()
 
 
 def parse_cqa(completion: str) -> tuple[str, str | None]:
@@ -161,12 +201,18 @@ def _split_at(completion: str, marker: str) -> tuple[str, str]:
 
 RELEASED: dict[str, ReleasedSet] = {
     "anli1": ReleasedSet(
-        _read_nli, parse_anli, kind="text", rule="anli", parse_for_teacher={"gpt-neox": parse_anli_gpt_neox}
+        _read_nli,
+        parse_anli,
+        kind="text",
+        rule="anli",
+        parse_for_teacher={"gpt-neox": parse_anli_gpt_neox},
+        choices=_relations,
+        shared=_premise,
     ),
-    "cqa": ReleasedSet(_read_cqa, parse_cqa, kind="text", rule="cqa"),
-    "esnli": ReleasedSet(_read_nli, parse_esnli, kind="text", rule="esnli"),
-    "svamp": ReleasedSet(_read_svamp, parse_equation, kind="equation", rule="equation"),
-    "asdiv": ReleasedSet(_read_asdiv, parse_equation, kind="equation", rule="equation", extends="svamp"),
+    "cqa": ReleasedSet(_read_cqa, parse_cqa, kind="text", rule="cqa", choices=_listed, shared=_question),
+    "esnli": ReleasedSet(_read_nli, parse_esnli, kind="text", rule="esnli", choices=_relations, shared=_premise),
+    "svamp": ReleasedSet(_read_svamp, parse_equation, kind="equation", rule="equation", shared=_story),
+    "asdiv": ReleasedSet(_read_asdiv, parse_equation, kind="equation", rule="equation", extends="svamp", shared=_story),
 }
 # The data sets that config.data.dataset can name.
 RELEASED_NAMES = tuple(name for name, released in RELEASED.items() if released.extends is None)

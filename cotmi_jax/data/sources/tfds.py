@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind
+from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.data.sources.base import digest
 from cotmi_jax.data.sources.released_sets import RELEASED, TEACHERS
 from cotmi_jax.data.sources.rows import BadRows, Row, check_choice
-from cotmi_jax.data.sources.tfds_formats import FORMATS, TFDS_SPLITS, dss_config
+from cotmi_jax.data.sources.tfds_formats import FORMATS, LIKE, TFDS_SPLITS, dss_config
 from cotmi_jax.errors import UserError
 
 _BATCH = 1024  # rows read at a time
@@ -100,7 +100,7 @@ class TfdsSource:
     def _read_split(self, builder: Any, split: str, bad: BadRows) -> tuple[Example, ...]:
         where = f"{builder.info.full_name} {TFDS_SPLITS[split]}"
         fields_of = FORMATS[self.argument.partition("/")[0]]
-        kind: LabelKind = RELEASED[self.name].kind if self._is_released else "text"
+        like = RELEASED[self.name if self._is_released else LIKE[self.argument.partition("/")[0]]]
         examples: list[Example] = []
         seen: dict[str, str] = {}
         read = 0
@@ -114,7 +114,7 @@ class TfdsSource:
                 weighted = [(text, 1.0) for text in fields.rationales] or [("", 0.0)]
                 (first, weight), *more = weighted
                 example = Example(name, fields.input, fields.label, first, fields.teacher_label, weight, tuple(more))
-                examples.append(dataclasses.replace(example, kind=kind, place=place))
+                examples.append(dataclasses.replace(like.related(example, self.name), kind=like.kind, place=place))
                 seen[name] = place
         bad.check_usable(len(examples), read, where)
         return tuple(examples)

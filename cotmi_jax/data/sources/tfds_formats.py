@@ -7,6 +7,7 @@ from cotmi_jax.data.sources.released_sets import RELEASED, RELEASED_NAMES
 from cotmi_jax.data.sources.rows import Row, text_field
 
 TFDS_SETS = ("anli/r1", "anli/r2", "anli/r3", "cos_e", "esnli", *(f"dss/{name}" for name in RELEASED_NAMES))
+LIKE = {"anli": "anli1", "cos_e": "cqa", "esnli": "esnli"}  # the released set with the same task
 TFDS_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
@@ -28,18 +29,18 @@ def dss_config(name: str, teacher: str) -> str:
 def esnli_fields(row: Row, place: str) -> Fields:
     """e-SNLI: three explanations in validation and test, one in train, where the other two fields are empty texts."""
     rationales = _non_blank(row, ("explanation_1", "explanation_2", "explanation_3"), place)
-    return Fields("", *RELEASED["esnli"].read_gold(row, place), rationales)
+    return Fields("", *RELEASED[LIKE["esnli"]].read_gold(row, place), rationales)
 
 
 def cos_e_fields(row: Row, place: str) -> Fields:
     """CoS-E: the abstractive explanation, which a person wrote in free text; the extractive one is ignored."""
     rationales = _non_blank(row, ("abstractive_explanation",), place)
-    return Fields(text_field(row, "id", place), *RELEASED["cqa"].read_gold(row, place), rationales)
+    return Fields(text_field(row, "id", place), *RELEASED[LIKE["cos_e"]].read_gold(row, place), rationales)
 
 
 def anli_fields(row: Row, place: str) -> Fields:
     """ANLI: the premise is the field `context`."""
-    text, label = RELEASED["anli1"].read_gold({**row, "premise": row.get("context")}, place)
+    text, label = RELEASED[LIKE["anli"]].read_gold({**row, "premise": row.get("context")}, place)
     return Fields(text_field(row, "uid", place), text, label, _non_blank(row, ("reason",), place))
 
 
