@@ -18,8 +18,8 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import (
     OF_RATIONALES,
+    Measured,
     Prediction,
-    Score,
     Summary,
     measure,
     parse_metrics,
@@ -86,7 +86,8 @@ def score(
 
     metrics.json: student, data and objective; accuracy against gold with its 95% Wilson interval and n; `loss`: the
     mean of every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms
-    of rationales if no example has one; `metrics`: value, 95% interval and n of every metric; counts of truncated
+    of rationales if no example has one; `metrics`: value, 95% interval and n of every metric; `not_available`: reasons
+    why there are no values of others; counts of truncated
     inputs and targets, of `unknown` tokens by column, and of `lost_labels`, which the vocabulary cannot represent, so
     that no answer to them is correct; of a mixture `components`: the accuracy of each; with `information`, the held-out
     mutual information of a student that explains.
@@ -158,14 +159,15 @@ def _describe(
     }
 
 
-def _quality(scores: Mapping[str, Score], losses: Mapping[str, float]) -> dict[str, Any]:
+def _quality(measured: Measured, losses: Mapping[str, float]) -> dict[str, Any]:
     """The fields of metrics.json for the metrics, of which accuracy is always one, and the losses."""
-    accuracy = scores["accuracy"]
+    accuracy = measured.scores["accuracy"]
     return {
         "interval": accuracy["interval"],
         "accuracy": accuracy["value"],
         "n": accuracy["n"],
-        "metrics": scores,
+        "metrics": measured.scores,
+        "not_available": measured.not_available,
         "loss": losses,
     }
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from cotmi_jax.errors import UserError, unknown_name
 from cotmi_jax.evaluation.agreement import agreement, steps
-from cotmi_jax.evaluation.scores import Prediction, Score, wilson_interval
+from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, wilson_interval
 
 
 class Summary(TypedDict):
@@ -17,12 +17,16 @@ class Summary(TypedDict):
     n: int
 
 
-MetricFunction = Callable[[Sequence[Prediction]], Mapping[str, Score]]
+MetricFunction = Callable[[Sequence[Prediction]], Mapping[str, Score | NotAvailable]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A function from the predictions of a split to values by name; an undefined value is left out."""
+    """A function from the predictions of a split to values by name.
+
+    A value that the data does not define is left out; for one that cannot be had here, such as for a package that is
+    not installed, stands its reason.
+    """
 
     function: MetricFunction
     reads_rationales: bool = False  # evaluations within training generate labels only and leave such a metric out
@@ -85,18 +89,30 @@ def parse_metrics(names: str) -> tuple[str, ...]:
     return chosen
 
 
-def measure(names: Sequence[str], predictions: Sequence[Prediction]) -> dict[str, Score]:
+class Measured(NamedTuple):
+    """The values of metrics by name, and by name the reasons why others are not available."""
+
+    scores: dict[str, Score]
+    not_available: dict[str, str]
+
+
+def measure(names: Sequence[str], predictions: Sequence[Prediction]) -> Measured:
     """The values of the metrics, in order.
 
     Raises:
       UserError: two metrics give values of one name.
     """
     scores: dict[str, Score] = {}
+    reasons: dict[str, str] = {}
     for name in names:
         found = METRICS[name].function(predictions)
-        if twice := found.keys() & scores.keys():
+        if twice := found.keys() & (scores.keys() | reasons.keys()):
             raise UserError(
                 f"metric {name!r} gives {', '.join(sorted(twice))}, as another metric does: rename its values"
             )
-        scores |= found
-    return scores
+        for key, value in found.items():
+            if "not_available" in value:
+                reasons[key] = value["not_available"]
+            else:
+                scores[key] = value
+    return Measured(scores, reasons)

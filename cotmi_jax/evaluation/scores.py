@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, final
 
 
 class Candidate(TypedDict):
@@ -34,12 +34,22 @@ class Prediction(TypedDict):
     candidates: NotRequired[list[Candidate]]  # choices by decreasing log_p; []: not asked for, or labels are open
 
 
+@final
 class Score(TypedDict):
     """A value over n examples and its 95% interval; None: the metric states none."""
 
     value: float
     interval: tuple[float, float] | None
     n: int
+    quartiles: NotRequired[tuple[float, float, float]]  # of the examples' values, where the value is their mean
+    settings: NotRequired[str]  # what the value depends on, such as the signature of BLEU
+
+
+@final
+class NotAvailable(TypedDict):
+    """In place of a Score: the reason why a value cannot be had."""
+
+    not_available: str
 
 
 def wilson(share: float, n: float, confidence: float = 0.95) -> tuple[float, float]:

@@ -41,6 +41,7 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
             rows.append((_SHARES[name], _format_share(score, metrics["n"])))
         elif name != "accuracy":
             rows.append((name, _format_metric(score, metrics["n"])))
+    rows += [(name, f"not available: {reason}") for name, reason in metrics.get("not_available", {}).items()]
     for name, text in _LOSS_ROWS.items():
         if name in metrics["loss"]:
             value = metrics["loss"][name]

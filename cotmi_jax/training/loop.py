@@ -101,10 +101,10 @@ class Run:
             params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False
         )
         names = parse_metrics(config.metrics)
-        scores = measure([name for name in names if not METRICS[name].reads_rationales], predictions)
+        scores = measure([name for name in names if not METRICS[name].reads_rationales], predictions).scores
         if explained := self._explained(predictions):
             read = dict.fromkeys([*OF_RATIONALES, *(name for name in names if METRICS[name].reads_rationales)])
-            scores |= measure(list(read), explained)
+            scores |= measure(list(read), explained).scores
         if taken := losses.keys() & scores.keys():
             raise UserError(f"a metric returns {', '.join(taken)}, which is the name of a loss term: rename it")
         values = losses | {name: score["value"] for name, score in scores.items()}

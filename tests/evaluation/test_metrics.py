@@ -84,13 +84,24 @@ def test_metrics_are_chosen_by_name_after_accuracy() -> None:
     names = parse_metrics(" errors, accuracy,")
     assert names == ("accuracy", "errors") and parse_metrics("") == ("accuracy",)
     scores = measure(names, [prediction(True), prediction(False), prediction(True), prediction(True)])
-    assert scores == {
+    assert scores.not_available == {}
+    assert scores.scores == {
         "accuracy": {"value": 0.75, "interval": wilson_interval(3, 4), "n": 4},
         "errors": {"value": 1, "interval": None, "n": 4},
     }
     register_metric("again")(errors)
     with pytest.raises(UserError, match="'again' gives errors, as another metric does"):
         measure(("errors", "again"), [prediction(True)])
+
+
+@mock.patch.dict(METRICS)
+def test_a_metric_can_give_a_reason_in_place_of_a_value() -> None:
+    register_metric("one")(lambda predictions: {"a": Score(value=1.0, interval=None, n=1), "b": {"not_available": "x"}})
+    found = measure(("one",), [prediction(True)])
+    assert found.scores.keys() == {"a"} and found.not_available == {"b": "x"}
+    register_metric("two")(lambda predictions: {"b": Score(value=1.0, interval=None, n=1)})
+    with pytest.raises(UserError, match="'two' gives b, as another metric does"):
+        measure(("one", "two"), [prediction(True)])
 
 
 def test_an_unknown_or_built_in_metric_is_refused() -> None:

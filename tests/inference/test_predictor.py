@@ -299,7 +299,7 @@ def test_accuracy_is_the_fraction_of_correct_labels(echo: None, mesh: Mesh) -> N
     evaluator, split = make_evaluator(mesh, "standard"), tokens("standard", examples)
     for limit, expected, n in ((0, 0.3, 10), (4, 0.75, 4)):
         _, predictions = evaluator.evaluate(params(), split, examples, GREEDY, limit=limit, rationales=False)
-        score = measure(["accuracy"], predictions)["accuracy"]
+        score = measure(["accuracy"], predictions).scores["accuracy"]
         assert (score["value"], score["n"]) == (expected, n)
 
 
