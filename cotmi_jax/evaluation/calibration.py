@@ -6,7 +6,7 @@ student too, since accuracies of few examples vary: report it beside `noise_floo
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +17,9 @@ Scheme = Literal["mass", "width"]
 Measure = Callable[[np.ndarray, np.ndarray], float]
 PAPER_BINS = 100  # of equal mass: the MI paper's expected calibration error
 _GRID = 4096  # intervals of [0, 1] on which residuals are smoothed
+_FLOOR_GRID = 1024  # the same for noise floors, which need less precision
 _NARROWEST = 1e-4  # kernel width below which the smooth calibration error is called 0
+_CHUNK = 4_000_000  # drawn answers at a time, for memory
 
 
 class Bins(NamedTuple):
@@ -39,7 +41,7 @@ class Bins(NamedTuple):
 
 
 def check(confidence_N: np.ndarray, correct_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 [N]. Raises UserError for none, for unequal lengths, or for a confidence outside [0, 1]."""
+    """Both as float64 [N]. Raises UserError for none, for unequal lengths, or for a value outside [0, 1]."""
     confidence_N, correct_N = (np.asarray(x, np.float64) for x in (confidence_N, correct_N))
     if confidence_N.ndim != 1 or confidence_N.shape != correct_N.shape or not len(confidence_N):
         raise UserError(
@@ -49,7 +51,102 @@ def check(confidence_N: np.ndarray, correct_N: np.ndarray) -> tuple[np.ndarray, 
     bad = ~((confidence_N >= 0) & (confidence_N <= 1))
     if bad.any():
         raise UserError(f"{bad.sum()} confidences are outside [0, 1], the first {confidence_N[bad][0]:g}")
+    if not ((correct_N == 0) | (correct_N == 1)).all():
+        raise UserError("correctness holds values other than 0 and 1: give whether each answer is correct")
     return confidence_N, correct_N
+
+
+class Answers:
+    """Answers sorted by confidence, with D vectors of their correctness: what an error of calibration depends on.
+
+    Bins depend on the confidences alone, so that a measure of many vectors costs little more than that of one.
+    """
+
+    def __init__(self, confidence_N: np.ndarray, correct_DxN: np.ndarray) -> None:
+        order = np.argsort(confidence_N, kind="stable")
+        self.confidence_N, self.correct_DxN = confidence_N[order], np.asarray(correct_DxN, bool)[:, order]
+        zero_Dx1 = np.zeros((len(correct_DxN), 1), np.int64)
+        self._hits_before_DxN1 = np.hstack([zero_Dx1, self.correct_DxN.cumsum(axis=1)])
+
+    @classmethod
+    def of(cls, confidence_N: np.ndarray, correct_N: np.ndarray) -> "Answers":
+        """Of one vector of correctness; raises UserError as `check` does."""
+        confidence_N, correct_N = check(confidence_N, correct_N)
+        return cls(confidence_N, correct_N[None])
+
+    def bins(self, bins: int, scheme: Scheme, draws: np.ndarray | slice = slice(None)) -> Bins:
+        """With accuracies [D, B] of some of the draws. Raises UserError for fewer than one bin."""
+        if bins < 1:
+            raise UserError(f"bins = {bins}: give at least 1")
+        inner = np.linspace(0.0, 1.0, bins + 1)[1:-1]
+        edges = np.quantile(self.confidence_N, inner) if scheme == "mass" else inner
+        last = len(self.confidence_N)
+        end_B = np.unique(np.append(np.searchsorted(self.confidence_N, edges, "right"), last))
+        end_B = end_B[end_B > 0]
+        start_B = np.append(0, end_B[:-1])
+        count_B = end_B - start_B
+        before_DxN1 = self._hits_before_DxN1[draws]
+        hits_DxB = before_DxN1[:, end_B] - before_DxN1[:, start_B]
+        return Bins(count_B, np.add.reduceat(self.confidence_N, start_B) / count_B, hits_DxB / count_B)
+
+    def ece(self, bins: int, scheme: Scheme) -> np.ndarray:
+        """As the function `ece`, of each draw."""
+        found = self.bins(bins, scheme)
+        return np.asarray(np.abs(found.gap_B) @ found.share_B)
+
+    def mce(self, bins: int, scheme: Scheme) -> np.ndarray:
+        """As the function `mce`, of each draw."""
+        return np.asarray(np.abs(self.bins(bins, scheme).gap_B).max(axis=1))
+
+    def debiased_ece(self, bins: int, scheme: Scheme) -> np.ndarray:
+        """As the function `debiased_ece`, of each draw."""
+        found = self.bins(bins, scheme)
+        several = found.count_B > 1
+        if not several.any():
+            raise UserError(f"{bins} bins of {len(self.confidence_N)} examples hold one each: give fewer bins")
+        gap_DxB, accuracy_DxB, count_B = found.gap_B[:, several], found.accuracy_B[:, several], found.count_B[several]
+        square_DxB = gap_DxB**2 - accuracy_DxB * (1.0 - accuracy_DxB) / (count_B - 1)
+        return np.asarray(np.sqrt(np.maximum(0.0, square_DxB @ (count_B / count_B.sum()))))
+
+    def ece_sweep(self) -> np.ndarray:
+        """As the function `ece_sweep`, of each draw."""
+        size = len(self.confidence_N)
+        bins_D = np.full(len(self.correct_DxN), 1)
+        # Accuracies that do not decrease from answer to answer do so in no bins.
+        sorted_D = (np.diff(self.correct_DxN.astype(np.int8), axis=1) >= 0).all(axis=1)
+        bins_D[sorted_D] = size
+        rising, bins = np.flatnonzero(~sorted_D), 1
+        while bins < size and len(rising):
+            bins += 1
+            accuracy_DxB = self.bins(bins, "mass", rising).accuracy_B
+            rising = rising[(np.diff(accuracy_DxB, axis=1) >= 0).all(axis=1)]
+            bins_D[rising] = bins
+        found_D = np.empty(len(bins_D))
+        for bins in np.unique(bins_D):
+            chosen = self.bins(int(bins), "mass", bins_D == bins)
+            found_D[bins_D == bins] = np.abs(chosen.gap_B) @ chosen.share_B
+        return found_D
+
+    def smooth_ece(self, grid: int = _GRID) -> np.ndarray:
+        """As the function `smooth_ece`, of each draw: the value, which is the width."""
+        from scipy.optimize import elementwise
+
+        spectrum_DxK = np.stack(
+            [_residual_spectrum(self.confidence_N, correct_N, grid) for correct_N in self.correct_DxN]
+        )
+
+        def excess(width_D: np.ndarray, draw_D: np.ndarray) -> np.ndarray:
+            smoothed = _smoothed(spectrum_DxK[draw_D], width_D[:, None])
+            return np.asarray(np.trapezoid(np.abs(smoothed), dx=1.0 / grid, axis=1)) - width_D
+
+        draw_D = np.arange(len(spectrum_DxK))
+        some = draw_D[excess(np.full(len(draw_D), _NARROWEST), draw_D) > 0]
+        found_D = np.zeros(len(draw_D))
+        if len(some):
+            ends = np.full(len(some), _NARROWEST), np.full(len(some), 2.0)
+            tolerances = {"xatol": 1e-9 if grid == _GRID else 1e-6, "xrtol": 0.0, "fatol": 0.0, "frtol": 0.0}
+            found_D[some] = elementwise.find_root(excess, ends, args=(some,), tolerances=tolerances).x
+        return found_D
 
 
 def bin_examples(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = 15, scheme: Scheme = "mass") -> Bins:
@@ -57,27 +154,18 @@ def bin_examples(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = 15
 
     Equal confidences share a bin, so that bins of equal mass can be fewer than asked for.
     """
-    confidence_N, correct_N = check(confidence_N, correct_N)
-    if bins < 1:
-        raise UserError(f"bins = {bins}: give at least 1")
-    inner = np.linspace(0.0, 1.0, bins + 1)[1:-1]
-    edges = np.quantile(confidence_N, inner) if scheme == "mass" else inner
-    number_N = np.searchsorted(edges, confidence_N)
-    count_B = np.bincount(number_N, minlength=bins)
-    used = count_B > 0
-    sums = (np.bincount(number_N, weights=x, minlength=bins)[used] for x in (confidence_N, correct_N))
-    return Bins(count_B[used], *(total / count_B[used] for total in sums))
+    found = Answers.of(confidence_N, correct_N).bins(bins, scheme)
+    return found._replace(accuracy_B=found.accuracy_B[0])
 
 
 def ece(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = 15, scheme: Scheme = "mass") -> float:
     """Expected calibration error: the mean over examples of |accuracy − mean confidence| of their bin."""
-    found = bin_examples(confidence_N, correct_N, bins, scheme)
-    return float((found.share_B * np.abs(found.gap_B)).sum())
+    return float(Answers.of(confidence_N, correct_N).ece(bins, scheme)[0])
 
 
 def mce(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = 15, scheme: Scheme = "mass") -> float:
     """Maximum calibration error: the largest |accuracy − mean confidence| of a bin."""
-    return float(np.abs(bin_examples(confidence_N, correct_N, bins, scheme).gap_B).max())
+    return float(Answers.of(confidence_N, correct_N).mce(bins, scheme)[0])
 
 
 def debiased_ece(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = 15, scheme: Scheme = "mass") -> float:
@@ -86,13 +174,7 @@ def debiased_ece(confidence_N: np.ndarray, correct_N: np.ndarray, bins: int = 15
     From the squared gap of each bin the unbiased variance of its accuracy is subtracted (Bröcker 2012; Ferro and
     Fricker 2012; Kumar et al. 2019). Bins of one example have none and are left out; a negative mean counts as 0.
     """
-    found = bin_examples(confidence_N, correct_N, bins, scheme)
-    several = found.count_B > 1
-    if not several.any():
-        raise UserError(f"{bins} bins of {len(confidence_N)} examples hold one each: give fewer bins")
-    gap_B, accuracy_B, count_B = (x[several] for x in (found.gap_B, found.accuracy_B, found.count_B))
-    square_B = gap_B**2 - accuracy_B * (1.0 - accuracy_B) / (count_B - 1)
-    return float(np.sqrt(max(0.0, float((count_B / count_B.sum() * square_B).sum()))))
+    return float(Answers.of(confidence_N, correct_N).debiased_ece(bins, scheme)[0])
 
 
 def ece_sweep(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
@@ -100,13 +182,7 @@ def ece_sweep(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
 
     Roelofs et al. 2022, algorithm 1: bins are added one at a time until a bin is less accurate than the one before.
     """
-    confidence_N, correct_N = check(confidence_N, correct_N)
-    bins = 1
-    while bins < len(confidence_N):
-        if (np.diff(bin_examples(confidence_N, correct_N, bins + 1).accuracy_B) < 0).any():
-            break
-        bins += 1
-    return ece(confidence_N, correct_N, bins)
+    return float(Answers.of(confidence_N, correct_N).ece_sweep()[0])
 
 
 class SmoothECE(NamedTuple):
@@ -122,45 +198,37 @@ def smooth_ece(confidence_N: np.ndarray, correct_N: np.ndarray) -> SmoothECE:
     smECE_σ = ∫₀¹ |mean_i (y_i − p_i) K_σ(t, p_i)| dt with a Gaussian kernel of width σ that is reflected at 0 and 1.
     The width is the one at which smECE_σ = σ.
     """
-    from scipy import optimize
-
-    spectrum = _residual_spectrum(*check(confidence_N, correct_N))
-
-    def excess(width: float) -> float:
-        return float(np.trapezoid(np.abs(_smoothed(spectrum, width)), dx=1.0 / _GRID)) - width
-
-    if excess(_NARROWEST) <= 0:
-        return SmoothECE(0.0, 0.0)
-    width = float(optimize.brentq(excess, _NARROWEST, 2.0, xtol=1e-9))
-    return SmoothECE(width + excess(width), width)
+    width = float(Answers.of(confidence_N, correct_N).smooth_ece()[0])
+    return SmoothECE(width, width)
 
 
 def smoothed_residual(confidence_N: np.ndarray, correct_N: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
     """Points t in [0, 1] and at each the integrand of smECE, mean_i (y_i − p_i) K_width(t, p_i)."""
-    spectrum = _residual_spectrum(*check(confidence_N, correct_N))
+    spectrum = _residual_spectrum(*check(confidence_N, correct_N), _GRID)
     return np.linspace(0.0, 1.0, _GRID + 1), _smoothed(spectrum, width)
 
 
-def _residual_spectrum(confidence_N: np.ndarray, correct_N: np.ndarray) -> np.ndarray:
+def _residual_spectrum(confidence_N: np.ndarray, correct_N: np.ndarray, grid: int) -> np.ndarray:
     """Cosine transform of the residuals, each divided between the two nearest points of the grid.
 
     A Gaussian that is reflected at both ends multiplies the coefficient of cos(kπt) by exp(−(kπσ)²/2).
     """
     from scipy import fft
 
-    place_N = confidence_N * _GRID
-    left_N = np.minimum(place_N.astype(np.int64), _GRID - 1)
+    place_N = confidence_N * grid
+    left_N = np.minimum(place_N.astype(np.int64), grid - 1)
     rest_N, residual_N = place_N - left_N, (correct_N - confidence_N) / len(confidence_N)
-    mass: np.ndarray = np.bincount(left_N, residual_N * (1.0 - rest_N), _GRID + 1)
-    mass = mass + np.bincount(left_N + 1, residual_N * rest_N, _GRID + 1)
+    mass: np.ndarray = np.bincount(left_N, residual_N * (1.0 - rest_N), grid + 1)
+    mass = mass + np.bincount(left_N + 1, residual_N * rest_N, grid + 1)
     mass[0], mass[-1] = 2.0 * mass[0], 2.0 * mass[-1]  # a point at an end has half an interval
-    return np.asarray(fft.dct(mass * _GRID, type=1))
+    return np.asarray(fft.dct(mass * grid, type=1))
 
 
-def _smoothed(spectrum: np.ndarray, width: float) -> np.ndarray:
+def _smoothed(spectrum: np.ndarray, width: float | np.ndarray) -> np.ndarray:
     from scipy import fft
 
-    return np.asarray(fft.idct(spectrum * np.exp(-0.5 * (np.pi * width * np.arange(len(spectrum))) ** 2), type=1))
+    frequency_K = np.arange(spectrum.shape[-1])
+    return np.asarray(fft.idct(spectrum * np.exp(-0.5 * (np.pi * width * frequency_K) ** 2), type=1))
 
 
 def confidence_gap(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
@@ -244,6 +312,44 @@ def noise_floor(confidence_N: np.ndarray, measure: Measure, *, draws: int = 1000
     """Parametric bootstrap: `measure` of correctness that is drawn as Bernoulli(confidence), `draws` times."""
     confidence_N, _ = check(confidence_N, np.zeros(len(confidence_N)))
     draw = np.random.default_rng(seed)
-    values = [measure(confidence_N, draw.random(len(confidence_N)) < confidence_N) for _ in range(draws)]
+    return _floor([measure(confidence_N, draw.random(len(confidence_N)) < confidence_N) for _ in range(draws)])
+
+
+def noise_floors(
+    confidence_N: np.ndarray,
+    measures: Mapping[str, Callable[[Answers], np.ndarray]],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, NoiseFloor]:
+    """As noise_floor, of several methods of Answers with the same draws; of many examples it is far faster."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    for answers in calibrated(confidence_N, draws, seed):
+        for name, measure in measures.items():
+            found[name].append(measure(answers))
+    return {name: _floor(np.concatenate(values)) for name, values in found.items()}
+
+
+def calibrated(confidence_N: np.ndarray, draws: int, seed: int = 0) -> Iterator[Answers]:
+    """Draws of the correctness of a calibrated student with these confidences, some at a time."""
+    confidence_N, _ = check(confidence_N, np.zeros(len(confidence_N)))
+    draw, chunk = np.random.default_rng(seed), max(1, _CHUNK // len(confidence_N))
+    for start in range(0, draws, chunk):
+        size = min(chunk, draws - start), len(confidence_N)
+        yield Answers(confidence_N, draw.random(size) < confidence_N)
+
+
+def _floor(values: Sequence[float] | np.ndarray) -> NoiseFloor:
     low, high = np.quantile(values, (0.025, 0.975))
     return NoiseFloor(float(np.mean(values)), float(low), float(high))
+
+
+def reliability_band(
+    confidence_N: np.ndarray, bins: int = 15, scheme: Scheme = "mass", *, draws: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The 95% range of each bin's accuracy for a calibrated student (consistency bars, Bröcker and Smith 2007)."""
+    accuracy_DxB = np.concatenate(
+        [each.bins(bins, scheme).accuracy_B for each in calibrated(confidence_N, draws, seed)]
+    )
+    low_B, high_B = np.quantile(accuracy_DxB, (0.025, 0.975), axis=0)
+    return low_B, high_B

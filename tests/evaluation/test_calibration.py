@@ -1,6 +1,8 @@
 """Calibration errors, scores and recalibration against definitions, scikit-learn, relplot and known noise floors."""
 
+import dataclasses
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -130,6 +132,36 @@ def test_a_known_error_is_found(measure: Callable) -> None:
     assert measure(rate_N, draw.random(20_000) < rate_N) < 0.03
 
 
+@pytest.mark.parametrize(
+    ("of_many", "of_one"),
+    [
+        (lambda answers: answers.ece(15, "mass"), ece),
+        (lambda answers: answers.mce(10, "width"), lambda p, y: calibration.mce(p, y, 10, "width")),
+        (lambda answers: answers.debiased_ece(15, "mass"), calibration.debiased_ece),
+        (lambda answers: answers.ece_sweep(), calibration.ece_sweep),
+        (lambda answers: answers.smooth_ece(1024), lambda p, y: calibration.smooth_ece(p, y).value),
+    ],
+    ids=["ece", "mce", "debiased", "sweep", "smooth"],
+)
+def test_floors_of_many_draws_at_once_are_those_of_one_by_one(of_many: Callable, of_one: Callable) -> None:
+    """In chunks of 7 draws; of high confidences some draws are all correct."""
+    for confidence_N in (students(80)[0].round(2), np.linspace(0.95, 1.0, 40)):
+        with mock.patch.object(calibration, "_CHUNK", 7 * len(confidence_N)):
+            found = calibration.noise_floors(confidence_N, {"it": of_many}, draws=30)["it"]
+        expected = noise_floor(confidence_N, of_one, draws=30)
+        np.testing.assert_allclose(dataclasses.astuple(found), dataclasses.astuple(expected), atol=2e-5)
+
+
+def test_the_band_holds_the_accuracies_of_a_calibrated_student() -> None:
+    confidence_N, _ = students(3000)
+    low_B, high_B = calibration.reliability_band(confidence_N, draws=400)
+    draw = np.random.default_rng(1)
+    accuracy_RxB = np.stack(
+        [calibration.bin_examples(confidence_N, draw.random(3000) < confidence_N).accuracy_B for _ in range(200)]
+    )
+    assert 0.92 <= ((low_B <= accuracy_RxB) & (accuracy_RxB <= high_B)).mean() <= 0.98
+
+
 def test_auroc_and_risk_of_ties_and_of_one_class() -> None:
     same = np.full(4, 0.5)
     assert calibration.auroc(same, np.array([1, 0, 1, 0])) == 0.5
@@ -169,5 +201,7 @@ def test_bad_input_is_named() -> None:
         ece(np.array([0.5, np.nan]), np.ones(2))
     with pytest.raises(UserError, match="^bins = 0: give at least 1"):
         ece(np.ones(2), np.ones(2), 0)
+    with pytest.raises(UserError, match="^correctness holds values other than 0 and 1"):
+        ece(np.ones(2), np.array([0.5, 1.0]))
     with pytest.raises(UserError, match="^2 bins of 2 examples hold one each: give fewer bins"):
         calibration.debiased_ece(np.array([0.1, 0.9]), np.ones(2), 2)
