@@ -5,6 +5,7 @@ from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imp
 from absl import flags
 
 from cotmi_jax.data.sources.released_sets import RELEASED
+from cotmi_jax.teacher.request_flags import RequestFlags
 
 _QUESTIONS = flags.DEFINE_string("questions", None, "JSON Lines with input and, if known, label (gold) and id.")
 _DATASET = flags.DEFINE_enum("dataset", None, sorted(RELEASED), "A released set, instead of --questions.")
@@ -15,16 +16,8 @@ _PROMPT = flags.DEFINE_string("prompt", None, "A file or a built-in prompt; defa
 _OUTPUT = flags.DEFINE_string("output", None, "JSON Lines for training; the report is OUTPUT with .report.json.")
 _JOURNAL = flags.DEFINE_string("journal", None, "File of raw responses; default: OUTPUT with .journal.jsonl.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the first prompt and an estimate; send nothing.")
-_MODEL = flags.DEFINE_string("model", None, "The teacher: name of a model of the server.")
-_BASE_URL = flags.DEFINE_string("base_url", None, "URL of the server, usually ending in /v1; default: OpenAI's.")
-_KEY_VARIABLE = flags.DEFINE_string("key_variable", "OPENAI_API_KEY", "Environment variable that holds the key.")
+_REQUESTS = RequestFlags(role="teacher", temperature=0.7, max_tokens=256)
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Completions per question.", lower_bound=1)
-_SAMPLES_PER_REQUEST = flags.DEFINE_integer(
-    "samples_per_request", None, "Maximal number of samples per request; default: all.", lower_bound=1
-)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Sampling temperature.", lower_bound=0.0)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Maximal number of tokens of a completion.", lower_bound=1)
-_BODY = flags.DEFINE_string("body", "{}", "JSON object merged into every request; null removes a field.")
 _RATIONALE = flags.DEFINE_enum(
     "rationale", "completion", ["completion", "thinking"], "Text that is the rationale; thinking: of reasoning models."
 )
@@ -52,17 +45,7 @@ _COUNTERFACTUALS = flags.DEFINE_bool(
     "Also write the samples with another answer than the label, one for each answer, as counterfactual pairs "
     "(docs/data.md); with several --samples.",
 )
-_CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Maximal number of requests in flight.", lower_bound=1)
-_REQUESTS = flags.DEFINE_float("requests_per_minute", None, "Rate limit; default: none.", lower_bound=1e-3)
-_TOKENS = flags.DEFINE_float(
-    "tokens_per_minute", None, "Rate limit, input plus output; default: none.", lower_bound=1.0
-)
-_TIMEOUT = flags.DEFINE_float("timeout", 120.0, "Time-out of a request in seconds.", lower_bound=1e-3)
-_RETRIES = flags.DEFINE_integer("max_retries", 6, "Retries of a request.", lower_bound=0)
-_BACKOFF = flags.DEFINE_float("backoff", 1.0, "Retry k waits up to backoff * 2^k seconds, at most 60.", lower_bound=0.0)
-_PRICE_IN = flags.DEFINE_float("price_in", None, "Dollars per million input tokens.", lower_bound=0.0)
-_PRICE_OUT = flags.DEFINE_float("price_out", None, "Dollars per million output tokens.", lower_bound=0.0)
-flags.mark_flags_as_required(["model", "output"])
+flags.mark_flag_as_required("output")
 flags.mark_flags_as_mutual_exclusive(["questions", "dataset"], required=True)
 
 
@@ -70,7 +53,7 @@ def main() -> int:
     """Annotate from the flags; returns the exit code."""
     from pathlib import Path
 
-    from cotmi_jax.teacher.annotate import Annotation, Endpoint, Limits, Policy, Prices, request_settings
+    from cotmi_jax.teacher.annotate import Annotation, Policy
     from cotmi_jax.teacher.prompt import load_prompt
     from cotmi_jax.teacher.questions import load_questions
 
@@ -78,17 +61,13 @@ def main() -> int:
     schema = prompt.schema() if _STRUCTURED.value else None
     source = (_QUESTIONS.value, _DATASET.value, _SPLIT.value, _DATA_ROOT.value)
     output = Path(_OUTPUT.value)
-    request_limits = (_CONCURRENCY.value, _SAMPLES_PER_REQUEST.value, _REQUESTS.value, _TOKENS.value)
     annotation = Annotation(
         load_questions(*source, prompt.rule.kind)[: _LIMIT.value],
         prompt,
-        Endpoint(_MODEL.value, _BASE_URL.value, _KEY_VARIABLE.value, _TIMEOUT.value),
-        request_settings(_TEMPERATURE.value, _MAX_TOKENS.value, _BODY.value, schema),
+        _REQUESTS.service(schema),
         _SAMPLES.value,
         _RATIONALIZE.value,
-        Limits(*request_limits, _MAX_TOKENS.value, _RETRIES.value, _BACKOFF.value),
         Policy(_INCONSISTENT.value, _INCONSISTENT_WEIGHT.value, _RATIONALIZED_WEIGHT.value),
-        Prices(_PRICE_IN.value, _PRICE_OUT.value),
         output,
         Path(_JOURNAL.value) if _JOURNAL.value else output.with_suffix(".journal.jsonl"),
         _MIN_READABLE.value,

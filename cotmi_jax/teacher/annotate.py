@@ -1,66 +1,49 @@
 """An annotation run: questions → requests → journal → filtered rationales as the JSON Lines that training reads."""
 
-import asyncio
 import dataclasses
 import json
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from cotmi_jax.data.sources.row_format import COUNTERFACTUALS
 from cotmi_jax.errors import UserError, shown
-from cotmi_jax.files import parse_json, replace_file
 from cotmi_jax.teacher.answers import read_sample
-from cotmi_jax.teacher.asking import (
-    MAX_CONSECUTIVE_UNREADABLE,
-    Asker,
-    Limits,
-    Request,
-    UnreadableAnswers,
-    estimate_tokens,
-)
-from cotmi_jax.teacher.client import Teacher, read_key
+from cotmi_jax.teacher.asking import MAX_CONSECUTIVE_UNREADABLE, Request
 from cotmi_jax.teacher.consistency import Annotated, Policy, agrees, annotate_question
-from cotmi_jax.teacher.journal import Choice, Journal, Records, digest, read_journal
-from cotmi_jax.teacher.prompt import Prompt
+from cotmi_jax.teacher.journal import Choice, Records, digest, read_journal
+from cotmi_jax.teacher.prompt import Message, Prompt
 from cotmi_jax.teacher.questions import Question
-from cotmi_jax.teacher.report import Prices, journal_totals, make_report, report_lines, report_row
-
-EXIT_INTERRUPTED = 130  # the status that shells report for a command that SIGINT ended
-
-
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """The teacher's server. base_url None: the client's default, $OPENAI_BASE_URL or api.openai.com."""
-
-    model: str
-    base_url: str | None
-    key_variable: str
-    timeout_s: float
+from cotmi_jax.teacher.report import make_report, report_lines, report_row
+from cotmi_jax.teacher.session import (
+    EXIT_INTERRUPTED,
+    Phase,
+    Service,
+    check_paths,
+    choices_to,
+    collect,
+    describe_sample,
+    estimate,
+    open_journal,
+    write_output,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
     """An annotation as the flags describe it.
 
-    settings are the fields of a request other than model, messages and n. The journal accepts responses to one model,
-    prompt and settings only; policy, prices, limits and the number of samples may change from run to run. min_readable
-    is the least share of the samples whose answer can be read; 0 accepts any answers. counterfactuals: whether the
-    output also has the answers other than the label, with their rationales.
+    The journal accepts responses to one model, prompt and settings only; policy, prices, limits and the number of
+    samples may change from run to run. min_readable is the least share of the samples whose answer can be read; 0
+    accepts any answers. counterfactuals: whether the output also has the answers other than the label, with their
+    rationales.
     """
 
     questions: Sequence[Question]
     prompt: Prompt
-    endpoint: Endpoint
-    settings: Mapping[str, object]
+    service: Service
     samples: int
     rationalize: bool
-    limits: Limits
     policy: Policy
-    prices: Prices
     output: Path
     journal: Path
     min_readable: float = 0.5
@@ -68,9 +51,8 @@ class Annotation:
 
     @property
     def header(self) -> dict[str, object]:
-        """The first line of the journal: all that determines the distribution of responses."""
-        settings = {f"body.{name}": value for name, value in self.settings.items()}
-        return {"model": self.endpoint.model, "prompt": self.prompt.digest, **settings}
+        """The first line of the journal."""
+        return self.service.header(self.prompt.digest)
 
     def run(self) -> int:
         """Requests the samples that the journal lacks, then writes output and report. Returns the exit status.
@@ -82,33 +64,19 @@ class Annotation:
         self._check_paths()
         if self.rationalize:  # a missing hint is reported before any request is paid for
             self.prompt.text(self.questions[0].input, self.questions[0].place, "")
-        with Journal(self.journal, self.header) as journal:
-            if journal.truncated_bytes:
-                print(
-                    f"{self.journal}: removed an incomplete last line of {journal.truncated_bytes} bytes",
-                    file=sys.stderr,
-                )
-            reasons: dict[str, str] = {}
-            stopped = False
-            if self._requests(journal.records) or self._hinted_requests(journal.records):
-                asker = asyncio.run(self._ask(journal))
-                if asker.fatal:
-                    raise asker.fatal
-                if asker.interrupted:
-                    print(
-                        f"interrupted: {self.journal} has the responses received so far; the same command resumes",
-                        file=sys.stderr,
-                    )
-                    return EXIT_INTERRUPTED
-                print(f"sent {asker.requests} requests, {asker.retries} of them retries", file=sys.stderr)
-                reasons, stopped = asker.failed, asker.unreadable
+        phases = (Phase("asking", self._requests), Phase("rationalizing", self._hinted_requests))
+        with open_journal(self.journal, self.header) as journal:
+            is_readable = self._is_readable if self.min_readable > 0 else None
+            found = collect(self.service, journal, self._conversation, phases, is_readable)
+            if found.interrupted:
+                return EXIT_INTERRUPTED
             self._write(journal.records)
-            self._check_readable(journal.records, stopped)
-            missing = [r.id for r in (*self._requests(journal.records), *self._hinted_requests(journal.records))]
+            self._check_readable(journal.records, found.unreadable)
+            missing = [request.id for phase in phases for request in phase.missing(journal.records)]
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(self.questions)} questions are missing samples (first: {missing[0]}: "
-                f"{reasons.get(missing[0], 'not answered')}); the same command requests them again"
+                f"{found.failed.get(missing[0], 'not answered')}); the same command requests them again"
             )
         return 0
 
@@ -118,38 +86,17 @@ class Annotation:
         for message in self.prompt.conversation(first, hinted=False):
             print(f"[{message['role']}]\n{message['content']}\n")
         requests = self._requests(read_journal(self.journal, self.header))
-        per_request = self.limits.samples_per_request or self.samples
-        counts = [-(-request.samples // per_request) for request in requests]
-        sizes = [estimate_tokens(self.prompt.conversation(request.text, hinted=False)) for request in requests]
-        tokens_in = sum(n * size for n, size in zip(counts, sizes, strict=True))
-        tokens_out = sum(request.samples for request in requests) * self.limits.max_tokens
-        dollars = self.prices.dollars(tokens_in, tokens_out)
-        cost = "" if dollars is None else f", at most about ${dollars:.2f}"
+        count, cost = estimate(requests, self._conversation, self.service)
         print(
-            f"{sum(counts)} requests for {len(requests)} of {len(self.questions)} questions: about {tokens_in} tokens "
-            f"in, at most {tokens_out} out{cost}; --rationalize sends at most as many again"
+            f"{count} requests for {len(requests)} of {len(self.questions)} questions: {cost}; --rationalize sends at "
+            "most as many again"
         )
 
-    async def _ask(self, journal: Journal) -> Asker:
-        endpoint = self.endpoint
-        key = read_key(endpoint.key_variable, endpoint.base_url or os.environ.get("OPENAI_BASE_URL"))
-        teacher = Teacher(
-            endpoint.model,
-            self.settings,
-            base_url=endpoint.base_url,
-            key=key,
-            timeout_s=endpoint.timeout_s,
-            notify=lambda line: tqdm.write(line, file=sys.stderr),
-        )
-        totals = journal_totals(journal.records, self.prices)
-        answers = UnreadableAnswers(self.prompt.rule, journal.records) if self.min_readable > 0 else None
-        asker = Asker(teacher, self.prompt, journal, self.limits, totals, answers)
-        try:
-            if await asker.ask(self._requests(journal.records), "asking"):
-                await asker.ask(self._hinted_requests(journal.records), "rationalizing")
-        finally:
-            await teacher.close()
-        return asker
+    def _conversation(self, request: Request) -> list[Message]:
+        return self.prompt.conversation(request.text, hinted=request.hinted)
+
+    def _is_readable(self, sample: Choice) -> bool:
+        return read_sample(sample, self.prompt.rule)[1] is not None
 
     def _requests(self, records: Records) -> list[Request]:
         """A request for each question that has fewer samples than wanted."""
@@ -207,12 +154,8 @@ class Annotation:
             )
 
     def _check_paths(self) -> None:
-        """Raises UserError where the output would overwrite the questions or the journal."""
-        sources = {Path(name).resolve() for name in {question.place.rpartition(":")[0] for question in self.questions}}
-        inputs = sources | {self.journal.resolve()}
-        for path, protected in ((self.journal, sources), (self.output, inputs), (self._report, inputs)):
-            if path.resolve() in protected:
-                raise UserError(f"{path} would be overwritten; choose another --output or --journal")
+        sources = [Path(name) for name in {question.place.rpartition(":")[0] for question in self.questions}]
+        check_paths(self.journal, (self.output, self._report), sources)
 
     @property
     def _report(self) -> Path:
@@ -226,29 +169,12 @@ class Annotation:
         ]
         missing = sum(len(plain) < self.samples for plain, _ in samples)
         used = [choice for pair in samples for choices in pair for choice in choices]
-        report = make_report(annotated, used, missing, records, self.endpoint.model, self.prompt.rule.kind, self.prices)
+        model, prices = self.service.endpoint.model, self.service.prices
+        report = make_report(annotated, used, missing, records, model, self.prompt.rule.kind, prices)
         rows = [_row(question, self.counterfactuals) for question in annotated if question.label is not None]
-        _replace(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        _replace(self._report, json.dumps(report_row(report), indent=2) + "\n")
+        write_output(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_output(self._report, json.dumps(report_row(report), indent=2) + "\n")
         print("\n".join(report_lines(report)))
-
-
-def request_settings(
-    temperature: float, max_tokens: int, body: str, schema: Mapping[str, object] | None = None
-) -> dict[str, object]:
-    """The fields of every request, overridden by those of `body`; schema is the response_format, None for none.
-
-    Raises:
-      UserError: `body` is not a JSON object, or has fields that the other flags set.
-    """
-    try:
-        overrides = parse_json(body)
-    except ValueError as error:
-        raise UserError(f"--body={shown(body)}: not JSON ({error}); give a JSON object") from error
-    if not isinstance(overrides, dict) or overrides.keys() & {"model", "messages", "n", "stream"}:
-        raise UserError(f"--body={shown(body)}: give a JSON object without model, messages, n and stream")
-    response_format = {} if schema is None else {"response_format": schema}
-    return {"temperature": temperature, "max_tokens": max_tokens, **response_format, **overrides}
 
 
 def explain_unreadable(unreadable: Sequence[Choice], prompt: Prompt) -> str:
@@ -256,32 +182,25 @@ def explain_unreadable(unreadable: Sequence[Choice], prompt: Prompt) -> str:
     cut = [sample for sample in unreadable if sample.finish_reason == "length"]
     if 2 * len(cut) > len(unreadable):
         return (
-            f"{len(cut)} were cut by the limit on tokens, one is {_describe(cut[-1])}: raise --max_tokens, with "
+            f"{len(cut)} were cut by the limit on tokens, one is {describe_sample(cut[-1])}: raise --max_tokens, with "
             "another --journal"
         )
     sample = next(sample for sample in reversed(unreadable) if sample.finish_reason != "length")
     return (
-        f"one is {_describe(sample)}: set parse in a copy of {prompt.path} to a rule that reads it, which needs no "
-        "further request, or correct the prompt, with another --journal"
+        f"one is {describe_sample(sample)}: set parse in a copy of {prompt.path} to a rule that reads it, which needs "
+        "no further request, or correct the prompt, with another --journal"
     )
-
-
-def _describe(sample: Choice) -> str:
-    return shown(sample.text) if sample.text else "empty, after its thinking" if sample.thinking else "empty"
 
 
 def _choices(records: Records, question: Question, text: str, *, hinted: bool) -> list[Choice]:
     """A question's samples in the order of their arrival; of hinted ones those whose request stated this answer."""
     matching = [record for record in records.get(question.id, ()) if record.hinted == hinted]
-    if not matching:
-        return []
-    asked = digest(text)
-    if not hinted and any(record.asked != asked for record in matching):
+    if matching and not hinted and {record.asked for record in matching} != {digest(text)}:
         raise UserError(
             f"{question.place}: question {question.id!r} differs from the one that the journal has answers to; give it "
             "a new id, restore its text, or choose another --journal"
         )
-    return [choice for record in matching if record.asked == asked for choice in record.choices]
+    return choices_to({question.id: matching}, question.id, text)
 
 
 def _row(annotated: Annotated, counterfactuals: bool) -> dict[str, object]:
@@ -297,11 +216,3 @@ def _row(annotated: Annotated, counterfactuals: bool) -> dict[str, object]:
         pairs = annotated.counterfactuals
         row[COUNTERFACTUALS] = [{"label": pair.label, "rationale": pair.rationale} for pair in pairs]
     return row
-
-
-def _replace(path: Path, content: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; the journal is complete, choose another --output") from error

@@ -3,22 +3,21 @@
 import asyncio
 import dataclasses
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tqdm import tqdm
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.teacher.answers import Rule, read_sample
 from cotmi_jax.teacher.client import ParameterRefused, Teacher, TransientError
 from cotmi_jax.teacher.journal import Choice, Journal, Record, Records, digest
-from cotmi_jax.teacher.prompt import Message, Prompt
+from cotmi_jax.teacher.prompt import Message
 from cotmi_jax.teacher.rate_limit import RateLimit, backoff
 from cotmi_jax.teacher.report import Totals
 from cotmi_jax.teacher.response import Reply
 
 # After so many consecutive questions without a response the server counts as down, and the run ends.
 MAX_CONSECUTIVE_FAILURES = 20
-# After so many consecutive questions without an answer that the rule can read, the run ends, as all answers seem to be
+# After so many consecutive questions without an answer that can be read, the run ends, as all answers seem to be
 # unusable. Questions are counted, not samples, since all samples of an odd question may be unreadable.
 MAX_CONSECUTIVE_UNREADABLE = 20
 CHARACTERS_PER_TOKEN = 4  # approximately, of English text
@@ -47,14 +46,18 @@ class Request:
     hinted: bool = False
 
 
+Conversation = Callable[[Request], list[Message]]  # the messages of a request
+IsReadable = Callable[[Choice], bool]  # whether a completion has an answer that can be read
+
+
 class UnreadableAnswers:
-    """The consecutive questions, in the order of their responses, without an answer that the rule can read.
+    """The consecutive questions, in the order of their responses, without an answer that can be read.
 
     Those of earlier runs count, but one further response decides: the server may have been corrected since then.
     """
 
-    def __init__(self, rule: Rule, records: Records):
-        self._rule = rule
+    def __init__(self, is_readable: IsReadable, records: Records):
+        self._is_readable = is_readable
         self._consecutive: set[str] = set()
         for responses in records.values():
             for record in responses:
@@ -64,7 +67,7 @@ class UnreadableAnswers:
 
     def add(self, question: str, choices: Iterable[Choice]) -> bool:
         """Adds the samples of a response. True if the last questions have no readable answer, enough to end the run."""
-        if any(read_sample(choice, self._rule)[1] is not None for choice in choices):
+        if any(map(self._is_readable, choices)):
             self._consecutive.clear()
         else:
             self._consecutive.add(question)
@@ -87,14 +90,14 @@ class Asker:
     def __init__(
         self,
         teacher: Teacher,
-        prompt: Prompt,
+        conversation: Conversation,
         journal: Journal,
         limits: Limits,
         totals: Totals,
         answers: UnreadableAnswers | None,
     ):
         self._teacher = teacher
-        self._prompt = prompt
+        self._conversation = conversation
         self._journal = journal
         self._limits = limits
         self._totals = totals
@@ -179,7 +182,7 @@ class Asker:
 
     async def _reply(self, request: Request, samples: int) -> Reply | None:
         """A response, after retries; None if the run is ending. Raises TransientError after the last retry."""
-        messages = self._prompt.conversation(request.text, hinted=request.hinted)
+        messages = self._conversation(request)
         estimate = estimate_tokens(messages) + samples * self._limits.max_tokens
         attempt = 0
         while True:

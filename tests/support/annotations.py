@@ -7,9 +7,10 @@ from typing import Any
 
 from fake_teacher import MODEL
 
-from cotmi_jax.teacher.annotate import Annotation, Endpoint, Limits, Policy, Prices, request_settings
+from cotmi_jax.teacher.annotate import Annotation, Policy
 from cotmi_jax.teacher.prompt import load_prompt
 from cotmi_jax.teacher.questions import load_questions
+from cotmi_jax.teacher.session import Endpoint, Limits, Prices, Service, request_settings
 
 Row = dict[str, Any]
 
@@ -51,24 +52,24 @@ def annotation(folder: Path, url: str | None, rows: Sequence[Row], **changes: An
     return Annotation(
         questions=load_questions(str(write_rows(folder / "q.jsonl", rows)), None, "", None, prompt.rule.kind),
         prompt=prompt,
-        endpoint=Endpoint(o["model"], url, "COTMI_TEST_KEY", o["timeout"]),
-        settings=request_settings(0.7, 64, json.dumps(o["settings"])),
+        service=service(url, o),
         samples=o["samples"],
         rationalize=o["rationalize"],
-        limits=Limits(
-            o["concurrency"],
-            o["samples_per_request"],
-            o["requests_per_minute"],
-            o["tokens_per_minute"],
-            64,
-            o["max_retries"],
-            o["backoff"],
-        ),
         policy=o["policy"],
-        prices=o["prices"],
         output=folder / "r.jsonl",
         journal=folder / "r.journal.jsonl",
         min_readable=o["min_readable"],
+    )
+
+
+def service(url: str | None, o: Row) -> Service:
+    """The server at `url`, asked with these options."""
+    limits = (o["concurrency"], o["samples_per_request"], o["requests_per_minute"], o["tokens_per_minute"])
+    return Service(
+        Endpoint(o["model"], url, "COTMI_TEST_KEY", o["timeout"]),
+        request_settings(0.7, 64, json.dumps(o["settings"])),
+        Limits(*limits, 64, o["max_retries"], o["backoff"]),
+        o["prices"],
     )
 
 

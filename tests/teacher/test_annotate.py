@@ -11,10 +11,10 @@ from fake_teacher import FakeTeacher, add_up
 from cotmi_jax.data.example import Pair
 from cotmi_jax.data.sources.own_files import FileSource
 from cotmi_jax.errors import UserError
-from cotmi_jax.teacher.annotate import request_settings
 from cotmi_jax.teacher.consistency import Policy
 from cotmi_jax.teacher.prompt import load_prompt
 from cotmi_jax.teacher.report import Prices
+from cotmi_jax.teacher.session import request_settings
 
 
 def test_every_question_becomes_a_row_of_the_output(tmp_path):

@@ -252,7 +252,8 @@ def test_the_prompt_in_the_documentation_is_valid(tmp_path):
 
 def test_every_flag_in_the_documentation_exists():
     page = (REPOSITORY / "docs/annotation.md").read_text(encoding="utf-8")
-    shell = (REPOSITORY / "cotmi_jax/annotate.py").read_text(encoding="utf-8")
+    sources = ("cotmi_jax/annotate.py", "cotmi_jax/teacher/request_flags.py")
+    shell = "".join((REPOSITORY / source).read_text(encoding="utf-8") for source in sources)
     documented = {name for name in re.findall(r"--([a-z_]+)", page)} - {"config", "workdir", "port"}
     assert documented and not {name for name in documented if f'"{name}"' not in shell}
 

@@ -15,8 +15,8 @@ from fake_teacher import FakeTeacher, add_up, completion
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.teacher import client
-from cotmi_jax.teacher.annotate import request_settings
 from cotmi_jax.teacher.prompt import load_prompt
+from cotmi_jax.teacher.session import request_settings
 
 GIVEN = {"max_tokens": None, "temperature": None}
 

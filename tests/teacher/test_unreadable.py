@@ -5,7 +5,7 @@ from annotations import annotation, read_rows, report, sums
 from fake_teacher import FakeTeacher, add_up
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.teacher.answers import RULES
+from cotmi_jax.teacher.answers import RULES, read_sample
 from cotmi_jax.teacher.asking import MAX_CONSECUTIVE_UNREADABLE, UnreadableAnswers
 from cotmi_jax.teacher.journal import Choice, Record
 
@@ -97,7 +97,8 @@ def test_the_count_of_a_journal_leaves_one_answer_to_decide():
     for tail in (0, 5, 19, 20, 40):
         texts = ["Four. So the answer is 4.", *["?"] * tail]
         answers = UnreadableAnswers(
-            RULES["generic"], {f"q{i}": [record(f"q{i}", text)] for i, text in enumerate(texts)}
+            lambda choice: read_sample(choice, RULES["generic"])[1] is not None,
+            {f"q{i}": [record(f"q{i}", text)] for i, text in enumerate(texts)},
         )
         added = 1
         while not answers.add(f"new{added}", [Choice("?", "stop")]):
