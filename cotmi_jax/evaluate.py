@@ -56,8 +56,8 @@ _MAX_TOKENS = flags.DEFINE_integer(
 _METRICS = flags.DEFINE_string(
     "metrics",
     None,
-    "Metrics besides accuracy, separated by commas; default: config.eval.metrics of the run, and agreement, steps if "
-    "its student gives rationales.",
+    "Metrics besides accuracy, separated by commas; default: config.eval.metrics of the run, and agreement, steps, "
+    "rationale_overlap if its student gives rationales. rationale_overlap:NAME embeds with a transformers encoder.",
 )
 _EXTENSIONS = flags.DEFINE_string(
     "extensions",

@@ -126,14 +126,23 @@ def _key(value: Value | None) -> Fraction | float | None:
     return value if isinstance(value, Fraction) and value.denominator == 1 else float(f"{float(value):.6g}")
 
 
+def candidates_of(prediction: Prediction) -> dict[str, str]:
+    """The labels that an example can have, by letter where its input lists them, else by themselves; {}: not known."""
+    listed, given = _choices(prediction["input"]), prediction.get("choices")
+    if not given:
+        return listed
+    lettered = {letter: choice for letter, choice in listed.items() if choice in given}
+    return lettered | {choice: choice for choice in given if choice not in lettered.values()}
+
+
 Pair = tuple[object, object, object]  # answer of the rationale, own label, gold label; None: unreadable
 
 
 def _pairs(predictions: Sequence[Prediction]) -> list[Pair]:
     """Answers and labels, as objects that are equal where they mean the same. Examples without candidates are left out.
 
-    A gold label with a value makes the example one of calculation. Another has the choices that its input lists, or the
-    gold labels of all, if they are MAX_LABELS at most.
+    A gold label with a value makes the example one of calculation. Another has its own choices, those that its input
+    lists, or the gold labels of all, if they are MAX_LABELS at most.
     """
     labels = {prediction["label"].strip() for prediction in predictions}
     closed = {label: label for label in labels} if 1 < len(labels) <= MAX_LABELS else {}
@@ -144,7 +153,7 @@ def _pairs(predictions: Sequence[Prediction]) -> list[Pair]:
             continue
         if (value := evaluate_expression(gold)) is not None:
             pairs.append((_key(read_value(rationale)), _key(evaluate_expression(own)), _key(value)))
-        elif choices := _choices(prediction["input"]) or closed:
+        elif choices := candidates_of(prediction) or closed:
             answer = read_choice(rationale, choices)
             pairs.append((answer and answer.casefold(), own.strip().casefold() or None, gold.strip().casefold()))
     return pairs

@@ -126,6 +126,16 @@ def mean_interval(score_SxN: np.ndarray, cluster_N: np.ndarray | None = None) ->
     return _interval(float(score_SxN.mean()), variance)
 
 
+def items_interval(score_N: np.ndarray, cluster_N: np.ndarray | None = None) -> Interval:
+    """The mean score of one run, with an interval for other items of the same kinds; it says nothing of other runs.
+
+    Raises:
+      UserError: fewer than 2 clusters, or a score that is not finite.
+    """
+    score_SxN, number_N = check_scores(np.stack([score_N, score_N]), cluster_N)
+    return _interval(float(np.mean(score_SxN)), _variance([], _clusters_part(score_SxN[0], number_N)))
+
+
 def difference(
     ours_SxN: np.ndarray, theirs_SxN: np.ndarray, cluster_N: np.ndarray | None = None, *, paired: bool = False
 ) -> Interval:

@@ -17,7 +17,7 @@ from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import (
-    OF_RATIONALES,
+    BY_DEFAULT,
     Measured,
     Prediction,
     Summary,
@@ -106,7 +106,7 @@ def score(
     config.eval.batch_size = batch_size or config.eval.batch_size
     config.eval.max_decode_tokens = max_tokens or config.eval.max_decode_tokens
     spec = find_objective(config.objective.name)
-    by_default = ",".join([*OF_RATIONALES] * spec.gives_rationale + [config.eval.metrics])
+    by_default = ",".join([*BY_DEFAULT] * spec.gives_rationale + [config.eval.metrics])
     chosen = parse_metrics(by_default if metrics is None else metrics)
     explains = EXPLAIN in spec.tasks
     information = explains and (subject.own_data if information is None else information)

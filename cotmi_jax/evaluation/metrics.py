@@ -6,6 +6,7 @@ from typing import NamedTuple, TypedDict
 
 from cotmi_jax.errors import UserError, unknown_name
 from cotmi_jax.evaluation.agreement import agreement, steps
+from cotmi_jax.evaluation.overlap import rationale_overlap
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, wilson_interval
 
 
@@ -28,8 +29,9 @@ class Metric:
     not installed, stands its reason.
     """
 
-    function: MetricFunction
+    function: Callable[..., Mapping[str, Score | NotAvailable]]  # a MetricFunction, or with its argument
     reads_rationales: bool = False  # evaluations within training generate labels only and leave such a metric out
+    argument: str = ""  # what the function takes as its second argument, from "name:ARGUMENT"; "": nothing
 
 
 def summarize(correct: Sequence[bool]) -> Summary:
@@ -51,10 +53,12 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy),
     "agreement": Metric(agreement, reads_rationales=True),
     "steps": Metric(steps, reads_rationales=True),
+    "rationale_overlap": Metric(rationale_overlap, reads_rationales=True, argument="an encoder of sentences"),
 }
 _BUILT_IN = frozenset(METRICS)
-# The default of evaluate, besides config.eval.metrics, where rationales are generated.
+# The default besides config.eval.metrics where rationales are generated: in training, and of evaluate.
 OF_RATIONALES = ("agreement", "steps")
+BY_DEFAULT = (*OF_RATIONALES, "rationale_overlap")
 
 
 def register_metric(name: str, *, reads_rationales: bool = False) -> Callable[[MetricFunction], MetricFunction]:
@@ -79,14 +83,24 @@ def register_metric(name: str, *, reads_rationales: bool = False) -> Callable[[M
 def parse_metrics(names: str) -> tuple[str, ...]:
     """Names separated by commas, after accuracy, which is always measured: it decides which checkpoint is the best.
 
+    A name can have an argument, as in rationale_overlap:FacebookAI/roberta-base.
+
     Raises:
-      UserError: a name that is not registered.
+      UserError: a name that is not registered, or an argument of a metric that takes none.
     """
     chosen = tuple(dict.fromkeys(("accuracy", *(name.strip() for name in names.split(",") if name.strip()))))
-    unknown = [name for name in chosen if name not in METRICS]
+    unknown = [name for name in chosen if name.partition(":")[0] not in METRICS]
     if unknown:
         raise unknown_name(f"unknown metric {', '.join(map(repr, unknown))}", METRICS)
+    for name, _, argument in (each.partition(":") for each in chosen):
+        if argument and not METRICS[name].argument:
+            raise UserError(f"metric {name!r} takes no argument, and {argument!r} is given: leave it out")
     return chosen
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of a name that parse_metrics returned."""
+    return METRICS[name.partition(":")[0]]
 
 
 class Measured(NamedTuple):
@@ -105,7 +119,8 @@ def measure(names: Sequence[str], predictions: Sequence[Prediction]) -> Measured
     scores: dict[str, Score] = {}
     reasons: dict[str, str] = {}
     for name in names:
-        found = METRICS[name].function(predictions)
+        argument = name.partition(":")[2]
+        found = find_metric(name).function(predictions, *[argument] * bool(argument))
         if twice := found.keys() & (scores.keys() | reasons.keys()):
             raise UserError(
                 f"metric {name!r} gives {', '.join(sorted(twice))}, as another metric does: rename its values"

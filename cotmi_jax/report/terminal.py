@@ -23,6 +23,15 @@ _SHARES = {
     "true_steps": "steps a + b = c that are true",
     "sound_rationales": "rationales with sound steps only",
     "no_steps": "rationales without a step",
+    "copied_1grams": "words of a rationale that are in its input",
+    "copied_4grams": "4-grams of a rationale that are in its input",
+    "empty_rationales": "empty rationales",
+}
+_NAMES = {
+    "bleu": "BLEU, against the teacher's rationale",
+    "rouge_l": "ROUGE-L, against the teacher's rationale",
+    "cosine": "cosine of embeddings, against the teacher's",
+    "rationale_words": "words of a rationale",
 }
 
 
@@ -40,8 +49,11 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
         if name in _SHARES:
             rows.append((_SHARES[name], _format_share(score, metrics["n"])))
         elif name != "accuracy":
-            rows.append((name, _format_metric(score, metrics["n"])))
-    rows += [(name, f"not available: {reason}") for name, reason in metrics.get("not_available", {}).items()]
+            rows.append((_NAMES.get(name, name), _format_metric(score, metrics["n"])))
+    rows += [
+        (_NAMES.get(name, _SHARES.get(name, name)), f"not available: {reason}")
+        for name, reason in metrics.get("not_available", {}).items()
+    ]
     for name, text in _LOSS_ROWS.items():
         if name in metrics["loss"]:
             value = metrics["loss"][name]
@@ -76,7 +88,11 @@ def _format_accuracy(summary: Mapping[str, Any]) -> str:
 
 
 def _format_share(score: Score, examples: int) -> str:
-    text = _format_accuracy({"accuracy": score["value"], "interval": score["interval"]})
+    text = f"{score['value']:.1%}"
+    if score["interval"] is not None:
+        text = _format_accuracy({"accuracy": score["value"], "interval": score["interval"]})
+    if "quartiles" in score:
+        text += ", quartiles " + " ".join(f"{value:.0%}" for value in score["quartiles"])
     return text if score["n"] == examples else f"{text} of {score['n']}"
 
 
@@ -84,6 +100,8 @@ def _format_metric(score: Score, examples: int) -> str:
     text = f"{score['value']:.4g}"
     if score["interval"] is not None:
         text += "  (95% interval {:.4g} to {:.4g})".format(*score["interval"])
+    if "quartiles" in score:
+        text += ", quartiles {:.3g} {:.3g} {:.3g}".format(*score["quartiles"])
     return text if score["n"] == examples else f"{text}, {score['n']} examples"
 
 

@@ -15,7 +15,7 @@ from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.examples import markdown_examples
-from cotmi_jax.evaluation.metrics import METRICS, OF_RATIONALES, Prediction, measure, parse_metrics
+from cotmi_jax.evaluation.metrics import OF_RATIONALES, Prediction, find_metric, measure, parse_metrics
 from cotmi_jax.evaluation.monitor import SplitMonitor
 from cotmi_jax.experiment import Experiment, eval_decoding
 from cotmi_jax.models.config import T5Config
@@ -101,9 +101,9 @@ class Run:
             params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False
         )
         names = parse_metrics(config.metrics)
-        scores = measure([name for name in names if not METRICS[name].reads_rationales], predictions).scores
+        scores = measure([name for name in names if not find_metric(name).reads_rationales], predictions).scores
         if explained := self._explained(predictions):
-            read = dict.fromkeys([*OF_RATIONALES, *(name for name in names if METRICS[name].reads_rationales)])
+            read = dict.fromkeys([*OF_RATIONALES, *(name for name in names if find_metric(name).reads_rationales)])
             scores |= measure(list(read), explained).scores
         if taken := losses.keys() & scores.keys():
             raise UserError(f"a metric returns {', '.join(taken)}, which is the name of a loss term: rename it")

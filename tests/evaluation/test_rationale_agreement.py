@@ -109,6 +109,17 @@ def test_choices_are_those_of_the_input_or_the_labels_of_a_closed_set() -> None:
     assert agreement(open_set) == {}
 
 
+def test_choices_of_the_example_come_before_those_of_the_set() -> None:
+    """The label "maybe" is no gold label here, and "(b)" is a letter of the input."""
+    line = prediction("Maybe.", "maybe", "yes") | {"choices": ["yes", "no", "maybe"]}
+    assert agreement([line])["agreement"]["value"] == 1.0
+    assert agreement([prediction("Maybe.", "maybe", "yes")]) == {}
+    listed = "Where?\nAnswer Choices:\n(a) a zoo\n(b) a park"
+    lettered = prediction("So the answer is (b).", "a park", "a zoo", listed)
+    found = agreement([lettered | {"choices": ["a zoo", "a park"]}, lettered | {"choices": ["a zoo", "a lake"]}])
+    assert found["agreement"]["value"] == 0.5 and found["no_answer"]["value"] == 0.5
+
+
 def test_the_permuted_share_is_the_mean_over_all_pairs_of_two_examples() -> None:
     answers, labels = [1, 2, 2, None, 3], [1, 2, 3, None, 2]
     pairs = [answers[i] is not None and answers[i] == labels[j] for i, j in itertools.permutations(range(5), 2)]
