@@ -17,6 +17,7 @@ from cotmi_jax.data.example import Example, Pair
 
 # Longer ones, in characters, have no counterfactual: time grows with the square of the number of steps.
 _MAX_LABEL, _MAX_RATIONALE = 200, 5000
+_MAX_NEW_NUMBER = 1000  # in an input: larger ones are as good, and drawing one takes time in proportion
 _Value = int | Fraction  # whole numbers as int, whose arithmetic is faster
 _OPERATIONS: dict[str, Callable[[_Value, _Value], _Value]] = {
     "+": lambda a, b: a + b,
@@ -111,6 +112,44 @@ def exchange_step(example: Example, label: str, rng: np.random.Generator) -> Ite
             rewritten = _rewrite(text, steps, bound, edit, values, story)
             if rewritten is not None and _stays_true(rewritten, steps, matched, values):
                 yield Pair(_rewrite_label(label, edit), rewritten)
+
+
+def change_number(example: Example, rng: np.random.Generator) -> Iterator[Example]:
+    """The example with another number in its input, and with the gold label that follows; in random order.
+
+    The number stands once in the input, in digits, and is an operand of the label, in which it changes wherever it
+    occurs. The new one is whole, of 2 to the largest number of the input, and none of its others. Results stay within
+    the limits of `exchange_step`, and none exceeds the largest number of the example, so that the new problem is one of
+    the same kind. Rationale and teacher's label are those of the old input.
+    """
+    label = example.label.strip()
+    tree = _parse(label) if len(label) <= _MAX_LABEL else None
+    if tree is None or not tree.operands:
+        return
+    places: dict[_Value, list[Span]] = {}
+    for match in _NUMBERS.finditer(example.input):
+        places.setdefault(_number(match[0]), []).append(match.span())
+    leaves: dict[_Value, list[Span]] = {}
+    for node in tree.nodes():
+        if not node.operands:
+            leaves.setdefault(node.value, []).append(node.span)
+    limits = _Limits.of(tree, places)
+    changeable = [value for value, spans in places.items() if len(spans) == 1 and value in leaves]
+    top = min(int(max(places, default=0)), _MAX_NEW_NUMBER)
+    edits = [(old, new) for old in changeable for new in range(2, top + 1) if new not in places]
+    for i in rng.permutation(len(edits)):
+        old, new = edits[i]
+        written = label
+        for start, end in sorted(leaves[old], reverse=True):
+            written = written[:start] + _like(written[start:end], new) + written[end:]
+        changed = _parse(written)
+        if changed is None or changed.value == tree.value:
+            continue
+        values = {node: node.value for node in changed.nodes()}
+        if limits.allow(changed, values) and not limits.exceeded(changed, values):
+            start, end = places[old][0]
+            text = example.input[:start] + _like(example.input[start:end], new) + example.input[end:]
+            yield dataclasses.replace(example, input=text, label=written)
 
 
 def _number(text: str) -> _Value:

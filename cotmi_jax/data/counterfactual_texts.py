@@ -1,5 +1,6 @@
 """Counterfactuals of text labels: another answer choice, or another relation of natural language inference."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
@@ -41,6 +42,28 @@ def exchange_choice(example: Example, label: str, rng: np.random.Generator) -> I
             return article + letter + name
 
         yield Pair(other, named.sub(exchanged, example.rationale))
+
+
+def exchange_places(example: Example, rng: np.random.Generator) -> Example | None:
+    """The example with the gold choice in the place of another of its listed choices, and that one in its place.
+
+    The label, which is the text of a choice, stays. None where the input lists no choices, or not the label.
+    """
+    choices = find_choices(example.input)
+    gold = next((letter for letter, choice in choices.items() if choice == example.label.strip()), None)
+    others = [letter for letter in choices if letter != gold]
+    if gold is None or not others:
+        return None
+    other = others[int(rng.integers(len(others)))]
+    moved = {gold: choices[other], other: choices[gold]}
+    start = example.input.rindex(f"({min(choices)}) {choices[min(choices)]}")
+    listed = re.sub(
+        r"^\(([a-z])\) .+$",
+        lambda match: f"({match[1]}) {moved.get(match[1], choices[match[1]])}",
+        example.input[start:],
+        flags=re.MULTILINE,
+    )
+    return dataclasses.replace(example, input=example.input[:start] + listed)
 
 
 def _mentions(choices: Sequence[str]) -> re.Pattern[str]:

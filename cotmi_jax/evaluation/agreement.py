@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 from cotmi_jax.data.labels import Value, equal_values, evaluate_expression
 from cotmi_jax.data.tasks import ANSWER_MARK
@@ -135,28 +136,36 @@ def candidates_of(prediction: Prediction) -> dict[str, str]:
     return lettered | {choice: choice for choice in given if choice not in lettered.values()}
 
 
-Pair = tuple[object, object, object]  # answer of the rationale, own label, gold label; None: unreadable
+class Answers(NamedTuple):
+    """Answers to one example, as objects that are equal where they mean the same; None: unreadable."""
+
+    rationale: object  # the answer that the rationale leads to
+    label: object  # the student's own
+    gold: object
 
 
-def _pairs(predictions: Sequence[Prediction]) -> list[Pair]:
-    """Answers and labels, as objects that are equal where they mean the same. Examples without candidates are left out.
+def read_answers(predictions: Sequence[Prediction]) -> list[Answers | None]:
+    """The answers of each prediction; None for one without a rationale, or without candidates for its answer.
 
     A gold label with a value makes the example one of calculation. Another has its own choices, those that its input
     lists, or the gold labels of all, if they are MAX_LABELS at most.
     """
     labels = {prediction["label"].strip() for prediction in predictions}
     closed = {label: label for label in labels} if 1 < len(labels) <= MAX_LABELS else {}
-    pairs: list[Pair] = []
+    found: list[Answers | None] = []
     for prediction in predictions:
         rationale, own, gold = prediction["predicted_rationale"], prediction["predicted_label"], prediction["label"]
         if rationale is None:
-            continue
-        if (value := evaluate_expression(gold)) is not None:
-            pairs.append((_key(read_value(rationale)), _key(evaluate_expression(own)), _key(value)))
+            found.append(None)
+        elif (value := evaluate_expression(gold)) is not None:
+            found.append(Answers(_key(read_value(rationale)), _key(evaluate_expression(own)), _key(value)))
         elif choices := candidates_of(prediction) or closed:
             answer = read_choice(rationale, choices)
-            pairs.append((answer and answer.casefold(), own.strip().casefold() or None, gold.strip().casefold()))
-    return pairs
+            text = own.strip().casefold() or None
+            found.append(Answers(answer and answer.casefold(), text, gold.strip().casefold()))
+        else:
+            found.append(None)
+    return found
 
 
 def permuted(answers: Sequence[object], labels: Sequence[object]) -> Score:
@@ -188,10 +197,10 @@ def agreement(predictions: Sequence[Prediction]) -> dict[str, Score]:
     agreement_permuted: the own label of another example, in expectation over all other examples; no_answer: no answer
     can be read; it stands alone where none can. Nothing for predictions without rationales or without candidates.
     """
-    pairs = _pairs(predictions)
-    if not pairs:
+    triples = [each for each in read_answers(predictions) if each is not None]
+    if not triples:
         return {}
-    answers, own, gold = zip(*pairs, strict=True)
+    answers, own, gold = zip(*triples, strict=True)
     read = [answer is not None for answer in answers]
     no_answer = {"no_answer": share([not hit for hit in read])}
     if not any(read):
@@ -200,7 +209,7 @@ def agreement(predictions: Sequence[Prediction]) -> dict[str, Score]:
         "agreement": share([hit and a == b for hit, a, b in zip(read, answers, own, strict=True)]),
         "agreement_gold": share([hit and a == b for hit, a, b in zip(read, answers, gold, strict=True)]),
     }
-    if len(pairs) >= 3:
+    if len(triples) >= 3:
         scores["agreement_permuted"] = permuted(answers, own)
     return scores | no_answer
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from cotmi_jax.evaluation.metrics import (
     summarize,
 )
 from cotmi_jax.evaluation.monitor import HeldOutEstimates, SplitMonitor
+from cotmi_jax.evaluation.probe import Probe
 from cotmi_jax.evaluation.subject import Subject, find_subject
 from cotmi_jax.experiment import eval_decoding, initial_params
 from cotmi_jax.extensions import load_extensions
@@ -123,8 +125,9 @@ def score(
         evaluator = _make_evaluator(subject)
         losses, predictions = evaluator.evaluate(subject.trained.params, split, examples, eval_decoding(config))
         measured = _measure_information(subject, split, examples) if information else None
+        scores = measure(chosen, predictions, _make_probe(subject, evaluator, examples, predictions), _say)
     found = _describe(subject, checkpoint, data, split_name, split)
-    found |= _quality(measure(chosen, predictions), _measured(losses, subject, split))
+    found |= _quality(scores, _measured(losses, subject, split))
     if len(data.components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
         found["components"] = accuracy_by_component(correct, data.components, split_name)
@@ -181,6 +184,24 @@ def _rows(subject: Subject) -> int:
 def _make_evaluator(subject: Subject) -> Evaluator:
     trained = subject.trained
     return Evaluator(trained.student, subject.objective, trained.vocabulary, trained.mesh, batch_size=_rows(subject))
+
+
+def _say(line: str) -> None:
+    if is_main_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _make_probe(
+    subject: Subject, evaluator: Evaluator, examples: Sequence[Example], predictions: Sequence[Prediction]
+) -> Probe:
+    """For metrics that ask the student, in jax.set_mesh of its mesh."""
+    config, trained = subject.config, subject.trained
+
+    def answer(edited: Sequence[Example]) -> list[Prediction]:
+        split = tokenize(config, trained.vocabulary, edited, train=False)
+        return evaluator.evaluate(trained.params, split, edited, eval_decoding(config))[1]
+
+    return Probe(config, examples, predictions, answer)
 
 
 def _measured(losses: dict[str, float], subject: Subject, split: TokenizedSplit) -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 from cotmi_jax.errors import UserError, unknown_name
+from cotmi_jax.evaluation import covariation
 from cotmi_jax.evaluation.agreement import agreement, steps
 from cotmi_jax.evaluation.overlap import rationale_overlap
+from cotmi_jax.evaluation.probe import Probe
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, wilson_interval
 
 
@@ -18,20 +20,22 @@ class Summary(TypedDict):
     n: int
 
 
-MetricFunction = Callable[[Sequence[Prediction]], Mapping[str, Score | NotAvailable]]
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Mapping[str, Score | NotAvailable]])
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A function from the predictions of a split to values by name.
+    """A function from the predictions of a split, or from a Probe, to values by name.
 
     A value that the data does not define is left out; for one that cannot be had here, such as for a package that is
     not installed, stands its reason.
     """
 
-    function: Callable[..., Mapping[str, Score | NotAvailable]]  # a MetricFunction, or with its argument
+    function: Callable[..., Mapping[str, Score | NotAvailable]]  # of predictions or of a Probe, and of its argument
     reads_rationales: bool = False  # evaluations within training generate labels only and leave such a metric out
     argument: str = ""  # what the function takes as its second argument, from "name:ARGUMENT"; "": nothing
+    asks_student: bool = False  # whether its function takes a Probe; training leaves such a metric out
+    cost: str = ""  # of one that takes long, which evaluate prints before it starts
 
 
 def summarize(correct: Sequence[bool]) -> Summary:
@@ -54,6 +58,7 @@ METRICS: dict[str, Metric] = {
     "agreement": Metric(agreement, reads_rationales=True),
     "steps": Metric(steps, reads_rationales=True),
     "rationale_overlap": Metric(rationale_overlap, reads_rationales=True, argument="an encoder of sentences"),
+    "covariation": Metric(covariation.covariation, asks_student=True, cost=covariation.COST),
 }
 _BUILT_IN = frozenset(METRICS)
 # The default besides config.eval.metrics where rationales are generated: in training, and of evaluate.
@@ -61,10 +66,13 @@ OF_RATIONALES = ("agreement", "steps")
 BY_DEFAULT = (*OF_RATIONALES, "rationale_overlap")
 
 
-def register_metric(name: str, *, reads_rationales: bool = False) -> Callable[[MetricFunction], MetricFunction]:
+def register_metric(
+    name: str, *, reads_rationales: bool = False, asks_student: bool = False, cost: str = ""
+) -> Callable[[AnyFunction], AnyFunction]:
     """Decorator: make a metric available to config.eval.metrics and evaluate --metrics.
 
-    It replaces an earlier one that was registered as `name`. The keys of the mapping that the function returns name its
+    `asks_student`: the function takes a Probe in place of predictions. `cost`: printed before it starts. The metric
+    replaces an earlier one that was registered as `name`. The keys of the mapping that the function returns name its
     values in metrics.json, in the terminal's table and, as valid/KEY, in the metrics of training.
 
     Raises:
@@ -73,8 +81,8 @@ def register_metric(name: str, *, reads_rationales: bool = False) -> Callable[[M
     if name in _BUILT_IN:
         raise UserError(f"metric {name!r} is built in: register yours under another name")
 
-    def register(function: MetricFunction) -> MetricFunction:
-        METRICS[name] = Metric(function, reads_rationales)
+    def register(function: AnyFunction) -> AnyFunction:
+        METRICS[name] = Metric(function, reads_rationales, asks_student=asks_student, cost=cost)
         return function
 
     return register
@@ -110,17 +118,26 @@ class Measured(NamedTuple):
     not_available: dict[str, str]
 
 
-def measure(names: Sequence[str], predictions: Sequence[Prediction]) -> Measured:
-    """The values of the metrics, in order.
+def measure(
+    names: Sequence[str],
+    predictions: Sequence[Prediction],
+    probe: Probe | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Measured:
+    """The values of the metrics, in order. `probe`: for those that ask the student; `say` gets a line on costs.
 
     Raises:
-      UserError: two metrics give values of one name.
+      UserError: two metrics give values of one name, or one asks the student and there is no probe.
     """
     scores: dict[str, Score] = {}
     reasons: dict[str, str] = {}
     for name in names:
-        argument = name.partition(":")[2]
-        found = find_metric(name).function(predictions, *[argument] * bool(argument))
+        metric, argument = find_metric(name), name.partition(":")[2]
+        if metric.asks_student and probe is None:
+            raise UserError(f"metric {name!r} asks the student, which is known to evaluate only: measure it there")
+        if metric.cost:
+            say(f"{name}: {metric.cost}")
+        found = metric.function(probe if metric.asks_student else predictions, *[argument] * bool(argument))
         if twice := found.keys() & (scores.keys() | reasons.keys()):
             raise UserError(
                 f"metric {name!r} gives {', '.join(sorted(twice))}, as another metric does: rename its values"

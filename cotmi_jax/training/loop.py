@@ -100,7 +100,7 @@ class Run:
         losses, predictions = self.evaluator.evaluate(
             params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False
         )
-        names = parse_metrics(config.metrics)
+        names = [name for name in parse_metrics(config.metrics) if not find_metric(name).asks_student]
         scores = measure([name for name in names if not find_metric(name).reads_rationales], predictions).scores
         if explained := self._explained(predictions):
             read = dict.fromkeys([*OF_RATIONALES, *(name for name in names if find_metric(name).reads_rationales)])
