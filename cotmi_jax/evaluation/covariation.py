@@ -69,8 +69,10 @@ def _shares(name: str, before: Sequence[Prediction], after: Sequence[Prediction]
         both = [a and b for a, b in zip(label, rationale, strict=True)]
         for part, hits in (("label", label), ("rationale", rationale), ("both", both)):
             scores[f"{name}_{part}{suffix}"] = _shared(hits, before)
-    chance = scores[f"{name}_label"]["value"] * scores[f"{name}_rationale"]["value"]
-    return scores | {f"{name}_both_by_chance": Score(value=chance, interval=None, n=len(before))}
+        if not suffix:
+            chance = scores[f"{name}_label"]["value"] * scores[f"{name}_rationale"]["value"]
+            scores[f"{name}_both_by_chance"] = Score(value=chance, interval=None, n=len(before))
+    return scores
 
 
 def _changes(part: str, before: Answers | None, after: Answers | None) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cotmi_jax.evaluation.metrics import Prediction, Score
 from cotmi_jax.evaluation.monitor import HeldOutEstimates
+from cotmi_jax.report.metric_names import NAMES, SHARES
 
 _LOSS_ROWS = {
     "predict": "token loss, label",
@@ -13,25 +14,6 @@ _LOSS_ROWS = {
     "mi": "mutual-information term",
     "predict_token_accuracy": "token accuracy, label",
     "explain_token_accuracy": "token accuracy, rationale",
-}
-# The shares among the values of metrics, and what they are of.
-_SHARES = {
-    "agreement": "rationales that end in the student's own label",
-    "agreement_gold": "rationales that end in the gold label",
-    "agreement_permuted": "the same with another problem's own label",
-    "no_answer": "rationales without a readable answer",
-    "true_steps": "steps a + b = c that are true",
-    "sound_rationales": "rationales with sound steps only",
-    "no_steps": "rationales without a step",
-    "copied_1grams": "words of a rationale that are in its input",
-    "copied_4grams": "4-grams of a rationale that are in its input",
-    "empty_rationales": "empty rationales",
-}
-_NAMES = {
-    "bleu": "BLEU, against the teacher's rationale",
-    "rouge_l": "ROUGE-L, against the teacher's rationale",
-    "cosine": "cosine of embeddings, against the teacher's",
-    "rationale_words": "words of a rationale",
 }
 
 
@@ -46,12 +28,12 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
     for name, summary in metrics.get("components", {}).items():
         rows.append((f"label accuracy, {name}", f"{_format_accuracy(summary)}, {summary['n']} examples"))
     for name, score in metrics["metrics"].items():
-        if name in _SHARES:
-            rows.append((_SHARES[name], _format_share(score, metrics["n"])))
+        if name in SHARES:
+            rows.append((SHARES[name], _format_share(score, metrics["n"])))
         elif name != "accuracy":
-            rows.append((_NAMES.get(name, name), _format_metric(score, metrics["n"])))
+            rows.append((NAMES.get(name, name), _format_metric(score, metrics["n"])))
     rows += [
-        (_NAMES.get(name, _SHARES.get(name, name)), f"not available: {reason}")
+        (NAMES.get(name, SHARES.get(name, name)), f"not available: {reason}")
         for name, reason in metrics.get("not_available", {}).items()
     ]
     for name, text in _LOSS_ROWS.items():

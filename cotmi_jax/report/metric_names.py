@@ -1,0 +1,36 @@
+"""What the values of metrics are called in the terminal's table."""
+
+_EDITED = {
+    "covariation": "a changed number changes",
+    "invariance": "exchanged choices change",
+}
+_RIGHT = {
+    "covariation": "right before and after a changed number",
+    "invariance": "right before and after exchanged choices",
+}
+_PARTS = {"label": "label", "rationale": "the rationale's answer", "both": "label and rationale"}
+
+# Of shares, which the table gives in percent.
+SHARES = {
+    "agreement": "rationales that end in the student's own label",
+    "agreement_gold": "rationales that end in the gold label",
+    "agreement_permuted": "the same with another problem's own label",
+    "no_answer": "rationales without a readable answer",
+    "true_steps": "steps a + b = c that are true",
+    "sound_rationales": "rationales with sound steps only",
+    "no_steps": "rationales without a step",
+    "copied_1grams": "words of a rationale that are in its input",
+    "copied_4grams": "4-grams of a rationale that are in its input",
+    "empty_rationales": "empty rationales",
+    "covariation_edited": "inputs that a rule could edit",
+    **{f"{kind}_{part}": f"{text} {name}" for kind, text in _EDITED.items() for part, name in _PARTS.items()},
+    **{f"{kind}_both_by_chance": "the same if they were independent" for kind in _EDITED},
+    **{f"{kind}_{part}_correct": f"{text}: {name}" for kind, text in _RIGHT.items() for part, name in _PARTS.items()},
+}
+# Of other values.
+NAMES = {
+    "bleu": "BLEU, against the teacher's rationale",
+    "rouge_l": "ROUGE-L, against the teacher's rationale",
+    "cosine": "cosine of embeddings, against the teacher's",
+    "rationale_words": "words of a rationale",
+}
