@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
-
-from cotmi_jax.config import base
+from evaluated import write_evaluated
 
 Make = Callable[..., str]
 
@@ -21,23 +20,13 @@ def make(tmp_path: Path) -> Make:
     def write(
         name: str, seed: int, accuracy: float = 0.5, size: int = 300, per_cluster: int = 0, **changes: Any
     ) -> str:
-        config = base()
-        config.update_from_flattened_dict(
-            {"seed": seed, "data.dataset": "svamp", **{key.replace("__", "."): value for key, value in changes.items()}}
-        )
         right = np.random.default_rng(seed).permutation(size) < round(accuracy * size)
         lines = [
             {"id": f"svamp/test/{number}", "label": "1", "correct": bool(correct)}
             | ({"cluster": f"c{number // per_cluster}"} if per_cluster else {})
             for number, correct in enumerate(right)
         ]
-        folder = tmp_path / name
-        (folder / "evaluation" / "test").mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"config": config.to_dict(), "student": {}}))
-        (folder / "evaluation/test/predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        metrics = {"n": size, "accuracy": float(right.mean())}
-        (folder / "evaluation/test/metrics.json").write_text(json.dumps(metrics))
-        return str(folder)
+        return write_evaluated(tmp_path / name, lines, **{"seed": seed, "data.dataset": "svamp", **changes})
 
     return write
 

@@ -99,13 +99,7 @@ def group(runs: Sequence[EvaluatedRun], split: str) -> Methods:
     """Runs as methods. Raises UserError for different data, or for two runs of one method with the same seed."""
     first = runs[0]
     for run in runs[1:]:
-        for key in _SAME_DATA:
-            if run.config[key] != first.config[key]:
-                raise UserError(
-                    f"{first.workdir} has config.{key} {first.config[key]!r} and {run.workdir} {run.config[key]!r}: "
-                    "compare runs on the same data and labels"
-                )
-        _check_same_examples(first, run, split)
+        check_same_data(first, run, split)
     groups: dict[str, list[EvaluatedRun]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_identity(run.config), sort_keys=True), []).append(run)
@@ -124,18 +118,26 @@ def group(runs: Sequence[EvaluatedRun], split: str) -> Methods:
     return Methods(first.config["data.dataset"], split, tuple(methods), np.unique(clusters, return_inverse=True)[1])
 
 
-def _check_same_examples(first: EvaluatedRun, run: EvaluatedRun, split: str) -> None:
+def check_same_data(first: EvaluatedRun, run: EvaluatedRun, split: str) -> None:
+    """Raises UserError, which names both runs, unless they were evaluated on the same examples of the same data."""
+    for key in _SAME_DATA:
+        if run.config[key] != first.config[key]:
+            raise UserError(
+                f"{first.workdir} has config.{key} {first.config[key]!r} and {run.workdir} {run.config[key]!r}: "
+                "compare runs on the same data and labels"
+            )
     if run.predictions.keys() != first.predictions.keys():
         raise UserError(
             f"{first.workdir} and {run.workdir} were evaluated on other examples of {split} "
             f"({len(first.predictions)} and {len(run.predictions)}): evaluate both on the same data"
         )
     for each, line in run.predictions.items():
-        if line.get("label") != first.predictions[each].get("label"):
-            raise UserError(
-                f"{first.workdir} and {run.workdir} have other gold labels of example {each}: evaluate both on the "
-                "same data"
-            )
+        for field, what in (("label", "gold labels"), ("input", "inputs")):
+            if line.get(field) != first.predictions[each].get(field):
+                raise UserError(
+                    f"{first.workdir} and {run.workdir} have other {what} of example {each}: evaluate both on the "
+                    "same data"
+                )
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def read_json(fields: Sequence[str]) -> ParseCompletion:
     rationale_field, answer_field = fields
 
     def parse(completion: str) -> tuple[str, str | None]:
-        row = _json_object(completion)
+        row = json_object(completion)
         if row is None:
             return completion.strip(), None
         return _as_text(row.get(rationale_field)) or "", _as_text(row.get(answer_field)) or None
@@ -153,7 +153,7 @@ def _first_line(text: str) -> str:
     return unwrap(answer.strip().removesuffix(".").strip())
 
 
-def _json_object(completion: str) -> dict[str, object] | None:
+def json_object(completion: str) -> dict[str, object] | None:
     """The JSON object that a completion is, or that its last code block is."""
     texts = [completion.strip(), *(block.strip() for block in reversed(_FENCE.findall(completion)))]
     for text in filter(lambda text: text.startswith("{"), texts):

@@ -22,7 +22,7 @@ BUILT_IN = tuple(sorted(path.stem for path in _PROMPTS.glob("*.toml")))
 Message = dict[str, str]  # role and content, as the chat protocol defines them
 
 LABEL_KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _PLACEHOLDERS = {"input", "premise", "hypothesis", "answer"}
 _KEYS = ("parse", "kind", "marks", "fields", "instructions", "question", "hint", "example")
 _LIST_KEYS = ("parse", "marks", "fields")
@@ -137,11 +137,11 @@ def parse_prompt(path: Path) -> Prompt:
     Raises:
       UserError: the file is not TOML, a key is missing, unknown or not a text, or a worked example does not parse.
     """
-    fields = _read_toml(path)
+    fields = read_toml(path, "docs/annotation.md shows a prompt file")
     tables = fields.pop("example", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"{path}: begin every worked example with the line [[example]]")
-    texts = _read_texts({name: value for name, value in fields.items() if name not in _LIST_KEYS}, _KEYS, str(path))
+    texts = read_texts({name: value for name, value in fields.items() if name not in _LIST_KEYS}, _KEYS, str(path))
     rule = _read_rule(fields, texts.get("kind"), path)
     if "question" not in texts:
         raise UserError(f"{path}: no key question; give a text that contains {{input}}")
@@ -154,7 +154,8 @@ def parse_prompt(path: Path) -> Prompt:
     return Prompt(path, rule, texts.get("instructions", ""), texts["question"], texts.get("hint"), tuple(examples))
 
 
-def _read_toml(path: Path) -> dict[str, object]:
+def read_toml(path: Path, remedy: str) -> dict[str, object]:
+    """The tables of a TOML file. Raises UserError, with the remedy, where it is none."""
     content = read_text(path)
     try:
         return tomllib.loads(content)
@@ -164,7 +165,7 @@ def _read_toml(path: Path) -> dict[str, object]:
                 f"{path}: prompts are TOML now; write each '=== name' section as a key, each '=== example' as a table "
                 "[[example]] (docs/annotation.md); the journal of a prompt with the same texts stays valid"
             ) from None
-        raise UserError(f"{path}: not TOML: {error}; docs/annotation.md shows a prompt file") from None
+        raise UserError(f"{path}: not TOML: {error}; {remedy}") from None
 
 
 def _read_rule(fields: Mapping[str, object], kind: str | None, path: Path) -> Rule:
@@ -196,7 +197,7 @@ def _read_list(fields: Mapping[str, object], key: str, path: Path) -> tuple[str,
     return tuple(item.strip() for item in items)
 
 
-def _read_texts(fields: Mapping[str, object], known: Iterable[str], place: str) -> dict[str, str]:
+def read_texts(fields: Mapping[str, object], known: Iterable[str], place: str) -> dict[str, str]:
     """The values of a table, stripped. UserError for an unknown key and a value that is not a text."""
     texts = {}
     for name, value in fields.items():
@@ -209,7 +210,7 @@ def _read_texts(fields: Mapping[str, object], known: Iterable[str], place: str) 
 
 
 def _check_template(name: str, template: str, path: Path) -> None:
-    used = set(_PLACEHOLDER.findall(template))
+    used = set(PLACEHOLDER.findall(template))
     known = _PLACEHOLDERS if name == "hint" else _PLACEHOLDERS - {"answer"}
     if unknown := sorted(used - known):
         listed = ", ".join(f"{{{key}}}" for key in sorted(known))
@@ -221,7 +222,7 @@ def _check_template(name: str, template: str, path: Path) -> None:
 
 
 def _worked_example(fields: Mapping[str, object], place: str, rule: Rule, templates: Iterable[str]) -> WorkedExample:
-    texts = _read_texts(fields, _EXAMPLE_KEYS, place)
+    texts = read_texts(fields, _EXAMPLE_KEYS, place)
     if missing := [name for name in _EXAMPLE_KEYS if not texts.get(name)]:
         raise UserError(f"{place}: {missing[0]} is missing or empty; give {', '.join(_EXAMPLE_KEYS)}")
     example = WorkedExample(**texts)
@@ -244,4 +245,4 @@ def _fill(template: str, text: str, answer: str, place: str) -> str:
         if not separator:
             raise UserError(f"{place}: no {EOS_TEXT} between premise and hypothesis, which the prompt needs; add it")
         values |= {"premise": premise.strip(), "hypothesis": hypothesis.strip()}
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    return PLACEHOLDER.sub(lambda match: values[match[1]], template)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -175,14 +175,21 @@ def report_lines(report: AnnotationReport) -> list[str]:
     ]
     if report.words:
         lines.append(f"words       mean {report.words.mean:.1f}, p95 {report.words.p95:.0f}, max {report.words.max}")
-    if report.responses_without_count:
-        lines.append(f"warning     {report.responses_without_count} responses have no token count")
+    warnings = response_warnings(report.model, report.models, report.responses_without_count)
+    return lines + [f"warning     {warning}" for warning in warnings]
+
+
+def response_warnings(model: str, models: Mapping[str, int], responses_without_count: int) -> list[str]:
+    """What is out of the ordinary in responses to requests for `model`. models: the names in them, with numbers."""
+    warnings = []
+    if responses_without_count:
+        warnings.append(f"{responses_without_count} responses have no token count")
     # For an alias servers report the full name of the version, which begins with the alias.
-    if others := sorted(name for name in report.models if not name.startswith(report.model)):
-        lines.append(f"warning     requested {report.model}, but {', '.join(others)} answered")
-    elif len(report.models) > 1:
-        lines.append(f"warning     several versions answered: {', '.join(sorted(report.models))}")
-    return lines
+    if others := sorted(name for name in models if not name.startswith(model)):
+        warnings.append(f"requested {model}, but {', '.join(others)} answered")
+    elif len(models) > 1:
+        warnings.append(f"several versions answered: {', '.join(sorted(models))}")
+    return warnings
 
 
 def _is_correct(answer: str | None, label: str, kind: LabelKind) -> bool:
