@@ -14,6 +14,7 @@ from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.evaluation.batches import by_length
 from cotmi_jax.evaluation.metrics import Prediction
+from cotmi_jax.inference.candidates import LabelOutput, LabelScorer, LabelScores, ranked
 from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import Params, StudentDef
@@ -35,10 +36,14 @@ def make_terms(student: StudentDef, objective: Objective, mesh: Mesh) -> Callabl
 
 
 class Scores(NamedTuple):
-    """The mean of every term of the objective, and by task the generated texts, by row."""
+    """The mean of every term of the objective, by task the generated texts, by row, and the scores of labels.
+
+    labels: by row, confidence and the log-probability of each choice; empty if they were not asked for.
+    """
 
     losses: dict[str, float]
     texts: dict[str, list[str]]
+    labels: list[LabelScores]
 
 
 class Evaluator:
@@ -53,35 +58,57 @@ class Evaluator:
     ):
         self._objective, self._vocabulary, self._mesh, self._batch_size = objective, vocabulary, mesh, batch_size
         self._terms, self._generation = make_terms(student, objective, mesh), Generation(student, mesh)
+        self._labels = LabelScorer(student, vocabulary, objective.name, mesh)
 
     def scores(
-        self, params: Params, split: TokenizedSplit, decoding: Decoding, tasks: Sequence[str] = (), *, limit: int = 0
+        self,
+        params: Params,
+        split: TokenizedSplit,
+        decoding: Decoding,
+        tasks: Sequence[str] = (),
+        *,
+        limit: int = 0,
+        choices: Sequence[Sequence[str]] | None = None,
     ) -> Scores:
         """Losses without dropout on the split's first `limit` examples (0: all), and the generated texts of `tasks`.
 
-        The encoder runs once for both.
+        choices: the candidate labels of each example, whose log-probabilities are then given with the confidence of the
+        generated label; tasks must include the label task. None: neither. The encoder runs once for all.
         """
         rows = np.arange(min(split.size, limit or split.size))
         sums: dict[str, np.ndarray] = {}
         texts = {task: [""] * len(rows) for task in tasks}
+        labels = dict[int, LabelScores]()
         for_generation = self._generation.reshard(params) if tasks else params
         sort = not self._objective.depends_on_padding
         for batch, places in by_length(split, rows, self._batch_size, self._mesh, sort=sort):
             terms, encoded_BxSxD = self._terms(params, batch)
             for task in tasks:
+                inputs = batch[task]["inputs"], encoded_BxSxD[task]
+                asked = choices is not None and task == PREDICT
                 with jax.set_mesh(self._generation.mesh):
-                    tokens_BxT = self._generation.tokens(
-                        for_generation, batch[task]["inputs"], encoded_BxSxD[task], decoding=decoding
+                    found = self._generation.outputs(
+                        for_generation, *inputs, decoding=decoding, scores=asked and not self._labels.follows_rationale
                     )
-                for place, ids in zip(places, tokens_BxT, strict=True):
+                for place, ids in zip(places, found.tokens, strict=True):
                     if place >= 0:
                         texts[task][place] = self._vocabulary.decode(ids)
+                if choices is not None and task == PREDICT:
+                    outputs = [
+                        LabelOutput(
+                            row, found.tokens[row], texts[task][place], found.log_p(row, decoding), choices[place]
+                        )
+                        for row, place in enumerate(places)
+                        if place >= 0
+                    ]
+                    scored = self._labels(params, *inputs, outputs)
+                    labels |= {places[output.row]: each for output, each in zip(outputs, scored, strict=True)}
             fetched: Terms = jax.device_get(terms)
             for name, term in fetched.items():
                 # In float64, since a large split has more tokens than float32 counts exactly.
                 sums[name] = sums.get(name, 0.0) + np.asarray([term.sum, term.weight], np.float64)
         losses = {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
-        return Scores(losses, texts)
+        return Scores(losses, texts, [labels[place] for place in sorted(labels)])
 
     def rationales(self, params: Params, split: TokenizedSplit, decoding: Decoding, count: int) -> list[str]:
         """The output of the rationale task for the split's first `count` examples."""
@@ -105,20 +132,25 @@ class Evaluator:
         *,
         limit: int = 0,
         rationales: bool = True,
+        confidences: bool = False,
     ) -> tuple[dict[str, float], list[Prediction]]:
         """Losses, and the answers to the split's first `limit` examples (0: all).
 
-        The rationale task is decoded if `rationales`.
+        The rationale task is decoded if `rationales`; labels and choices are scored if `confidences`.
         """
         name, explains = self._objective.name, rationales and EXPLAIN in self._objective.tasks
-        losses, texts = self.scores(params, split, decoding, (PREDICT, *[EXPLAIN] * explains), limit=limit)
+        choices = [example.choices for example in examples] if confidences else None
+        tasks = (PREDICT, *[EXPLAIN] * explains)
+        losses, texts, labels = self.scores(params, split, decoding, tasks, limit=limit, choices=choices)
         outputs = texts[PREDICT]
         written: Sequence[str | None] = [read_rationale(output, name) for output in outputs]
         if explains:
             written = texts[EXPLAIN]
         predictions: list[Prediction] = []
-        for example, output, rationale in zip(examples[: len(outputs)], outputs, written, strict=True):
+        scored = labels or [LabelScores(None, ())] * len(outputs)
+        for example, output, rationale, scores in zip(examples[: len(outputs)], outputs, written, scored, strict=True):
             label = read_label(output, name)
+            candidates = ranked(example.choices, scores.log_p) if confidences else []
             predictions.append(
                 {
                     "id": example.id,
@@ -131,8 +163,8 @@ class Evaluator:
                     "predicted_rationale": rationale,
                     "cluster": example.cluster or example.id,
                     "choices": list(example.choices),
-                    "confidence": None,
-                    "candidates": [],
+                    "confidence": scores.confidence,
+                    "candidates": [{"label": text, "log_p": log_p} for text, log_p in candidates],
                 }
             )
         return losses, predictions

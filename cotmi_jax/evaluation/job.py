@@ -19,6 +19,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import (
     BY_DEFAULT,
+    OF_CHOICES,
     Measured,
     Prediction,
     Summary,
@@ -119,11 +120,15 @@ def score(
     if split_name not in corpus.splits:
         raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
     examples = corpus.splits[split_name]
+    if metrics is None and any(example.choices for example in examples):
+        chosen = parse_metrics(",".join([*OF_CHOICES, *chosen]))
     split = tokenize(config, subject.trained.vocabulary, examples, train=False)
     barrier("data")
     with jax.set_mesh(subject.trained.mesh):
         evaluator = _make_evaluator(subject)
-        losses, predictions = evaluator.evaluate(subject.trained.params, split, examples, eval_decoding(config))
+        losses, predictions = evaluator.evaluate(
+            subject.trained.params, split, examples, eval_decoding(config), confidences=True
+        )
         measured = _measure_information(subject, split, examples) if information else None
         scores = measure(chosen, predictions, _make_probe(subject, evaluator, examples, predictions), _say)
     found = _describe(subject, checkpoint, data, split_name, split)

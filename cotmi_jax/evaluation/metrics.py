@@ -9,6 +9,7 @@ from cotmi_jax.evaluation import covariation
 from cotmi_jax.evaluation.agreement import agreement, steps
 from cotmi_jax.evaluation.overlap import rationale_overlap
 from cotmi_jax.evaluation.probe import Probe
+from cotmi_jax.evaluation.ranking import ranked_accuracy
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, wilson_interval
 
 
@@ -36,6 +37,7 @@ class Metric:
     argument: str = ""  # what the function takes as its second argument, from "name:ARGUMENT"; "": nothing
     asks_student: bool = False  # whether its function takes a Probe; training leaves such a metric out
     cost: str = ""  # of one that takes long, which evaluate prints before it starts
+    reads_confidences: bool = False  # of labels and candidates, which evaluations within training score for it only
 
 
 def summarize(correct: Sequence[bool]) -> Summary:
@@ -55,6 +57,7 @@ def _accuracy(predictions: Sequence[Prediction]) -> dict[str, Score]:
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy),
+    "ranked_accuracy": Metric(ranked_accuracy, reads_confidences=True),
     "agreement": Metric(agreement, reads_rationales=True),
     "steps": Metric(steps, reads_rationales=True),
     "rationale_overlap": Metric(rationale_overlap, reads_rationales=True, argument="an encoder of sentences"),
@@ -64,10 +67,16 @@ _BUILT_IN = frozenset(METRICS)
 # The default besides config.eval.metrics where rationales are generated: in training, and of evaluate.
 OF_RATIONALES = ("agreement", "steps")
 BY_DEFAULT = (*OF_RATIONALES, "rationale_overlap")
+OF_CHOICES = ("ranked_accuracy",)  # where examples have choices
 
 
 def register_metric(
-    name: str, *, reads_rationales: bool = False, asks_student: bool = False, cost: str = ""
+    name: str,
+    *,
+    reads_rationales: bool = False,
+    reads_confidences: bool = False,
+    asks_student: bool = False,
+    cost: str = "",
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Decorator: make a metric available to config.eval.metrics and evaluate --metrics.
 
@@ -82,7 +91,13 @@ def register_metric(
         raise UserError(f"metric {name!r} is built in: register yours under another name")
 
     def register(function: AnyFunction) -> AnyFunction:
-        METRICS[name] = Metric(function, reads_rationales, asks_student=asks_student, cost=cost)
+        METRICS[name] = Metric(
+            function,
+            reads_rationales,
+            reads_confidences=reads_confidences,
+            asks_student=asks_student,
+            cost=cost,
+        )
         return function
 
     return register

@@ -92,7 +92,7 @@ def share(hits: Sequence[bool]) -> Score:
     return Score(value=count / n, interval=interval, n=n)
 
 
-def clustered_share(hits: Sequence[int], totals: Sequence[int]) -> Score:
+def clustered_share(hits: Sequence[float], totals: Sequence[int]) -> Score:
     """Hits of all clusters / totals of all clusters, with an interval for clusters that are independent of each other.
 
     The variance is that of a ratio estimate (Cochran 1977, eq. 6.9); the interval is Wilson's for the number of

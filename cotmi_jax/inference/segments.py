@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from cotmi_jax.data.vocabulary import EOS_ID
 from cotmi_jax.models.decoding import Decoding, Generated, Search, advance, make_search
 from cotmi_jax.models.incremental import T5Steps, T5Weights
 from cotmi_jax.models.student import Params, StudentDef
@@ -27,6 +28,15 @@ class Tokens(NamedTuple):
 
     tokens: np.ndarray
     score: np.ndarray | None
+
+    def length(self, row: int) -> int:
+        """Number of generated tokens of a row, with eos."""
+        ends = np.flatnonzero(self.tokens[row] == EOS_ID)
+        return int(ends[0]) + 1 if len(ends) else self.tokens.shape[1]
+
+    def log_p(self, row: int, decoding: Decoding) -> float | None:
+        """The log-probability of a row's tokens in nats; None without scores."""
+        return None if self.score is None else decoding.log_p(float(self.score[row]), self.length(row))
 
 
 class Segments:

@@ -44,6 +44,10 @@ class Decoding:
         if self.temperature <= 0.0 or not 0.0 < self.top_p <= 1.0:
             raise UserError(f"decoding: temperature {self.temperature} must be above 0, top_p {self.top_p} in (0, 1]")
 
+    def log_p(self, score: float, tokens: int) -> float:
+        """The log-probability of an output of so many tokens, in nats, from its score (see Generated)."""
+        return score * tokens**self.length_penalty if self.method == "beam" else score
+
 
 class Generated(NamedTuple):
     """tokens int32 [B, T]; score [B] in nats: the sequence's log-probability under the model (at temperature 1, without

@@ -12,6 +12,7 @@ _PARTS = {"label": "label", "rationale": "the rationale's answer", "both": "labe
 
 # Of shares, which the table gives in percent.
 SHARES = {
+    "ranked_accuracy": "accuracy of the most probable choice",
     "agreement": "rationales that end in the student's own label",
     "agreement_gold": "rationales that end in the gold label",
     "agreement_permuted": "the same with another problem's own label",

@@ -97,10 +97,11 @@ class Run:
         config, experiment = self.config.eval, self.experiment
         params, limit = self.state.params["student"], config.examples
         data, decoding = experiment.data.prepared, eval_decoding(self.config)
-        losses, predictions = self.evaluator.evaluate(
-            params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False
-        )
         names = [name for name in parse_metrics(config.metrics) if not find_metric(name).asks_student]
+        confidences = any(find_metric(name).reads_confidences for name in names)
+        losses, predictions = self.evaluator.evaluate(
+            params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False, confidences=confidences
+        )
         scores = measure([name for name in names if not find_metric(name).reads_rationales], predictions).scores
         if explained := self._explained(predictions):
             read = dict.fromkeys([*OF_RATIONALES, *(name for name in names if find_metric(name).reads_rationales)])

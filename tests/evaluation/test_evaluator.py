@@ -1,5 +1,6 @@
 """Evaluation by length: results by row, equal to those of single examples; few programs; one encoding."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,10 +17,12 @@ from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
 from cotmi_jax.data.tokens import TokenizedSplit, gather
-from cotmi_jax.data.vocabulary import Vocabulary
+from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
 from cotmi_jax.evaluation import batches
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.mi_monitor import MIMonitor
+from cotmi_jax.inference.candidates import Target, TargetScorer
+from cotmi_jax.inference.segments import Tokens
 from cotmi_jax.models.decoding import Decoding, generate
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.models.t5 import T5
@@ -49,10 +52,11 @@ def tokens() -> TokenizedSplit:
 
 
 class Alone(NamedTuple):
-    """The terms of each example, (sum, weight), and its texts, by an evaluation of that example only."""
+    """The terms of each example, (sum, weight), its texts and label ids, by an evaluation of that example only."""
 
     terms: list[dict[str, Any]]
     texts: dict[str, list[str]]
+    labels: list[list[int]]
 
 
 @functools.cache
@@ -65,7 +69,7 @@ def alone() -> Alone:
 
     found = [jax.device_get(run(params(), gather(tokens(), np.array([row])))) for row in range(len(EXAMPLES))]
     texts = {task: [VOCABULARY.decode(outputs[task][0]) for _, outputs in found] for task in (PREDICT, EXPLAIN)}
-    return Alone([terms for terms, _ in found], texts)
+    return Alone([terms for terms, _ in found], texts, [outputs[PREDICT][0].tolist() for _, outputs in found])
 
 
 def small_mesh() -> Mesh:
@@ -83,7 +87,7 @@ def cheap_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_evaluation_by_length_equals_that_of_single_examples(cheap_compilation: None, devices: int) -> None:
     with jax.set_mesh(mesh := make_mesh(devices=jax.devices()[:devices])):
         evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
-        losses, texts = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
+        losses, texts, _ = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
         again = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
     assert texts == alone().texts and len(set(texts[PREDICT])) > 5
     assert losses.keys() == {"predict", "explain", "mi", "predict_token_accuracy", "explain_token_accuracy"}
@@ -91,9 +95,9 @@ def test_an_evaluation_by_length_equals_that_of_single_examples(cheap_compilatio
         terms = [row[name] for row in alone().terms]
         expected = sum(term.sum for term in terms) / sum(term.weight for term in terms)
         np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=name)
-    assert again == (losses, texts)
+    assert again[:2] == (losses, texts)
     # 19 examples are three batches, each of another shape; nothing is compiled for the second evaluation.
-    segments = evaluator._generation._segments.get(GREEDY)  # on one device
+    segments = evaluator._generation._segments.get((GREEDY, False))  # on one device
     programs = [segments._start, segments._advance] if segments else [evaluator._generation.generate]
     assert [each._cache_size() for each in (evaluator._terms, *programs)] == [3] * (1 + len(programs))  # type: ignore[attr-defined]
 
@@ -125,12 +129,13 @@ def test_a_loss_that_depends_on_the_padding_keeps_the_order_of_the_split(
 
 
 @pytest.mark.slow
-def test_the_encoder_runs_once_for_losses_and_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_runs_once_for_losses_texts_and_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     encode, traced = T5.encode, []
     monkeypatch.setattr(T5, "encode", lambda *arguments: (traced.append(arguments[1].shape), encode(*arguments))[1])
     with jax.set_mesh(mesh := small_mesh()):
         evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
-        evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
+        choices = [("3", example.label, "( 3 + 4 )") for example in EXAMPLES]
+        evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN), choices=choices)
     assert traced == [(16, tokens().input_length)]  # the inputs of both tasks
 
 
@@ -147,3 +152,48 @@ def test_features_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) 
     assert found[0].keys() == found[1].keys() == {"z", "v", "x", "first", "y"}
     for name, feature in found[0].items():
         np.testing.assert_allclose(found[1][name], feature, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+CHOSEN = tuple(
+    dataclasses.replace(example, choices=tuple(map(str, range(row % 4))), cluster=f"a/{row % 3}")
+    for row, example in enumerate(EXAMPLES)
+)
+
+
+@pytest.mark.slow
+def test_predictions_have_the_confidence_of_the_label_and_ranked_candidates(cheap_compilation: None) -> None:
+    """Whatever the batch: compared with each output and each choice alone."""
+    with jax.set_mesh(mesh := small_mesh()):
+        evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
+        _, predictions = evaluator.evaluate(params(), tokens(), CHOSEN, GREEDY, rationales=False, confidences=True)
+        assert [each["predicted_label"] for each in predictions] == [text.strip() for text in alone().texts[PREDICT]]
+        scorer, encode = TargetScorer(STUDENT, mesh), jax.jit(lambda params, ids: STUDENT.bind(params).encode(ids))
+        for row in (2, 7, 15):
+            inputs = gather(tokens(), np.array([row]))[PREDICT]["inputs"]
+            encoded, generated = encode(params(), inputs), alone().labels[row]
+            ids = [generated[: generated.index(EOS_ID) + 1] if EOS_ID in generated else generated]
+            ids += [[*each, EOS_ID] for each in VOCABULARY.encode(CHOSEN[row].choices)]
+            own, *log_p = scorer(params(), inputs, encoded, [Target(0, each) for each in ids])
+            prediction, ranks = predictions[row], np.argsort(log_p)[::-1]
+            assert prediction["confidence"] == pytest.approx(np.exp(own), rel=1e-4)
+            assert prediction["choices"] == list(CHOSEN[row].choices) and prediction["cluster"] == f"a/{row % 3}"
+            assert [each["label"] for each in prediction["candidates"]] == [str(rank) for rank in ranks]
+            found = [each["log_p"] for each in prediction["candidates"]]
+            np.testing.assert_allclose(found, np.array(log_p)[ranks], atol=2e-5)
+
+
+def test_labels_are_scored_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    with jax.set_mesh(mesh := small_mesh()):
+        evaluator = Evaluator(STUDENT, Objective("standard"), VOCABULARY, mesh, batch_size=8)
+
+        def outputs(params: Any, inputs: Any, *_: Any, scores: bool, **__: Any) -> Any:
+            asked.append(scores)
+            return Tokens(np.zeros((len(inputs), 1), np.int32), None)
+
+        monkeypatch.setattr(evaluator, "_terms", lambda params, batch: ({}, {PREDICT: None}))
+        monkeypatch.setattr(evaluator, "_labels", None)
+        monkeypatch.setattr(evaluator._generation, "outputs", outputs)
+        _, predictions = evaluator.evaluate({}, tokens(), CHOSEN, GREEDY, limit=8)
+    assert asked == [False]
+    assert all(each["confidence"] is None and each["candidates"] == [] for each in predictions)

@@ -1,8 +1,10 @@
 """Which labels are correct, the interval of an accuracy, and the registry of metrics."""
 
 import math
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from cotmi_jax.data.labels import is_correct
@@ -105,7 +107,40 @@ def test_a_metric_can_give_a_reason_in_place_of_a_value() -> None:
 
 
 def test_an_unknown_or_built_in_metric_is_refused() -> None:
-    with pytest.raises(UserError, match=r"unknown metric 'bleu', 'f2': choose one of accuracy, agreement, steps"):
+    with pytest.raises(
+        UserError, match="unknown metric 'bleu', 'f2': choose one of accuracy, ranked_accuracy, agreement"
+    ):
         parse_metrics("bleu,accuracy,f2")
     with pytest.raises(UserError, match="metric 'accuracy' is built in"):
         register_metric("accuracy")
+
+
+def answered(label: str, cluster: str, **log_p: float) -> Any:
+    return {"id": label, "label": label, "cluster": cluster, "correct": False} | {
+        "candidates": [{"label": text, "log_p": value} for text, value in log_p.items()]
+    }
+
+
+def test_ranked_accuracy_is_that_of_the_best_candidate_and_shares_ties() -> None:
+    predictions = [
+        answered("yes", "a", yes=-0.1, no=-2.0),
+        answered("no", "a", yes=-0.1, no=-2.0),
+        answered("yes", "b", no=-1.0, yes=-1.0, maybe=-3.0),
+        answered("no", "c", maybe=-1.0, yes=-1.0, no=-2.0),
+        answered("7", "d"),  # open
+    ]
+    score = measure(["ranked_accuracy"], predictions).scores["ranked_accuracy"]
+    assert (score["value"], score["n"]) == (1.5 / 4, 4)
+    apart = [{**each, "cluster": str(row)} for row, each in enumerate(predictions)]
+    together = [{**each, "cluster": "a"} for each in predictions]
+    width = [
+        np.ptp(measure(["ranked_accuracy"], each).scores["ranked_accuracy"]["interval"]) for each in (apart, together)
+    ]
+    assert width[0] < width[1]
+
+
+def test_ranked_accuracy_of_open_labels_is_not_available() -> None:
+    assert measure(["ranked_accuracy"], [answered("7", "d")]) == (
+        {},
+        {"ranked_accuracy": "no example has choices: labels are open"},
+    )

@@ -69,6 +69,8 @@ def test_a_sharded_student_is_evaluated_as_a_replicated_one(monkeypatch: pytest.
     replicated = scored("replicated")
     shrink_devices(monkeypatch, shards=8)
     sharded = scored("split")
+    confidences = [[each.pop("confidence") for each in found.predictions] for found in (replicated, sharded)]
+    assert all(confidences[0]) and confidences[1] == pytest.approx(confidences[0], rel=1e-4)
     assert sharded.predictions == replicated.predictions
     assert replicated.metrics["unknown"] == {"input": 0, "label": 0, "rationale": 0}
     assert replicated.metrics["lost_labels"] == 0

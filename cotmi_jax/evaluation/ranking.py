@@ -1,0 +1,22 @@
+"""Answers that rank the labels an example can have. Imports no jax."""
+
+from collections.abc import Sequence
+
+from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, clustered_share
+
+
+def ranked_accuracy(predictions: Sequence[Prediction]) -> dict[str, Score | NotAvailable]:
+    """Accuracy of answering with the candidate of the highest log-probability; one of k with the highest counts 1/k.
+
+    The interval takes clusters as independent of each other. Predictions without candidates are left out.
+    """
+    hits: dict[str, list[float]] = {}
+    for prediction in predictions:
+        if candidates := prediction.get("candidates"):
+            highest = max(each["log_p"] for each in candidates)
+            best = [each["label"].strip() for each in candidates if each["log_p"] == highest]
+            hit = (prediction["label"].strip() in best) / len(best)
+            hits.setdefault(prediction.get("cluster") or prediction["id"], []).append(hit)
+    if not hits:
+        return {"ranked_accuracy": NotAvailable(not_available="no example has choices: labels are open")}
+    return {"ranked_accuracy": clustered_share([sum(each) for each in hits.values()], [*map(len, hits.values())])}
