@@ -112,10 +112,12 @@ class Answers:
         """As the function `ece_sweep`, of each draw."""
         size = len(self.confidence_N)
         bins_D = np.full(len(self.correct_DxN), 1)
-        # Accuracies that do not decrease from answer to answer do so in no bins.
-        sorted_D = (np.diff(self.correct_DxN.astype(np.int8), axis=1) >= 0).all(axis=1)
-        bins_D[sorted_D] = size
-        rising, bins = np.flatnonzero(~sorted_D), 1
+        # Where accuracies of equal confidences do not decrease, neither do those of any bins.
+        start = np.unique(self.confidence_N, return_index=True)[1]
+        hits_DxV = np.add.reduceat(self.correct_DxN, start, axis=1, dtype=np.int64)
+        rises_D = (np.diff(hits_DxV / np.diff(np.append(start, size)), axis=1) >= 0).all(axis=1)
+        bins_D[rises_D] = size
+        rising, bins = np.flatnonzero(~rises_D), 1
         while bins < size and len(rising):
             bins += 1
             accuracy_DxB = self.bins(bins, "mass", rising).accuracy_B
@@ -127,10 +129,11 @@ class Answers:
             found_D[bins_D == bins] = np.abs(chosen.gap_B) @ chosen.share_B
         return found_D
 
-    def smooth_ece(self, grid: int = _GRID) -> np.ndarray:
-        """As the function `smooth_ece`, of each draw: the value, which is the width."""
+    def smooth_ece(self) -> np.ndarray:
+        """As the function `smooth_ece`, of each draw: the value, which is the width. Of several on a coarser grid."""
         from scipy.optimize import elementwise
 
+        grid = _GRID if len(self.correct_DxN) == 1 else _FLOOR_GRID
         spectrum_DxK = np.stack(
             [_residual_spectrum(self.confidence_N, correct_N, grid) for correct_N in self.correct_DxN]
         )
@@ -144,7 +147,7 @@ class Answers:
         found_D = np.zeros(len(draw_D))
         if len(some):
             ends = np.full(len(some), _NARROWEST), np.full(len(some), 2.0)
-            tolerances = {"xatol": 1e-9 if grid == _GRID else 1e-6, "xrtol": 0.0, "fatol": 0.0, "frtol": 0.0}
+            tolerances = {"xatol": 1e-9 if grid == _GRID else 1e-5, "xrtol": 0.0, "fatol": 0.0, "frtol": 0.0}
             found_D[some] = elementwise.find_root(excess, ends, args=(some,), tolerances=tolerances).x
         return found_D
 

@@ -136,6 +136,12 @@ def items_interval(score_N: np.ndarray, cluster_N: np.ndarray | None = None) -> 
     return _interval(float(np.mean(score_SxN)), _variance([], _clusters_part(score_SxN[0], number_N)))
 
 
+def cluster_draws(clusters: int, draws: int, seed: int = 0) -> np.ndarray:
+    """Bootstrap of clusters: how often each is drawn, [draws, clusters]."""
+    drawn_DxG = np.random.default_rng(seed).integers(0, clusters, (draws, clusters))
+    return np.stack([np.bincount(row, minlength=clusters) for row in drawn_DxG])
+
+
 def difference(
     ours_SxN: np.ndarray, theirs_SxN: np.ndarray, cluster_N: np.ndarray | None = None, *, paired: bool = False
 ) -> Interval:

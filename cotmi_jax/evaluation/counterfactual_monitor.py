@@ -30,7 +30,7 @@ from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.batches import by_length
 from cotmi_jax.evaluation.comparison import mean_interval
-from cotmi_jax.evaluation.metrics import Score, wilson_interval
+from cotmi_jax.evaluation.scores import Score, wilson_interval
 from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.mi.within import Groups, HeldOutGroups, fit_within

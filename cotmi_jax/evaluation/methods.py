@@ -1,6 +1,6 @@
 """Evaluated runs as methods: which workdirs are seeds of one method, and their answers to the same examples.
 
-A method is a config without its seed. Imports no jax.
+A method is a config without its seed.
 """
 
 import dataclasses

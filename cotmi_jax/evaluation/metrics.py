@@ -1,16 +1,19 @@
 """Metrics of a student's answers: label accuracy, what its rationales are worth, and a registry. Imports no jax."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypedDict, TypeVar
 
 from cotmi_jax.errors import UserError, unknown_name
 from cotmi_jax.evaluation import covariation
 from cotmi_jax.evaluation.agreement import agreement, steps
+from cotmi_jax.evaluation.calibration_report import calibration_scores
+from cotmi_jax.evaluation.confidences import cluster_keys
+from cotmi_jax.evaluation.label_scores import label_scores
 from cotmi_jax.evaluation.overlap import rationale_overlap
 from cotmi_jax.evaluation.probe import Probe
 from cotmi_jax.evaluation.ranking import ranked_accuracy
-from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, wilson_interval
+from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
 
 
 class Summary(TypedDict):
@@ -40,24 +43,31 @@ class Metric:
     reads_confidences: bool = False  # of labels and candidates, which evaluations within training score for it only
 
 
-def summarize(correct: Sequence[bool]) -> Summary:
-    """Accuracy, its 95% Wilson interval and the number of examples.
+def summarize(correct: Sequence[bool], clusters: Sequence[Hashable] | None = None) -> Summary:
+    """Accuracy, its 95% interval and the number of examples.
+
+    The interval is Wilson's; where examples share clusters, for the number of independent answers with the variance
+    between clusters.
 
     Raises:
       ValueError: no examples.
     """
-    n, hits = len(correct), sum(correct)
-    return Summary(interval=wilson_interval(hits, n), accuracy=hits / n, n=n)
+    found = share_by_cluster(correct, range(len(correct)) if clusters is None else clusters)
+    assert found["interval"] is not None  # of a share there is always one
+    return Summary(interval=found["interval"], accuracy=found["value"], n=found["n"])
 
 
 def _accuracy(predictions: Sequence[Prediction]) -> dict[str, Score]:
-    found = summarize([prediction["correct"] for prediction in predictions])
+    correct = [prediction["correct"] for prediction in predictions]
+    found = summarize(correct, cluster_keys(predictions))
     return {"accuracy": Score(value=found["accuracy"], interval=found["interval"], n=found["n"])}
 
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_accuracy),
     "ranked_accuracy": Metric(ranked_accuracy, reads_confidences=True),
+    "label_scores": Metric(label_scores),
+    "calibration": Metric(calibration_scores, reads_confidences=True),
     "agreement": Metric(agreement, reads_rationales=True),
     "steps": Metric(steps, reads_rationales=True),
     "rationale_overlap": Metric(rationale_overlap, reads_rationales=True, argument="an encoder of sentences"),
@@ -68,6 +78,8 @@ _BUILT_IN = frozenset(METRICS)
 OF_RATIONALES = ("agreement", "steps")
 BY_DEFAULT = (*OF_RATIONALES, "rationale_overlap")
 OF_CHOICES = ("ranked_accuracy",)  # where examples have choices
+# The default of evaluate for all students.
+OF_LABELS = ("label_scores", "calibration")
 
 
 def register_metric(

@@ -25,11 +25,15 @@ def tempered(confidence: np.ndarray, temperature: float) -> np.ndarray:
     return np.asarray(1.0 / (1.0 + np.exp(-_logit(np.asarray(confidence, np.float64)) / temperature)))
 
 
+def log_softmax(score_NxC: np.ndarray) -> np.ndarray:
+    """Log-probabilities [N, C] of candidates among each other; −inf is no candidate."""
+    shifted_NxC = np.asarray(score_NxC, np.float64) - np.max(score_NxC, axis=1, keepdims=True)
+    return np.asarray(shifted_NxC - np.log(np.exp(shifted_NxC).sum(axis=1, keepdims=True)))
+
+
 def tempered_scores(score_NxC: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities [N, C] of candidates from their log-probabilities / temperature; −inf is no candidate."""
-    scaled = np.asarray(score_NxC, np.float64) / temperature
-    weight = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(weight / weight.sum(axis=1, keepdims=True))
+    return np.asarray(np.exp(log_softmax(np.asarray(score_NxC, np.float64) / temperature)))
 
 
 def _minimize(loss_of_log_temperature: Callable[[float], float]) -> float:
@@ -53,13 +57,7 @@ def fit_score_temperature(score_NxC: np.ndarray, gold_N: np.ndarray) -> float:
     if not len(rows):
         raise UserError("no examples to fit a temperature to: give at least one")
 
-    def loss(log_t: float) -> float:
-        scaled_NxC = score_NxC / np.exp(log_t)
-        highest_N = scaled_NxC.max(axis=1)
-        log_sum_N = highest_N + np.log(np.exp(scaled_NxC - highest_N[:, None]).sum(axis=1))
-        return float((log_sum_N - scaled_NxC[rows, gold_N]).mean())
-
-    return _minimize(loss)
+    return _minimize(lambda log_t: float(-log_softmax(score_NxC / np.exp(log_t))[rows, gold_N].mean()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,4 +79,7 @@ def fit_isotonic(confidence_N: np.ndarray, correct_N: np.ndarray) -> Isotonic:
     confidence_N, correct_N = check(confidence_N, correct_N)
     knots, group_N, count = np.unique(confidence_N, return_inverse=True, return_counts=True)
     rate = np.bincount(group_N, weights=correct_N) / count
-    return Isotonic(knots, np.asarray(optimize.isotonic_regression(rate, weights=count).x))
+    values = np.asarray(optimize.isotonic_regression(rate, weights=count).x)
+    rises = np.diff(values) != 0
+    ends = np.append(True, rises) | np.append(rises, True)  # knots within a constant piece change nothing
+    return Isotonic(knots[ends], values[ends])

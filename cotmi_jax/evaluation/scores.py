@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NotRequired, TypedDict, final
 
 
@@ -113,3 +113,13 @@ def clustered_share(hits: Sequence[float], totals: Sequence[int]) -> Score:
         variance = squares * clusters / (clusters - 1) / n**2
         independent = min(float(n), value * (1 - value) / variance) if variance else float(n)
     return Score(value=value, interval=wilson(value, independent), n=n)
+
+
+def share_by_cluster(hits: Iterable[bool], clusters: Iterable[Hashable]) -> Score:
+    """The fraction of hits: as `share` where every example is a cluster of its own, else as `clustered_share`."""
+    hits_of: dict[Hashable, list[bool]] = {}
+    for hit, cluster in zip(hits, clusters, strict=True):
+        hits_of.setdefault(cluster, []).append(bool(hit))
+    if all(len(each) == 1 for each in hits_of.values()):
+        return share([each[0] for each in hits_of.values()])
+    return clustered_share([sum(each) for each in hits_of.values()], [len(each) for each in hits_of.values()])

@@ -1,4 +1,4 @@
-"""Differences of methods in label accuracy, with interval, adjusted p-value and a verdict in words. Imports no jax."""
+"""Differences of methods in label accuracy, with interval, adjusted p-value and a verdict in words."""
 
 import dataclasses
 from typing import Any, Literal

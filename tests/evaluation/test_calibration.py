@@ -139,7 +139,7 @@ def test_a_known_error_is_found(measure: Callable) -> None:
         (lambda answers: answers.mce(10, "width"), lambda p, y: calibration.mce(p, y, 10, "width")),
         (lambda answers: answers.debiased_ece(15, "mass"), calibration.debiased_ece),
         (lambda answers: answers.ece_sweep(), calibration.ece_sweep),
-        (lambda answers: answers.smooth_ece(1024), lambda p, y: calibration.smooth_ece(p, y).value),
+        (lambda answers: answers.smooth_ece(), lambda p, y: calibration.smooth_ece(p, y).value),
     ],
     ids=["ece", "mce", "debiased", "sweep", "smooth"],
 )
