@@ -186,7 +186,7 @@ def _format_sample(sample: dict[str, str | None]) -> str:
     lines = ["", str(sample["id"])]
     for field in SHOWN[1:]:
         text = sample[field]
-        wrapped = ["(not readable)"] if text is None else [w for line in text.split("\n") for w in _wrap(line)]
+        wrapped = ["(none that can be read)"] if text is None else [w for line in text.split("\n") for w in _wrap(line)]
         lines += [f"  {name:<14} {line}" for name, line in zip([field, *[""] * len(wrapped)], wrapped, strict=False)]
     return "\n".join(lines)
 

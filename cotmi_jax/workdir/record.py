@@ -8,6 +8,7 @@
 import dataclasses
 import datetime
 import json
+import os
 import sys
 from typing import Any, cast
 
@@ -41,7 +42,8 @@ RUN_FILE, STARTS_FILE = "run.json", "starts.jsonl"
 
 def is_workdir(source: str) -> bool:
     """Whether source is the workdir of a training run."""
-    return (as_path(source) / RUN_FILE).exists()
+    record = as_path(source) / RUN_FILE
+    return record.exists() or os.path.islink(record)  # a broken link is named when it is read
 
 
 def run_directory(path: str) -> Path:
@@ -199,10 +201,11 @@ def read_run(workdir: Path, *, extensions: str | None = None) -> tuple[ConfigDic
     student = _student(find_network(config.model.network).config_type, record["student"], path)
     vocabulary = Vocabulary(find_tokenizer(workdir))
     if vocabulary.fingerprint != record.get("vocabulary", vocabulary.fingerprint):  # an earlier version recorded none
+        given = config.data.vocabulary
+        origin = f"data.vocabulary {shown(given)}" if given else f"data, {shown(config.data.dataset)}"
         raise UserError(
             f"{vocabulary.path} is not the vocabulary of this run (fingerprint {vocabulary.fingerprint[:12]}, recorded "
-            f"{shown(record['vocabulary'])[:14]}): restore the file, for example from the run's data.vocabulary "
-            f"{shown(config.data.vocabulary)}"
+            f"{one_line(str(record['vocabulary']))[:12]}): restore the file, for example from the run's {origin}"
         )
     return config, student, vocabulary
 

@@ -94,7 +94,7 @@ def test_format_shows_labels_that_could_not_be_read():
     loaded = make_loaded()
     only_test = Corpus("made", {"test": loaded.corpus.splits["test"]})
     text = format_description(describe(LoadedCorpus(only_test, {"test": 0}, {"test": 1}), encode_words))
-    assert "  rationale\n  teacher_label  (not readable)" in text.replace("rationale      \n", "rationale\n")
+    assert "  rationale\n  teacher_label  (none that can be read)" in text.replace("rationale      \n", "rationale\n")
 
 
 def test_absent_teacher_labels_are_not_called_wrong():

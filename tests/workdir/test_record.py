@@ -12,7 +12,7 @@ import runs
 from cotmi_jax.errors import UserError
 from cotmi_jax.models.config import preset
 from cotmi_jax.workdir.metrics import MetricWriter
-from cotmi_jax.workdir.record import check_resumable, read_run
+from cotmi_jax.workdir.record import check_resumable, is_workdir, read_run
 
 make_run = runs.make_record
 
@@ -64,7 +64,7 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
         ("vocabulary", 7, "is not the vocabulary of this run"),
         ("extensions", 7, ""),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_record_of_wrong_types_or_sizes_is_refused_in_one_line(
     tmp_path: Path, keys: str, value: object, expected: str
@@ -116,6 +116,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
     for name in ("run.json", "starts.jsonl"):
         (workdir / name).unlink()
         make(workdir / name)
+    assert is_workdir(str(workdir))  # so that the message is about this file
     with pytest.raises(UserError, match=f"run.json: {expected}"):
         read_run(workdir)
     make(tmp_path / "starts.jsonl")
@@ -138,7 +139,9 @@ def test_another_vocabulary_in_a_workdir_is_refused(tmp_path: Path) -> None:
     workdir = make_run(tmp_path)
     vocabulary = workdir / "spiece.model"
     vocabulary.write_bytes(vocabulary.read_bytes() + b"\x12\x00")  # an empty message: still a SentencePiece model
-    with pytest.raises(UserError, match="spiece.model is not the vocabulary of this run .*restore the file"):
+    with pytest.raises(
+        UserError, match="spiece.model is not the vocabulary of this run .*from the run's data, 'arithmetic'$"
+    ):
         read_run(workdir)
     record = json.loads((workdir / "run.json").read_text())
     del record["vocabulary"]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,8 @@ class HfSource:
         import datasets
 
         datasets.disable_progress_bars()
+        # Its notices of repeated requests are printed twice, by a handler of its own and by the root logger's.
+        logging.getLogger("huggingface_hub").setLevel(logging.getLogger().level)
         with self._user_errors():
             # Not in memory: the fingerprint is that of the files.
             if not is_folder(self.argument):

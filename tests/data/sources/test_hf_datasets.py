@@ -1,6 +1,7 @@
 """Data sets that the library datasets of Hugging Face reads, from folders that the tests write: no network."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,16 @@ def test_errors_name_the_data_set_and_what_it_has(saved, tmp_path, monkeypatch):
     assert message(str(tmp_path / "other")).startswith("hf:other cannot be loaded (")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "needs the package datasets: pip install -e '.[hf]'" in message("squad")
+
+
+def test_notices_of_the_hub_s_client_are_hidden_with_those_of_other_libraries(monkeypatch):
+    client = logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "level", logging.WARNING)
+    monkeypatch.setattr(logging.getLogger(), "level", logging.ERROR)  # as the commands set it
+    with pytest.raises(UserError, match="cannot be loaded"):
+        HfSource("no-such-data-set-of-anybody").read()
+    client._cache.clear()
+    assert not client.isEnabledFor(logging.WARNING)
 
 
 def test_names_on_the_hub_and_folders_are_told_apart(tmp_path, monkeypatch):
