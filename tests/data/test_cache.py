@@ -30,7 +30,8 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.parallel.distributed import AllGather, is_shared
 
 IDENTITY = {"corpus": "made", "vocabulary": "abc", "settings": {"label_type": "gt"}}
-SPLITS = make_arithmetic(seed=3, num_train=30, num_valid=6, num_test=0).splits
+SPLITS = dict(make_arithmetic(seed=3, num_train=30, num_valid=6, num_test=0).splits)
+SPLITS["valid"] = (dataclasses.replace(SPLITS["valid"][0], choices=("5", "7"), cluster="a"), *SPLITS["valid"][1:])
 TRAIN = (dataclasses.replace(SPLITS["train"][0], more=(("Again.", 0.5),), weight=2.0), *SPLITS["train"][1:])
 
 
@@ -83,6 +84,13 @@ def assert_complete(prepared: Prepared) -> None:
     assert_same_split(prepared.valid, tokens_of(SPLITS["valid"]))
     assert prepared.valid_examples == SPLITS["valid"]
     assert prepared.facts == {"notes": ["a note"]}
+
+
+def test_examples_of_a_cache_that_knows_no_choices_have_none() -> None:
+    fields = dataclasses.asdict(SPLITS["valid"][0])
+    for later in ("counterfactuals", "choices", "cluster"):
+        del fields[later]
+    assert cache._example(fields) == dataclasses.replace(SPLITS["valid"][0], choices=(), cluster="")
 
 
 def test_a_second_run_reads_and_tokenizes_nothing(tmp_path: Path) -> None:

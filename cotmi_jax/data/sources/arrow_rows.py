@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cotmi_jax.data.sources.row_format import FIELDS, RowFormat
+from cotmi_jax.data.sources.row_format import BY_TYPE, FIELDS, RowFormat
 from cotmi_jax.data.sources.rows import Row, read_bytes, shown_path
 from cotmi_jax.errors import UserError, one_line
 from cotmi_jax.files import Path
@@ -99,6 +99,9 @@ def check_columns(schema: Any, rows: RowFormat, where: str) -> list[str]:
     for field in FIELDS:
         column = rows.column(field)
         if column in columns and not _is_usable(schema.field(column).type, number=field == "weight"):
+            if field in BY_TYPE and field not in rows.fields:
+                columns.remove(column)
+                continue
             raise UserError(
                 f"{where}: column {one_line(column)!r} holds {one_line(str(schema.field(column).type))}, not "
                 f"{'numbers' if field == 'weight' else 'texts'}; convert it, or name another for the {field} in "

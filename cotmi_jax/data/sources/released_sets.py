@@ -135,9 +135,14 @@ def _premise(text: str) -> str:
     return text.partition(EOS_TEXT)[0].strip()
 
 
-def _story(text: str) -> str:
-    """An arithmetic problem without its question and its numbers, in which variants of one problem differ."""
-    return re.sub(r"[0-9][0-9.,]*", "#", text.partition("\n")[0]).strip()
+def _opening(text: str) -> str:
+    """The first three words of an arithmetic problem, such as "jack received emails".
+
+    SVAMP's problems are variants of about a hundred, with other numbers, questions and sentences; the release does not
+    say of which. In train and test these words find 68% of the pairs that share half of their content words, and 99% of
+    the pairs that they find do.
+    """
+    return " ".join(re.findall(r"[a-z']+", text.lower())[:3])
 
 
 def parse_cqa(completion: str) -> tuple[str, str | None]:
@@ -211,8 +216,10 @@ RELEASED: dict[str, ReleasedSet] = {
     ),
     "cqa": ReleasedSet(_read_cqa, parse_cqa, kind="text", rule="cqa", choices=_listed, shared=_question),
     "esnli": ReleasedSet(_read_nli, parse_esnli, kind="text", rule="esnli", choices=_relations, shared=_premise),
-    "svamp": ReleasedSet(_read_svamp, parse_equation, kind="equation", rule="equation", shared=_story),
-    "asdiv": ReleasedSet(_read_asdiv, parse_equation, kind="equation", rule="equation", extends="svamp", shared=_story),
+    "svamp": ReleasedSet(_read_svamp, parse_equation, kind="equation", rule="equation", shared=_opening),
+    "asdiv": ReleasedSet(
+        _read_asdiv, parse_equation, kind="equation", rule="equation", extends="svamp", shared=_opening
+    ),
 }
 # The data sets that config.data.dataset can name.
 RELEASED_NAMES = tuple(name for name, released in RELEASED.items() if released.extends is None)

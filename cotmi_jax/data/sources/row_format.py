@@ -9,8 +9,12 @@ from cotmi_jax.data.labels import is_correct
 from cotmi_jax.data.sources.rows import BadRows, RawRow, Row, check_text, text_field
 from cotmi_jax.errors import UserError, one_line, shown
 
-FIELDS = ("input", "label", "rationale", "weight", "teacher_label", "id")
+FIELDS = ("input", "label", "rationale", "weight", "teacher_label", "id", "choices", "cluster")
 REQUIRED = ("input", "label")
+# Fields of these names that hold anything else are not read, unless config.data.fields names them: earlier versions
+# ignored them.
+BY_TYPE = ("choices", "cluster")
+_CHOICES_SEPARATOR = "|"  # in a cell of a table
 COUNTERFACTUALS = "counterfactuals"  # a list of objects, which a table cannot hold
 
 
@@ -97,6 +101,7 @@ class RowFormat:
                         f"{raw.place}: id {one_line(row_id)} is also that of {other}; give every row a unique id"
                     )
                 example = self._example(f"{name}/{split}/{row_id}", row, raw)
+                example = dataclasses.replace(example, cluster=self._cluster(row, name, raw.place))
                 places[row_id] = raw.place
                 examples.append(example)
         bad.check_usable(len(examples), len(rows), where)
@@ -110,7 +115,41 @@ class RowFormat:
         teacher_label = None if row.get(column) is None else text_field(row, column, place).strip()
         first, *more = self._rationales(row, raw) or [("", 0.0)]
         example = Example(name, text, label, first[0], teacher_label or None, first[1], tuple(more), self.kind, place)
+        example = dataclasses.replace(example, choices=self._choices(row, example, raw.is_table))
         return example if raw.is_table else dataclasses.replace(example, counterfactuals=self._pairs(row, example))
+
+    def _choices(self, row: Row, example: Example, is_table: bool) -> tuple[str, ...]:
+        """The row's choices, of which its label is one; without any, the labels that rows may have."""
+        place, column = example.place, self.column("choices")
+        given = row.get(column)
+        if is_table and isinstance(given, str):
+            given = given.split(_CHOICES_SEPARATOR)
+        texts = [each for each in given if isinstance(each, str)] if isinstance(given, list) else []
+        is_list = isinstance(given, list) and len(texts) == len(given)
+        if given is None or not (is_list or "choices" in self.fields):
+            return self.labels
+        choices = [check_text(text, column, place).strip() for text in texts]
+        if len(choices) < 2 or not is_list or not all(choices) or len(set(choices)) < len(choices):
+            raise UserError(
+                f"{place}: {one_line(column)} = {shown(given)}; give a list of at least 2 different texts, or rename it"
+            )
+        if example.label.strip() not in choices:
+            raise UserError(
+                f"{place}: label = {shown(example.label)}, {one_line(column)} = {shown(choices)}; give choices with "
+                "the label, or name another field for them in config.data.fields (choices=FIELD)"
+            )
+        return tuple(choices)
+
+    def _cluster(self, row: Row, source: str, place: str) -> str:
+        """The key of the row's cluster, with the name of the source before it; "" where the row has none."""
+        column = self.column("cluster")
+        value = row.get(column)
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            key = check_text(str(value), column, place).strip()
+            return f"{source}/{key}" if key else ""
+        if value is not None and "cluster" in self.fields:
+            raise UserError(f"{place}: {one_line(column)} = {shown(value)}; give a text or a whole number")
+        return ""
 
     def _pairs(self, row: Row, example: Example) -> tuple[Pair, ...]:
         """The row's counterfactuals, each with another answer than the row."""

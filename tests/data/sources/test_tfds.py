@@ -80,6 +80,8 @@ def test_esnli_has_one_explanation_in_train_and_three_held_out(tmp_path):
     assert held_out.label == "contradiction"
     assert held_out.rationales == (("One.", 1.0), ("Two.", 1.0), ("Three.", 1.0))
     assert held_out.place == "esnli/0.1.0 validation row 0"
+    assert held_out.choices == ("entailment", "neutral", "contradiction")
+    assert first.cluster.startswith("tfds:esnli/") and len({first.cluster, second.cluster, held_out.cluster}) == 1
 
 
 def test_cos_e_inputs_have_the_form_of_the_release(tmp_path):
@@ -88,6 +90,7 @@ def test_cos_e_inputs_have_the_form_of_the_release(tmp_path):
     assert example.id == "tfds:cos_e/train/f00d"
     assert example.input == "What floats?\nAnswer Choices:\n(a) a stone\n(b) iron\n(c) sand\n(d) a cork\n(e) a nail"
     assert (example.label, example.rationale, example.teacher_label) == ("a cork", "Corks are light.", None)
+    assert example.choices == ("a stone", "iron", "sand", "a cork", "a nail")
 
 
 @pytest.mark.parametrize("config", ["r1", "r2", "r3"])
