@@ -35,14 +35,12 @@ _CHOICES = {"1": "1", "a": "1", "first": "1", "2": "2", "b": "2", "second": "2"}
 _TIES = ("tie", "tied", "draw", "equal", "equally good", "both", "neither", "same", "the same")
 _LETTER = r"[ab](?! (?!is |are )\w)"  # not the article
 _CHOICE = rf"(?P<choice>1|2|{_LETTER}|first|second|{'|'.join(_TIES)})\b(?! ?(?:-|–|or|and|/|oder) ?[\dab]\b)"
-_NAMED_CHOICE = rf"(?:{_NOUN} )*{_CHOICE}(?: (?:one|{_NOUN}))?"
+_NAMED_CHOICE = rf"(?:{_NOUN} ){{0,3}}{_CHOICE}(?: (?:one|{_NOUN}))?"
 _CHOICE_MARK = (
     r"\b(?:better|best|winner|preferred|preference|verdict|choice)(?: (?:one|rationale))?(?: is)?(?: ?[:=]| -)? ?"
 )
 _MARKED_CHOICE = re.compile(_CHOICE_MARK + _NAMED_CHOICE)
-_BETTER = re.compile(
-    rf"(?<!\w)(?:{_NOUN} )*{_CHOICE}(?: (?:one|{_NOUN}))? (?:is|are) (?:the )?(?:clearly |much )?(?:better|best)\b"
-)
+_BETTER = re.compile(rf"(?<!\w){_NAMED_CHOICE} (?:is|are) (?:the )?(?:clearly |much )?(?:better|best)\b")
 _LAST_CHOICE = re.compile(rf"(?:[^\d:]{{0,40}}: ?|{_CHOICE_MARK})?{_NAMED_CHOICE}(?: (?:is|are) better)?[.!]?")
 
 

@@ -74,7 +74,7 @@ def _of_preferences(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tie", _number(result, "ties", ".1%")),
         ("A minus B", _number(result, "preference", "+.3f") + f", {result['clusters']} clusters" + preferred),
         ("flips with the order", _number(result, "flips", ".1%") + "; they count as ties"),
-        ("agreement of orders", f"Cohen's kappa {_number(result, 'order_agreement', '.2f')} {_CHANCE}"),
+        ("agreement of orders", f"Cohen's kappa {_number(result, 'order_agreement', '.2f')}"),
         ("first shown wins", _number(result, "first_wins", ".1%") + first),
         ("longer one wins", _number(result, "longer_wins", ".1%") + longer),
         ("A wins if longer", by_length[0]),
@@ -84,11 +84,13 @@ def _of_preferences(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _repeats(result: Mapping[str, Any]) -> str:
-    if "repeat_agreement" in result["not_available"] and "repeat_equal" not in result["values"]:
-        return _number(result, "repeat_agreement", "")
-    kind = "ordinal" if result["mode"] == "absolute" else "nominal"
-    agreement = f"Krippendorff's alpha ({kind}) {_number(result, 'repeat_agreement', '.2f')} {_CHANCE}"
-    return f"{agreement}; equal in {result['values']['repeat_equal']['value']:.1%} of pairs, chance included"
+    text = _number(result, "repeat_agreement", ".2f")
+    if "repeat_agreement" in result["values"]:
+        kind = "ordinal" if result["mode"] == "absolute" else "nominal"
+        text = f"Krippendorff's alpha ({kind}) {text} {_CHANCE}"
+    if equal := result["values"].get("repeat_equal"):
+        text += f"; equal in {equal['value']:.1%} of pairs, chance included"
+    return text
 
 
 def _number(result: Mapping[str, Any], name: str, form: str) -> str:
