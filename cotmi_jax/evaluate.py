@@ -103,6 +103,7 @@ def main() -> None:
     from cotmi_jax.report.plots import draw_information
     from cotmi_jax.report.tensorboard import log_evaluation
     from cotmi_jax.report.terminal import format_examples, format_scores
+    from cotmi_jax.training.fit import cross_fit
 
     skip_absent_tpu()
     with process_group(preemption=False, show_traceback=flags.FLAGS.traceback):
@@ -122,6 +123,7 @@ def main() -> None:
             extensions=_EXTENSIONS.value,
             batch_size=_BATCH_SIZE.value,
             max_tokens=_MAX_TOKENS.value,
+            cross_fit=cross_fit,
         )
         if not is_main_process():
             return

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from cotmi_jax.evaluation.metrics import (
     summarize,
 )
 from cotmi_jax.evaluation.monitor import HeldOutEstimates, SplitMonitor
-from cotmi_jax.evaluation.probe import Probe
+from cotmi_jax.evaluation.probe import CrossFitted, Probe
 from cotmi_jax.evaluation.subject import Subject, find_subject
 from cotmi_jax.experiment import eval_decoding, initial_params
 from cotmi_jax.extensions import load_extensions
@@ -77,6 +77,7 @@ def score(
     extensions: str = "",
     batch_size: int | None = None,
     max_tokens: int | None = None,
+    cross_fit: Callable[..., CrossFitted] | None = None,
 ) -> Scored:
     """Score a split and write metrics.json and predictions.jsonl. Raises UserError for user errors.
 
@@ -85,7 +86,8 @@ def score(
     scored on the data set of its training. `metrics`: names of registered metrics, separated by commas; None: those of
     rationales, if the objective gives any, and config.eval.metrics. `extensions`: files or modules to import besides
     those of the run, in the form of config.extensions, for metrics registered since then. `batch_size`, `max_tokens`:
-    instead of config.eval.batch_size and config.eval.max_decode_tokens.
+    instead of config.eval.batch_size and config.eval.max_decode_tokens. `cross_fit`: training.fit.cross_fit, for
+    metrics that train students.
 
     metrics.json: student, data and objective; accuracy against gold with its 95% Wilson interval and n; `loss`: the
     mean of every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms
@@ -130,7 +132,7 @@ def score(
             subject.trained.params, split, examples, eval_decoding(config), confidences=True
         )
         measured = _measure_information(subject, split, examples) if information else None
-        scores = measure(chosen, predictions, _make_probe(subject, evaluator, examples, predictions), _say)
+        scores = measure(chosen, predictions, _make_probe(subject, evaluator, examples, predictions, cross_fit), _say)
     found = _describe(subject, checkpoint, data, split_name, split)
     found |= _quality(scores, _measured(losses, subject, split))
     if len(data.components) > 1:
@@ -197,7 +199,11 @@ def _say(line: str) -> None:
 
 
 def _make_probe(
-    subject: Subject, evaluator: Evaluator, examples: Sequence[Example], predictions: Sequence[Prediction]
+    subject: Subject,
+    evaluator: Evaluator,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    cross_fit: Callable[..., CrossFitted] | None,
 ) -> Probe:
     """For metrics that ask the student, in jax.set_mesh of its mesh."""
     config, trained = subject.config, subject.trained
@@ -206,7 +212,10 @@ def _make_probe(
         split = tokenize(config, trained.vocabulary, edited, train=False)
         return evaluator.evaluate(trained.params, split, edited, eval_decoding(config))[1]
 
-    return Probe(config, examples, predictions, answer)
+    fit = None
+    if cross_fit is not None and trained.config is not None:
+        fit = functools.partial(cross_fit, trained.config, trained.vocabulary, trained.mesh)
+    return Probe(config, examples, predictions, answer, fit)
 
 
 def _measured(losses: dict[str, float], subject: Subject, split: TokenizedSplit) -> dict[str, float]:
