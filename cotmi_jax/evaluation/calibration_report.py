@@ -71,10 +71,10 @@ def calibration_scores(predictions: Sequence[Prediction]) -> dict[str, Score | N
 def describe(found: Confidences, *, draws: int = DRAWS) -> Json:
     """All measures of some confidences; where one cannot be had, {"not_available": reason} stands in its place.
 
-    n, clusters; accuracy, confidence (mean) and overconfidence, their difference; errors: the value of each of ERRORS
-    and its noise_floor, the mean and 95% range of a calibrated student with these confidences; brier with Murphy's
-    decomposition; nll in nats; auroc and aurc (area under the risk–coverage curve); accuracy_at_coverage;
-    reliability_diagram: by bin. Intervals are of 95% and resample clusters.
+    n, clusters; accuracy, confidence (mean) and overconfidence, their difference; errors: the value of each of ERRORS;
+    of these and of overconfidence noise_floor: mean and 95% range of a calibrated student with these confidences;
+    brier with Murphy's decomposition; nll in nats; auroc and aurc (area under the risk–coverage curve);
+    accuracy_at_coverage; reliability_diagram: by bin. Intervals are of 95% and resample clusters.
     """
     confidence_N, correct_N = calibration.check(found.confidence_N, found.correct_N)
     result: Json = {
@@ -101,7 +101,7 @@ def _quality(found: Confidences, draws: int) -> Json:
     brier.pop("score")
     return {
         "confidence": float(confidence_N.mean()),
-        "overconfidence": _mean(confidence_N - correct_N, found.cluster_N),
+        "overconfidence": _overconfidence(confidence_N, correct_N, found.cluster_N, draws),
         "errors": _errors(confidence_N, correct_N, draws),
         "brier": _mean((confidence_N - correct_N) ** 2, found.cluster_N) | brier,
         "nll": _nll(confidence_N, correct_N, found.cluster_N),
@@ -114,6 +114,21 @@ def _mean(value_N: np.ndarray, cluster_N: np.ndarray) -> Json:
         return {"value": float(value_N.mean()), "interval": None}
     found = items_interval(value_N, cluster_N)
     return {"value": found.value, "interval": (found.low, found.high)}
+
+
+def _overconfidence(confidence_N: np.ndarray, correct_N: np.ndarray, cluster_N: np.ndarray, draws: int) -> Json:
+    """Mean confidence minus accuracy with its interval, and as noise_floor the range of a calibrated student.
+
+    Where all answers are alike, their differences from the confidences do not say how accuracy varies: the interval is
+    then that of the accuracy.
+    """
+    result = _mean(confidence_N - correct_N, cluster_N)
+    accuracy = share_by_cluster(correct_N > 0, cluster_N)
+    if accuracy["value"] in (0.0, 1.0) and accuracy["interval"] is not None and result["interval"] is not None:
+        low, high = accuracy["interval"]
+        result["interval"] = (float(confidence_N.mean()) - high, float(confidence_N.mean()) - low)
+    gap = {"gap": lambda answers: answers.confidence_N.mean() - answers.correct_DxN.mean(axis=1)}
+    return result | {"noise_floor": vars(calibration.noise_floors(confidence_N, gap, draws=draws)["gap"])}
 
 
 def _errors(confidence_N: np.ndarray, correct_N: np.ndarray, draws: int) -> Json:
@@ -251,7 +266,8 @@ def in_words(part: Mapping[str, Any]) -> str:
     word = "overconfident" if value > 0 else "underconfident"
     low, high = sorted(100 * end if value > 0 else -100 * end for end in interval)
     gap = f"{word} by {abs(100 * value):.1f} points (95% interval {low:.1f} to {high:.1f})"
-    if low > 0:
+    floor = part["overconfidence"]["noise_floor"]
+    if low > 0 and not floor["low"] <= value <= floor["high"]:
         return gap
     error = part["errors"]["smooth_ece"]
     if error["value"] > error["noise_floor"]["high"]:

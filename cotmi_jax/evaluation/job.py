@@ -10,16 +10,19 @@ from typing import Any
 import jax
 
 from cotmi_jax.data.corpus import Component, LoadedCorpus
-from cotmi_jax.data.example import SPLITS, Example
+from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.data.lost_labels import find_lost_labels
 from cotmi_jax.data.run_data import load_data, tokenize
 from cotmi_jax.data.tasks import EXPLAIN, find_objective
 from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.calibration_report import FITTING_EXAMPLES, calibrate
 from cotmi_jax.evaluation.evaluator import Evaluator
+from cotmi_jax.evaluation.label_scores import label_table
 from cotmi_jax.evaluation.metrics import (
     BY_DEFAULT,
     OF_CHOICES,
+    OF_LABELS,
     Measured,
     Prediction,
     Summary,
@@ -27,6 +30,7 @@ from cotmi_jax.evaluation.metrics import (
     parse_metrics,
     summarize,
 )
+from cotmi_jax.evaluation.mi_monitor import draw_rows
 from cotmi_jax.evaluation.monitor import HeldOutEstimates, SplitMonitor
 from cotmi_jax.evaluation.probe import CrossFitted, Probe
 from cotmi_jax.evaluation.subject import Subject, find_subject
@@ -84,18 +88,19 @@ def score(
     `source`, `checkpoint`, `dataset`, `objective`, `vocabulary`, `data_settings`: as for `subject.find_subject`.
     `information`: whether to estimate mutual information, beside that of the initial weights; None: if the student is
     scored on the data set of its training. `metrics`: names of registered metrics, separated by commas; None: those of
-    rationales, if the objective gives any, and config.eval.metrics. `extensions`: files or modules to import besides
-    those of the run, in the form of config.extensions, for metrics registered since then. `batch_size`, `max_tokens`:
-    instead of config.eval.batch_size and config.eval.max_decode_tokens. `cross_fit`: training.fit.cross_fit, for
-    metrics that train students.
+    labels, of rationales, if the objective gives any, and config.eval.metrics. `extensions`: files or modules to import
+    besides those of the run, in the form of config.extensions, for metrics registered since then. `batch_size`,
+    `max_tokens`: instead of config.eval.batch_size and config.eval.max_decode_tokens. `cross_fit`:
+    training.fit.cross_fit, for metrics that train students.
 
-    metrics.json: student, data and objective; accuracy against gold with its 95% Wilson interval and n; `loss`: the
-    mean of every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms
-    of rationales if no example has one; `metrics`: value, 95% interval and n of every metric; `not_available`: reasons
-    why there are no values of others; counts of truncated
-    inputs and targets, of `unknown` tokens by column, and of `lost_labels`, which the vocabulary cannot represent, so
-    that no answer to them is correct; of a mixture `components`: the accuracy of each; with `information`, the held-out
-    mutual information of a student that explains.
+    metrics.json: student, data and objective; accuracy against gold with its 95% interval and n; `loss`: the mean of
+    every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms of
+    rationales if no example has one; `metrics`: value, 95% interval and n of every metric; `not_available`: reasons why
+    there are no values of others; counts of truncated inputs and targets, of `unknown` tokens by column, and of
+    `lost_labels`, which the vocabulary cannot represent, so that no answer to them is correct; of a mixture
+    `components`: the accuracy of each; of the metric label_scores `labels`, as `label_scores.label_table`; of the
+    metric calibration `calibration`, as `calibration_report.calibrate`; with `information`, the held-out mutual
+    information of a student that explains.
     """
     barrier("begin")
     load_extensions(extensions)
@@ -111,7 +116,7 @@ def score(
     config.eval.batch_size = batch_size or config.eval.batch_size
     config.eval.max_decode_tokens = max_tokens or config.eval.max_decode_tokens
     spec = find_objective(config.objective.name)
-    by_default = ",".join([*BY_DEFAULT] * spec.gives_rationale + [config.eval.metrics])
+    by_default = ",".join([*OF_LABELS, *[*BY_DEFAULT] * spec.gives_rationale, config.eval.metrics])
     chosen = parse_metrics(by_default if metrics is None else metrics)
     explains = EXPLAIN in spec.tasks
     information = explains and (subject.own_data if information is None else information)
@@ -133,11 +138,16 @@ def score(
         )
         measured = _measure_information(subject, split, examples) if information else None
         scores = measure(chosen, predictions, _make_probe(subject, evaluator, examples, predictions, cross_fit), _say)
+        valid = _answer_valid(subject, corpus, split_name, evaluator) if "calibration" in chosen else ""
     found = _describe(subject, checkpoint, data, split_name, split)
     found |= _quality(scores, _measured(losses, subject, split))
     if len(data.components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
         found["components"] = accuracy_by_component(correct, data.components, split_name)
+    if "label_scores" in chosen:
+        found["labels"] = label_table(predictions)
+    if "calibration" in chosen:
+        found["calibration"] = calibrate(predictions, valid)
     if measured is not None:
         found["information"] = measured.summary()
     folder = as_path(absolute(output)) if output else subject.default_output(corpus.name, split_name)
@@ -216,6 +226,24 @@ def _make_probe(
     if cross_fit is not None and trained.config is not None:
         fit = functools.partial(cross_fit, trained.config, trained.vocabulary, trained.mesh)
     return Probe(config, examples, predictions, answer, fit)
+
+
+def _answer_valid(subject: Subject, corpus: Corpus, split_name: str, evaluator: Evaluator) -> list[Prediction] | str:
+    """Labels of examples of valid with confidences, to which recalibration is fitted; or the reason for none."""
+    config, trained = subject.config, subject.trained
+    if split_name == "valid":
+        return "recalibration is fitted to the valid split, which is the one that is scored"
+    if not subject.own_data:
+        return "recalibration is fitted to the valid split, and of another data set only the scored one is read"
+    if "valid" not in corpus.splits:
+        return f"{corpus.name} has no valid split"
+    valid = corpus.splits["valid"]
+    rows_N = draw_rows([example.id for example in valid], FITTING_EXAMPLES, config.seed)
+    examples = [valid[row] for row in rows_N]
+    _say(f"calibration: labels of {len(examples)} examples of valid, for recalibration")
+    split = tokenize(config, trained.vocabulary, examples, train=False)
+    decoding = eval_decoding(config)
+    return evaluator.evaluate(trained.params, split, examples, decoding, rationales=False, confidences=True)[1]
 
 
 def _measured(losses: dict[str, float], subject: Subject, split: TokenizedSplit) -> dict[str, float]:

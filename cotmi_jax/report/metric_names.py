@@ -12,6 +12,8 @@ _PARTS = {"label": "label", "rationale": "the rationale's answer", "both": "labe
 
 # Of shares, which the table gives in percent.
 SHARES = {
+    "label_macro_f1": "macro-F1 of labels",
+    "unparsable": "outputs that hold no label",
     "ranked_accuracy": "accuracy of the most probable choice",
     "agreement": "rationales that end in the student's own label",
     "agreement_gold": "rationales that end in the gold label",

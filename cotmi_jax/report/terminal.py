@@ -1,13 +1,18 @@
 """Metrics and examples as text for the terminal."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cotmi_jax.evaluation.metrics import Prediction, Score
 from cotmi_jax.evaluation.monitor import HeldOutEstimates
+from cotmi_jax.report.calibration_rows import KIND_NAMES, calibration_rows
 from cotmi_jax.report.metric_names import NAMES, SHARES
 
+WIDTH = 100  # characters of a line
+_MAX_NAME = 48  # a longer name has a line of its own
+_IN_WORDS = {f"{kind}_{name}" for kind in KIND_NAMES for name in ("overconfidence", "brier")}
+_OF_LABELS = ("ranked_accuracy", "label_macro_f1", "unparsable")  # rows above the others
 _LOSS_ROWS = {
     "predict": "token loss, label",
     "explain": "token loss, rationale",
@@ -18,7 +23,7 @@ _LOSS_ROWS = {
 
 
 def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | None = None) -> str:
-    """The results of an evaluation as a table: one line for each metric and each loss, in nats."""
+    """The results of an evaluation as a table: a row for each metric and each loss, in nats, of WIDTH at most."""
     rows = [
         (f"{metrics['dataset']} {metrics['split']}", f"{metrics['n']} examples" + _format_checkpoint(metrics)),
         ("label accuracy", _format_accuracy(metrics)),
@@ -27,15 +32,11 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
         rows.insert(1, ("student", _format_student(metrics)))
     for name, summary in metrics.get("components", {}).items():
         rows.append((f"label accuracy, {name}", f"{_format_accuracy(summary)}, {summary['n']} examples"))
-    for name, score in metrics["metrics"].items():
-        if name in SHARES:
-            rows.append((SHARES[name], _format_share(score, metrics["n"])))
-        elif name != "accuracy":
-            rows.append((NAMES.get(name, name), _format_metric(score, metrics["n"])))
-    rows += [
-        (NAMES.get(name, SHARES.get(name, name)), f"not available: {reason}")
-        for name, reason in metrics.get("not_available", {}).items()
-    ]
+    measured = dict(_metric_rows(metrics))
+    rows += [measured.pop(name) for name in _OF_LABELS if name in measured]
+    if "calibration" in metrics:
+        rows += calibration_rows(metrics["calibration"])
+    rows += measured.values()
     for name, text in _LOSS_ROWS.items():
         if name in metrics["loss"]:
             value = metrics["loss"][name]
@@ -49,8 +50,29 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
             rows.append((f"unknown tokens, {column}", f"{tokens}, for characters that the vocabulary lacks"))
     if metrics.get("lost_labels"):
         rows.append(("labels not in the vocabulary", f"{metrics['lost_labels']}: no answer to them is correct"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    width = max((len(name) for name, _ in rows if len(name) <= _MAX_NAME), default=_MAX_NAME)
+    return "\n".join(_format_row(name, value, width) for name, value in rows)
+
+
+def _metric_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """By name the row of each metric, without those that calibration_rows says in words."""
+    for name, score in metrics["metrics"].items():
+        if name == "unparsable":
+            count = f"{round(score['value'] * score['n'])} of {score['n']}"
+            yield name, (SHARES[name], f"{count}, {_format_share(score, metrics['n'])}")
+        elif name in SHARES:
+            yield name, (SHARES[name], _format_share(score, metrics["n"]))
+        elif name != "accuracy" and not ("calibration" in metrics and name in _IN_WORDS):
+            yield name, (NAMES.get(name, name), _format_metric(score, metrics["n"]))
+    for name, reason in metrics.get("not_available", {}).items():
+        yield name, (NAMES.get(name, SHARES.get(name, name)), f"not available: {reason}")
+
+
+def _format_row(name: str, value: str, width: int) -> str:
+    """A name in a column of `width` characters, and its value, on several lines where it is long."""
+    lines = textwrap.wrap(value, WIDTH - width - 2, break_long_words=False, break_on_hyphens=False)
+    start = f"{name}\n{' ' * width}" if len(name) > width else f"{name:<{width}}"
+    return f"{start}  " + f"\n{' ' * (width + 2)}".join(lines)
 
 
 def _format_checkpoint(metrics: Mapping[str, Any]) -> str:
@@ -103,4 +125,4 @@ def format_examples(predictions: Sequence[Prediction]) -> str:
 
 
 def _wrap(name: str, text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent=f"  {name:<9}", subsequent_indent=" " * 11)
+    return textwrap.fill(text, WIDTH, initial_indent=f"  {name:<9}", subsequent_indent=" " * 11)

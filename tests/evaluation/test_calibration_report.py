@@ -109,6 +109,17 @@ def test_words_say_what_is_out_of_the_ordinary() -> None:
     assert in_words(describe(one, draws=DRAWS)) == "from examples of one cluster nothing can be said"
 
 
+def test_answers_that_are_all_right_may_be_those_of_a_calibrated_student() -> None:
+    """At a confidence of 99.5% a calibrated student answers all of 200 questions with probability .37."""
+    sure = Confidences(np.linspace(0.99, 1.0, 200), np.ones(200), np.arange(200))
+    part = describe(sure, draws=DRAWS)
+    low, high = part["overconfidence"]["interval"]
+    assert low == pytest.approx(-0.005) and high > 0.01
+    assert in_words(part).startswith("no worse than a calibrated student's would look; underconfident by 0.5 points")
+    unsure = Confidences(np.full(200, 0.9) + np.linspace(0, 0.01, 200), np.ones(200), np.arange(200))
+    assert in_words(describe(unsure, draws=DRAWS)).startswith("underconfident by 9.5 points (95% interval 7.6 to 9.5)")
+
+
 def test_intervals_widen_with_clusters() -> None:
     """Copies of an example in one cluster are one example."""
     single = answers(300)
