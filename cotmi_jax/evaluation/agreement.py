@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from cotmi_jax.data.labels import Value, equal_values, evaluate_expression
 from cotmi_jax.data.tasks import ANSWER_MARK
-from cotmi_jax.evaluation.scores import Prediction, Score, clustered_share, share
+from cotmi_jax.evaluation.confidences import cluster_keys
+from cotmi_jax.evaluation.scores import Prediction, Score, clustered_share, share_by_cluster
 
 MAX_LABELS = 20  # a set with more different gold labels is not closed: its labels are no candidates
 
@@ -191,25 +192,28 @@ def permuted(answers: Sequence[object], labels: Sequence[object]) -> Score:
 
 
 def agreement(predictions: Sequence[Prediction]) -> dict[str, Score]:
-    """Shares of rationales, all of which count, with Wilson intervals over examples, which are taken as independent.
+    """Shares of rationales, all of which count, with intervals that take clusters of examples as independent.
 
     agreement: the answer of the rationale is the student's own label; agreement_gold: the gold label;
     agreement_permuted: the own label of another example, in expectation over all other examples; no_answer: no answer
-    can be read; it stands alone where none can. Nothing for predictions without rationales or without candidates.
+    can be read; it stands alone where none can. Nothing for predictions without rationales or without candidates. The
+    interval of agreement_permuted takes examples as independent.
     """
-    triples = [each for each in read_answers(predictions) if each is not None]
-    if not triples:
+    found = zip(read_answers(predictions), cluster_keys(predictions), strict=True)
+    known = [(each, cluster) for each, cluster in found if each is not None]
+    if not known:
         return {}
-    answers, own, gold = zip(*triples, strict=True)
+    clusters = [cluster for _, cluster in known]
+    answers, own, gold = zip(*(each for each, _ in known), strict=True)
     read = [answer is not None for answer in answers]
-    no_answer = {"no_answer": share([not hit for hit in read])}
+    no_answer = {"no_answer": share_by_cluster([not hit for hit in read], clusters)}
     if not any(read):
         return no_answer
     scores = {
-        "agreement": share([hit and a == b for hit, a, b in zip(read, answers, own, strict=True)]),
-        "agreement_gold": share([hit and a == b for hit, a, b in zip(read, answers, gold, strict=True)]),
+        name: share_by_cluster([hit and a == b for hit, a, b in zip(read, answers, labels, strict=True)], clusters)
+        for name, labels in (("agreement", own), ("agreement_gold", gold))
     }
-    if len(triples) >= 3:
+    if len(known) >= 3:
         scores["agreement_permuted"] = permuted(answers, own)
     return scores | no_answer
 
@@ -217,21 +221,33 @@ def agreement(predictions: Sequence[Prediction]) -> dict[str, Score]:
 def steps(predictions: Sequence[Prediction]) -> dict[str, Score]:
     """The arithmetic of rationales of examples whose gold label has a value; nothing without such rationales.
 
-    true_steps: share of steps whose sides are equal; the interval takes rationales as independent, not their steps.
-    sound_rationales: share of rationales that have a step, whose steps are all true, and whose operands are all numbers
-    of the input or results of earlier steps. no_steps: share of rationales without a step.
+    Intervals take clusters of examples as independent, not their steps. true_steps: share of steps whose sides are
+    equal. sound_rationales: share of rationales that have a step, whose steps are all true, and whose operands are all
+    numbers of the input or results of earlier steps. no_steps: share of rationales without a step.
     """
     of_values = [each for each in predictions if evaluate_expression(each["label"]) is not None]
-    texts = [(each["predicted_rationale"], each["input"]) for each in of_values]
-    read = [(read_steps(rationale), story) for rationale, story in texts if rationale is not None]
+    texts = zip(of_values, cluster_keys(of_values), strict=True)
+    read = [
+        (read_steps(each["predicted_rationale"]), each["input"], cluster)
+        for each, cluster in texts
+        if each["predicted_rationale"] is not None
+    ]
     if not read:
         return {}
-    true = [[is_true(step) for step in found] for found, _ in read]
+    true = [[is_true(step) for step in found] for found, _, _ in read]
+    clusters = [cluster for _, _, cluster in read]
     scores: dict[str, Score] = {}
     if any(true):
-        scores["true_steps"] = clustered_share([sum(each) for each in true], [len(each) for each in true])
+        hits, totals = Counter[str](), Counter[str]()
+        for each, cluster in zip(true, clusters, strict=True):
+            hits[cluster] += sum(each)
+            totals[cluster] += len(each)
+        scores["true_steps"] = clustered_share([hits[cluster] for cluster in totals], [*totals.values()])
     sound = [
         bool(found) and all(each) and _is_grounded(found, story)
-        for (found, story), each in zip(read, true, strict=True)
+        for (found, story, _), each in zip(read, true, strict=True)
     ]
-    return scores | {"sound_rationales": share(sound), "no_steps": share([not each for each in true])}
+    return scores | {
+        "sound_rationales": share_by_cluster(sound, clusters),
+        "no_steps": share_by_cluster([not each for each in true], clusters),
+    }

@@ -14,8 +14,9 @@ from cotmi_jax.data.counterfactual_equations import change_number
 from cotmi_jax.data.counterfactual_texts import exchange_places
 from cotmi_jax.data.example import Example
 from cotmi_jax.evaluation.agreement import Answers, read_answers
+from cotmi_jax.evaluation.confidences import cluster_keys
 from cotmi_jax.evaluation.probe import Probe
-from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, cluster_of, clustered_share
+from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
 
 COST = "decodes a label and a rationale of an edited input for each example, about as long as the evaluation itself"
 _SEED = 0  # of the edits: the same for all students
@@ -50,8 +51,11 @@ def covariation(probe: Probe) -> dict[str, Any]:
         reason = "no input has a number of its label that can be changed, or answer choices that can be exchanged"
         return {"covariation": NotAvailable(not_available=reason)}
     before, after = [probe.predictions[row] for row in rows], probe.answer(edited)
+    kept = set(rows)
     scores: dict[str, Any] = {
-        "covariation_edited": _shared([row in set(rows) for row in range(len(probe.examples))], probe.predictions)
+        "covariation_edited": share_by_cluster(
+            [row in kept for row in range(len(probe.examples))], cluster_keys(probe.predictions)
+        )
     }
     moves = [new.label.strip() != old["label"].strip() for new, old in zip(edited, before, strict=True)]
     for name, wanted in (("covariation", True), ("invariance", False)):
@@ -68,7 +72,7 @@ def _shares(name: str, before: Sequence[Prediction], after: Sequence[Prediction]
         label, rationale = ([holds(part, *pair) for pair in pairs] for part in ("label", "rationale"))
         both = [a and b for a, b in zip(label, rationale, strict=True)]
         for part, hits in (("label", label), ("rationale", rationale), ("both", both)):
-            scores[f"{name}_{part}{suffix}"] = _shared(hits, before)
+            scores[f"{name}_{part}{suffix}"] = share_by_cluster(hits, cluster_keys(before))
         if not suffix:
             chance = scores[f"{name}_label"]["value"] * scores[f"{name}_rationale"]["value"]
             scores[f"{name}_both_by_chance"] = Score(value=chance, interval=None, n=len(before))
@@ -82,10 +86,3 @@ def _changes(part: str, before: Answers | None, after: Answers | None) -> bool:
 
 def _is_right(part: str, before: Answers | None, after: Answers | None) -> bool:
     return all(answers is not None and getattr(answers, part) == answers.gold for answers in (before, after))
-
-
-def _shared(hits: Sequence[bool], predictions: Sequence[Prediction]) -> Score:
-    """The share of hits, with an interval over the clusters of the predictions."""
-    cluster_N = np.unique([cluster_of(each) for each in predictions], return_inverse=True)[1]
-    hit_G = np.bincount(cluster_N, weights=np.asarray(hits, np.float64))
-    return clustered_share(hit_G.astype(int).tolist(), np.bincount(cluster_N).tolist())

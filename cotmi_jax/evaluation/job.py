@@ -13,7 +13,7 @@ from cotmi_jax.data.corpus import Component, LoadedCorpus
 from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.data.lost_labels import find_lost_labels
 from cotmi_jax.data.run_data import load_data, tokenize
-from cotmi_jax.data.tasks import EXPLAIN, find_objective
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT, find_objective, task_input
 from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.calibration_report import FITTING_EXAMPLES, calibrate
@@ -37,6 +37,7 @@ from cotmi_jax.evaluation.subject import Subject, find_subject
 from cotmi_jax.experiment import eval_decoding, initial_params
 from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
+from cotmi_jax.inference.continuation import Continuation
 from cotmi_jax.parallel.distributed import barrier, is_main_process
 from cotmi_jax.parallel.mesh import batch_shards
 
@@ -225,7 +226,18 @@ def _make_probe(
     fit = None
     if cross_fit is not None and trained.config is not None:
         fit = functools.partial(cross_fit, trained.config, trained.vocabulary, trained.mesh)
-    return Probe(config, examples, predictions, answer, fit)
+    continuation = Continuation(trained.student, trained.params, trained.vocabulary, trained.mesh)
+
+    def continue_after(asked: Sequence[Example], beginnings: Sequence[str]) -> list[str]:
+        return continuation(
+            [task_input(example.input, config.objective.name, PREDICT) for example in asked],
+            beginnings,
+            batch_size=config.eval.batch_size,
+            max_input=config.data.max_input_tokens,
+            max_new=config.eval.max_decode_tokens,
+        )
+
+    return Probe(config, examples, predictions, answer, fit, continue_after)
 
 
 def _answer_valid(subject: Subject, corpus: Corpus, split_name: str, evaluator: Evaluator) -> list[Prediction] | str:

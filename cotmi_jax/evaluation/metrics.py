@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypedDict, TypeVar
 
 from cotmi_jax.errors import UserError, unknown_name
-from cotmi_jax.evaluation import covariation, simulatability
+from cotmi_jax.evaluation import covariation, interventions, simulatability
 from cotmi_jax.evaluation.agreement import agreement, steps
 from cotmi_jax.evaluation.calibration_report import calibration_scores
 from cotmi_jax.evaluation.confidences import cluster_keys
@@ -72,6 +72,7 @@ METRICS: dict[str, Metric] = {
     "steps": Metric(steps, reads_rationales=True),
     "rationale_overlap": Metric(rationale_overlap, reads_rationales=True, argument="an encoder of sentences"),
     "covariation": Metric(covariation.covariation, asks_student=True, cost=covariation.COST),
+    "interventions": Metric(interventions.interventions, asks_student=True, cost=interventions.COST),
     "simulatability": Metric(
         simulatability.simulatability, asks_student=True, argument="steps of a simulator", cost=simulatability.COST
     ),

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cotmi_jax.evaluation.comparison import items_interval
-from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, cluster_of, clustered_share
+from cotmi_jax.evaluation.confidences import cluster_numbers
+from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
 
 DEFAULT_ENCODER = "wordllama"  # static token embeddings of 256 dimensions, in the package's own files
 COPIED = (1, 4)  # words of the n-grams whose share is reported
@@ -53,7 +54,7 @@ def rationale_overlap(predictions: Sequence[Prediction], encoder: str = DEFAULT_
     if not explained:
         return {}
     own = [(each["predicted_rationale"] or "").strip() for each in explained]
-    cluster_N = np.unique([cluster_of(each) for each in explained], return_inverse=True)[1]
+    cluster_N = cluster_numbers(explained)
     taught = [row for row, each in enumerate(explained) if (each["teacher_rationale"] or "").strip()]
     scores: dict[str, Any] = {}
     if taught:
@@ -69,8 +70,7 @@ def rationale_overlap(predictions: Sequence[Prediction], encoder: str = DEFAULT_
         rows = [row for row, share in enumerate(shares) if share is not None]
         if rows:
             scores[f"copied_{size}grams"] = _mean([shares[row] or 0.0 for row in rows], cluster_N[rows])
-    empty_G = np.bincount(cluster_N, weights=[not text for text in own]).astype(int)
-    scores["empty_rationales"] = clustered_share(empty_G.tolist(), np.bincount(cluster_N).tolist())
+    scores["empty_rationales"] = share_by_cluster([not text for text in own], cluster_N.tolist())
     return scores
 
 

@@ -34,6 +34,7 @@ class Probe:
     predictions: its answers to `examples`, in order.
     answer: examples → its answers to their inputs, decoded as the predictions were.
     cross_fit: trains students of its size from its initial weights; None: these are not known.
+    continue_after: examples and the beginnings of its outputs for the task of labels → the outputs, decoded greedily.
     """
 
     config: ConfigDict
@@ -41,6 +42,7 @@ class Probe:
     predictions: Sequence[Prediction]
     answer: Callable[[Sequence[Example]], list[Prediction]]
     cross_fit: CrossFit | None = None
+    continue_after: Callable[[Sequence[Example], Sequence[str]], list[str]] | None = None
 
     @property
     def spec(self) -> ObjectiveSpec:

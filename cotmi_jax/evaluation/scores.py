@@ -52,11 +52,6 @@ class NotAvailable(TypedDict):
     not_available: str
 
 
-def cluster_of(prediction: Prediction) -> str:
-    """The key that dependent examples have in common; of a file without clusters the example's own id."""
-    return prediction.get("cluster") or prediction["id"]
-
-
 def wilson(share: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """The score interval of a share of n: all p with |share − p| ≤ z √(p(1−p)/n) (Wilson 1927).
 

@@ -17,8 +17,9 @@ from cotmi_jax.data.example import EOS_TEXT, Example
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.agreement import MAX_LABELS, candidates_of
 from cotmi_jax.evaluation.comparison import items_interval
+from cotmi_jax.evaluation.confidences import cluster_numbers
 from cotmi_jax.evaluation.probe import Probe
-from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, cluster_of
+from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score
 
 STEPS, BATCH = 400, 32
 COST = "trains two students for 400 steps on this split's predictions; minutes on a CPU for a tiny one"
@@ -70,7 +71,7 @@ def simulatability(probe: Probe, steps: str = str(STEPS)) -> dict[str, Any]:
         reason = "simulators start from the initial weights of the student's training, which are not known here"
         return {"simulatability": NotAvailable(not_available=reason)}
     kept = [each for each in probe.predictions if each["predicted_label"].strip() and each["predicted_rationale"]]
-    cluster_N = np.unique([cluster_of(each) for each in kept], return_inverse=True)[1]
+    cluster_N = cluster_numbers(kept)
     if len(np.unique(cluster_N)) < 10:
         reason = f"{len(np.unique(cluster_N))} clusters of examples with label and rationale: at least 10 are needed"
         return {"simulatability": NotAvailable(not_available=reason)}

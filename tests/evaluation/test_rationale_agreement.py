@@ -120,6 +120,17 @@ def test_choices_of_the_example_come_before_those_of_the_set() -> None:
     assert found["agreement"]["value"] == 0.5 and found["no_answer"]["value"] == 0.5
 
 
+def test_examples_of_a_cluster_count_as_one() -> None:
+    """Four alike answers of each of three clusters say no more than one each."""
+    rows = [(f"2 + {n} = {2 + n + (n == 2)}", str(2 + n), n) for n in (1, 2, 3) for _ in range(4)]
+    lines = [prediction(rationale, own, own, f"2, {n}") | {"cluster": f"s/{n}"} for rationale, own, n in rows]
+    found = agreement(lines) | steps(lines)
+    for name in ("agreement", "agreement_gold", "true_steps", "sound_rationales"):
+        value = found[name]
+        assert (value["value"], value["n"]) == (pytest.approx(2 / 3), 12)
+        assert value["interval"] == clustered_share([4, 0, 4], [4, 4, 4])["interval"] != wilson_interval(8, 12)
+
+
 def test_the_permuted_share_is_the_mean_over_all_pairs_of_two_examples() -> None:
     answers, labels = [1, 2, 2, None, 3], [1, 2, 3, None, 2]
     pairs = [answers[i] is not None and answers[i] == labels[j] for i, j in itertools.permutations(range(5), 2)]
