@@ -1,7 +1,8 @@
 """Predict labels and rationales of input lines: python -m cotmi_jax.predict --model=W --task=both < problems.txt.
 
 A line of standard input is a text, or a JSON object with the text in `input`, whose other fields the answer repeats; a
-field that the answer uses itself, such as a gold `label`, is kept in `given`. Each answer is a line of JSON.
+field that the answer uses itself, such as a gold `label`, is kept in `given`. Each answer is a line of JSON. The labels
+that a line's list `choices` holds, or else --candidates, are ranked by their probability.
 """
 
 from cotmi_jax import cli  # isort: skip  (quiets tensorflow before anything imports it)
@@ -30,7 +31,13 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 _SCORES = flags.DEFINE_bool(
     "scores",
     False,
-    "Add sum and mean of the log-probabilities of each output's tokens, in nats, as label_score and so on.",
+    "Add sum and mean of the log-probabilities of each output's tokens, in nats, as label_score and so on, and the "
+    "confidence of the label.",
+)
+_CANDIDATES = flags.DEFINE_list(
+    "candidates",
+    [],
+    "Labels to rank by their probability, separated by commas, for lines without a field choices of their own.",
 )
 _VOCABULARY = flags.DEFINE_string("vocabulary", None, "Vocabulary of a Hugging Face --model that has none.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "If --model is a workdir: best (on valid), latest, or a step.")
@@ -91,9 +98,10 @@ def main() -> None:
             seed=_SEED.value,
             num_samples=_NUM_SAMPLES.value,
             scores=_SCORES.value,
+            candidates=[candidate.strip() for candidate in _CANDIDATES.value],
         )
         skip = (lambda reason: print(f"skipped: {reason}", file=sys.stderr)) if _BAD_LINES.value == "skip" else None
-        lines = read_lines(OpenStream(sys.stdin.fileno()), _FORMAT.value, skip)
+        lines = read_lines(OpenStream(sys.stdin.fileno()), _FORMAT.value, skip, predictor.check)
         for answers in predictor.answers(lines, 1 if sys.stdin.isatty() else _BATCH_SIZE.value):
             for line, samples in answers:
                 sys.stdout.buffer.write(f"{line.answered(samples)}\n".encode())

@@ -17,9 +17,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from cotmi_jax.data.example import Example
+from cotmi_jax.data.lost_labels import find_lost_labels
 from cotmi_jax.data.tasks import PREDICT, ObjectiveName, find_objective
 from cotmi_jax.data.tokens import Ragged
 from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
+from cotmi_jax.errors import UserError, shown
 from cotmi_jax.models.student import Params, Student, StudentDef
 from cotmi_jax.objectives.token_scan import scan_tokens
 from cotmi_jax.parallel.batch import constrain_batch, make_process_rows, put_batch
@@ -191,6 +193,17 @@ def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
             break
         shared += 1
     return shared
+
+
+def check_candidates(candidates: Sequence[str], vocabulary: Vocabulary, objective: ObjectiveName, where: str) -> None:
+    """Raises UserError unless they are at least two, different, not blank, and in the vocabulary."""
+    if len(candidates) < 2 or not all(each.strip() for each in candidates):
+        raise UserError(f"{where} {shown(list(candidates))}: give at least 2 candidates, none of them blank")
+    if len({each.strip() for each in candidates}) < len(candidates):
+        raise UserError(f"{where} {shown(list(candidates))}: a candidate is there twice; give each once")
+    examples = [Example(where, "", each, "") for each in candidates]
+    for message in find_lost_labels(examples, vocabulary, objective).values():
+        raise UserError(f"{message}, which lacks a character of it: write the candidate otherwise, or leave it out")
 
 
 def ranked(choices: Iterable[str], log_p: Iterable[float]) -> list[tuple[str, float]]:

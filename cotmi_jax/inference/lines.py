@@ -70,6 +70,13 @@ class Line:
     text: str
     row: Mapping[str, Any] | None = None
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The candidate labels of the line: the field `choices` of its object, where that is a list of texts."""
+        given = None if self.row is None else self.row.get("choices")
+        is_list = isinstance(given, list) and all(isinstance(choice, str) for choice in given)
+        return tuple(choice.strip() for choice in given or ()) if is_list else ()
+
     def answered(self, samples: Sequence[Answer]) -> str:
         r"""The line of JSON that answers it, without "\n": its own fields, then those of its answer.
 
@@ -87,13 +94,17 @@ class Line:
 
 
 def read_lines(
-    stream: Stream, form: Format = "auto", skip: Callable[[str], None] | None = None
+    stream: Stream,
+    form: Format = "auto",
+    skip: Callable[[str], None] | None = None,
+    check: Callable[[Line], None] = lambda line: None,
 ) -> Iterator[Line | None]:
     r"""The lines of a stream, split at "\n" only, without surrounding whitespace; of an OpenStream, None before each
     line that is not at hand.
 
     form: "text", or "jsonl" for JSON objects with a text `input`; "auto": jsonl if the first line begins an object.
     skip: is called with the reason for each line that cannot be used; None: such a line raises UserError.
+    check: raises UserError for a line that cannot be used.
 
     Raises:
       UserError: a line that cannot be used; with `skip`, if no line can.
@@ -110,6 +121,7 @@ def read_lines(
                 form = "jsonl" if re.match(rb'\s*\{\s*["}]', content) else "text"
         try:
             line = _parse(content, number, form)
+            check(line)
         except UserError as error:
             if skip is None:
                 raise

@@ -5,13 +5,16 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from cotmi_jax.data.tasks import DEFAULT_OBJECTIVE, EXPLAIN, PREDICT, ObjectiveName, find_objective, task_input
 from cotmi_jax.data.tokens import Ragged, round_up
 from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
 from cotmi_jax.errors import UserError
+from cotmi_jax.inference.candidates import LabelOutput, LabelScorer, LabelScores, check_candidates, ranked
 from cotmi_jax.inference.lines import Answer, Line, log_probability
+from cotmi_jax.inference.segments import Tokens
 from cotmi_jax.models.decoding import Decoding, generate
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.parallel.batch import put_batch
@@ -27,13 +30,14 @@ class Output(NamedTuple):
     """What the student wrote for an input: log_p is its log-probability in nats (None: not asked for), tokens their
     number with eos.
 
-    truncated: whether the input was cut to the limit.
+    truncated: whether the input was cut to the limit. label: scores of the label and of its candidates, if asked for.
     """
 
     text: str
     log_p: float | None
     tokens: int
     truncated: bool
+    label: LabelScores | None = None
 
 
 def padded_length(longest: int) -> int:
@@ -47,11 +51,14 @@ class Predictor:
     """Generates a label, a rationale or both for texts; for the task raw, the output without a task prefix.
 
     objective None (the training is not known) means the prefixes of DEFAULT_OBJECTIVE. num_samples: answers per input,
-    by sampling. scores: add the log-probability of each output to its answer, as {label,rationale,output}_score; an
-    output that holds both label and rationale has an output_score.
+    by sampling. scores: add the log-probability of each output to its answer, as {label,rationale,output}_score, and
+    the confidence of the label; an output that holds both label and rationale has an output_score. candidates: labels
+    to rank for each line that has no choices of its own; an answer to a line with candidates has its label's confidence
+    and `candidates`, with log_p in nats and the probability among them.
 
     Raises:
-      UserError: the task needs rationales and the student's objective has none, or several samples without sampling.
+      UserError: the task needs rationales and the student's objective has none, several samples without sampling, or
+        candidates that cannot be ranked.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class Predictor:
         max_input_tokens: int = 1024,
         num_samples: int = 1,
         scores: bool = False,
+        candidates: Sequence[str] = (),
     ):
         self._objective = objective or DEFAULT_OBJECTIVE
         self._spec = find_objective(self._objective)
@@ -79,17 +87,38 @@ class Predictor:
             raise UserError(
                 f"--num_samples={num_samples}: --method={decoding.method} gives one answer; use --method=sample"
             )
+        if candidates and task not in ("predict", "both"):
+            raise UserError(f"--candidates ranks labels, and --task={task} gives none: use --task=predict")
+        if candidates:
+            check_candidates(candidates, vocabulary, self._objective, "--candidates")
+        self._candidates = tuple(candidates)
         self._params, self._vocabulary, self._mesh, self._task = params, vocabulary, mesh, task
         self._decoding, self._num_samples, self._scores = decoding, num_samples, scores
         self._limit, self._key, self._batches = max_input_tokens, jax.random.key(seed), 0
         self._shards = batch_shards(mesh)
+        self._labels = LabelScorer(student, vocabulary, self._objective, mesh)
+        self._encode = jax.jit(lambda params, inputs_BxS: student.bind(params).encode(inputs_BxS))
         self._generate = jax.jit(
-            lambda params, inputs_BxS, key: generate(student.bind(params), inputs_BxS, decoding, key, scores=scores),
+            lambda params, inputs_BxS, key, encoded_BxSxD=None, *, scores: generate(
+                student.bind(params), inputs_BxS, decoding, key, encoded_BxSxD, scores=scores
+            ),
+            static_argnames="scores",
             out_shardings=replicated(mesh),
         )
 
-    def _outputs(self, inputs: Sequence[str], batch_size: int) -> list[Output]:
-        """The student's output for each input, in order; several batches are sorted by length."""
+    def check(self, line: Line) -> None:
+        """Raises UserError for a line with choices that cannot be ranked."""
+        if line.choices and self._task in ("predict", "both"):
+            where = f"line {line.number} of the input: choices"
+            check_candidates(line.choices, self._vocabulary, self._objective, where)
+
+    def _outputs(
+        self, inputs: Sequence[str], batch_size: int, choices: Sequence[Sequence[str]] | None = None
+    ) -> list[Output]:
+        """The student's output for each input, in order; several batches are sorted by length.
+
+        choices: of label outputs, the candidates of each input.
+        """
         encoded = self._vocabulary.encode(inputs)
         ragged = Ragged.of([[*ids[: self._limit - 1], EOS_ID] for ids in encoded])
         order = np.arange(len(inputs))
@@ -104,33 +133,50 @@ class Predictor:
                 {"inputs": ragged.padded(rows, padded_length(int(ragged.lengths[chosen].max())))}, self._mesh
             )
             key, self._batches = jax.random.fold_in(self._key, self._batches), self._batches + 1
-            tokens_BxT, score_B = jax.device_get(self._generate(self._params, batch["inputs"], key))
-            for place, row in enumerate(chosen):
-                score = None if score_B is None else float(score_B[place])
-                found[row] = self._output(tokens_BxT[place], score, len(encoded[row]) + 1 > self._limit)
+            asked = None if choices is None else [choices[row] for row in chosen]
+            is_cut = [len(encoded[row]) + 1 > self._limit for row in chosen]
+            found |= zip(chosen, self._outputs_of_batch(batch["inputs"], key, is_cut, asked), strict=True)
         return [found[row] for row in range(len(inputs))]
 
-    def _output(self, ids_T: np.ndarray, score: float | None, truncated: bool) -> Output:
-        ends = np.flatnonzero(ids_T == EOS_ID)
-        tokens = int(ends[0]) + 1 if len(ends) else len(ids_T)
-        # The score of a beam is divided by a power of its length.
-        power = self._decoding.length_penalty if self._decoding.method == "beam" else 0.0
-        log_p = None if score is None else score * tokens**power
-        return Output(self._vocabulary.decode(ids_T), log_p, tokens, truncated)
+    def _outputs_of_batch(
+        self, inputs_BxS: Array, key: Array, is_cut: Sequence[bool], choices: Sequence[Sequence[str]] | None
+    ) -> list[Output]:
+        """Of the first rows of a batch, as many as is_cut has."""
+        # Candidates are scored over the encoder states from which the label is generated.
+        scores_labels = choices is not None and (self._scores or any(choices))
+        encoded_BxSxD = self._encode(self._params, inputs_BxS) if scores_labels else None
+        scores = self._scores or scores_labels
+        found = self._generate(self._params, inputs_BxS, key, encoded_BxSxD, scores=scores)
+        generated = Tokens(*jax.device_get(found))
+        outputs = []
+        for row, truncated in enumerate(is_cut):
+            text, log_p = self._vocabulary.decode(generated.tokens[row]), generated.log_p(row, self._decoding)
+            outputs.append(Output(text, log_p, generated.length(row), truncated))
+        if choices is None or encoded_BxSxD is None:
+            return outputs
+        asked = [
+            LabelOutput(row, generated.tokens[row], output.text, output.log_p, choices[row])
+            for row, output in enumerate(outputs)
+        ]
+        labels = self._labels(self._params, inputs_BxS, encoded_BxSxD, asked)
+        return [output._replace(label=label) for output, label in zip(outputs, labels, strict=True)]
 
-    def _task_outputs(self, texts: Sequence[str], task: str, batch_size: int) -> list[Output]:
-        return self._outputs([task_input(text, self._objective, task) for text in texts], batch_size)
+    def _task_outputs(
+        self, texts: Sequence[str], task: str, batch_size: int, choices: Sequence[Sequence[str]] | None = None
+    ) -> list[Output]:
+        return self._outputs([task_input(text, self._objective, task) for text in texts], batch_size, choices)
 
-    def _sample(self, texts: Sequence[str], batch_size: int) -> list[Answer]:
-        """An answer to each text."""
-        columns: dict[str, list[str]] = {}
+    def _sample(self, lines: Sequence[Line], batch_size: int) -> list[Answer]:
+        """An answer to each line."""
+        texts, choices = [line.text for line in lines], [line.choices or self._candidates for line in lines]
+        columns, labels = dict[str, list[str]](), list[Output]()
         scored: dict[str, list[Output]] = {}
         if self._task == "raw":
             scored["output"] = last = self._outputs(texts, batch_size)
             columns["output"] = [output.text for output in last]
         if self._task in ("predict", "both") or (self._task == "explain" and EXPLAIN not in self._spec.tasks):
-            last = self._task_outputs(texts, PREDICT, batch_size)
-            scored["output" if self._spec.read_rationale else "label"] = last
+            last = self._task_outputs(texts, PREDICT, batch_size, None if self._task == "explain" else choices)
+            scored["output" if self._spec.read_rationale else "label"] = labels = last
             if self._task != "explain":
                 columns["label"] = [self._spec.read_label(output.text) for output in last]
             if self._spec.read_rationale is not None and self._task != "predict":
@@ -142,15 +188,29 @@ class Predictor:
         for row, output in enumerate(last):
             answer: Answer = {name: values[row] for name, values in columns.items()}
             for name, outputs in scored.items():
-                _, log_p, tokens, _ = outputs[row]
-                if log_p is not None:
+                log_p, tokens = outputs[row].log_p, outputs[row].tokens
+                if self._scores and log_p is not None:
                     answer[f"{name}_score"] = log_probability(log_p, tokens)
+            if labels:
+                answer |= self._scored(labels[row], choices[row])
             answers.append(answer | ({"input_truncated": True} if output.truncated else {}))
         return answers
 
+    def _scored(self, output: Output, choices: Sequence[str]) -> Answer:
+        """Confidence of a label, and its candidates, the most probable first."""
+        if output.label is None or not (self._scores or choices):
+            return {}
+        answer: Answer = {"confidence": output.label.confidence}
+        if choices:
+            found = ranked(choices, output.label.log_p)
+            total = np.logaddexp.reduce(output.label.log_p)
+            answer["candidates"] = [
+                {"label": text, "log_p": log_p, "probability": float(np.exp(log_p - total))} for text, log_p in found
+            ]
+        return answer
+
     def _answered(self, lines: Sequence[Line], batch_size: int) -> list[tuple[Line, list[Answer]]]:
-        texts = [line.text for line in lines]
-        samples = [self._sample(texts, batch_size) for _ in range(self._num_samples)]
+        samples = [self._sample(lines, batch_size) for _ in range(self._num_samples)]
         return [(line, list(each)) for line, *each in zip(lines, *samples, strict=True)]
 
     def answers(self, lines: Iterable[Line | None], batch_size: int) -> Iterator[list[tuple[Line, list[Answer]]]]:

@@ -1,6 +1,7 @@
 """Candidate labels: their log-probabilities are those of transformers, and depend on nothing but input and label."""
 
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from jax.sharding import Mesh
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tokens import Ragged
 from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
+from cotmi_jax.errors import UserError
 from cotmi_jax.inference.candidates import LabelOutput, LabelScorer, LabelScores, Target, TargetScorer, ranked
+from cotmi_jax.inference.lines import Answer, Line, read_lines
+from cotmi_jax.inference.predictor import Predictor
+from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.parallel.batch import put_batch
@@ -28,7 +33,13 @@ CONFIG = helpers.small_config(vocab_size=512, d_model=32, num_encoder_layers=1, 
 STUDENT = StudentDef.of(CONFIG)
 INPUTS = ("Two pens and 3 pens.", "How many are left?", "4 boxes", "Tom has 12 pens and gives away 5 of them.")
 # Of any number and length; the third input has none.
-CHOICES = (("5", "( 2 + 3 )", "none of them"), ("7",), (), tuple(f"{n} pens" for n in range(6)))
+CHOICES: tuple[tuple[str, ...], ...] = (
+    ("5", "( 2 + 3 )", "none of them"),
+    ("7",),
+    (),
+    tuple(f"{n} pens" for n in range(6)),
+)
+ASKED = tuple(zip(INPUTS, CHOICES, strict=True))
 
 
 @functools.cache
@@ -136,3 +147,73 @@ def test_an_output_without_a_label_has_candidates_but_no_confidence() -> None:
 
 def test_choices_are_ranked_and_ties_keep_their_order() -> None:
     assert ranked(("a", "b", "c", "d"), (-2.0, -1.0, -3.0, -1.0)) == [("b", -1), ("d", -1), ("a", -2), ("c", -3)]
+
+
+# The command predict.
+
+
+def predict(lines: list[Line], objective: str = "standard", **settings: Any) -> list[Answer]:
+    settings = {"task": "predict", "decoding": Decoding(max_tokens=4)} | settings
+    with jax.set_mesh(mesh := small_mesh()):
+        predictor = Predictor(STUDENT, params(), VOCABULARY, objective, mesh, **settings)
+        for line in lines:
+            predictor.check(line)
+        return [answer for window in predictor.answers(lines, 4) for _, (answer,) in window]
+
+
+def test_predict_ranks_the_choices_of_a_line_or_those_given_for_all() -> None:
+    rows = [{"input": text, "choices": list(choices)} if len(choices) > 1 else None for text, choices in ASKED]
+    lines = [Line(number, text, row) for number, ((text, _), row) in enumerate(zip(ASKED, rows, strict=True))]
+    answers = predict(lines, candidates=("5", "( 2 + 3 )"))
+    for row, ((_, choices), answer) in enumerate(zip(ASKED, answers, strict=True)):
+        asked = choices if len(choices) > 1 else ("5", "( 2 + 3 )")
+        log_p = score(small_mesh(), [Target(row, ids) for ids in encoded(asked)])
+        expected = ranked(asked, log_p)
+        assert [each["label"] for each in answer["candidates"]] == [label for label, _ in expected]
+        np.testing.assert_allclose([each["log_p"] for each in answer["candidates"]], sorted(log_p)[::-1], atol=5e-5)
+        probability = [each["probability"] for each in answer["candidates"]]
+        assert sum(probability) == pytest.approx(1) and probability == sorted(probability, reverse=True)
+        assert list(answer) == ["label", "confidence", "candidates"] and 0 < answer["confidence"] < 1
+
+
+def test_an_answer_to_a_line_without_candidates_stays_as_it_was() -> None:
+    line = Line(1, INPUTS[0], {"input": INPUTS[0], "choices": {"a": "of another form"}})
+    chosen = Line(2, INPUTS[1], {"input": INPUTS[1], "choices": ["5", "7"]})
+    plain, ranks = predict([line, chosen])
+    assert list(plain) == ["label"] and list(ranks) == ["label", "confidence", "candidates"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (("yes",), r"\['yes'\]: give at least 2 candidates"),
+        (("yes", " "), "none of them blank"),
+        (("5", "7", "5"), "a candidate is there twice"),
+        (("5", "東"), "label '東' becomes '.*' in the vocabulary, which lacks a character of it"),
+    ],
+)
+def test_candidates_that_cannot_be_ranked_are_refused(choices: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=f"--candidates.*{message}"):
+        predict([], candidates=choices)
+    line = Line(7, INPUTS[0], {"input": INPUTS[0], "choices": list(choices)})
+    with pytest.raises(UserError, match=f"line 7 of the input: choices.*{message}"):
+        predict([line])
+
+
+@pytest.mark.parametrize("task", ["raw", "explain"])
+def test_candidates_need_a_task_that_gives_a_label(task: Any) -> None:
+    with pytest.raises(UserError, match=f"--candidates ranks labels, and --task={task} gives none"):
+        predict([], "dss", task=task, candidates=("5", "7"))
+
+
+def test_a_line_that_cannot_be_used_is_skipped_or_an_error() -> None:
+    content, skipped = b'{"input": "a", "choices": ["x"]}\n{"input": "b"}\n', list[str]()
+
+    def check(line: Line) -> None:
+        if line.choices == ("x",):
+            raise UserError(f"line {line.number}")
+
+    found = list(read_lines(io.BytesIO(content), "auto", skipped.append, check))
+    assert [line.text for line in found if line] == ["b"] and skipped == ["line 1"]
+    with pytest.raises(UserError, match="line 1"):
+        list(read_lines(io.BytesIO(content), "auto", None, check))

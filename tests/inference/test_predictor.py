@@ -133,7 +133,10 @@ MIXED = [" ".join(["pens"] * words) for words in (3, 40, 1, 9, 70, 2, 25, 5, 33,
 def observed(predictor: Predictor) -> list[tuple[int, int]]:
     """The shapes of the inputs that the student is given from now on."""
     shapes, generate = [], predictor._generate
-    predictor._generate = lambda params, inputs, key: (shapes.append(inputs.shape), generate(params, inputs, key))[1]
+    predictor._generate = lambda params, inputs, *rest, **settings: (
+        shapes.append(inputs.shape),
+        generate(params, inputs, *rest, **settings),
+    )[1]
     return shapes
 
 

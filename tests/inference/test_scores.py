@@ -88,5 +88,6 @@ def test_several_samples_need_sampling() -> None:
 def test_scores_are_named_after_the_output_they_belong_to() -> None:
     greedy = Decoding("greedy", max_tokens=2)
     ((_, (answer,)),) = next(make_predictor(greedy, task="both").answers([Line(1, TEXTS[0])], 8))
-    assert list(answer) == ["label", "rationale", "label_score", "rationale_score"]
+    assert list(answer) == ["label", "rationale", "label_score", "rationale_score", "confidence"]
     assert answer["label_score"].keys() == {"sum", "mean", "tokens"}
+    assert answer["confidence"] == pytest.approx(np.exp(answer["label_score"]["sum"]))
