@@ -83,22 +83,25 @@ def _rationale(line: Mapping[str, Any]) -> str:
     return str(line.get("predicted_rationale") or "").strip()
 
 
-def teacher_models(config: Mapping[str, Any]) -> list[str]:
-    """Names of the models that wrote the rationales a run was trained on; [] where they are not known.
+def teacher_models(config: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Names of the models that wrote the rationales a run was trained on, and whether they are known of all its data.
 
-    Those of a released set are in config.data.teacher; those of a file of `annotate` are in the report beside it.
+    That of a released set is in config.data.teacher; those of a file of `annotate` are in the report beside it. No
+    model wrote those of `arithmetic`.
     """
     names: list[str] = []
+    known = True
     for component in parse_dataset(config["data.dataset"]):
+        path = as_path(component.argument) if component.kind in FILE_KINDS else None
+        report = path and (path / f"train.{component.kind}" if path.is_dir() else path).with_suffix(".report.json")
         if component.kind == "released":
             names.append(config["data.teacher"])
-        elif component.kind in FILE_KINDS:
-            path = as_path(component.argument)
-            report = (path / f"train.{component.kind}" if path.is_dir() else path).with_suffix(".report.json")
-            if report.exists():
-                found = read_json(report, "remove or restore the report of annotate")
-                names += [str(name) for name in (found.get("model"), *(found.get("models") or ())) if name]
-    return list(dict.fromkeys(names))
+        elif report is not None and report.exists():
+            found = read_json(report, "remove or restore the report of annotate")
+            names += [str(name) for name in (found.get("model"), *(found.get("models") or ())) if name]
+        else:
+            known = known and component.kind == "arithmetic"
+    return list(dict.fromkeys(names)), known
 
 
 def is_same_model(one: str, other: str) -> bool:

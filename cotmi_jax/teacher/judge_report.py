@@ -119,7 +119,7 @@ def _warnings(result: Mapping[str, Any]) -> list[str]:
     teachers = ", ".join(result["teachers"])
     if result["judge_is_teacher"]:
         warnings.append(f"the judge wrote the rationales of the training data ({teachers}): models prefer their own")
-    elif not teachers:
+    elif not result["all_teachers_known"]:
         warnings.append("it is not known which model wrote the rationales of the training data, perhaps the judge")
     if result["repeats"] > 1 and result["settings"].get("temperature") == 0:
         warnings.append("at temperature 0 repeats are nearly the same answer: their agreement is no reliability")

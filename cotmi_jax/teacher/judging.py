@@ -212,7 +212,8 @@ class Judging:
         runs = [self.run] if self.other is None else [self.run, self.other]
         model = self.service.endpoint.model
         models = Counter(record.model for responses in records.values() for record in responses)
-        teachers = {name: None for run in runs for name in teacher_models(run.config)}
+        found = [teacher_models(run.config) for run in runs]
+        teachers = list(dict.fromkeys(name for names, _ in found for name in names))
         return {
             "mode": self.rubric.mode,
             "workdirs": [str(run.workdir) for run in runs],
@@ -226,7 +227,8 @@ class Judging:
             "prompt": self.rubric.digest,
             "settings": dict(self.service.settings),
             "repeats": self.repeats,
-            "teachers": list(teachers),
+            "teachers": teachers,
+            "all_teachers_known": all(known for _, known in found),
             "judge_is_teacher": any(is_same_model(name, each) for name in (model, *models) for each in teachers),
             "responses": totals.responses,
             "responses_without_count": totals.uncounted,

@@ -17,7 +17,7 @@ from judged import judging, make_run, number_of, plain, results
 from paths import REPOSITORY
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.teacher.judge_items import draw, is_same_model
+from cotmi_jax.teacher.judge_items import draw, is_same_model, teacher_models
 from cotmi_jax.teacher.prompt import load_prompt
 from cotmi_jax.teacher.rubric import load_rubric
 
@@ -94,6 +94,7 @@ def test_a_killed_run_resumes_and_pays_only_requests_in_flight_again(tmp_path):
     assert Counter(row["id"] for row in read_rows(found[0])[1:]) == Counter(f"s/{number}" for number in range(60))
 
 
+@pytest.mark.slow
 def test_the_command_judges_and_its_errors_are_one_line(tmp_path):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", lambda number: f"Sum: {number + 10}.")
     with FakeTeacher(lambda text, _: "Better: 2" if "explanation_2" in text else "Score: 5") as server:
@@ -156,6 +157,14 @@ def test_a_judge_that_is_the_teacher_is_a_warning(tmp_path, capsys, teacher, exp
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert [expected in line for line in warnings] == ([] if expected is None else [True])
     assert results(judged)[0]["judge_is_teacher"] == bool(teacher and "oracle" in teacher)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "teachers", "known"),
+    [("svamp", ["palm"], True), ("arithmetic", [], True), ("svamp=2,hf:mine", ["palm"], False)],
+)
+def test_the_teacher_is_known_for_released_sets_and_where_there_is_none(dataset, teachers, known):
+    assert teacher_models({"data.dataset": dataset, "data.teacher": "palm"}) == (teachers, known)
 
 
 def test_names_of_one_model():
