@@ -14,6 +14,9 @@ import runs
 from fake_teacher import FakeTeacher
 from paths import REPOSITORY
 
+from cotmi_jax.evaluation import counterfactual_monitor, mi_monitor
+from cotmi_jax.mi.fitting import FitConfig
+
 quick_compilation = runs.quick_compilation
 
 README = (REPOSITORY / "README.md").read_text()
@@ -74,9 +77,11 @@ def at_smoke_size(command: str) -> str:
 
 
 def enter(folder: Path, variables: Mapping[str, str]) -> None:
-    """Put a command into a folder and an environment."""
+    """Put a command into a folder and an environment, and have it fit critics in few steps and refits."""
     os.chdir(folder)
     os.environ.update(variables)
+    fit = FitConfig(num_pairs=8, steps=20, every=10, patience=1)
+    counterfactual_monitor.REFITS, counterfactual_monitor._FIT, mi_monitor._REFITS = 2, fit, 1
 
 
 def run_command(command: str, folder: Path, variables: Mapping[str, str]) -> None:

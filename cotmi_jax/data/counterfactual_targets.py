@@ -33,7 +33,7 @@ def with_counterfactuals(
     """The split with the targets of the first `most` pairs of each rationale; examples: those that it was made from.
 
     There are none for a rationale of weight 0, and none for an example whose label in training is not the teacher's:
-    its own rationale argues for another label. A pair is left out if a target of it is longer than max_target_tokens
+    its own rationale leads to another label. A pair is left out if a target of it is longer than max_target_tokens
     or has the tokens of another target of the same task of that rationale, such as the original one.
     """
     kept = [example for example, keep in zip(examples, split.kept, strict=True) if keep]

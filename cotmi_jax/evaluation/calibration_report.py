@@ -257,7 +257,7 @@ def _temper(found: Confidences, fitted: Confidences) -> tuple[float, np.ndarray]
 
 
 def in_words(part: Mapping[str, Any]) -> str:
-    """What is out of the ordinary in the result of `describe`, in a few words."""
+    """Anomalies in the result of `describe`, as short texts."""
     value, interval = part["overconfidence"]["value"], part["overconfidence"]["interval"]
     if part["all_equal"]:
         return f"all are {part['confidence']:.1%}, so that they rank no answer above another"

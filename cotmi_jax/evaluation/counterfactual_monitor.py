@@ -6,7 +6,7 @@ are scored, so that neither the input tells the pairs of an example apart, nor a
 alone have, such as traces of the rule that wrote the counterfactual.
 
 Z and V hold the text of the targets, so a critic finds agreement in the states of random weights too: compare with the
-same reading of the run's initial weights. The student's own likelihoods need no critic.
+same estimate of the run's initial weights. The student's own likelihoods need no critic.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ class PairedFeatures(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CounterfactualEstimates:
-    """Readings of n held-out examples, each with its 95% interval over refits of the critic and clusters of examples.
+    """Estimates of n held-out examples, each with its 95% interval over refits of the critic and clusters of examples.
 
     information: I(Z;V|X) in nats, a lower bound of at most log 2. control: the same procedure on pairs that are
       exchanged at random within each example, fitted for as many steps; a value above 0 shows a fault.
@@ -107,7 +107,7 @@ class CounterfactualEstimates:
         return {"n": self.n, "by_chance": self.by_chance} | dict(self._scores())
 
     def lines(self, initial: "CounterfactualEstimates") -> list[tuple[str, str]]:
-        """(quantity, description) as text, beside the same readings of the run's initial weights."""
+        """(quantity, description) as text, and the same estimates of the run's initial weights."""
         found, before, control = self.information, initial.information, self.control
         return [
             (
@@ -158,7 +158,7 @@ def pair_splits(
 
 
 class CounterfactualMonitor:
-    """Readings of students of one shape; features are compiled once per padded shape."""
+    """Estimates of students of one shape; features are compiled once per padded shape."""
 
     def __init__(self, student: StudentDef, mesh: Mesh, *, batch_size: int, seed: int):
         self._mesh, self._batch_size, self._seed = mesh, batch_size, seed
@@ -190,12 +190,12 @@ class CounterfactualMonitor:
         return found
 
     def measure(self, params: Params, fitting: PairedSplits, test: PairedSplits) -> CounterfactualEstimates:
-        """The readings on `test`, with critics fitted on `fitting`. UserError for fewer than MIN_EXAMPLES of either."""
+        """Estimates on `test`, with critics fitted on `fitting`. UserError for fewer than MIN_EXAMPLES of either."""
         return read_counterfactuals(self.features(params, fitting), self.features(params, test), self._seed)
 
 
 def read_counterfactuals(fitting: PairedFeatures, test: PairedFeatures, seed: int) -> CounterfactualEstimates:
-    """The readings on test features. Raises UserError for fewer than MIN_EXAMPLES fitting or test examples."""
+    """The estimates on test features. Raises UserError for fewer than MIN_EXAMPLES fitting or test examples."""
     sizes = len(fitting.z_Nx2xD), len(test.z_Nx2xD)
     if min(sizes) < MIN_EXAMPLES:
         raise UserError(

@@ -1,9 +1,9 @@
-"""Held-out mutual information of a student beside that of its initial weights: I(Z;V), I(X;Z) and I(Z;Y).
+"""Held-out mutual information of a student and of its initial weights: I(Z;V), I(X;Z) and I(Z;Y).
 
 Z and V are the mean decoder states of the label and of the rationale task, whatever the features of the training term,
 so that runs with different terms, or with none, are comparable. X is the mean encoder state of the input. Z and V are
-functions of one input, which identifies the pair, so that a student with random weights already reads I(Z;V) near the
-cap: a reading means something only as a difference to that of the initial weights. Critics are fitted, stopped and
+functions of one input, which identifies the pair, so that the estimate of I(Z;V) of a student with random weights is
+already near the cap: only its difference to that of the initial weights is informative. Critics are fitted, stopped and
 evaluated on different parts of the held-out examples, since features of train examples are distributed otherwise.
 Imports no tensorflow.
 """
@@ -31,7 +31,7 @@ from cotmi_jax.objectives.forward import Heads, forward
 from cotmi_jax.parallel.sharding import replicated
 
 Features = dict[str, np.ndarray]  # "z", "v", "x", "first", "y": [N, D]
-Readings = dict[str, Estimate]  # by estimator, I(Z;V); X_Z and Z_Y
+Estimates = dict[str, Estimate]  # by estimator, I(Z;V); X_Z and Z_Y
 X_Z, Z_Y = "x_z", "z_y"
 MIN_PAIRS = 32  # held out: four blocks of two, a quarter of the pairs
 _REFITS = 3
@@ -39,7 +39,7 @@ _LABEL_DIMS = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class HeldOutEstimate:
     """An estimate, and the same with the initial weights of the run, in nats."""
 
     now: Estimate
@@ -135,7 +135,7 @@ class MIMonitor:
         codes = label_features(labels.padded(rows_N, split.target_lengths[PREDICT]), self._vocab_size)
         return features | {"y": codes}
 
-    def read(self, params: Params, split: TokenizedSplit, rows_N: np.ndarray) -> Readings:
+    def read(self, params: Params, split: TokenizedSplit, rows_N: np.ndarray) -> Estimates:
         """Every estimate on rows of a held-out split. Raises UserError for fewer than MIN_PAIRS rows."""
         if len(rows_N) < MIN_PAIRS:
             raise UserError(f"mutual information of {len(rows_N)} held-out examples: at least {MIN_PAIRS} are needed")

@@ -1,4 +1,4 @@
-"""What training changed in a student: readings on a held-out split, beside those of its initial weights."""
+"""What training changed in a student: estimates on a held-out split, and those of its initial weights."""
 
 import dataclasses
 import functools
@@ -22,46 +22,46 @@ from cotmi_jax.evaluation.counterfactual_monitor import (
     pair_splits,
     read_counterfactuals,
 )
-from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, X_Z, Z_Y, MIMonitor, Reading, Readings, draw_rows
+from cotmi_jax.evaluation.mi_monitor import MIN_PAIRS, X_Z, Z_Y, Estimates, HeldOutEstimate, MIMonitor, draw_rows
 from cotmi_jax.models.student import Params, StudentDef
 
 _QUANTITIES = {X_Z: "held-out I(X;Z)", Z_Y: "held-out I(Z;Y)"}  # all others: I(Z;V)
 
 
-class WeightReadings(NamedTuple):
-    """All readings of one set of weights; within is None where too few examples have a counterfactual."""
+class WeightEstimates(NamedTuple):
+    """All estimates of one set of weights; within is None where too few examples have a counterfactual."""
 
-    by_name: Readings
+    by_name: Estimates
     within: CounterfactualEstimates | None
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutEstimates:
-    """Readings of the student and of its initial weights, in nats.
+    """Estimates of the student and of its initial weights, in nats.
 
-    readings: by an estimator of I(Z;V), and x_z and z_y, InfoNCE between X and Z₁ and between Z₁ and the label, where
+    estimates: by an estimator of I(Z;V), and x_z and z_y, InfoNCE between X and Z₁ and between Z₁ and the label, where
     Z₁ is the first decoder state, which depends on no label token. within, within_initial: on counterfactual pairs;
-    None if too few examples have one. not_available: why there are no readings, if there are none.
+    None if too few examples have one. not_available: why there are no estimates, if there are none.
     """
 
-    readings: Mapping[str, Reading]
+    estimates: Mapping[str, HeldOutEstimate]
     within: CounterfactualEstimates | None = None
     within_initial: CounterfactualEstimates | None = None
     not_available: str = ""
 
     @classmethod
-    def of(cls, now: WeightReadings, initial: WeightReadings) -> "HeldOutEstimates":
-        """From the readings of the student and of its initial weights."""
-        readings = {name: Reading(found, initial.by_name[name]) for name, found in now.by_name.items()}
-        return cls(readings, now.within, initial.within)
+    def of(cls, now: WeightEstimates, initial: WeightEstimates) -> "HeldOutEstimates":
+        """From the estimates of the student and of its initial weights."""
+        estimates = {name: HeldOutEstimate(found, initial.by_name[name]) for name, found in now.by_name.items()}
+        return cls(estimates, now.within, initial.within)
 
     def metrics(self) -> dict[str, float]:
         """By name, for a run's metrics."""
         flat: dict[str, float] = {}
-        for name, reading in self.readings.items():
-            flat |= {f"mi/{name}": reading.now.value, f"mi/{name}_error": reading.now.standard_error}
-            flat[f"mi/{name}_initial"] = reading.initial.value
-            flat |= {f"mi/{name}_change": reading.change, f"mi/{name}_change_error": reading.change_error}
+        for name, estimate in self.estimates.items():
+            flat |= {f"mi/{name}": estimate.now.value, f"mi/{name}_error": estimate.now.standard_error}
+            flat[f"mi/{name}_initial"] = estimate.initial.value
+            flat |= {f"mi/{name}_change": estimate.change, f"mi/{name}_change_error": estimate.change_error}
         if self.within is not None and self.within_initial is not None:
             flat |= self.within.metrics()
             initial = self.within_initial.metrics()
@@ -72,7 +72,7 @@ class HeldOutEstimates:
         """JSON values for a results file."""
         if self.not_available:
             return {"not_available": self.not_available}
-        found: dict[str, Any] = {name: reading.summary() for name, reading in self.readings.items()}
+        found: dict[str, Any] = {name: estimate.summary() for name, estimate in self.estimates.items()}
         if self.within is not None and self.within_initial is not None:
             found["within"] = {"now": self.within.summary(), "initial": self.within_initial.summary()}
         return found
@@ -81,7 +81,7 @@ class HeldOutEstimates:
         """(quantity, description) as text."""
         if self.not_available:
             return [("held-out I(Z;V)", f"not available: {self.not_available}")]
-        lines = [(_QUANTITIES.get(name, "held-out I(Z;V)"), each.description) for name, each in self.readings.items()]
+        lines = [(_QUANTITIES.get(name, "held-out I(Z;V)"), each.description) for name, each in self.estimates.items()]
         if self.within is None or self.within_initial is None:
             return [*lines, ("held-out I(Z;V|X)", f"not available: fewer than {2 * MIN_EXAMPLES} counterfactuals")]
         return [*lines, *self.within.lines(self.within_initial)]
@@ -92,7 +92,7 @@ class SplitMonitor:
     """The monitors of one split. Its initial weights are read when they are first needed, and once.
 
     rows_N: of the split, for I(Z;V), I(X;Z) and I(Z;Y). make_pairs: gives the examples with counterfactuals, None if
-    there are none; one half, by context, serves the fit of critics, the other the readings. initial: gives the
+    there are none; one half, by context, serves the fit of critics, the other the estimates. initial: gives the
     parameters before the first step; it raises UserError where they are not at hand.
     """
 
@@ -103,7 +103,7 @@ class SplitMonitor:
     make_pairs: Callable[[], PairedSplits | None]
     initial: Callable[[], Params]
     seed: int
-    _initial: WeightReadings | None = None
+    _initial: WeightEstimates | None = None
 
     @classmethod
     def of(
@@ -133,14 +133,14 @@ class SplitMonitor:
 
     @functools.cached_property
     def pairs(self) -> PairedSplits | None:
-        """Examples with counterfactuals; None if they are too few. Tokenized at the first reading."""
+        """Examples with counterfactuals; None if they are too few. Tokenized when they are first needed."""
         found = self.make_pairs()
         if found is None or np.bincount(found.cluster_N % 2, minlength=2).min() < MIN_EXAMPLES:
             return None
         return found
 
-    def read(self, params: Params) -> WeightReadings:
-        """All readings of a student's weights."""
+    def read(self, params: Params) -> WeightEstimates:
+        """All estimates of a student's weights."""
         within = None
         if self.pairs is not None:
             features = self.paired_monitor.features(params, self.pairs)
@@ -148,10 +148,10 @@ class SplitMonitor:
             is_fitting_N = features.cluster_N % 2 == 0
             fitting, test = (PairedFeatures(*(x[rows_N] for x in features)) for rows_N in (is_fitting_N, ~is_fitting_N))
             within = read_counterfactuals(fitting, test, self.seed)
-        return WeightReadings(self.monitor.read(params, self.split, self.rows_N), within)
+        return WeightEstimates(self.monitor.read(params, self.split, self.rows_N), within)
 
     def measure(self, params: Params) -> HeldOutEstimates:
-        """The readings of a student beside those of its initial weights."""
+        """The estimates of a student and of its initial weights."""
         if self._initial is None:
             try:
                 params_at_start = self.initial()

@@ -1,4 +1,4 @@
-"""The results of a judge as a table for the terminal, with what is out of the ordinary in words."""
+"""The results of a judge as a table for the terminal, with warnings as text."""
 
 import textwrap
 from collections.abc import Mapping, Sequence

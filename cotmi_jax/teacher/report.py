@@ -180,7 +180,7 @@ def report_lines(report: AnnotationReport) -> list[str]:
 
 
 def response_warnings(model: str, models: Mapping[str, int], responses_without_count: int) -> list[str]:
-    """What is out of the ordinary in responses to requests for `model`. models: the names in them, with numbers."""
+    """Anomalies in the responses to requests for `model`, as text. models: the names in them, with numbers."""
     warnings = []
     if responses_without_count:
         warnings.append(f"{responses_without_count} responses have no token count")

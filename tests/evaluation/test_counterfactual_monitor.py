@@ -1,4 +1,4 @@
-"""Readings on counterfactual pairs: of planted features with a known answer, and of a student's."""
+"""Estimates on counterfactual pairs: of planted features with a known answer, and of a student's."""
 
 import math
 from typing import Any

@@ -208,14 +208,14 @@ def test_readings_are_of_the_split() -> None:
     monitor, params = monitor_of()
     split, rows = split_of(64, 0), np.arange(64)
     with jax.set_mesh(make_mesh()):
-        readings = monitor.read(params, split, rows)
+        estimates = monitor.read(params, split, rows)
         with pytest.raises(UserError, match="^mutual information of 7 held-out examples: at least 32 are needed"):
             monitor.read(params, split, rows[:7])
-    assert set(readings) == {"infonce", "x_z", "z_y"} and readings["infonce"].pairs == 16
+    assert set(estimates) == {"infonce", "x_z", "z_y"} and estimates["infonce"].pairs == 16
 
 
 def split_monitor(initial: Any) -> SplitMonitor:
-    """Of a monitor whose reading of a student is the number that stands for its weights."""
+    """Of a monitor whose estimate of a student is the number that stands for its weights."""
 
     def read(params: float, split: Any, rows_N: Any) -> dict[str, Estimate]:
         return {"infonce": Estimate("infonce", params, 0.3, "lower", np.inf, 8, 8, ())}
