@@ -100,6 +100,7 @@ def main() -> None:
     from cotmi_jax.evaluation.job import score
     from cotmi_jax.parallel.accelerators import skip_absent_tpu
     from cotmi_jax.parallel.distributed import is_main_process, process_group
+    from cotmi_jax.report.evaluation_plots import draw_evaluation
     from cotmi_jax.report.plots import draw_information
     from cotmi_jax.report.tensorboard import log_evaluation
     from cotmi_jax.report.terminal import format_examples, format_scores
@@ -130,9 +131,11 @@ def main() -> None:
         print(format_scores(result.metrics, result.information))
         if _EXAMPLES.value:
             print("\n" + format_examples(result.predictions[: _EXAMPLES.value]))
-        drawn = result.workdir is not None and draw_information(result.workdir, result.output / "information.png")
-        written = ["metrics.json", "predictions.jsonl"] + ["information.png"] * drawn
-        if log_evaluation(result, result.output / "information.png" if drawn else None):
+        drawn = draw_evaluation(result.metrics, result.predictions, result.output)
+        if result.workdir is not None and draw_information(result.workdir, result.output / "information.png"):
+            drawn.append("information.png")
+        written = ["metrics.json", "predictions.jsonl", *drawn]
+        if log_evaluation(result, [result.output / name for name in drawn if name.endswith(".png")]):
             written.append("tensorboard/")
         print(f"\nwritten: {result.output}/{', '.join(written)}")
 

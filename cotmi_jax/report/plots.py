@@ -2,12 +2,13 @@
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cotmi_jax.files import Path, read_json_lines, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Measurement = dict[str, float]
 _CHANGE = "_change"
@@ -19,6 +20,16 @@ _FRACTIONS = {
     "valid/agreement_permuted": "with another problem's label",
     "valid/true_steps": "steps that are true",
 }
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot, imported where it is needed: it takes half a second, and most commands draw nothing."""
+    import matplotlib
+
+    matplotlib.use("agg")  # without a display; has to precede the import of pyplot
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def read_measurements(workdir: Path) -> list[Measurement]:
@@ -58,12 +69,7 @@ def draw_information(workdir: Path, path: Path) -> bool:
     lines = _measurements(logged)
     if len(lines) < 2:
         return False
-    # Imported where it is needed: it takes half a second, and most evaluations draw nothing.
-    import matplotlib
-
-    matplotlib.use("agg")  # without a display; has to precede the import of pyplot
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     generated = [line for line in logged if _FRACTIONS.keys() & line.keys()]
     panels = 2 + bool(generated)
     figure, axes = plt.subplots(1, panels, figsize=(5 * panels, 4), layout="constrained")
@@ -73,8 +79,23 @@ def draw_information(workdir: Path, path: Path) -> bool:
     _draw_changes(axes[1], lines, _OF_LABEL_TASK, "Label task: input and label")
     if generated:
         _draw_fractions(axes[2], generated)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=120)
+    replace_file(path, _image(figure, "png"))
     plt.close(figure)
-    replace_file(path, image.getvalue())
     return True
+
+
+def save(figure: "Figure", folder: Path, name: str) -> list[str]:
+    """Write a figure as NAME.png and NAME.svg and close it; returns the names of the files."""
+    for kind in ("png", "svg"):
+        replace_file(folder / f"{name}.{kind}", _image(figure, kind))
+    pyplot().close(figure)
+    return [f"{name}.png", f"{name}.svg"]
+
+
+def _image(figure: "Figure", kind: str) -> bytes:
+    import matplotlib
+
+    image = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "", "svg.fonttype": "none"}):  # the same file each time; texts as text
+        figure.savefig(image, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
+    return image.getvalue()

@@ -1,6 +1,7 @@
-"""An evaluation in TensorBoard: scores, examples and the picture of mutual information."""
+"""An evaluation in TensorBoard: scores, examples and pictures."""
 
 import sys
+from collections.abc import Sequence
 
 from cotmi_jax.evaluation.examples import markdown_examples
 from cotmi_jax.evaluation.job import Scored
@@ -10,7 +11,7 @@ from cotmi_jax.workdir.trackers import TensorBoard, TrackedRun
 EXAMPLES = 20
 
 
-def log_evaluation(result: Scored, picture: Path | None) -> bool:
+def log_evaluation(result: Scored, pictures: Sequence[Path]) -> bool:
     """Write event files to {output}/tensorboard, at the step of the checkpoint; in a bucket nothing, and False.
 
     A later evaluation of the same split replaces what TensorBoard shows of an earlier one.
@@ -22,7 +23,6 @@ def log_evaluation(result: Scored, picture: Path | None) -> bool:
     tracker = TensorBoard(run)
     tracker.scalars(step, {name: score["value"] for name, score in result.metrics["metrics"].items()})
     tracker.texts(step, {"examples": markdown_examples(result.predictions[:EXAMPLES])})
-    if picture is not None:
-        tracker.images(step, {"information": picture.read_bytes()})
+    tracker.images(step, {picture.stem: picture.read_bytes() for picture in pictures})
     tracker.close()
     return True

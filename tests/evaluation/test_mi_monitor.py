@@ -115,7 +115,7 @@ def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
     assert found["infonce"]["change_error"] == pytest.approx(np.hypot(now["standard_error"], initial["standard_error"]))
     assert draw_information(result.workdir, result.output / "information.png")
     assert (tmp_path / "out" / "information.png").read_bytes().startswith(b"\x89PNG")
-    assert log_evaluation(result, result.output / "information.png")
+    assert log_evaluation(result, [result.output / "information.png"])
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = reader.EventAccumulator(str(tmp_path / "out" / "tensorboard"))
     events.Reload()
