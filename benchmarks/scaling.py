@@ -44,8 +44,9 @@ BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 
 
 def recipe(name: str, mesh: MeshShape, rows: int) -> ConfigDict:
-    """The configuration of the papers for a size on a mesh, in bfloat16, with `rows` per step."""
+    """The configuration of the MI paper for a size on a mesh, in bfloat16, with `rows` per step."""
     config = base()
+    config.objective.name = "cotmi"
     config.model.preset, config.model.dtype = name, "bfloat16"
     config.model.remat, config.model.attention = REMAT[name], ATTENTION[name]
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh

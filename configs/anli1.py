@@ -6,7 +6,7 @@ Expected result (accuracy on the 1,000 test pairs, T5-base, gold labels): standa
     python -m cotmi_jax.train --config=configs/anli1.py --workdir=runs/anli1
     python -m cotmi_jax.evaluate --workdir=runs/anli1 --split=test
 
-Other rows of the papers' tables, and training without internet access: configs/README.md.
+The recipe trains DSS. Flags of the other objectives, and of training without internet access: configs/README.md.
 """
 
 from ml_collections import ConfigDict

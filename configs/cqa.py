@@ -7,7 +7,7 @@ Expected result (accuracy on the 1,221 test questions, T5-base, gold labels): st
     python -m cotmi_jax.train --config=configs/cqa.py --workdir=runs/cqa
     python -m cotmi_jax.evaluate --workdir=runs/cqa --split=test
 
-Other rows of the papers' tables, and training without internet access: configs/README.md.
+The recipe trains DSS. Flags of the other objectives, and of training without internet access: configs/README.md.
 """
 
 from ml_collections import ConfigDict

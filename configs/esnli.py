@@ -8,7 +8,7 @@ example is dropped from train.
     python -m cotmi_jax.train --config=configs/esnli.py --workdir=runs/esnli
     python -m cotmi_jax.evaluate --workdir=runs/esnli --split=test
 
-Other rows of the papers' tables, and training without internet access: configs/README.md.
+The recipe trains DSS. Flags of the other objectives, and of training without internet access: configs/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.dropout = 0.0
     config.model.scan_layers = False
     config.objective.alpha = 0.3  # labels are learned long before the results of steps
-    config.objective.beta = 0.01  # short training from random parameters is sensitive to the term
+    config.objective.beta = 0.01  # of cotmi: short training from random parameters is sensitive to the term
     config.mi.warmup_steps = config.mi.ramp_steps = 100
     config.mi.monitor.every = 700
     config.optimizer.learning_rate = 4e-3

@@ -7,7 +7,7 @@ Expected result (accuracy on the 200 test problems, T5-base, gold labels): stand
     python -m cotmi_jax.train --config=configs/svamp.py --workdir=runs/svamp
     python -m cotmi_jax.evaluate --workdir=runs/svamp --split=test
 
-Other rows of the papers' tables, and training without internet access: configs/README.md.
+The recipe trains DSS. Flags of the other objectives, and of training without internet access: configs/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from cotmi_jax.config import base, flatten
 from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
 from cotmi_jax.data.run_data import RunData
@@ -30,6 +31,8 @@ from cotmi_jax.workdir.checkpoint import Saved, restore_params, saved
 from cotmi_jax.workdir.record import is_workdir, read_run
 
 _OFFICIAL_PIECES = 32_000
+# Keys that are set to choose a term: without one, a value other than the default is a mistake.
+_CHOICES_OF_TERM = ("estimator", "bound", "feature", "distance", "placebo", "log_gradient", "compression.name")
 _VOCAB_MULTIPLE = 128  # so that the tensor axis of the mesh divides the vocabulary
 
 
@@ -173,6 +176,18 @@ def make_objective(config: ConfigDict) -> Objective:
                 "never train the student"
             )
     return objective
+
+
+def term_notes(config: ConfigDict) -> list[str]:
+    """A message about a mutual-information term that is configured and that the objective does not have."""
+    if find_objective(config.objective.name).has_mi_term:
+        return []
+    mine, defaults = flatten(config.mi), flatten(base().mi)
+    unused = [f"config.mi.{key}={mine[key]}" for key in _CHOICES_OF_TERM if mine[key] != defaults[key]]
+    return [
+        f"objective {config.objective.name} has no mutual-information term: {', '.join(unused)} has no effect "
+        "(--config.objective.name=cotmi has one)"
+    ] * bool(unused)
 
 
 def with_data_root(config: ConfigDict) -> ConfigDict:

@@ -17,7 +17,7 @@ from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import parse_metrics
 from cotmi_jax.evaluation.mi_monitor import check_monitor
 from cotmi_jax.evaluation.monitor import SplitMonitor
-from cotmi_jax.experiment import Experiment, initial_params, with_data_root
+from cotmi_jax.experiment import Experiment, initial_params, term_notes, with_data_root
 from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, run_all
 from cotmi_jax.models.rng import stream_key
@@ -142,7 +142,7 @@ def _make_run(
         record_start(workdir, record | {"data": experiment.data.summary()}, experiment.vocabulary, start)
         set_aside(workdir, choice, progress.say)
     barrier("start")  # no process opens the folder of checkpoints before damaged ones are moved
-    for note in experiment.data.notes(shape):
+    for note in (*term_notes(config), *experiment.data.notes(shape)):
         progress.say(note)
     progress.say(
         f"student: {count_parameters(student.shapes):,} parameters; mesh {dict(mesh.shape)}; "

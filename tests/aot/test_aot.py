@@ -31,7 +31,12 @@ MARGINS = {"flops": 1.02, "moved": 1.05}
 MARGIN = 1.1  # of memory and communication volume
 RANDOM_BITS = 0.003  # of the bytes of a step: counters of dropout's generator; its words are not written to memory
 RECIPE = [
-    *("--config=configs/svamp.py", "--config.model.preset=small", "--config.model.dtype=bfloat16"),
+    *(
+        "--config=configs/svamp.py",
+        "--config.objective.name=cotmi",
+        "--config.model.preset=small",
+        "--config.model.dtype=bfloat16",
+    ),
     *("--rows=16", "--input_length=64", "--target_length=32", "--quick"),
     *("--config.batch_size=32", "--config.eval.batch_size=8", "--config.eval.max_decode_tokens=8"),
 ]

@@ -41,6 +41,7 @@ def described(batch: PyTree) -> PyTree:
 
 def recipe(**changes: object) -> ConfigDict:
     config = smoke(base())
+    config.objective.name = "cotmi"
     config.update_from_flattened_dict(changes)
     return config
 

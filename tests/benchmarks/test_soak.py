@@ -49,7 +49,14 @@ def test_killed_runs_end_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = f"--config={runs.RECIPE}:smoke"
-    arguments = [recipe, "--config.mi.monitor.every=0", f"--workdir={tmp_path / 'soak'}", "--kills=3", "--seed=5"]
+    arguments = [
+        recipe,
+        "--config.objective.name=cotmi",
+        "--config.mi.monitor.every=0",
+        f"--workdir={tmp_path / 'soak'}",
+        "--kills=3",
+        "--seed=5",
+    ]
     monkeypatch.setattr(soaking.subprocess, "Popen", ForkedTrainer)
     monkeypatch.setattr(sys, "argv", ["soak", *arguments])  # where --config looks for its overrides
     with flagsaver.flagsaver():

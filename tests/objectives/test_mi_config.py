@@ -6,7 +6,7 @@ import pytest
 
 from cotmi_jax.config import base, flatten
 from cotmi_jax.errors import UserError
-from cotmi_jax.experiment import make_objective
+from cotmi_jax.experiment import make_objective, term_notes
 from cotmi_jax.mi.estimators import CLAMP, ESTIMATORS
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.objectives.mi_term import MITermConfig
@@ -29,6 +29,7 @@ def test_every_key_reaches_its_field() -> None:
     term = dict(estimator="smile", feature="decoder_max", detach="v", axis="column", alpha=0.25, tau=2.0, decay=0.75)
     term |= dict(warmup_steps=3, ramp_steps=4, bound="nwj", counterfactuals=2, distance="js", placebo=True)
     config = base()
+    config.objective.name = "cotmi"
     config.mi.update(term | dict(critic=critic, compression=dict(name="club", weight=0.5)))
     expected = MITermConfig(
         **term, settings="", critic=CriticConfig(**critic), compression="club", compression_weight=0.5
@@ -65,7 +66,19 @@ def test_defaults_of_config_are_those_of_the_library() -> None:
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict, message: str) -> None:
     config = base()
-    config.data.packing = False
+    config.objective.name, config.data.packing = "cotmi", False
     config.update_from_flattened_dict(settings)
     with pytest.raises(UserError, match=message):
         make_objective(config)
+
+
+def test_a_term_that_the_objective_does_not_have_is_named() -> None:
+    config = base()
+    assert term_notes(config) == []
+    config.mi.estimator, config.mi.compression.name, config.mi.warmup_steps = "consistency", "club", 3
+    assert term_notes(config) == [
+        "objective dss has no mutual-information term: config.mi.estimator=consistency, config.mi.compression.name="
+        "club has no effect (--config.objective.name=cotmi has one)"
+    ]
+    config.objective.name = "cotmi"
+    assert term_notes(config) == []

@@ -27,7 +27,7 @@ METRICS = {
 def trained() -> TrainedStudent:
     """A student of which only the config is read."""
     config = base()
-    config.update_from_flattened_dict({"data.dataset": "arithmetic", "steps": 6})
+    config.update_from_flattened_dict({"objective.name": "cotmi", "data.dataset": "arithmetic", "steps": 6})
     nothing: Any = None
     return TrainedStudent(nothing, {}, nothing, nothing, config, 6)
 

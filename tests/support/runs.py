@@ -51,6 +51,7 @@ from cotmi_jax.workdir.record import read_run, record_start, run_record
 
 RECIPE = REPOSITORY / "configs" / "quickstart.py"
 SEED_RECIPE = {
+    "objective.name": "cotmi",  # it has every part of a run
     "steps": 6,
     "data.dataset": "arithmetic",
     "data.size": 20,  # so that epochs end within batches
