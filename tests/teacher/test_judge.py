@@ -113,6 +113,16 @@ def test_too_few_readable_answers_are_an_error_after_the_results(tmp_path):
     assert len(server.requests) == 30
 
 
+def test_without_any_readable_answer_there_is_no_result(tmp_path):
+    with FakeTeacher(lambda *_: "Hm.") as server:
+        judged = judging(server.url, make_run(tmp_path / "a"), min_readable=0.0)
+        with pytest.raises(
+            UserError, match="of 30 answers 0 state .* and without one there is no result; one is 'Hm.'"
+        ):
+            judged.judge()
+    assert len(server.requests) == 30 and not judged.output.exists()
+
+
 def test_cut_answers_name_max_tokens(tmp_path):
     with FakeTeacher(lambda *_: "First I look at") as server:
         server.finish_reason = "length"

@@ -49,6 +49,7 @@ SCORES = {
     "Score: 45": None,
     "Score: 4%": None,
     "Score: 8/10": None,
+    "Score: 4/10": None,
     "On 4/5/2020 it was": None,
     '{"score": 9}': None,
     '{"score": 4.5}': None,
