@@ -1,14 +1,7 @@
 """What the values of metrics are called in the terminal's table."""
 
-_EDITED = {
-    "covariation": "a changed number changes",
-    "invariance": "exchanged choices change",
-}
-_RIGHT = {
-    "covariation": "right before and after a changed number",
-    "invariance": "right before and after exchanged choices",
-}
-_PARTS = {"label": "label", "rationale": "the rationale's answer", "both": "label and rationale"}
+_EDITED = {"covariation": "number changed", "invariance": "choices exchanged"}
+_PARTS = {"label": "label", "rationale": "rationale's answer", "both": "both"}
 
 # Of shares, which the table gives in percent.
 SHARES = {
@@ -35,9 +28,13 @@ SHARES = {
     "simulated_masked": "labels simulated from the masked rationale alone",
     "simulated_both_masked": "labels simulated from input and masked rationale",
     "covariation_edited": "inputs that a rule could edit",
-    **{f"{kind}_{part}": f"{text} {name}" for kind, text in _EDITED.items() for part, name in _PARTS.items()},
-    **{f"{kind}_both_by_chance": "the same if they were independent" for kind in _EDITED},
-    **{f"{kind}_{part}_correct": f"{text}: {name}" for kind, text in _RIGHT.items() for part, name in _PARTS.items()},
+    **{
+        f"{kind}_{part}{suffix}": f"{text}, {name} {what}"
+        for kind, text in _EDITED.items()
+        for suffix, what in (("", "changed"), ("_correct", "right both times"))
+        for part, name in _PARTS.items()
+    },
+    **{f"{kind}_both_by_chance": f"{text}, both changed if independent" for kind, text in _EDITED.items()},
 }
 # Of other values.
 NAMES = {

@@ -1,12 +1,15 @@
 """Edited inputs with their new gold labels, and whether a student's label and rationale follow them."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import runs
 
 from cotmi_jax.config import base
 from cotmi_jax.data.counterfactual_equations import change_number
@@ -17,8 +20,13 @@ from cotmi_jax.data.sources.arithmetic import make_arithmetic
 from cotmi_jax.data.sources.released_sets import find_choices
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.covariation import covariation
+from cotmi_jax.evaluation.job import score
 from cotmi_jax.evaluation.metrics import measure, parse_metrics
 from cotmi_jax.evaluation.probe import Probe
+from cotmi_jax.report.terminal import format_scores
+
+NO_INITIAL = "simulators start from the initial weights of the student's training, which are not known here"
+quick_compilation = runs.quick_compilation
 
 CHOICES = "Where do zebras live?\nAnswer Choices:\n(a) a zoo\n(b) a park\n(c) the sea"
 PROBLEMS = make_arithmetic(0, 0, 0, 120, version=2).splits["test"]
@@ -146,3 +154,28 @@ def test_metrics_that_ask_the_student_say_their_cost_and_need_it() -> None:
     assert said[0].startswith("covariation: decodes a label and a rationale")
     with pytest.raises(UserError, match="'covariation' asks the student"):
         measure(names, asked.predictions)
+
+
+@pytest.mark.slow
+def test_evaluate_asks_the_student_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = score(
+        str(runs.trained()),
+        "test",
+        checkpoint="latest",
+        output=str(tmp_path),
+        information=False,
+        metrics="covariation,interventions,simulatability",
+        max_tokens=8,
+    )
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["metrics"]["covariation_edited"]["n"] == runs.HELD_OUT
+    edited = found["metrics"]["covariation_edited"]["value"] * runs.HELD_OUT
+    assert found["metrics"]["covariation_both"]["n"] == round(edited) > 0.7 * runs.HELD_OUT
+    assert found["not_available"] == {
+        "interventions": "the student's label does not follow its rationale",
+        "simulatability": NO_INITIAL,
+    }
+    assert "covariation: decodes a label and a rationale" in capsys.readouterr().err
+    table = " ".join(format_scores(result.metrics).split())
+    assert "not available: the student's label does not follow its rationale" in table
+    assert "number changed, both right both times" in table

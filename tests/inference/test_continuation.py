@@ -5,10 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
-from cotmi_jax.inference.continuation import continue_greedily
+from cotmi_jax.inference.continuation import Continuation, continue_greedily
+from cotmi_jax.inference.load import load_workdir
 from cotmi_jax.models.decoding import Decoding, generate
 from cotmi_jax.models.student import StudentDef
+
+quick_compilation = runs.quick_compilation
 
 
 @pytest.mark.slow
@@ -36,3 +40,16 @@ def test_outputs_keep_their_beginning_and_go_on_greedily() -> None:
     for row, given in ((0, 5), (1, 2), (2, 0)):
         written = slice(given, int((continued[row] != 0).sum()))
         np.testing.assert_array_equal(continued[row, written], forced[row, written])
+
+
+@pytest.mark.slow
+def test_texts_begin_as_given_in_batches_of_any_size() -> None:
+    trained = load_workdir(runs.trained(), "latest")
+    complete = Continuation(trained.student, trained.params, trained.vocabulary, trained.mesh)
+    inputs = [f"Tom has {n} cups." for n in range(2, 12)]
+    begun = [f"Tom has {n} cups." * (n % 3) for n in range(2, 12)]
+    with jax.set_mesh(trained.mesh):
+        found = complete(inputs, begun, batch_size=8, max_input=32, max_new=8)
+        alone = complete(inputs[8:], begun[8:], batch_size=8, max_input=32, max_new=8)
+    assert all(text.startswith(start) for text, start in zip(found, begun, strict=True))
+    assert any(len(text) > len(start) for text, start in zip(found, begun, strict=True)) and found[8:] == alone
