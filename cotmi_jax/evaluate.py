@@ -53,6 +53,27 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "Maximal number of generated tokens; default: config.eval.max_decode_tokens.", lower_bound=1
 )
+_METHOD = flags.DEFINE_enum(
+    "method",
+    "greedy",
+    ["greedy", "sample", "beam"],
+    "Decoding of labels and rationales; results of sample and beam get folders of their own, SPLIT-METHOD.",
+)
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples",
+    1,
+    "With --method=sample and objective single_task: outputs of an example that vote on its label (self-consistency).",
+    lower_bound=1,
+)
+# By field of Decoding.
+_DECODING = {
+    "num_beams": flags.DEFINE_integer("num_beams", 4, "Beams of --method=beam."),
+    "length_penalty": flags.DEFINE_float("length_penalty", 1.0, "Exponent of the length that divides a beam's score."),
+    "temperature": flags.DEFINE_float("temperature", 1.0, "Temperature of --method=sample."),
+    "top_k": flags.DEFINE_integer("top_k", 0, "Sample among the k most probable tokens; 0: all."),
+    "top_p": flags.DEFINE_float("top_p", 1.0, "Sample among the most probable tokens that together reach p."),
+}
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of --method=sample.")
 _METRICS = flags.DEFINE_string(
     "metrics",
     None,
@@ -98,6 +119,8 @@ def main() -> None:
     """Evaluate from the flags."""
     from cotmi_jax.compilation_cache import use_compilation_cache
     from cotmi_jax.evaluation.job import score
+    from cotmi_jax.inference.voting import Sampling
+    from cotmi_jax.models.decoding import Decoding
     from cotmi_jax.parallel.accelerators import skip_absent_tpu
     from cotmi_jax.parallel.distributed import is_main_process, process_group
     from cotmi_jax.report.evaluation_plots import draw_evaluation
@@ -124,6 +147,8 @@ def main() -> None:
             extensions=_EXTENSIONS.value,
             batch_size=_BATCH_SIZE.value,
             max_tokens=_MAX_TOKENS.value,
+            decoding=Decoding(_METHOD.value, **{name: flag.value for name, flag in _DECODING.items()}),
+            sampling=Sampling(_SEED.value, _NUM_SAMPLES.value),
             cross_fit=cross_fit,
         )
         if not is_main_process():

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from cotmi_jax.data.example import Example
@@ -16,6 +17,7 @@ from cotmi_jax.evaluation.batches import by_length
 from cotmi_jax.evaluation.metrics import Prediction
 from cotmi_jax.inference.candidates import LabelOutput, LabelScorer, LabelScores, ranked
 from cotmi_jax.inference.generation import Generation
+from cotmi_jax.inference.voting import Sampling, vote
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.objective import Evaluated, Objective
@@ -38,24 +40,35 @@ def make_terms(student: StudentDef, objective: Objective, mesh: Mesh) -> Callabl
 class Scores(NamedTuple):
     """The mean of every term of the objective, by task the generated texts, by row, and the scores of labels.
 
-    labels: by row, confidence and the log-probability of each choice; empty if they were not asked for.
+    labels: by row, confidence and the log-probability of each choice; empty if they were not asked for. vote_shares: by
+    row, the share of the sampled outputs that have the label of the text; None of a single output.
     """
 
     losses: dict[str, float]
     texts: dict[str, list[str]]
     labels: list[LabelScores]
+    vote_shares: list[float | None]
 
 
 class Evaluator:
     """The jitted evaluation functions of one student and objective on a mesh; compiled once per padded shape.
 
     Examples are sorted by length into batches of at most MAX_EVAL_SHAPES shapes, the same at each evaluation of a
-    split. An objective whose terms depend on the padding keeps the order of the split, in one shape.
+    split. An objective whose terms depend on the padding keeps the order of the split, in one shape. sampling: of
+    decoding by sampling, which depends on the place of an example in its batch.
     """
 
     def __init__(
-        self, student: StudentDef, objective: Objective, vocabulary: Vocabulary, mesh: Mesh, *, batch_size: int
+        self,
+        student: StudentDef,
+        objective: Objective,
+        vocabulary: Vocabulary,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        sampling: Sampling | None = None,
     ):
+        self._sampling = sampling or Sampling()
         self._objective, self._vocabulary, self._mesh, self._batch_size = objective, vocabulary, mesh, batch_size
         self._terms, self._generation = make_terms(student, objective, mesh), Generation(student, mesh)
         self._labels = LabelScorer(student, vocabulary, objective.name, mesh)
@@ -68,39 +81,47 @@ class Evaluator:
         tasks: Sequence[str] = (),
         *,
         limit: int = 0,
-        choices: Sequence[Sequence[str]] | None = None,
+        examples: Sequence[Example] = (),
+        confidences: bool = False,
     ) -> Scores:
         """Losses without dropout on the split's first `limit` examples (0: all), and the generated texts of `tasks`.
 
-        choices: the candidate labels of each example, whose log-probabilities are then given with the confidence of the
-        generated label; tasks must include the label task. None: neither. The encoder runs once for all.
+        confidences: also those of generated labels, and the log-probabilities of the choices of the examples; tasks
+        must include the label task. examples: of the split; confidences and votes need them. The encoder runs once for
+        all.
         """
         rows = np.arange(min(split.size, limit or split.size))
         sums: dict[str, np.ndarray] = {}
         texts = {task: [""] * len(rows) for task in tasks}
-        labels = dict[int, LabelScores]()
+        labels, vote_shares = dict[int, LabelScores](), list[float | None]([None] * len(rows))
         for_generation = self._generation.reshard(params) if tasks else params
         sort = not self._objective.depends_on_padding
-        for batch, places in by_length(split, rows, self._batch_size, self._mesh, sort=sort):
+        batches = by_length(split, rows, self._batch_size, self._mesh, sort=sort)
+        for number, (batch, places) in enumerate(batches):
             terms, encoded_BxSxD = self._terms(params, batch)
             for task in tasks:
                 inputs = batch[task]["inputs"], encoded_BxSxD[task]
-                asked = choices is not None and task == PREDICT
+                votes = self._sampling.votes if task == PREDICT else 1
+                scores = confidences and task == PREDICT and not self._labels.follows_rationale
                 with jax.set_mesh(self._generation.mesh):
-                    found = self._generation.outputs(
-                        for_generation, *inputs, decoding=decoding, scores=asked and not self._labels.follows_rationale
-                    )
-                for place, ids in zip(places, found.tokens, strict=True):
-                    if place >= 0:
-                        texts[task][place] = self._vocabulary.decode(ids)
-                if choices is not None and task == PREDICT:
-                    outputs = [
-                        LabelOutput(
-                            row, found.tokens[row], texts[task][place], found.log_p(row, decoding), choices[place]
-                        )
-                        for row, place in enumerate(places)
-                        if place >= 0
+                    samples = [
+                        self._generation.outputs(for_generation, *inputs, key, decoding=decoding, scores=scores)
+                        for key in self._keys(decoding, number, tasks.index(task), votes)
                     ]
+                outputs = []
+                for row, place in enumerate(places):
+                    if place < 0:
+                        continue
+                    written = [self._vocabulary.decode(sample.tokens[row]) for sample in samples]
+                    winner = 0
+                    if votes > 1:
+                        answers = [read_label(text, self._objective.name) for text in written]
+                        winner, vote_shares[place] = vote(answers, examples[place].kind)
+                    texts[task][place] = written[winner]
+                    if confidences and task == PREDICT:
+                        ids_T, log_p = samples[winner].tokens[row], samples[winner].log_p(row, decoding)
+                        outputs.append(LabelOutput(row, ids_T, written[winner], log_p, examples[place].choices))
+                if outputs:
                     scored = self._labels(params, *inputs, outputs)
                     labels |= {places[output.row]: each for output, each in zip(outputs, scored, strict=True)}
             fetched: Terms = jax.device_get(terms)
@@ -108,7 +129,16 @@ class Evaluator:
                 # In float64, since a large split has more tokens than float32 counts exactly.
                 sums[name] = sums.get(name, 0.0) + np.asarray([term.sum, term.weight], np.float64)
         losses = {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
-        return Scores(losses, texts, [labels[place] for place in sorted(labels)])
+        return Scores(losses, texts, [labels[place] for place in sorted(labels)], vote_shares)
+
+    def _keys(self, decoding: Decoding, batch: int, task: int, votes: int) -> list[Array | None]:
+        """A key for each output of an input; None for methods that draw nothing."""
+        if decoding.method != "sample":
+            return [None]
+        key = jax.random.key(self._sampling.seed)
+        for number in (batch, task):
+            key = jax.random.fold_in(key, number)
+        return list(jax.random.split(key, votes))
 
     def rationales(self, params: Params, split: TokenizedSplit, decoding: Decoding, count: int) -> list[str]:
         """The output of the rationale task for the split's first `count` examples."""
@@ -139,18 +169,20 @@ class Evaluator:
         The rationale task is decoded if `rationales`; labels and choices are scored if `confidences`.
         """
         name, explains = self._objective.name, rationales and EXPLAIN in self._objective.tasks
-        choices = [example.choices for example in examples] if confidences else None
         tasks = (PREDICT, *[EXPLAIN] * explains)
-        losses, texts, labels = self.scores(params, split, decoding, tasks, limit=limit, choices=choices)
+        losses, texts, labels, vote_shares = self.scores(
+            params, split, decoding, tasks, limit=limit, examples=examples, confidences=confidences
+        )
         outputs = texts[PREDICT]
         written: Sequence[str | None] = [read_rationale(output, name) for output in outputs]
         if explains:
             written = texts[EXPLAIN]
         predictions: list[Prediction] = []
         scored = labels or [LabelScores(None, ())] * len(outputs)
-        for example, output, rationale, scores in zip(examples[: len(outputs)], outputs, written, scored, strict=True):
+        columns = (examples[: len(outputs)], outputs, written, scored, vote_shares)
+        for example, output, rationale, scores, vote_share in zip(*columns, strict=True):
             label = read_label(output, name)
-            candidates = ranked(example.choices, scores.log_p) if confidences else []
+            candidates = ranked(example.choices, scores.log_p) if scores.log_p else []
             predictions.append(
                 {
                     "id": example.id,
@@ -165,6 +197,7 @@ class Evaluator:
                     "choices": list(example.choices),
                     "confidence": scores.confidence,
                     "candidates": [{"label": text, "log_p": log_p} for text, log_p in candidates],
+                    "vote_share": vote_share,
                 }
             )
         return losses, predictions

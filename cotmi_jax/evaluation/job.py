@@ -34,10 +34,12 @@ from cotmi_jax.evaluation.mi_monitor import draw_rows
 from cotmi_jax.evaluation.monitor import HeldOutEstimates, SplitMonitor
 from cotmi_jax.evaluation.probe import CrossFitted, Probe
 from cotmi_jax.evaluation.subject import Subject, find_subject
-from cotmi_jax.experiment import eval_decoding, initial_params
+from cotmi_jax.experiment import initial_params
 from cotmi_jax.extensions import load_extensions
 from cotmi_jax.files import Path, absolute, as_path, make_folder, replace_file, user_error_on_failure
 from cotmi_jax.inference.continuation import Continuation
+from cotmi_jax.inference.voting import Sampling
+from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.parallel.distributed import barrier, is_main_process
 from cotmi_jax.parallel.mesh import batch_shards
 
@@ -82,6 +84,8 @@ def score(
     extensions: str = "",
     batch_size: int | None = None,
     max_tokens: int | None = None,
+    decoding: Decoding | None = None,
+    sampling: Sampling | None = None,
     cross_fit: Callable[..., CrossFitted] | None = None,
 ) -> Scored:
     """Score a split and write metrics.json and predictions.jsonl. Raises UserError for user errors.
@@ -91,13 +95,14 @@ def score(
     scored on the data set of its training. `metrics`: names of registered metrics, separated by commas; None: those of
     labels, of rationales, if the objective gives any, and config.eval.metrics. `extensions`: files or modules to import
     besides those of the run, in the form of config.extensions, for metrics registered since then. `batch_size`,
-    `max_tokens`: instead of config.eval.batch_size and config.eval.max_decode_tokens. `cross_fit`:
-    training.fit.cross_fit, for metrics that train students.
+    `max_tokens`: instead of config.eval.batch_size and config.eval.max_decode_tokens. `decoding`: of labels and
+    rationales, with the limit of tokens as above; None: greedy. `sampling`: seed of sampled outputs, and how many of
+    single_task vote on a label. `cross_fit`: training.fit.cross_fit, for metrics that train students.
 
-    metrics.json: student, data and objective; accuracy against gold with its 95% interval and n; `loss`: the mean of
-    every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms of
-    rationales if no example has one; `metrics`: value, 95% interval and n of every metric; `not_available`: reasons why
-    there are no values of others; counts of truncated inputs and targets, of `unknown` tokens by column, and of
+    metrics.json: student, data, objective and decoding; accuracy against gold with its 95% interval and n; `loss`: the
+    mean of every term of the objective against gold labels, in nats (accuracies of tokens as fractions), without terms
+    of rationales if no example has one; `metrics`: value, 95% interval and n of every metric; `not_available`: reasons
+    why there are no values of others; counts of truncated inputs and targets, of `unknown` tokens by column, and of
     `lost_labels`, which the vocabulary cannot represent, so that no answer to them is correct; of a mixture
     `components`: the accuracy of each; of the metric label_scores `labels`, as `label_scores.label_table`; of the
     metric calibration `calibration`, as `calibration_report.calibrate`; with `information`, the held-out mutual
@@ -117,6 +122,9 @@ def score(
     config.eval.batch_size = batch_size or config.eval.batch_size
     config.eval.max_decode_tokens = max_tokens or config.eval.max_decode_tokens
     spec = find_objective(config.objective.name)
+    decoding = dataclasses.replace(decoding or Decoding(), max_tokens=config.eval.max_decode_tokens)
+    sampling = sampling or Sampling()
+    sampling.check(decoding, config.objective.name)
     by_default = ",".join([*OF_LABELS, *[*BY_DEFAULT] * spec.gives_rationale, config.eval.metrics])
     chosen = parse_metrics(by_default if metrics is None else metrics)
     explains = EXPLAIN in spec.tasks
@@ -133,14 +141,15 @@ def score(
     split = tokenize(config, subject.trained.vocabulary, examples, train=False)
     barrier("data")
     with jax.set_mesh(subject.trained.mesh):
-        evaluator = _make_evaluator(subject)
-        losses, predictions = evaluator.evaluate(
-            subject.trained.params, split, examples, eval_decoding(config), confidences=True
-        )
+        evaluator = _make_evaluator(subject, sampling)
+        losses, predictions = evaluator.evaluate(subject.trained.params, split, examples, decoding, confidences=True)
         measured = _measure_information(subject, split, examples) if information else None
-        scores = measure(chosen, predictions, _make_probe(subject, evaluator, examples, predictions, cross_fit), _say)
-        valid = _answer_valid(subject, corpus, split_name, evaluator) if "calibration" in chosen else ""
+        scores = measure(
+            chosen, predictions, _make_probe(subject, evaluator, decoding, examples, predictions, cross_fit), _say
+        )
+        valid = _answer_valid(subject, corpus, split_name, evaluator, decoding) if "calibration" in chosen else ""
     found = _describe(subject, checkpoint, data, split_name, split)
+    found["decoding"] = dataclasses.asdict(decoding) | dataclasses.asdict(sampling)
     found |= _quality(scores, _measured(losses, subject, split))
     if len(data.components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
@@ -151,7 +160,9 @@ def score(
         found["calibration"] = calibrate(predictions, valid)
     if measured is not None:
         found["information"] = measured.summary()
-    folder = as_path(absolute(output)) if output else subject.default_output(corpus.name, split_name)
+    # Results of another decoding get a folder of their own: that of greedy decoding is what comparisons read.
+    decoded = split_name if decoding.method == "greedy" else f"{split_name}-{decoding.method}"
+    folder = as_path(absolute(output)) if output else subject.default_output(corpus.name, decoded)
     if is_main_process():
         _write(folder, found, predictions)
     return Scored(found, predictions, measured, as_path(subject.source) if subject.own_data else None, folder)
@@ -199,9 +210,10 @@ def _rows(subject: Subject) -> int:
     return -(-subject.config.eval.batch_size // shards) * shards
 
 
-def _make_evaluator(subject: Subject) -> Evaluator:
-    trained = subject.trained
-    return Evaluator(trained.student, subject.objective, trained.vocabulary, trained.mesh, batch_size=_rows(subject))
+def _make_evaluator(subject: Subject, sampling: Sampling) -> Evaluator:
+    trained, size = subject.trained, _rows(subject)
+    setup = (trained.student, subject.objective, trained.vocabulary, trained.mesh)
+    return Evaluator(*setup, batch_size=size, sampling=sampling)
 
 
 def _say(line: str) -> None:
@@ -212,6 +224,7 @@ def _say(line: str) -> None:
 def _make_probe(
     subject: Subject,
     evaluator: Evaluator,
+    decoding: Decoding,
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
     cross_fit: Callable[..., CrossFitted] | None,
@@ -221,7 +234,7 @@ def _make_probe(
 
     def answer(edited: Sequence[Example]) -> list[Prediction]:
         split = tokenize(config, trained.vocabulary, edited, train=False)
-        return evaluator.evaluate(trained.params, split, edited, eval_decoding(config))[1]
+        return evaluator.evaluate(trained.params, split, edited, decoding)[1]
 
     fit = None
     if cross_fit is not None and trained.config is not None:
@@ -240,7 +253,9 @@ def _make_probe(
     return Probe(config, examples, predictions, answer, fit, continue_after)
 
 
-def _answer_valid(subject: Subject, corpus: Corpus, split_name: str, evaluator: Evaluator) -> list[Prediction] | str:
+def _answer_valid(
+    subject: Subject, corpus: Corpus, split_name: str, evaluator: Evaluator, decoding: Decoding
+) -> list[Prediction] | str:
     """Labels of examples of valid with confidences, to which recalibration is fitted; or the reason for none."""
     config, trained = subject.config, subject.trained
     if split_name == "valid":
@@ -254,7 +269,6 @@ def _answer_valid(subject: Subject, corpus: Corpus, split_name: str, evaluator: 
     examples = [valid[row] for row in rows_N]
     _say(f"calibration: labels of {len(examples)} examples of valid, for recalibration")
     split = tokenize(config, trained.vocabulary, examples, train=False)
-    decoding = eval_decoding(config)
     return evaluator.evaluate(trained.params, split, examples, decoding, rationales=False, confidences=True)[1]
 
 

@@ -86,6 +86,15 @@ class HeldOutEstimates:
             return [*lines, ("held-out I(Z;V|X)", f"not available: fewer than {2 * MIN_EXAMPLES} counterfactuals")]
         return [*lines, *self.within.lines(self.within_initial)]
 
+    def errors(self) -> list[tuple[str, str]]:
+        """What the ± of the lines covers, as text."""
+        if self.not_available:
+            return []
+        covered = "one standard error over held-out pairs and refits of the critic"
+        if self.within is not None:
+            covered += "; of I(Z;V|X) half of the 95% interval over clusters of examples and refits"
+        return [("what ± covers", f"{covered}; no other training run")]
+
 
 @dataclasses.dataclass
 class SplitMonitor:

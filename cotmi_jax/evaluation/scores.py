@@ -31,6 +31,7 @@ class Prediction(TypedDict):
     choices: NotRequired[list[str]]  # the labels that the example can have; []: they are open
     # Probability of the generated label, the product of those of its tokens with eos; None: not asked for, or no label.
     confidence: NotRequired[float | None]
+    vote_share: NotRequired[float | None]  # of sampled outputs, those with the label; None: there was one output
     candidates: NotRequired[list[Candidate]]  # choices by decreasing log_p; []: not asked for, or labels are open
 
 

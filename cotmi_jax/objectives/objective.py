@@ -253,6 +253,6 @@ class Objective:
             weight_RxT = self._token_weights(batch, task, pad_id)
             weight = weight_RxT.sum()
             terms[task] = Term(jnp.where(weight_RxT > 0, weight_RxT * output.loss_RxT, 0.0).sum(), weight)
-            hits = jnp.where(output.hit_RxT, weight_RxT, 0.0).sum()
+            hits = jnp.where(weight_RxT > 0, weight_RxT * output.hit_RxT, 0.0).sum()
             terms[f"{task}_token_accuracy"] = Term(hits, weight)
         return terms

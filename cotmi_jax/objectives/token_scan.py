@@ -30,7 +30,7 @@ class TokenScan(NamedTuple):
     """Results of the scan, from one evaluation of the logits."""
 
     loss_BxT: Array  # −log p(target) in nats, or the token loss given; float32
-    hit_BxT: Array  # bool: no logit is higher than the target's; a tie for the highest is a hit, a NaN is not
+    hit_BxT: Array  # float32: 1 if the target's logit is the highest, 1/k if k share the highest; 0 of a NaN
     log_pooled_BxNxV: Array | None  # log of the pooled probability, float32; EMPTY where a segment has no position
 
 
@@ -209,7 +209,9 @@ def _forward(
         loss_BxL = log_sum_BxL + (highest_BxL - target_BxL)
         if token_loss is not None:
             loss_BxL = token_loss(logits_BxLxV, targets_BxL).astype(jnp.float32)
-        return pooled, (loss_BxL, target_BxL >= highest_BxL, highest_BxL, log_sum_BxL)
+        ties_BxL = (logits_BxLxV == highest_BxL[..., None]).sum(axis=-1, dtype=jnp.float32)
+        hit_BxL = jnp.where(target_BxL >= highest_BxL, 1.0 / ties_BxL, 0.0)
+        return pooled, (loss_BxL, hit_BxL, highest_BxL, log_sum_BxL)
 
     vocab_size = jax.eval_shape(logits, states_CxBxLxD[0], *closed).shape[-1]
     shape = (*roles.member_CxBxNxL.shape[1:3], vocab_size)

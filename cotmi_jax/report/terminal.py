@@ -42,7 +42,7 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
             value = metrics["loss"][name]
             rows.append((text, f"{value:.1%}" if name.endswith("accuracy") else f"{value:.3f} nats"))
     if information is not None:
-        rows += information.lines()
+        rows += [*information.lines(), *information.errors()]
     for task, counts in metrics["truncated"].items():
         rows += [(f"truncated to the limit, {task} {kind}", str(count)) for kind, count in counts.items() if count]
     for column, tokens in metrics.get("unknown", {}).items():

@@ -58,7 +58,7 @@ def answers_are_targets() -> Iterator[None]:
             ]
             for task, each in ragged.items()
         }
-        return Scores(computed(self, params, split, decoding, **options).losses, texts)
+        return computed(self, params, split, decoding, **options)._replace(texts=texts)
 
     with mock.patch.object(Evaluator, "scores", scores):
         yield

@@ -23,6 +23,7 @@ from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.mi_monitor import MIMonitor
 from cotmi_jax.inference.candidates import Target, TargetScorer
 from cotmi_jax.inference.segments import Tokens
+from cotmi_jax.inference.voting import Sampling
 from cotmi_jax.models.decoding import Decoding, generate
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.models.t5 import T5
@@ -34,6 +35,7 @@ quick_compilation = runs.quick_compilation
 VOCABULARY = Vocabulary(VOCABULARY_PATH)
 STUDENT = StudentDef.of(helpers.small_config(vocab_size=512, d_model=32, num_encoder_layers=1, num_decoder_layers=1))
 GREEDY = Decoding("greedy", max_tokens=6)
+LIMITS = TokenLimits(256, 256)
 OBJECTIVE = Objective("cotmi", mi_term=mi_config("barber_agakov"))  # without networks of its own
 WORDS = (9, 30, 2, 14, 3, 41, 6, 27, 1, 20, 35, 4, 17, 25, 8, 11, 5, 38, 22)
 EXAMPLES = tuple(
@@ -87,7 +89,7 @@ def cheap_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_evaluation_by_length_equals_that_of_single_examples(cheap_compilation: None, devices: int) -> None:
     with jax.set_mesh(mesh := make_mesh(devices=jax.devices()[:devices])):
         evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
-        losses, texts, _ = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
+        losses, texts, *_ = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
         again = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
     assert texts == alone().texts and len(set(texts[PREDICT])) > 5
     assert losses.keys() == {"predict", "explain", "mi", "predict_token_accuracy", "explain_token_accuracy"}
@@ -134,8 +136,7 @@ def test_the_encoder_runs_once_for_losses_texts_and_candidates(monkeypatch: pyte
     monkeypatch.setattr(T5, "encode", lambda *arguments: (traced.append(arguments[1].shape), encode(*arguments))[1])
     with jax.set_mesh(mesh := small_mesh()):
         evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
-        choices = [("3", example.label, "( 3 + 4 )") for example in EXAMPLES]
-        evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN), choices=choices)
+        evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN), examples=CHOSEN, confidences=True)
     assert traced == [(16, tokens().input_length)]  # the inputs of both tasks
 
 
@@ -197,3 +198,36 @@ def test_labels_are_scored_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) ->
         _, predictions = evaluator.evaluate({}, tokens(), CHOSEN, GREEDY, limit=8)
     assert asked == [False]
     assert all(each["confidence"] is None and each["candidates"] == [] for each in predictions)
+
+
+def test_sampled_rationales_vote_on_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first output with the label that most have stands for the example. Keys differ by batch and sample."""
+    rationales = ("One.", "Two.", "Three.", "Four.")
+    votes = (("4", "5", "5", "4"), ("5", "7", "( 3 + 4 )", "7"), ("", "", "", "5"), ("", "", "", ""))
+    examples = [dataclasses.replace(example, kind="equation") for example in EXAMPLES[:8]]
+    seen = []
+    with jax.set_mesh(mesh := small_mesh()):
+        evaluator = Evaluator(
+            STUDENT, Objective("single_task"), VOCABULARY, mesh, batch_size=4, sampling=Sampling(3, votes=4)
+        )
+
+        def outputs(params: Any, inputs: Any, encoded: Any, key: Any, **_: Any) -> Tokens:
+            sample = len(seen) % 4
+            seen.append(tuple(jax.random.key_data(key).tolist()))
+            texts = [
+                rationales[sample] + (f" So the answer is {each[sample]}" if each[sample] else "") for each in votes
+            ]
+            ids = [[*ids, EOS_ID] for ids in VOCABULARY.encode(texts)]
+            return Tokens(np.array([each + [0] * (40 - len(each)) for each in ids], np.int32), None)
+
+        split = tokenize_split(examples, VOCABULARY, objective="single_task", label_type="gt", limits=LIMITS)
+        monkeypatch.setattr(evaluator, "_terms", lambda params, batch: ({}, {PREDICT: None}))
+        monkeypatch.setattr(evaluator._generation, "outputs", outputs)
+        sampling = Decoding("sample", max_tokens=40)
+        in_order = [(np.arange(start, start + 4), (256, 256)) for start in (0, 4)]
+        monkeypatch.setattr(batches, "eval_batches", lambda *_, **__: in_order)
+        _, predictions = evaluator.evaluate({}, split, examples, sampling)
+    found = [(each["predicted_label"], each["predicted_rationale"], each["vote_share"]) for each in predictions]
+    expected = [("4", "One.", 0.5), ("7", "Two.", 0.75), ("5", "Four.", 0.25), ("", "", 0.0)]
+    assert found == 2 * expected
+    assert len(set(seen)) == len(seen) == 8

@@ -24,6 +24,7 @@ from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.metrics import measure
+from cotmi_jax.evaluation.monitor import HeldOutEstimates
 from cotmi_jax.inference import generation
 from cotmi_jax.inference import predictor as predictor_module
 from cotmi_jax.inference.lines import Answer, Line, read_lines
@@ -336,6 +337,7 @@ def test_predictions_have_every_example_and_the_output_of_the_student(
         "choices": [],
         "confidence": None,
         "candidates": [],
+        "vote_share": None,
     }
     _, labels = make_evaluator(mesh, objective).evaluate(
         params(), tokens(objective, examples), examples, GREEDY, rationales=False
@@ -368,6 +370,9 @@ def test_the_terminal_table_has_every_result() -> None:
     assert re.search(r"^unknown tokens, label +2, for characters that the vocabulary lacks$", text, re.M)
     assert re.search(r"^labels not in the vocabulary +1: no answer to them is correct$", text, re.M)
     assert "unknown tokens, input" not in text
+    text = " ".join(format_scores(metrics, HeldOutEstimates({})).split())
+    assert "what ± covers one standard error over held-out pairs and refits of the critic; no other training" in text
+    assert "±" not in format_scores(metrics, HeldOutEstimates({}, not_available="too few examples"))
     prediction = {"input": "How many?", "label": "2", "predicted_label": "( 1 + 1 )", "correct": True}
     assert format_examples([prediction | {"predicted_rationale": None}]).splitlines() == [
         "  problem  How many?",

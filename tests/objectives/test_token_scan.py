@@ -197,7 +197,7 @@ def test_a_nan_at_a_valid_position_is_visible() -> None:
 
 
 def test_ties() -> None:
-    """Of two equal positions the first has the gradient of their maximum. Of two equal logits either is a hit."""
+    """Of two equal positions the first has the gradient of their maximum. Of k equal logits each is 1/k of a hit."""
     states, head, targets = make()
     states = states.at[:, 7].set(states[:, 2])
     for chunk, segments in ((4, 1), (64, 1), (4, 2)):
@@ -205,7 +205,10 @@ def test_ties() -> None:
         _, (d_states, _) = differentiate(chunked(chunk), "max")(states, head, targets, member, jnp.zeros((B, T), bool))
         assert np.asarray(d_states[:, 2]).all() and not np.asarray(d_states[:, 7]).any()
     result = scan_tokens(states, targets, lambda x: jnp.zeros((*x.shape[:2], V)))
-    assert result.hit_BxT.all()
+    np.testing.assert_array_equal(result.hit_BxT, np.full((B, T), 1 / V, np.float32))
+    two = jnp.zeros(V).at[:2].set(1.0)
+    result = scan_tokens(states, targets % 3, lambda x: jnp.broadcast_to(two, (*x.shape[:2], V)))
+    np.testing.assert_array_equal(result.hit_BxT, np.where(targets % 3 < 2, 0.5, 0.0))
 
 
 @pytest.mark.slow
