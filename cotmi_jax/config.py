@@ -97,6 +97,9 @@ def _data() -> ConfigDict:
     data.align = "strict"  # rows and completions must be equally many; prefix: use the rows that have both
     data.augment_asdiv = False  # add ASDiv to SVAMP's train split
     data.subsample = 1.0  # fraction of the train split kept, drawn with the seed
+    # Of sets without a valid split, what a tenth of train is drawn of: example, as in DSS; or cluster, so that examples
+    # that share a premise or a story are all in one split.
+    data.split_by = "example"
     data.bad_rows = "error"  # or skip: leave out rows that cannot be used, count and report them
     data.empty_rationale = "error"  # or drop: leave out such train examples; keep: train on their label alone
     # Identical rationales of an example: each is used in turn; weight: merge them into one, weighted by their number.

@@ -20,7 +20,8 @@ class SplitChecks(TypedDict):
     labels: the most frequent labels, all of a closed set. distinct_labels: how many there are.
     without_rationale: examples without a rationale.
     repeated_inputs: examples whose input an earlier one has. contradictory: those of them with another label.
-    inputs_in_train, contexts_in_train: examples whose input, or whose context, is one of train; None for train.
+    inputs_in_train, contexts_in_train, clusters_in_train: examples whose input, context or cluster is one of train;
+      None for train.
     unknown, cut: unknown tokens, and texts longer than the limits, by column.
     lost_labels: labels that the vocabulary cannot represent.
     """
@@ -32,6 +33,7 @@ class SplitChecks(TypedDict):
     contradictory: int
     inputs_in_train: int | None
     contexts_in_train: int | None
+    clusters_in_train: int | None
     unknown: dict[str, int]
     cut: dict[str, int]
     lost_labels: int
@@ -52,6 +54,7 @@ def check_splits(
     """The counts of every split. limits: maximum number of tokens of each column, including eos."""
     inputs = {example.input for example in splits.get("train", ())}
     contexts = {context_of(example) for example in splits.get("train", ())}
+    clusters = {example.cluster or example.id for example in splits.get("train", ())}
     found = {}
     for name, examples in splits.items():
         earlier = _repeated(examples)
@@ -66,6 +69,7 @@ def check_splits(
             contradictory=sum(a != b for a, b in earlier),
             inputs_in_train=sum(example.input in inputs for example in examples) if held_out else None,
             contexts_in_train=sum(context_of(example) in contexts for example in examples) if held_out else None,
+            clusters_in_train=sum(each.cluster in clusters for each in examples) if held_out else None,
             unknown=unknown,
             cut=cut,
             lost_labels=len(find_lost_labels(examples, vocabulary)),
@@ -106,6 +110,7 @@ def format_checks(checks: Mapping[str, SplitChecks]) -> str:
         ("contradictory", "  with another label"),
         ("inputs_in_train", "input is in train"),
         ("contexts_in_train", "context is in train"),
+        ("clusters_in_train", "cluster is in train"),
         ("lost_labels", "label not in the vocabulary"),
     ):
         counts = [dict(split)[key] for split in checks.values()]

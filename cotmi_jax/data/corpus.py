@@ -17,8 +17,8 @@ from cotmi_jax.data.sources.released import ReleasedSource
 from cotmi_jax.data.sources.row_format import RowFormat, parse_fields
 from cotmi_jax.data.sources.rows import BAD_ROWS, NUM_NOTES, check_choice
 from cotmi_jax.data.sources.tfds import TfdsSource
+from cotmi_jax.data.splits import SPLIT_BY, with_valid_split
 from cotmi_jax.data.splits import subsample as subsample_examples
-from cotmi_jax.data.splits import with_valid_split
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, as_path
 
@@ -46,6 +46,7 @@ class Loading:
       one, by `example.merge_rationales`.
     size: number of train examples of "arithmetic", before subsampling.
     version: of "arithmetic", as for `arithmetic.make_arithmetic`.
+    split_by: what a valid split made from train is drawn of, as for `splits.with_valid_split`.
     labels: the labels that rows of a user's own data may have, separated by commas; "" for any.
     label_kind: how labels of such rows are compared.
     fields: the columns of such rows that hold the fields, in the form of `row_format.parse_fields`.
@@ -63,6 +64,7 @@ class Loading:
     empty_rationale: str = "error"
     needs_rationales: bool = True
     duplicate_rationales: str = "keep"
+    split_by: str = "example"
     size: int = 16_000
     version: int = 1
     labels: str = ""
@@ -73,6 +75,7 @@ class Loading:
         check_choice("bad_rows", self.bad_rows, BAD_ROWS)
         check_choice("empty_rationale", self.empty_rationale, EMPTY_RATIONALES)
         check_choice("duplicate_rationales", self.duplicate_rationales, DUPLICATE_RATIONALES)
+        check_choice("split_by", self.split_by, SPLIT_BY)
         check_choice("label_kind", self.label_kind, LABEL_KINDS)
         components = parse_dataset(self.dataset)
         given = {"fields": parse_fields(self.fields), "labels": self.labels, "label_kind": self.label_kind != "text"}
@@ -160,7 +163,8 @@ def corpus_fingerprint(loading: Loading) -> str:
     fingerprints = [source.fingerprint() for _, source in _sources(loading)]
     drawn = (loading.subsample, loading.seed) if loading.subsample < 1 else ()
     merged = ("merged",) if loading.duplicate_rationales == "weight" else ()
-    return digest(_VERSION, *drawn, loading.empty_rationale, *merged, *fingerprints)
+    divided = ("by cluster",) if loading.split_by == "cluster" else ()
+    return digest(_VERSION, *drawn, loading.empty_rationale, *merged, *divided, *fingerprints)
 
 
 def find_data_root(data_root: str | None) -> Path:
@@ -218,7 +222,7 @@ def _load(source: Source, rate: float, loading: Loading, asked: Collection[str])
         policy = "keep"
     if policy == "error":
         _refuse_empty_rationales(corpus)
-    made = _split(corpus, loading.subsample, loading.seed) if "train" in corpus.splits else corpus.splits
+    made = _split(corpus, loading) if "train" in corpus.splits else corpus.splits
     splits = {split: examples for split, examples in made.items() if split in asked}
     if policy == "keep":
         kept = {split: tuple(map(_without_weight, examples)) for split, examples in splits.items()}
@@ -263,11 +267,11 @@ def _without_weight(example: Example) -> Example:
     return example if example.rationale.strip() else dataclasses.replace(example, weight=0.0)
 
 
-def _split(corpus: Corpus, subsample: float, seed: int) -> dict[str, tuple[Example, ...]]:
-    train = subsample_examples(corpus.splits["train"], subsample, seed)
+def _split(corpus: Corpus, loading: Loading) -> dict[str, tuple[Example, ...]]:
+    train = subsample_examples(corpus.splits["train"], loading.subsample, loading.seed)
     own = tuple(example for example in train if example.id.startswith(f"{corpus.name}/"))
     added = tuple(example for example in train if not example.id.startswith(f"{corpus.name}/"))
-    splits = with_valid_split({**corpus.splits, "train": own}, f"train of {corpus.name}")
+    splits = with_valid_split({**corpus.splits, "train": own}, f"train of {corpus.name}", loading.split_by)
     return splits | {"train": splits["train"] + added}
 
 

@@ -51,6 +51,7 @@ def loading_of(config: ConfigDict) -> Loading:
         empty_rationale=data.empty_rationale,
         needs_rationales=bool(find_objective(config.objective.name).rationale_tasks),
         duplicate_rationales=data.duplicate_rationales,
+        split_by=data.split_by,
         size=data.size,
         version=data.version,
         labels=data.labels,

@@ -1,28 +1,32 @@
 """The valid split made from train, and subsets of train for learning curves.
 
-Both select the examples that the Distilling Step-by-Step release (arXiv 2305.02301) selects.
+By default both select the examples that the Distilling Step-by-Step release (arXiv 2305.02301) selects.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cotmi_jax.data.example import SPLITS, Example
 from cotmi_jax.errors import UserError
 
+SPLIT_BY = ("example", "cluster")
+
 
 def with_valid_split(
-    examples_by_split: Mapping[str, tuple[Example, ...]], name: str = "train"
+    examples_by_split: Mapping[str, tuple[Example, ...]], name: str = "train", split_by: str = "example"
 ) -> dict[str, tuple[Example, ...]]:
     """Makes a tenth of train (rounded up) the valid split if there is none; returns splits in the order of SPLITS.
 
-    name: the name of train in messages.
+    name: the name of train in messages. split_by, of SPLIT_BY: what is drawn.
 
-    With p = numpy.random.default_rng(0).permutation(n), valid is p[:ceil(n/10)] and train the rest in that order.
+    example: with p = numpy.random.default_rng(0).permutation(n), valid is p[:ceil(n/10)] and train the rest in that
+    order. cluster: clusters in the order in which p first meets them go to valid whole until it has ceil(n/10) examples
+    or more, so that no cluster is in both.
 
     Raises:
-      UserError: train holds fewer than 2 examples, so that one split would be empty.
+      UserError: train holds fewer than 2 examples, or clusters, so that one split would be empty.
     """
     splits = dict(examples_by_split)
     if "valid" not in splits:
@@ -31,9 +35,29 @@ def with_valid_split(
             raise UserError(f"{name} holds {len(train)} example(s), too few to make a valid split: use at least 2")
         order = np.random.default_rng(0).permutation(len(train))
         cut = math.ceil(len(train) / 10)
+        if split_by == "cluster":
+            order, cut = _by_cluster(train, order, cut, name)
         splits["valid"] = tuple(train[i] for i in order[:cut])
         splits["train"] = tuple(train[i] for i in order[cut:])
     return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _by_cluster(train: Sequence[Example], order: np.ndarray, cut: int, name: str) -> tuple[np.ndarray, int]:
+    """The order with the examples of each cluster together, and the end of the cluster that reaches the cut."""
+    keys = [train[int(i)].cluster or train[int(i)].id for i in order]
+    first: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    if len(first) < 2:
+        raise UserError(
+            f"{name} holds one cluster, which config.data.split_by = cluster cannot divide: use example, or give a "
+            "valid split"
+        )
+    place_N = np.array([first[key] for key in keys])
+    grouped = np.argsort(place_N, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(place_N[grouped])) + 1, len(order))
+    cut = int(ends[min(int(np.searchsorted(ends, cut)), len(ends) - 2)])  # train keeps a cluster
+    return order[grouped], cut
 
 
 def subsample(examples: tuple[Example, ...], fraction: float, seed: int) -> tuple[Example, ...]:

@@ -50,12 +50,20 @@ def _reliability(measured: Mapping[str, Any], confidences: Mapping[str, Confiden
     )
     for column, (kind, part) in enumerate(measured.items()):
         _draw_reliability(axes[0, column], part)
-        axes[0, column].set_title(f"{_TITLES[kind]}, {part['n']} examples", fontsize=11)
+        error, gap = part["errors"]["smooth_ece"], 100 * part["overconfidence"]["value"]
+        floor = error["noise_floor"]
+        title = (
+            f"{_TITLES[kind]}, {part['n']} examples\nconfidence − accuracy {gap:+.1f} points\n"
+            f"smooth error {error['value']:.3f} (calibrated: {floor['low']:.3f} to {floor['high']:.3f})"
+        )
+        axes[0, column].set_title(title, fontsize=10)
         start = axes[0, column].get_xlim()[0]
         axes[1, column].hist(100 * confidences[kind].confidence_N, bins=40, range=(start, 100), color="0.45")
         axes[1, column].set_xlabel("confidence, %")
         axes[1, column].set_ylabel("examples" if column == 0 else "")
     axes[0, 0].set_ylabel("accuracy, %")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -79,20 +87,6 @@ def _draw_reliability(axes: "Axes", part: Mapping[str, Any]) -> None:
     # Confidences are often all near 100%: the axes show where they are.
     start = min(90.0, 10 * np.floor(min(confidence.min(), accuracy.min(), low.min()) / 10))
     axes.set(xlim=(start, 101), ylim=(start - 1, 101))
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
-    error = part["errors"]["smooth_ece"]
-    gap = 100 * part["overconfidence"]["value"]
-    floor = error["noise_floor"]
-    axes.text(
-        0.98,
-        0.03,
-        f"confidence − accuracy {gap:+.1f} points\nsmooth error {error['value']:.3f}\n"
-        f"calibrated: {floor['low']:.3f} to {floor['high']:.3f}",
-        transform=axes.transAxes,
-        ha="right",
-        va="bottom",
-        fontsize=9,
-    )
 
 
 def _risk_coverage(measured: Mapping[str, Any], confidences: Mapping[str, Confidences]) -> "Figure":

@@ -1,7 +1,9 @@
 """The valid split, subsampling, and loading of a corpus by the name of its data set."""
 
+import dataclasses
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,41 @@ def test_valid_split_is_the_first_tenth_of_a_fixed_permutation(count, cut):
     assert splits["test"] == test
     assert sorted(splits["train"] + splits["valid"], key=train.index) == list(train) if count < 100 else True
     assert not {e.id for e in splits["train"]} & {e.id for e in splits["valid"]}
+
+
+def test_a_valid_split_by_cluster_divides_no_cluster():
+    draw = np.random.default_rng(1)
+    train = tuple(
+        dataclasses.replace(each, cluster=f"premise {draw.integers(40)}" if number < 90 else "")
+        for number, each in enumerate(make_examples(100))
+    )
+    splits = with_valid_split({"train": train}, split_by="cluster")
+    keys = {name: {each.cluster or each.id for each in examples} for name, examples in splits.items()}
+    assert not keys["train"] & keys["valid"]
+    assert sorted(splits["train"] + splits["valid"], key=train.index) == list(train)
+    largest = max(Counter(each.cluster for each in train[:90]).values())
+    assert 10 <= len(splits["valid"]) < 10 + largest
+    # By example, clusters are in both; without clusters both ways give the same valid split.
+    by_example = with_valid_split({"train": train})
+    assert {each.cluster for each in by_example["valid"]} & {each.cluster for each in by_example["train"]}
+    plain = make_examples(30)
+    assert with_valid_split({"train": plain}, split_by="cluster") == with_valid_split({"train": plain})
+
+
+def test_clusters_that_cannot_be_divided():
+    same = tuple(dataclasses.replace(each, cluster="one") for each in make_examples(5))
+    with pytest.raises(UserError, match="^train holds one cluster, which config.data.split_by = cluster cannot divide"):
+        with_valid_split({"train": same}, split_by="cluster")
+    two = tuple(dataclasses.replace(each, cluster=each.id[-1] == "0" and "a" or "b") for each in make_examples(5))
+    splits = with_valid_split({"train": two}, split_by="cluster")
+    assert {each.cluster for each in splits["train"]} != {each.cluster for each in splits["valid"]}
+    with pytest.raises(UserError, match="split_by"):
+        Loading(dataset="arithmetic", split_by="premise")
+
+
+def test_a_split_by_cluster_has_another_fingerprint():
+    one, other = (Loading(dataset="arithmetic", split_by=how) for how in ("example", "cluster"))
+    assert sources.corpus_fingerprint(one) != sources.corpus_fingerprint(other)
 
 
 def test_an_existing_valid_split_stays():

@@ -105,14 +105,18 @@ def test_absent_teacher_labels_are_not_called_wrong():
 def test_labels_repetitions_and_overlap_are_counted():
     vocabulary = Vocabulary(VOCABULARY_PATH)
     train = [Example("a", "Snow.</s>Cold?", "yes", "So."), Example("b", "Fire.</s>Cold?", "no", "東")]
-    train += [Example("c", "Fire.</s>Cold?", "yes", "")]
-    test = [Example("d", "Fire.</s>Hot?", "東", "So."), Example("e", "Snow.</s>Cold?", "yes", "So. " * 20)]
+    train += [Example("c", "Fire.</s>Cold?", "yes", "", cluster="weather")]
+    test = [
+        Example("d", "Fire.</s>Hot?", "東", "So.", cluster="weather"),
+        Example("e", "Snow.</s>Cold?", "yes", "So. " * 20),
+    ]
     limits = {"input": 50, "label": 20, "rationale": 20}
     checks = check_splits({"train": train, "test": test}, vocabulary, limits, "")
     assert checks["train"]["labels"] == {"yes": 2, "no": 1} and checks["train"]["distinct_labels"] == 2
     found = {name: (split["repeated_inputs"], split["contradictory"]) for name, split in checks.items()}
     assert found == {"train": (1, 1), "test": (0, 0)}
     assert (checks["test"]["inputs_in_train"], checks["test"]["contexts_in_train"]) == (1, 2)
+    assert (checks["test"]["clusters_in_train"], checks["train"]["clusters_in_train"]) == (1, None)
     assert (checks["train"]["inputs_in_train"], checks["train"]["without_rationale"]) == (None, 1)
     assert checks["train"]["unknown"]["rationale"] == 1 and checks["test"]["unknown"]["label"] == 1
     assert checks["test"]["cut"] == {"input": 0, "label": 0, "rationale": 1}
