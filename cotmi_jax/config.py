@@ -55,7 +55,8 @@ def base() -> ConfigDict:
     config.eval.examples = 0  # examples of the valid split that are used; 0: all
     config.eval.batch_size = 64  # examples, over all devices
     # Of the best student: accuracy, or the loss of labels where it ties; or loss, the cross-entropies weighted as in
-    # training, so that the rationales decide too where all labels are right.
+    # training, so that the rationales decide too where all labels are right; or log_score, of sets whose examples have
+    # choices: the log-probability of the gold label among them at the best temperature.
     config.eval.select_by = "accuracy"
     config.eval.metrics = ""  # registered metrics besides accuracy, separated by commas
     # The first examples of valid whose rationales are generated too, for the metrics that read rationales; 0: none.
@@ -289,7 +290,7 @@ def validate(config: ConfigDict) -> None:
     choices |= {
         "data.too_long": TOO_LONG,
         "data.rationale_answer": RATIONALE_ANSWERS,
-        "eval.select_by": ("accuracy", "loss"),
+        "eval.select_by": ("accuracy", "loss", "log_score"),
         "model.attention": get_args(AttentionForm),
     }
     for key, allowed in choices.items():

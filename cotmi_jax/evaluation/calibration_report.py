@@ -12,7 +12,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import calibration, recalibration
 from cotmi_jax.evaluation.calibration import PAPER_BINS, Answers
 from cotmi_jax.evaluation.comparison import cluster_draws, items_interval
-from cotmi_jax.evaluation.confidences import KINDS, Confidences
+from cotmi_jax.evaluation.confidences import KINDS, Confidences, closed_set_confidences
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
 
 BINS = 15
@@ -66,6 +66,25 @@ def calibration_scores(predictions: Sequence[Prediction]) -> dict[str, Score | N
             mean = _mean(value_N, found.cluster_N)
             scores[f"{kind}_{name}"] = Score(value=mean["value"], interval=mean["interval"], n=len(gap_N))
     return scores or {"calibration": NotAvailable(not_available="; ".join(reasons))}
+
+
+def log_score(predictions: Sequence[Prediction]) -> dict[str, Score | NotAvailable]:
+    """The mean log-probability of the gold label among the candidates, nats, at the temperature at which it is highest.
+
+    A proper score of what a student knows: unlike accuracy it varies little with few examples, and unlike the loss it
+    does not depend on overconfidence, which a temperature removes. The temperature is fitted to the same examples.
+    """
+    try:
+        found = closed_set_confidences(predictions)
+    except UserError as error:
+        return {"log_score": NotAvailable(not_available=str(error))}
+    assert found.score_NxC is not None and found.gold_N is not None
+    if outside := int((found.gold_N < 0).sum()):
+        return {"log_score": NotAvailable(not_available=f"the gold label of {outside} examples is no candidate")}
+    temperature = recalibration.fit_score_temperature(found.score_NxC, found.gold_N)
+    log_p_NxC = recalibration.log_softmax(found.score_NxC / temperature)
+    mean = _mean(log_p_NxC[np.arange(len(found.gold_N)), found.gold_N], found.cluster_N)
+    return {"log_score": Score(value=mean["value"], interval=mean["interval"], n=len(found.gold_N))}
 
 
 def describe(found: Confidences, *, draws: int = DRAWS) -> Json:

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypedDict, TypeVar
 from cotmi_jax.errors import UserError, unknown_name
 from cotmi_jax.evaluation import covariation, interventions, simulatability
 from cotmi_jax.evaluation.agreement import agreement, steps
-from cotmi_jax.evaluation.calibration_report import calibration_scores
+from cotmi_jax.evaluation.calibration_report import calibration_scores, log_score
 from cotmi_jax.evaluation.confidences import cluster_keys
 from cotmi_jax.evaluation.label_scores import label_scores
 from cotmi_jax.evaluation.overlap import rationale_overlap
@@ -68,6 +68,7 @@ METRICS: dict[str, Metric] = {
     "ranked_accuracy": Metric(ranked_accuracy, reads_confidences=True),
     "label_scores": Metric(label_scores),
     "calibration": Metric(calibration_scores, reads_confidences=True),
+    "log_score": Metric(log_score, reads_confidences=True),
     "agreement": Metric(agreement, reads_rationales=True),
     "steps": Metric(steps, reads_rationales=True),
     "rationale_overlap": Metric(rationale_overlap, reads_rationales=True, argument="an encoder of sentences"),

@@ -38,6 +38,7 @@ SHARES = {
 }
 # Of other values.
 NAMES = {
+    "log_score": "log-probability of gold, tempered, nats",
     "bleu": "BLEU, against the teacher's rationale",
     "rouge_l": "ROUGE-L, against the teacher's rationale",
     "cosine": "cosine of embeddings, against the teacher's",

@@ -26,7 +26,7 @@ from cotmi_jax.parallel.agreement import check_agreement
 from cotmi_jax.parallel.batch import make_process_rows
 from cotmi_jax.parallel.distributed import AbortAllOnError, all_gather_text, barrier, is_main_process, is_shared
 from cotmi_jax.parallel.mesh import batch_shards, make_mesh
-from cotmi_jax.training.loop import Run, quality
+from cotmi_jax.training.loop import Run, check_selection, quality
 from cotmi_jax.training.optimizer import make_optimizers
 from cotmi_jax.training.preemption import Interrupt
 from cotmi_jax.training.state import StateDef, TrainState, check_finite
@@ -134,6 +134,7 @@ def _make_run(
     config = experiment.config
     shape = experiment.data.shape(batch_shards(mesh), mesh.devices.flat[0].platform)
     student = state_def.student
+    check_selection(config.eval.select_by, experiment.data.prepared.valid_examples[: config.eval.examples or None])
     state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best, experiment)
     initial = recorded_initial(workdir) if choice.latest else _initial_record(experiment)
     record = run_record(config, experiment.student, experiment.vocabulary, initial)

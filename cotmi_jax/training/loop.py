@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cotmi_jax.config import profiled_steps
+from cotmi_jax.data.example import Example
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT
 from cotmi_jax.errors import UserError
@@ -38,7 +39,22 @@ def quality(valid: Mapping[str, float], select_by: str, objective: Objective) ->
     """What the best student is the best by, of scores and losses on the valid split; the higher, compared in order."""
     if select_by == "loss":
         return -sum(objective.coefficients[task] * valid[task] for task in objective.tasks), 0.0
+    if select_by == "log_score":
+        return valid["log_score"], valid["accuracy"]
     return valid["accuracy"], -valid[PREDICT]
+
+
+def check_selection(select_by: str, valid: Sequence[Example]) -> None:
+    """Raises UserError where the best student cannot be selected by what the config says."""
+    if select_by != "log_score":
+        return
+    for example in valid:
+        if len(example.choices) < 2 or example.label not in example.choices:
+            raise UserError(
+                f"config.eval.select_by is log_score, and example {example.id} of valid has {len(example.choices)} "
+                f"choices, {'among them' if example.label in example.choices else 'without'} its label: select by "
+                "accuracy or loss, or give choices"
+            )
 
 
 @dataclasses.dataclass
@@ -97,7 +113,8 @@ class Run:
         config, experiment = self.config.eval, self.experiment
         params, limit = self.state.params["student"], config.examples
         data, decoding = experiment.data.prepared, eval_decoding(self.config)
-        names = [name for name in parse_metrics(config.metrics) if not find_metric(name).asks_student]
+        chosen = parse_metrics(",".join([config.metrics, *["log_score"] * (config.select_by == "log_score")]))
+        names = [name for name in chosen if not find_metric(name).asks_student]
         confidences = any(find_metric(name).reads_confidences for name in names)
         losses, predictions = self.evaluator.evaluate(
             params, data.valid, data.valid_examples, decoding, limit=limit, rationales=False, confidences=confidences

@@ -11,7 +11,7 @@ import pytest
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import calibration
-from cotmi_jax.evaluation.calibration_report import ERRORS, calibrate, calibration_scores, describe, in_words
+from cotmi_jax.evaluation.calibration_report import ERRORS, calibrate, calibration_scores, describe, in_words, log_score
 from cotmi_jax.evaluation.confidences import Confidences, closed_set_confidences, sequence_confidences
 from cotmi_jax.evaluation.scores import Prediction
 
@@ -137,6 +137,17 @@ def test_auroc_has_the_interval_of_a_bootstrap() -> None:
     rows = draw.integers(0, 150, (400, 150))
     drawn = [calibration.auroc(confidence_N[each], correct_N[each]) for each in rows]
     np.testing.assert_allclose(interval, np.quantile(drawn, (0.025, 0.975)), atol=0.02)
+
+
+def test_the_log_score_is_that_of_the_best_temperature() -> None:
+    plain, sharp = (log_score(answers(500, sharper=sharper))["log_score"] for sharper in (1.0, 3.0))
+    assert plain == pytest.approx(sharp, rel=1e-4) and plain["n"] == 500
+    gold = [each["log_p"] for line in answers(500) for each in line["candidates"] if each["label"] == line["label"]]
+    assert np.mean(gold) <= plain["value"] < np.mean(gold) + 0.01
+    assert plain["interval"][0] < plain["value"] < plain["interval"][1]
+    outside = answers(5)
+    outside[2]["label"] = "maybe"
+    assert log_score(outside)["log_score"] == {"not_available": "the gold label of 1 examples is no candidate"}
 
 
 def test_what_is_not_available_has_a_reason() -> None:

@@ -246,6 +246,18 @@ def test_the_loss_that_selects_is_weighted_as_in_training() -> None:
     objective = Objective("dss", alpha=0.25)
     assert loop.quality({"accuracy": 1.0, "predict": 0.1, "explain": 0.5}, "loss", objective) == (-0.4, 0.0)
     assert loop.quality({"accuracy": 0.9, "predict": 0.1, "explain": 0.5}, "accuracy", objective) == (0.9, -0.1)
+    assert loop.quality({"accuracy": 0.9, "predict": 0.1, "log_score": -0.3}, "log_score", objective) == (-0.3, 0.9)
+
+
+def test_selection_by_log_score_needs_choices_that_hold_the_label() -> None:
+    example = Example("own/valid/3", "Is it?", "yes", "", choices=("yes", "no"))
+    loop.check_selection("log_score", [example])
+    for changed, message in ((("maybe", "no"), "2 choices, without its label"), ((), "0 choices, without its label")):
+        with pytest.raises(
+            UserError, match=f"^config.eval.select_by is log_score, and example own/valid/3 .*{message}"
+        ):
+            loop.check_selection("log_score", [example, dataclasses.replace(example, choices=changed)])
+    loop.check_selection("accuracy", [dataclasses.replace(example, choices=())])
 
 
 Step = Callable[..., tuple[TrainState, dict[str, Any]]]
