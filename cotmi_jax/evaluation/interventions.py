@@ -62,10 +62,11 @@ def mistaken(rationale: str, candidates: Sequence[str], draw: np.random.Generato
 def interventions(probe: Probe) -> dict[str, Any]:
     """The share of labels that change, by intervention, of examples with a rationale; intervals over clusters.
 
-    changed_control: the rationale is unchanged; what changes then is due to its being tokenized again. changed_early_P:
-    the label follows the first P percent of its words; changed_filler: as many dots as it has words; changed_mistake:
-    the rationale up to a mistake, which the student continues with rationale and label. Labels are compared as the
-    set's are; an output without a label has changed. A student whose labels do not change does not use what it wrote.
+    changed_control: the rationale is unchanged; what changes then is due to tokenizing it again, or to predictions that
+    were not decoded greedily, as labels are here. changed_early_P: the label follows the first P percent of its
+    words; changed_filler: as many dots as it has words; changed_mistake: the rationale up to a mistake, which the
+    student continues with rationale and label. Labels are compared as the set's are; an output without a label has
+    changed. A student whose labels do not change does not use what it wrote.
     """
     spec = probe.spec
     if spec.read_rationale is None or probe.continue_after is None:

@@ -129,6 +129,21 @@ def test_both_change_by_chance_as_the_product() -> None:
     assert low < values["both"] < high and found["covariation_both"]["n"] == round(values["edited"] * len(PROBLEMS))
 
 
+def test_an_answer_that_is_lost_is_no_change_and_right_means_right_both_times() -> None:
+    """Labels and rationales are right after the edit only; every second rationale has no answer before it."""
+    old = {example.input: row for row, example in enumerate(PROBLEMS)}
+
+    def student(example: Example) -> tuple[str, str]:
+        row = old.get(example.input)
+        if row is None:
+            return example.label, f"= {evaluate_expression(example.label)}"
+        return "( 900 + 99 )", "none" if row % 2 else "= 999"
+
+    found = measured(PROBLEMS, student)
+    assert found["covariation_label"] == 1.0 and found["covariation_rationale"] == pytest.approx(0.5, abs=0.05)
+    assert found["covariation_label_correct"] == found["covariation_both_correct"] == 0.0
+
+
 def test_a_student_that_reads_the_letter_fails_the_exchange_of_choices() -> None:
     choices = ("a zoo", "a park", "the sea")
     examples = [Example(f"cqa/test/{n}", CHOICES, "a park", "", choices=choices) for n in range(8)]
