@@ -28,6 +28,10 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
         (f"{metrics['dataset']} {metrics['split']}", f"{metrics['n']} examples" + _format_checkpoint(metrics)),
         ("label accuracy", _format_accuracy(metrics)),
     ]
+    decoding = metrics.get("decoding", {"method": "greedy", "votes": 1})
+    if decoding["method"] != "greedy":
+        votes = f", {decoding['votes']} outputs vote on a label" * (decoding["votes"] > 1)
+        rows.insert(1, ("decoding", f"{decoding['method']}{votes}"))
     if metrics.get("data") != metrics.get("trained_on"):
         rows.insert(1, ("student", _format_student(metrics)))
     for name, summary in metrics.get("components", {}).items():

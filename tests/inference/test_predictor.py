@@ -370,6 +370,9 @@ def test_the_terminal_table_has_every_result() -> None:
     assert re.search(r"^unknown tokens, label +2, for characters that the vocabulary lacks$", text, re.M)
     assert re.search(r"^labels not in the vocabulary +1: no answer to them is correct$", text, re.M)
     assert "unknown tokens, input" not in text
+    assert "decoding" not in format_scores(metrics | {"decoding": {"method": "greedy", "votes": 1}})
+    text = format_scores(metrics | {"decoding": {"method": "sample", "votes": 3}})
+    assert re.search(r"^decoding +sample, 3 outputs vote on a label$", text, re.M)
     text = " ".join(format_scores(metrics, HeldOutEstimates({})).split())
     assert "what ± covers one standard error over held-out pairs and refits of the critic; no other training" in text
     assert "±" not in format_scores(metrics, HeldOutEstimates({}, not_available="too few examples"))
