@@ -97,9 +97,10 @@ def register_metric(
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Decorator: make a metric available to config.eval.metrics and evaluate --metrics.
 
-    `asks_student`: the function takes a Probe in place of predictions. `cost`: printed before it starts. The metric
-    replaces an earlier one that was registered as `name`. The keys of the mapping that the function returns name its
-    values in metrics.json, in the terminal's table and, as valid/KEY, in the metrics of training.
+    `reads_confidences`: of labels and candidates, which training then scores. `asks_student`: the function takes a
+    Probe in place of predictions. `cost`: printed before it starts. The metric replaces an earlier one that was
+    registered as `name`. The keys of the mapping that the function returns name its values in metrics.json, in the
+    terminal's table and, as valid/KEY, in the metrics of training.
 
     Raises:
       UserError: a built-in metric has that name.
