@@ -100,7 +100,8 @@ class _Fitter:
             output = forward(student.bind(params), batch, None, (PREDICT,), Heads())[PREDICT]
             of_target_BxT = output.states.target_RxNxT[:, 0]
             log_p_B = -jnp.where(of_target_BxT, output.loss_RxT, 0.0).sum(axis=1)
-            return log_p_B, (output.hit_RxT | ~of_target_BxT).all(axis=1)
+            exact_BxT = output.hit_RxT == 1.0  # of a tie each token has a share
+            return log_p_B, (exact_BxT | ~of_target_BxT).all(axis=1)
 
         self._score: Callable[[Params, Batch], tuple[Array, Array]] = jax.jit(score, out_shardings=replicated(mesh))
 
@@ -119,7 +120,7 @@ class _Fitter:
         return jax.tree.map(jax.device_put, kept, self._state_def.shardings.params["student"])
 
     def scores(self, params: Params, rows: np.ndarray) -> _Scored:
-        """Log-probability of each row's label with its eos, nats, and whether greedy decoding would give that label."""
+        """Log-probability of each row's label with its eos, nats, and whether greedy decoding gives just that label."""
         log_p_N, exact_N = np.zeros(len(rows)), np.zeros(len(rows), bool)
         for start in range(0, len(rows), self._batch_size):
             chosen = rows[start : start + self._batch_size]

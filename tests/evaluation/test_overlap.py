@@ -107,8 +107,7 @@ def test_a_missing_package_is_named_in_place_of_its_value_in_json_and_table() ->
     fields = {"dataset": "set", "split": "test", "n": 5, "accuracy": 1.0, "interval": (0.5, 1.0), "loss": {}}
     fields |= {"checkpoint": {"step": 1}, "truncated": {}}
     table = format_scores(fields | {"metrics": found.scores, "not_available": found.not_available})
-    rows = dict(line.split("  ", 1) for line in table.splitlines())
-    assert rows["BLEU, against the teacher's rationale"].strip() == f"not available: {reason}"
+    assert f"BLEU, against the teacher's rationale not available: {reason}" in " ".join(table.split())
     assert "quartiles" in table
 
 
