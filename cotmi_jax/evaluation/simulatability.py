@@ -19,7 +19,7 @@ from cotmi_jax.evaluation.agreement import MAX_LABELS, candidates_of
 from cotmi_jax.evaluation.comparison import items_interval
 from cotmi_jax.evaluation.confidences import cluster_numbers
 from cotmi_jax.evaluation.probe import Probe
-from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score
+from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
 
 STEPS, BATCH = 400, 32
 COST = "trains two students for 400 steps on this split's predictions; minutes on a CPU for a tiny one"
@@ -83,7 +83,8 @@ def simulatability(probe: Probe, steps: str = str(STEPS)) -> dict[str, Any]:
         scores[f"v_information{suffix}"] = _mean(log_p[both] - log_p[INPUT], cluster_N)
         gain_N = exact[both].astype(float) - exact[INPUT]
         scores[f"las{suffix}"] = leakage_adjusted(gain_N, exact[alone], cluster_N)
-    return scores | {f"simulated_{form}": _mean(exact[form].astype(float), cluster_N) for form in FORMS}
+    clusters = cluster_N.tolist()
+    return scores | {f"simulated_{form}": share_by_cluster(exact[form].tolist(), clusters) for form in FORMS}
 
 
 def leakage_adjusted(gain_N: np.ndarray, leaks_N: np.ndarray, cluster_N: np.ndarray) -> Score | NotAvailable:

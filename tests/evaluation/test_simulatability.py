@@ -75,6 +75,7 @@ def test_informative_rationales_are_worth_what_they_tell_and_leaks_nothing_when_
     for name in ("v_information", "v_information_masked"):
         low, high = found[name]["interval"]
         assert 0.5 < low <= found[name]["value"] <= high < np.log(2) and found[name]["n"] == 400
+    assert found["simulated_both"]["interval"][0] < 1.0  # all of 400 are not all there are
     assert found["simulated_both"]["value"] == 1.0 and found["simulated_input"]["value"] < 0.6
     leaking = simulatability(probe("leaking"))
     assert leaking["v_information"]["value"] > 0.45 and leaking["simulated_rationale"]["value"] == 1.0
