@@ -103,6 +103,10 @@ def test_words_say_what_is_out_of_the_ordinary() -> None:
     confidence_N = np.repeat([0.6, 0.9], 2000)
     mixed = Confidences(confidence_N, draw.random(4000) < 1.5 - confidence_N, np.arange(4000))
     assert in_words(describe(mixed, draws=DRAWS)).startswith("off by more than chance")
+    # Beyond the floor of independent answers, but within the interval of ten clusters.
+    rate_N = np.linspace(0.5, 0.52, 1000)
+    copied = Confidences(rate_N, np.repeat([1, 1, 1, 0, 0, 0, 0, 0, 1, 0], 100), np.repeat(np.arange(10), 100))
+    assert "overconfident by" not in in_words(describe(copied, draws=DRAWS)).partition(";")[0]
     equal = Confidences(np.full(50, 0.5), draw.random(50) < 0.5, np.arange(50))
     assert in_words(describe(equal, draws=DRAWS)) == "all are 50.0%, so that they rank no answer above another"
     one = Confidences(np.full(2, 0.5) + [0, 0.1], np.array([1, 0]), np.zeros(2, int))

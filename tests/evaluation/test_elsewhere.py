@@ -94,6 +94,9 @@ def test_a_run_is_scored_on_a_set_that_has_only_a_test_split(
     assert result.output == run / "evaluation" / "anli1" / "test"  # not that of the run's own test split
     assert [line["label"] for line in result.predictions][:3] == list(RELATIONS)
     assert "information" not in found and "explain" in found["loss"]
+    assert found["labels"]["labels"] == list(RELATIONS) and found["labels"]["macro_f1"]["value"] == 1.0
+    # The fixture's texts have no confidences.
+    assert all("not_available" in part for part in found["calibration"].values())
     assert f"{run}, trained on arithmetic with cotmi" in " ".join(format_scores(found).split())
     with pytest.raises(UserError, match="anli1_train.json"):
         score(str(run), "valid", checkpoint="latest", dataset="anli1", data_settings={"root": str(tmp_path)})

@@ -107,7 +107,13 @@ def test_the_picture_has_a_panel_of_rationales_where_they_were_read(tmp_path: Pa
 @pytest.mark.slow
 def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
     result = score(str(measured), "test", checkpoint="latest", output=str(tmp_path / "out"))
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["information"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    found, sequence = metrics["information"], metrics["calibration"]["sequence"]
+    assert sequence["n"] == runs.HELD_OUT and 0 <= sequence["errors"]["smooth_ece"]["value"] <= 1
+    # The labels of valid, to which recalibration is fitted, are generated: after six steps all are wrong.
+    reason = sequence["recalibrated"]["not_available"]
+    assert reason == "valid: all 64 answers are wrong: no recalibration fits them"
+    assert "compared by value" in metrics["labels"]["not_available"]
     now, initial = found["infonce"]["now"], found["infonce"]["initial"]
     assert now["direction"] == "lower" and now["cap"] == pytest.approx(np.log(now["contrasted"]))
     assert now["pairs"] == 16 and now["saturation"] == pytest.approx(now["value"] / now["cap"])  # a quarter of 64
