@@ -108,8 +108,8 @@ def _needs(package: str, extra: str = "quality") -> NotAvailable | None:
     """The reason why a package cannot be used; None: it is installed."""
     try:
         importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        return NotAvailable(not_available=f"{error.name} is not installed: pip install 'cotmi_jax[{extra}]'")
+    except ModuleNotFoundError:
+        return NotAvailable(not_available=f"the extra {extra} is not installed: pip install 'cotmi_jax[{extra}]'")
     return None
 
 

@@ -39,9 +39,9 @@ SHARES = {
 # Of other values.
 NAMES = {
     "log_score": "log-probability of gold, tempered, nats",
-    "bleu": "BLEU, against the teacher's rationale",
-    "rouge_l": "ROUGE-L, against the teacher's rationale",
-    "cosine": "cosine of embeddings, against the teacher's",
+    "bleu": "BLEU with the teacher's rationale",
+    "rouge_l": "ROUGE-L with the teacher's rationale",
+    "cosine": "cosine of embeddings with the teacher's",
     "rationale_words": "words of a rationale",
     "v_information": "rationale → label beyond the input, nats",
     "v_information_masked": "the same, label words masked, nats",

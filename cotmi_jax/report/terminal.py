@@ -59,7 +59,10 @@ def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | No
 
 
 def _metric_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
-    """By name the row of each metric, without those that calibration_rows says in words."""
+    """By name the row of each metric, without those that calibration_rows says in words.
+
+    Values that are not available for one reason share a row.
+    """
     for name, score in metrics["metrics"].items():
         if name == "unparsable":
             count = f"{round(score['value'] * score['n'])} of {score['n']}"
@@ -68,8 +71,15 @@ def _metric_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, s
             yield name, (SHARES[name], _format_share(score, metrics["n"]))
         elif name != "accuracy" and not ("calibration" in metrics and name in _IN_WORDS):
             yield name, (NAMES.get(name, name), _format_metric(score, metrics["n"]))
+    by_reason: dict[str, list[str]] = {}
     for name, reason in metrics.get("not_available", {}).items():
-        yield name, (NAMES.get(name, SHARES.get(name, name)), f"not available: {reason}")
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        shown = [NAMES.get(name, SHARES.get(name, name)) for name in names]
+        if len(shown) == 1:
+            yield names[0], (shown[0], f"not available: {reason}")
+        else:
+            yield names[0], ("not available", f"{', '.join(shown)}: {reason}")
 
 
 def _format_row(name: str, value: str, width: int) -> str:
