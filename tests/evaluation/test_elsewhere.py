@@ -108,7 +108,7 @@ def test_a_checkpoint_is_scored_as_it_is_on_one_file(
 ) -> None:
     """Rows with a label alone, by the default objective: the label task with its prefix."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"input": f"{n} + 2?", "label": f"( {n} + 2 )"} for n in range(6)]
+    rows = [{"input": f"{n} + 2 東", "label": f"( {n} + 2 )"} for n in range(6)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen: list[Any] = []
     tokenize = job.tokenize
@@ -126,6 +126,8 @@ def test_a_checkpoint_is_scored_as_it_is_on_one_file(
     assert found["loss"].keys() == {"predict", "predict_token_accuracy"}
     assert (found["n"], found["accuracy"], found["trained_on"]) == (6, 1.0, None)
     assert found["checkpoint"] == {"which": "best", "step": None}
+    assert (found["unknown"]["input"], found["unknown"]["label"]) == (6, 0)
+    assert "unknown tokens, input" in format_scores(found) and "unknown tokens, label" not in format_scores(found)
     assert result.predictions[0]["predicted_rationale"] is None
     parts = result.output.relative_to(tmp_path).parts
     assert parts[0] == "evaluation" and parts[1].startswith("flan-") and parts[2].startswith("jsonl-mine-")
