@@ -159,8 +159,10 @@ def main() -> None:
         drawn = draw_evaluation(result.metrics, result.predictions, result.output)
         if result.workdir is not None and draw_information(result.workdir, result.output / "information.png"):
             drawn.append("information.png")
-        written = ["metrics.json", "predictions.jsonl", *drawn]
-        if log_evaluation(result, [result.output / name for name in drawn if name.endswith(".png")]):
+        pictures = [name for name in drawn if name.endswith(".png")]
+        written = ["metrics.json", "predictions.jsonl"]
+        written += [name.replace("png", "{png,svg}") if f"{name[:-3]}svg" in drawn else name for name in pictures]
+        if log_evaluation(result, [result.output / name for name in pictures]):
             written.append("tensorboard/")
         print(f"\nwritten: {result.output}/{', '.join(written)}")
 

@@ -189,8 +189,11 @@ def test_evaluation_needs_only_the_workdir_and_scores_every_example_once(tmp_pat
     assert metrics["loss"].keys() == {"predict", "explain", "predict_token_accuracy", "explain_token_accuracy"}
     assert "information" not in metrics  # test_mi_monitor.py tests the default, with it
     assert f"{runs.HELD_OUT} examples, checkpoint of step {best}" in result.out and result.out.count("problem") == 2
-    assert result.out.endswith(f"written: {folder}/metrics.json, predictions.jsonl, tensorboard/\n")
-    assert {path.name for path in folder.iterdir()} == {"metrics.json", "predictions.jsonl", "tensorboard"}
+    plots = ["reliability.{png,svg}", "risk_coverage.{png,svg}"]
+    written = ["metrics.json", "predictions.jsonl", *plots, "tensorboard/"]
+    assert result.out.endswith(f"written: {folder}/{', '.join(written)}\n")
+    drawn = {plot.partition(".")[0] + suffix for plot in plots for suffix in (".png", ".svg")}
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "predictions.jsonl", "tensorboard", *drawn}
 
 
 @pytest.mark.slow

@@ -70,9 +70,10 @@ def test_predict_evaluate_export_and_describe_import_neither_tensorflow_nor_torc
         line = '{"input": "Ann has 3 pens.", "label": "3", "rationale": "It says so."}\n'
         (rows / f"{split}.jsonl").write_text(2 * line)
     data, cache = f"--dataset=jsonl:{rows}", "--compilation_cache=none"
+    accuracy = "--metrics=accuracy"  # without plots, which matplotlib draws
     commands = [
         ["predict", f"--model={student}", "--max_tokens=2", cache],
-        ["evaluate", f"--model={student}", data, f"--output={tmp_path}/scores", "--max_tokens=2", cache],
+        ["evaluate", f"--model={student}", data, f"--output={tmp_path}/scores", "--max_tokens=2", cache, accuracy],
         ["export", f"--model={student}", f"--output={tmp_path}/exported"],
         ["describe", data, f"--vocabulary={VOCABULARY_PATH}"],
     ]

@@ -267,7 +267,6 @@ def _answer_valid(
     valid = corpus.splits["valid"]
     rows_N = draw_rows([example.id for example in valid], FITTING_EXAMPLES, config.seed)
     examples = [valid[row] for row in rows_N]
-    _say(f"calibration: labels of {len(examples)} examples of valid, for recalibration")
     split = tokenize(config, trained.vocabulary, examples, train=False)
     return evaluator.evaluate(trained.params, split, examples, decoding, rationales=False, confidences=True)[1]
 

@@ -126,6 +126,7 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
         "label_kind": "equation",
         "fields": "rationale=why",
         "duplicate_rationales": "weight",
+        "split_by": "cluster",
     }
     assert set(changes) | {"data_root", "tfds_dir", "needs_rationales"} == {
         field.name for field in dataclasses.fields(Loading)

@@ -196,7 +196,7 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[floa
     def evaluate(
         self: Evaluator, params: Any, split: TokenizedSplit, examples: tuple[Example, ...], *rest: Any, **options: Any
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        assert options == {"limit": 12, "rationales": False}
+        assert options == {"limit": 12, "rationales": False, "confidences": False}
         assert (split.size, len(examples), examples[0].id) == (runs.HELD_OUT, runs.HELD_OUT, "arithmetic/valid/0")
         accuracy, loss = script.pop(0)
         texts = dict.fromkeys(("input", "label", "predicted_label", "rationale", "predicted_rationale"), "")
