@@ -77,7 +77,7 @@ def test_watch_resumes_after_a_preemption(queued: str, checkout: Path, fakes: Pa
     with background(command, variables) as watch:
         until(lambda: len(recorded(fakes, "trainings")) == 2)
         (fakes / "trainer").write_text("0")
-        _, output = watch.communicate(timeout=20)
+        _, output = watch.communicate(timeout=120)
     assert watch.returncode == 0, output
     assert "PREEMPTED" in output and "the run is finished" in output and "is billed" in output
     trainings = recorded(fakes, "trainings")
@@ -95,7 +95,7 @@ def test_watch_starts_again_only_what_was_interrupted(code: str, starts: int, ch
         if starts == 2:
             until(lambda: len(recorded(fakes, "trainings")) == 2)
             (fakes / "trainer").write_text("0")
-        _, output = watch.communicate(timeout=20)
+        _, output = watch.communicate(timeout=120)
     assert (watch.returncode, len(recorded(fakes, "trainings"))) == (0 if starts == 2 else 2, 2 * starts), output
 
 
@@ -105,7 +105,7 @@ def test_watch_sets_up_again_after_a_failed_installation(checkout: Path, fakes: 
     (fakes / "pip").write_text("worker-1")
     command = ["bash", str(checkout / "launch/tpu_vm.sh"), *f"watch {POD} --poll=1".split(), *TRAIN]
     with background(command, environment(fakes)) as watch:
-        _, output = watch.communicate(timeout=20)
+        _, output = watch.communicate(timeout=120)
     assert watch.returncode == 0 and "could not be started" in output, output
     asked = [fake_cluster.flag(c["arguments"], "command") for c in recorded(fakes) if "ssh" in c["arguments"]]
     done = [verb for line in asked for verb in ("worker.sh setup", "worker.sh start") if verb in line]
