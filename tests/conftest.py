@@ -38,6 +38,8 @@ if "COTMI_TEST_EXECUTABLES" not in os.environ:
 LONGEST_FILES = (
     *("test_readme.py", "test_gcs.py", "test_soak.py", "test_multihost.py", "test_launch_runs.py"),
     *("test_resume.py", "test_disks.py", "test_training.py", "test_mi_monitor.py"),
+    *("test_cli.py", "test_aot.py", "test_run.py", "test_compilation_cache.py", "test_export_page.py"),
+    *("test_legacy.py", "test_families.py", "test_describe.py", "test_extending.py", "test_estimate.py"),
 )
 
 
