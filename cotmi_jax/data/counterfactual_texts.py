@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cotmi_jax.data.example import Example, Pair
-from cotmi_jax.data.sources.released_sets import NLI_LABELS, find_choices
+from cotmi_jax.data.sources.released_sets import CHOICE_LINE, NLI_LABELS, find_choices
 
 _VOWELS = "aeiou"
 
@@ -57,11 +57,8 @@ def exchange_places(example: Example, rng: np.random.Generator) -> Example | Non
     other = others[int(rng.integers(len(others)))]
     moved = {gold: choices[other], other: choices[gold]}
     start = example.input.rindex(f"({min(choices)}) {choices[min(choices)]}")
-    listed = re.sub(
-        r"^\(([a-z])\) .+$",
-        lambda match: f"({match[1]}) {moved.get(match[1], choices[match[1]])}",
-        example.input[start:],
-        flags=re.MULTILINE,
+    listed = CHOICE_LINE.sub(
+        lambda match: f"({match[1]}) {moved.get(match[1], choices[match[1]])}", example.input[start:]
     )
     return dataclasses.replace(example, input=example.input[:start] + listed)
 

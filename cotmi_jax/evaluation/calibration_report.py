@@ -11,7 +11,7 @@ import numpy as np
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import calibration, recalibration
 from cotmi_jax.evaluation.calibration import PAPER_BINS, Answers
-from cotmi_jax.evaluation.comparison import cluster_draws, items_interval
+from cotmi_jax.evaluation.comparison import cluster_draws, mean_by_cluster
 from cotmi_jax.evaluation.confidences import KINDS, Confidences, closed_set_confidences
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
 
@@ -63,8 +63,7 @@ def calibration_scores(predictions: Sequence[Prediction]) -> dict[str, Score | N
             continue
         gap_N = found.confidence_N - found.correct_N
         for name, value_N in (("overconfidence", gap_N), ("brier", gap_N**2)):
-            mean = _mean(value_N, found.cluster_N)
-            scores[f"{kind}_{name}"] = Score(value=mean["value"], interval=mean["interval"], n=len(gap_N))
+            scores[f"{kind}_{name}"] = mean_by_cluster(value_N, found.cluster_N)
     return scores or {"calibration": NotAvailable(not_available="; ".join(reasons))}
 
 
@@ -83,8 +82,7 @@ def log_score(predictions: Sequence[Prediction]) -> dict[str, Score | NotAvailab
         return {"log_score": NotAvailable(not_available=f"the gold label of {outside} examples is no candidate")}
     temperature = recalibration.fit_score_temperature(found.score_NxC, found.gold_N)
     log_p_NxC = recalibration.log_softmax(found.score_NxC / temperature)
-    mean = _mean(log_p_NxC[np.arange(len(found.gold_N)), found.gold_N], found.cluster_N)
-    return {"log_score": Score(value=mean["value"], interval=mean["interval"], n=len(found.gold_N))}
+    return {"log_score": mean_by_cluster(log_p_NxC[np.arange(len(found.gold_N)), found.gold_N], found.cluster_N)}
 
 
 def describe(found: Confidences, *, draws: int = DRAWS) -> Json:
@@ -128,11 +126,9 @@ def _quality(found: Confidences, draws: int) -> Json:
 
 
 def _mean(value_N: np.ndarray, cluster_N: np.ndarray) -> Json:
-    """The mean and its interval; None for examples of one cluster."""
-    if len(np.unique(cluster_N)) < 2:
-        return {"value": float(value_N.mean()), "interval": None}
-    found = items_interval(value_N, cluster_N)
-    return {"value": found.value, "interval": (found.low, found.high)}
+    """The mean and its interval, without the number of examples, which all measures of a kind share."""
+    score = mean_by_cluster(value_N, cluster_N)
+    return {"value": score["value"], "interval": score["interval"]}
 
 
 def _overconfidence(confidence_N: np.ndarray, correct_N: np.ndarray, cluster_N: np.ndarray, draws: int) -> Json:

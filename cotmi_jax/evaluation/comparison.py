@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.scores import Score
 
 CONFIDENCE = 0.95
 POWER = 0.8  # of the minimum detectable effect
@@ -134,6 +135,14 @@ def items_interval(score_N: np.ndarray, cluster_N: np.ndarray | None = None) -> 
     """
     score_SxN, number_N = check_scores(np.stack([score_N, score_N]), cluster_N)
     return _interval(float(np.mean(score_SxN)), _variance([], _clusters_part(score_SxN[0], number_N)))
+
+
+def mean_by_cluster(value_N: np.ndarray, cluster_N: np.ndarray) -> Score:
+    """The mean over items as a Score, with the interval of `items_interval`; None for items of one cluster."""
+    if len(np.unique(cluster_N)) < 2:
+        return Score(value=float(np.mean(value_N)), interval=None, n=len(value_N))
+    found = items_interval(value_N, cluster_N)
+    return Score(value=found.value, interval=(found.low, found.high), n=len(value_N))
 
 
 def cluster_draws(clusters: int, draws: int, seed: int = 0) -> np.ndarray:

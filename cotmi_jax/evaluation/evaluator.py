@@ -17,6 +17,7 @@ from cotmi_jax.evaluation.batches import by_length
 from cotmi_jax.evaluation.metrics import Prediction
 from cotmi_jax.inference.candidates import LabelOutput, LabelScorer, LabelScores, ranked
 from cotmi_jax.inference.generation import Generation
+from cotmi_jax.inference.segments import Tokens
 from cotmi_jax.inference.voting import Sampling, vote
 from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.student import Params, StudentDef
@@ -99,37 +100,49 @@ class Evaluator:
         batches = by_length(split, rows, self._batch_size, self._mesh, sort=sort)
         for number, (batch, places) in enumerate(batches):
             terms, encoded_BxSxD = self._terms(params, batch)
-            for task in tasks:
+            for number_of_task, task in enumerate(tasks):
                 inputs = batch[task]["inputs"], encoded_BxSxD[task]
                 votes = self._sampling.votes if task == PREDICT else 1
-                scores = confidences and task == PREDICT and not self._labels.follows_rationale
+                scored = confidences and task == PREDICT
                 with jax.set_mesh(self._generation.mesh):
                     samples = [
-                        self._generation.outputs(for_generation, *inputs, key, decoding=decoding, scores=scores)
-                        for key in self._keys(decoding, number, tasks.index(task), votes)
+                        self._generation.outputs(
+                            for_generation,
+                            *inputs,
+                            key,
+                            decoding=decoding,
+                            scores=scored and not self._labels.follows_rationale,
+                        )
+                        for key in self._keys(decoding, number, number_of_task, votes)
                     ]
                 outputs = []
-                for row, place in enumerate(places):
-                    if place < 0:
-                        continue
-                    written = [self._vocabulary.decode(sample.tokens[row]) for sample in samples]
-                    winner = 0
-                    if votes > 1:
-                        answers = [read_label(text, self._objective.name) for text in written]
-                        winner, vote_shares[place] = vote(answers, examples[place].kind)
-                    texts[task][place] = written[winner]
-                    if confidences and task == PREDICT:
-                        ids_T, log_p = samples[winner].tokens[row], samples[winner].log_p(row, decoding)
-                        outputs.append(LabelOutput(row, ids_T, written[winner], log_p, examples[place].choices))
-                if outputs:
-                    scored = self._labels(params, *inputs, outputs)
-                    labels |= {places[output.row]: each for output, each in zip(outputs, scored, strict=True)}
+                for row, place in ((row, place) for row, place in enumerate(places) if place >= 0):
+                    output, share = self._elect(samples, row, decoding, examples[place] if examples else None)
+                    texts[task][place] = output.text
+                    if task == PREDICT:
+                        vote_shares[place] = share
+                    outputs.append(output)
+                if scored:
+                    found = self._labels(params, *inputs, outputs)
+                    labels |= {places[output.row]: each for output, each in zip(outputs, found, strict=True)}
             fetched: Terms = jax.device_get(terms)
             for name, term in fetched.items():
                 # In float64, since a large split has more tokens than float32 counts exactly.
                 sums[name] = sums.get(name, 0.0) + np.asarray([term.sum, term.weight], np.float64)
         losses = {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
         return Scores(losses, texts, [labels[place] for place in sorted(labels)], vote_shares)
+
+    def _elect(
+        self, samples: Sequence[Tokens], row: int, decoding: Decoding, example: Example | None
+    ) -> tuple[LabelOutput, float | None]:
+        """Of the outputs of a row the one that is used, and the share of those with its label; None of a single one."""
+        written = [self._vocabulary.decode(sample.tokens[row]) for sample in samples]
+        winner, share = 0, None
+        if len(samples) > 1:
+            assert example is not None  # labels are compared as those of the example
+            winner, share = vote([read_label(text, self._objective.name) for text in written], example.kind)
+        ids_T, log_p = samples[winner].tokens[row], samples[winner].log_p(row, decoding)
+        return LabelOutput(row, ids_T, written[winner], log_p, example.choices if example is not None else ()), share
 
     def _keys(self, decoding: Decoding, batch: int, task: int, votes: int) -> list[Array | None]:
         """A key for each output of an input; None for methods that draw nothing."""

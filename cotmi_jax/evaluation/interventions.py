@@ -1,7 +1,7 @@
 """Whether a student's label depends on the rationale before it: the rationale is changed, and the label decoded.
 
 After Lanham et al. 2023, without their paraphrases, which need a language model. Only students that write the label
-behind the rationale, as single_task, can depend on it so; in students of two tasks the label never sees a rationale.
+after the rationale, as single_task, can depend on it so; in students of two tasks the label never sees a rationale.
 Imports no jax.
 """
 
@@ -19,7 +19,7 @@ from cotmi_jax.evaluation.confidences import cluster_keys
 from cotmi_jax.evaluation.probe import Probe
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
 
-COST = "decodes each label seven times behind a changed rationale, several times as long as the evaluation itself"
+COST = "decodes each label seven times after a changed rationale, several times as long as the evaluation itself"
 EARLY = (0, 25, 50, 75)  # percent of the words of the rationale that are kept
 _SEED = 0
 _RESULT = re.compile(r"(?<==)\s*(\d+)(?![\d,.]*\d)")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from cotmi_jax.data.corpus import Component, LoadedCorpus
 from cotmi_jax.data.example import SPLITS, Corpus, Example
@@ -121,21 +122,14 @@ def score(
     config = subject.config
     config.eval.batch_size = batch_size or config.eval.batch_size
     config.eval.max_decode_tokens = max_tokens or config.eval.max_decode_tokens
-    spec = find_objective(config.objective.name)
     decoding = dataclasses.replace(decoding or Decoding(), max_tokens=config.eval.max_decode_tokens)
     sampling = sampling or Sampling()
     sampling.check(decoding, config.objective.name)
-    by_default = ",".join([*OF_LABELS, *[*BY_DEFAULT] * spec.gives_rationale, config.eval.metrics])
-    chosen = parse_metrics(by_default if metrics is None else metrics)
-    explains = EXPLAIN in spec.tasks
-    information = explains and (subject.own_data if information is None else information)
-    # Another data set may have no train split. Of its own data a run loads all, as in training.
-    needed = SPLITS if subject.own_data else {split_name}
-    data = load_data(config, needed)
-    corpus = data.corpus
-    if split_name not in corpus.splits:
-        raise UserError(f"{corpus.name} has no {split_name} split: choose one of {', '.join(corpus.splits)}")
-    examples = corpus.splits[split_name]
+    chosen = parse_metrics(_default_metrics(config) if metrics is None else metrics)
+    information = subject.own_data if information is None else information
+    explains = EXPLAIN in find_objective(config.objective.name).tasks
+    data = _load(subject, split_name)
+    examples = data.corpus.splits[split_name]
     if metrics is None and any(example.choices for example in examples):
         chosen = parse_metrics(",".join([*OF_CHOICES, *chosen]))
     split = tokenize(config, subject.trained.vocabulary, examples, train=False)
@@ -143,29 +137,40 @@ def score(
     with jax.set_mesh(subject.trained.mesh):
         evaluator = _make_evaluator(subject, sampling)
         losses, predictions = evaluator.evaluate(subject.trained.params, split, examples, decoding, confidences=True)
-        measured = _measure_information(subject, split, examples) if information else None
-        scores = measure(
-            chosen, predictions, _make_probe(subject, evaluator, decoding, examples, predictions, cross_fit), _say
-        )
-        valid = _answer_valid(subject, corpus, split_name, evaluator, decoding) if "calibration" in chosen else ""
+        estimates = _measure_information(subject, split, examples) if information and explains else None
+        probe = _make_probe(subject, evaluator, decoding, examples, predictions, cross_fit)
+        measured = measure(chosen, predictions, probe, _say)
+        fits = "calibration" in chosen
+        valid = _answer_valid(subject, data.corpus, split_name, evaluator, decoding) if fits else None
     found = _describe(subject, checkpoint, data, split_name, split)
     found["decoding"] = dataclasses.asdict(decoding) | dataclasses.asdict(sampling)
-    found |= _quality(scores, _measured(losses, subject, split))
-    if len(data.components) > 1:
-        correct = [prediction["correct"] for prediction in predictions]
-        found["components"] = accuracy_by_component(correct, data.components, split_name)
-    if "label_scores" in chosen:
-        found["labels"] = label_table(predictions)
-    if "calibration" in chosen:
-        found["calibration"] = calibrate(predictions, valid)
-    if measured is not None:
-        found["information"] = measured.summary()
-    # Results of another decoding get a folder of their own: that of greedy decoding is what comparisons read.
-    decoded = split_name if decoding.method == "greedy" else f"{split_name}-{decoding.method}"
-    folder = as_path(absolute(output)) if output else subject.default_output(corpus.name, decoded)
+    found |= _quality(measured, _known_losses(losses, subject, split))
+    found |= _parts(chosen, predictions, valid, estimates, data.components, split_name)
+    folder = as_path(absolute(output)) if output else _folder(subject, data.corpus, split_name, decoding)
     if is_main_process():
         _write(folder, found, predictions)
-    return Scored(found, predictions, measured, as_path(subject.source) if subject.own_data else None, folder)
+    return Scored(found, predictions, estimates, as_path(subject.source) if subject.own_data else None, folder)
+
+
+def _default_metrics(config: ConfigDict) -> str:
+    rationales = BY_DEFAULT if find_objective(config.objective.name).gives_rationale else ()
+    return ",".join([*OF_LABELS, *rationales, config.eval.metrics])
+
+
+def _load(subject: Subject, split_name: str) -> LoadedCorpus:
+    """The data with the split that is scored: of the run's own all splits, as in training; others may have no train."""
+    data = load_data(subject.config, SPLITS if subject.own_data else {split_name})
+    if split_name not in data.corpus.splits:
+        known = ", ".join(data.corpus.splits)
+        raise UserError(f"{data.corpus.name} has no {split_name} split: choose one of {known}")
+    return data
+
+
+def _folder(subject: Subject, corpus: Corpus, split_name: str, decoding: Decoding) -> Path:
+    """Where results go. Those of greedy decoding are what comparisons read; of another they get their own folder."""
+    return subject.default_output(
+        corpus.name, split_name if decoding.method == "greedy" else f"{split_name}-{decoding.method}"
+    )
 
 
 def _describe(
@@ -202,6 +207,28 @@ def _quality(measured: Measured, losses: Mapping[str, float]) -> dict[str, Any]:
         "not_available": measured.not_available,
         "loss": losses,
     }
+
+
+def _parts(
+    chosen: Sequence[str],
+    predictions: Sequence[Prediction],
+    valid: Sequence[Prediction] | str | None,
+    estimates: HeldOutEstimates | None,
+    components: Sequence[Component],
+    split_name: str,
+) -> dict[str, Any]:
+    """The fields of metrics.json that hold more than one value. valid: as for `calibrate`; None: no calibration."""
+    parts: dict[str, Any] = {}
+    if len(components) > 1:
+        correct = [prediction["correct"] for prediction in predictions]
+        parts["components"] = accuracy_by_component(correct, components, split_name)
+    if "label_scores" in chosen:
+        parts["labels"] = label_table(predictions)
+    if valid is not None:
+        parts["calibration"] = calibrate(predictions, valid)
+    if estimates is not None:
+        parts["information"] = estimates.summary()
+    return parts
 
 
 def _rows(subject: Subject) -> int:
@@ -241,10 +268,10 @@ def _make_probe(
         fit = functools.partial(cross_fit, trained.config, trained.vocabulary, trained.mesh)
     continuation = Continuation(trained.student, trained.params, trained.vocabulary, trained.mesh)
 
-    def continue_after(asked: Sequence[Example], beginnings: Sequence[str]) -> list[str]:
+    def continue_after(asked: Sequence[Example], prefixes: Sequence[str]) -> list[str]:
         return continuation(
             [task_input(example.input, config.objective.name, PREDICT) for example in asked],
-            beginnings,
+            prefixes,
             batch_size=config.eval.batch_size,
             max_input=config.data.max_input_tokens,
             max_new=config.eval.max_decode_tokens,
@@ -271,7 +298,7 @@ def _answer_valid(
     return evaluator.evaluate(trained.params, split, examples, decoding, rationales=False, confidences=True)[1]
 
 
-def _measured(losses: dict[str, float], subject: Subject, split: TokenizedSplit) -> dict[str, float]:
+def _known_losses(losses: dict[str, float], subject: Subject, split: TokenizedSplit) -> dict[str, float]:
     """The terms of the objective; of rationales only if there are any to compare with."""
     if split.weights.any():
         return losses

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cotmi_jax.evaluation.comparison import items_interval
+from cotmi_jax.evaluation.comparison import mean_by_cluster
 from cotmi_jax.evaluation.raters import Level, alpha_of_coincidences, cohen_kappa, coincidences
 from cotmi_jax.evaluation.scores import NotAvailable, Score, clustered_share
 
@@ -42,13 +42,6 @@ def _bootstrapped(statistic: Callable[[np.ndarray], float], cluster_N: np.ndarra
     if not np.isfinite(value):
         return NotAvailable(not_available=undefined)
     return Score(value=float(value), interval=bootstrap_interval(statistic, cluster_N), n=len(cluster_N))
-
-
-def _mean(value_N: np.ndarray, cluster_N: np.ndarray) -> Score:
-    if len(np.unique(cluster_N)) < 2:
-        return Score(value=float(value_N.mean()), interval=None, n=len(value_N))
-    found = items_interval(value_N, cluster_N)
-    return Score(value=found.value, interval=(found.low, found.high), n=len(value_N))
 
 
 def _share(hit_NxR: np.ndarray, counted_NxR: np.ndarray, cluster_N: np.ndarray, nothing: str) -> Value:
@@ -108,7 +101,7 @@ def summarize_scores(score_NxR: np.ndarray, words_N: np.ndarray, cluster_N: np.n
 
     constant = "all scores or all lengths are equal"
     return {
-        "score": _mean(mean_N, cluster_N),
+        "score": mean_by_cluster(mean_N, cluster_N),
         "length_correlation": _bootstrapped(spearman, cluster_N, constant),
         **_repeats(score_NxR, cluster_N, "ordinal", SCALE),
     }
@@ -156,7 +149,7 @@ def summarize_preferences(verdict_NxRx2: np.ndarray, words_Nx2: np.ndarray, clus
     lengths = "no decided comparison has rationales of different length"
     by_order_NxR = np.concatenate([first_NxR, second_NxR], axis=0)
     return {
-        "preference": _mean(np.nanmean(preference_NxR[kept_N], axis=1), cluster_N[kept_N]),
+        "preference": mean_by_cluster(np.nanmean(preference_NxR[kept_N], axis=1), cluster_N[kept_N]),
         "wins": share(preference_NxR == 1, compared_NxR),
         "losses": share(preference_NxR == -1, compared_NxR),
         "ties": share(preference_NxR == 0, compared_NxR),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cotmi_jax.evaluation.comparison import items_interval
+from cotmi_jax.evaluation.comparison import mean_by_cluster
 from cotmi_jax.evaluation.confidences import cluster_numbers
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
 
@@ -87,13 +87,10 @@ def _copied(words: Sequence[str], source: Sequence[str], size: int) -> float | N
 
 
 def _mean(values: Sequence[float], cluster_N: np.ndarray, settings: str = "") -> Score:
-    """The mean over examples, its interval where there are at least two clusters, and the quartiles."""
+    """The mean over examples with its interval, and the quartiles."""
     value_N = np.asarray(values, np.float64)
-    found = None
-    if len(np.unique(cluster_N)) > 1:
-        interval = items_interval(value_N, cluster_N)
-        found = interval.low, interval.high
-    score = Score(value=float(value_N.mean()), interval=found, n=len(value_N), quartiles=_quartiles(value_N))
+    score = mean_by_cluster(value_N, cluster_N)
+    score["quartiles"] = _quartiles(value_N)
     if settings:
         score["settings"] = settings
     return score

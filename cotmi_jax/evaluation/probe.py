@@ -34,7 +34,7 @@ class Probe:
     predictions: its answers to `examples`, in order.
     answer: examples → its answers to their inputs, decoded as the predictions were.
     cross_fit: trains students of its size from its initial weights; None: these are not known.
-    continue_after: examples and the beginnings of its outputs for the task of labels → the outputs, decoded greedily.
+    continue_after: examples and prefixes of its outputs for the label task → the outputs, decoded greedily after them.
     """
 
     config: ConfigDict

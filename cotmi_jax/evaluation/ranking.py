@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from cotmi_jax.evaluation.confidences import cluster_keys
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, clustered_share
 
 
@@ -11,12 +12,11 @@ def ranked_accuracy(predictions: Sequence[Prediction]) -> dict[str, Score | NotA
     The interval takes clusters as independent of each other. Predictions without candidates are left out.
     """
     hits: dict[str, list[float]] = {}
-    for prediction in predictions:
+    for prediction, cluster in zip(predictions, cluster_keys(predictions), strict=True):
         if candidates := prediction.get("candidates"):
             highest = max(each["log_p"] for each in candidates)
             best = [each["label"].strip() for each in candidates if each["log_p"] == highest]
-            hit = (prediction["label"].strip() in best) / len(best)
-            hits.setdefault(prediction.get("cluster") or prediction["id"], []).append(hit)
+            hits.setdefault(cluster, []).append((prediction["label"].strip() in best) / len(best))
     if not hits:
         return {"ranked_accuracy": NotAvailable(not_available="no example has choices: labels are open")}
     return {"ranked_accuracy": clustered_share([sum(each) for each in hits.values()], [*map(len, hits.values())])}

@@ -16,7 +16,7 @@ import numpy as np
 from cotmi_jax.data.example import EOS_TEXT, Example
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.agreement import MAX_LABELS, candidates_of
-from cotmi_jax.evaluation.comparison import items_interval
+from cotmi_jax.evaluation.comparison import mean_by_cluster
 from cotmi_jax.evaluation.confidences import cluster_numbers
 from cotmi_jax.evaluation.probe import Probe
 from cotmi_jax.evaluation.scores import NotAvailable, Prediction, Score, share_by_cluster
@@ -80,7 +80,7 @@ def simulatability(probe: Probe, steps: str = str(STEPS)) -> dict[str, Any]:
     log_p, exact = ({form: x_N[i :: len(FORMS)] for i, form in enumerate(FORMS)} for x_N in found)
     scores: dict[str, Any] = {}
     for suffix, both, alone in (("", BOTH, RATIONALE), ("_masked", BOTH_MASKED, MASKED)):
-        scores[f"v_information{suffix}"] = _mean(log_p[both] - log_p[INPUT], cluster_N)
+        scores[f"v_information{suffix}"] = mean_by_cluster(log_p[both] - log_p[INPUT], cluster_N)
         gain_N = exact[both].astype(float) - exact[INPUT]
         scores[f"las{suffix}"] = leakage_adjusted(gain_N, exact[alone], cluster_N)
     clusters = cluster_N.tolist()
@@ -97,12 +97,7 @@ def leakage_adjusted(gain_N: np.ndarray, leaks_N: np.ndarray, cluster_N: np.ndar
     for group_N in (leaks_N, ~leaks_N):
         mean_N[group_N], weight_N[group_N] = gain_N[group_N].mean(), 0.5 * len(gain_N) / group_N.sum()
     value = 0.5 * float(gain_N[leaks_N].mean() + gain_N[~leaks_N].mean())
-    return _mean(value + weight_N * (gain_N - mean_N), cluster_N)
-
-
-def _mean(value_N: np.ndarray, cluster_N: np.ndarray) -> Score:
-    found = items_interval(value_N, cluster_N)
-    return Score(value=found.value, interval=(found.low, found.high), n=len(value_N))
+    return mean_by_cluster(value + weight_N * (gain_N - mean_N), cluster_N)
 
 
 def _labels(predictions: Sequence[Prediction]) -> list[list[str]]:

@@ -80,18 +80,22 @@ def generate(
     key: Array | None = None,
     encoded_BxSxD: Array | None = None,
     *,
+    prefix_BxT: Array | None = None,
     scores: bool = True,
 ) -> Generated:
     """Generate for padded inputs until every row has its eos or max_tokens. `sample` needs a key.
 
-    encoded_BxSxD: the encoder states of the inputs, if the caller has them. scores False leaves out the scores, which
-    cost a sum over the vocabulary for each token.
+    encoded_BxSxD: the encoder states of the inputs, if the caller has them. prefix_BxT: tokens with which the outputs
+    begin, padded to T = max_tokens; not for beams. scores False leaves out the scores, which cost a sum over the
+    vocabulary for each token.
     """
     if decoding.method == "sample" and key is None:
         raise ValueError("sampling needs a key")
+    if decoding.method == "beam" and prefix_BxT is not None:
+        raise ValueError("beams have no prefix")
     if encoded_BxSxD is None:
         encoded_BxSxD = student.encode(inputs_BxS)
-    search = make_search(incremental(student), student.config, decoding, key, scores=scores)
+    search = make_search(incremental(student), student.config, decoding, key, scores=scores, prefix_BxT=prefix_BxT)
     state = search.start(inputs_BxS, encoded_BxSxD, decoding.max_tokens)
     return search.result(advance(search, state, decoding.max_tokens))
 
@@ -115,7 +119,13 @@ def filter_logits(logits_BxV: Array, decoding: Decoding) -> Array:
 
 
 def make_search(
-    steps: Incremental, config: StudentConfig, decoding: Decoding, key: Array | None = None, *, scores: bool = True
+    steps: Incremental,
+    config: StudentConfig,
+    decoding: Decoding,
+    key: Array | None = None,
+    *,
+    scores: bool = True,
+    prefix_BxT: Array | None = None,
 ) -> Search:
     """The search of decoding.method. Raises UserError for more beams than the vocabulary allows."""
     if decoding.method == "beam":
@@ -125,7 +135,7 @@ def make_search(
                 "tokens: lower it"
             )
         return _BeamSearch(steps, config, decoding, scores)
-    return _LeftToRight(steps, config, decoding, key if decoding.method == "sample" else None, scores)
+    return _LeftToRight(steps, config, decoding, key if decoding.method == "sample" else None, scores, prefix_BxT)
 
 
 def advance(search: Search, state: Any, position: Array | int) -> Any:
@@ -153,13 +163,14 @@ class _Rows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _LeftToRight:
-    """Greedy decoding; sampling with a key."""
+    """Greedy decoding; sampling with a key. Tokens of the prefix that are no padding are not chosen but given."""
 
     steps: Incremental
     config: StudentConfig
     decoding: Decoding
     key: Array | None
     scores: bool
+    prefix_BxT: Array | None = None
 
     def start(self, inputs_BxS: Array, encoded_BxSxD: Array, length: int) -> _Rows:
         batch, pad_id = inputs_BxS.shape[0], self.config.pad_id
@@ -181,6 +192,9 @@ class _LeftToRight:
         else:
             key = jax.random.fold_in(self.key, state.position)
             chosen_B = jax.random.categorical(key, filter_logits(logits_BxV, self.decoding))
+        if self.prefix_BxT is not None:
+            given_B = jax.lax.dynamic_index_in_dim(self.prefix_BxT, state.position, axis=1, keepdims=False)
+            chosen_B = jnp.where(given_B == self.config.pad_id, chosen_B, given_B)
         score_B = state.score_B
         if self.scores:
             logit_B = jnp.take_along_axis(logits_BxV, chosen_B[:, None], axis=-1)[:, 0]

@@ -5,7 +5,6 @@ No workdir, no checkpoint: the loop is that of a run without its files. Imports 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +33,6 @@ from cotmi_jax.training.step import make_train_step
 _FOLDS = 2
 _VALIDATION = 5  # of the groups that are trained on, every fifth decides when training stops
 _CHECKS = 8  # how often the validation part is scored
-
-
-class _Scored(NamedTuple):
-    log_p_N: np.ndarray
-    exact_N: np.ndarray
 
 
 def label_config(config: ConfigDict, steps: int) -> ConfigDict:
@@ -119,7 +113,7 @@ class _Fitter:
                     best, kept = reached, jax.device_get(state.params["student"])
         return jax.tree.map(jax.device_put, kept, self._state_def.shardings.params["student"])
 
-    def scores(self, params: Params, rows: np.ndarray) -> _Scored:
+    def scores(self, params: Params, rows: np.ndarray) -> CrossFitted:
         """Log-probability of each row's label with its eos, nats, and whether greedy decoding gives just that label."""
         log_p_N, exact_N = np.zeros(len(rows)), np.zeros(len(rows), bool)
         for start in range(0, len(rows), self._batch_size):
@@ -128,7 +122,7 @@ class _Fitter:
             log_p_B, exact_B = jax.device_get(self._score(params, self._batch(padded)))
             stop = start + len(chosen)
             log_p_N[start:stop], exact_N[start:stop] = log_p_B[: len(chosen)], exact_B[: len(chosen)]
-        return _Scored(log_p_N, exact_N)
+        return CrossFitted(log_p_N, exact_N)
 
     def _batch(self, rows: np.ndarray) -> Batch:
         return put_batch(gather(self._split, rows[make_process_rows(self._mesh).indices(len(rows))]), self._mesh)

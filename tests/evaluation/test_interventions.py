@@ -37,7 +37,7 @@ def test_a_mistake_of_a_text_is_another_candidate() -> None:
 
 
 def probe(complete: Callable[[str, str], str], n: int = 12, objective: str = "single_task") -> Probe:
-    """complete: input and beginning of an output → the output."""
+    """complete: input and prefix of an output → the output."""
     examples = [
         Example(f"s/test/{row}", f"Tom has {row}.", f"( {row} + 1 )", "", kind="equation", choices=())
         for row in range(n)
@@ -48,8 +48,8 @@ def probe(complete: Callable[[str, str], str], n: int = 12, objective: str = "si
         line = {"id": example.id, "input": example.input, "label": example.label, "predicted_label": f"( {row} + 1 )"}
         lines.append(line | {"predicted_rationale": rationale})
 
-    def continue_after(asked: Sequence[Example], beginnings: Sequence[str]) -> list[str]:
-        return [complete(example.input, begun) for example, begun in zip(asked, beginnings, strict=True)]
+    def continue_after(asked: Sequence[Example], prefixes: Sequence[str]) -> list[str]:
+        return [complete(example.input, prefix) for example, prefix in zip(asked, prefixes, strict=True)]
 
     config = base()
     config.objective.name = objective
@@ -60,17 +60,17 @@ def values(asked: Probe) -> dict[str, float]:
     return {name: score["value"] for name, score in interventions(asked).items()}
 
 
-def from_rationale(text: str, begun: str) -> str:
+def from_rationale(text: str, prefix: str) -> str:
     """The last result that the output states, else 0; a mistake is continued to the answer."""
-    mark = "" if begun.endswith(ANSWER_MARK) else f". {ANSWER_MARK}"
-    results = re.findall(r"= (\d+)", begun) or ["0"]
-    return f"{begun}{mark} {results[-1]}"
+    mark = "" if prefix.endswith(ANSWER_MARK) else f". {ANSWER_MARK}"
+    results = re.findall(r"= (\d+)", prefix) or ["0"]
+    return f"{prefix}{mark} {results[-1]}"
 
 
-def from_input(text: str, begun: str) -> str:
-    mark = "" if begun.endswith(ANSWER_MARK) else f". {ANSWER_MARK}"
+def from_input(text: str, prefix: str) -> str:
+    mark = "" if prefix.endswith(ANSWER_MARK) else f". {ANSWER_MARK}"
     number = re.findall(r"\d+", text)[0]
-    return f"{begun}{mark} ( {number} + 1 )"
+    return f"{prefix}{mark} ( {number} + 1 )"
 
 
 def test_a_student_that_reads_its_rationale_changes_its_label_and_one_that_reads_the_input_does_not() -> None:
@@ -82,12 +82,12 @@ def test_a_student_that_reads_its_rationale_changes_its_label_and_one_that_reads
     assert set(ignores.values()) == {0.0} and ignores.keys() == reads.keys()
 
 
-def test_beginnings_end_before_the_label_and_a_lost_label_is_a_change() -> None:
+def test_prefixes_end_before_the_label_and_a_lost_label_is_a_change() -> None:
     seen: list[str] = []
 
-    def record(text: str, begun: str) -> str:
-        seen.append(begun)
-        return begun
+    def record(text: str, prefix: str) -> str:
+        seen.append(prefix)
+        return prefix
 
     found = interventions(probe(record, 1))
     assert seen[:3] == [

@@ -210,7 +210,7 @@ def test_features_are_those_of_the_given_rows_in_order() -> None:
 
 
 @pytest.mark.slow
-def test_readings_are_of_the_split() -> None:
+def test_estimates_are_of_the_split() -> None:
     monitor, params = monitor_of()
     split, rows = split_of(64, 0), np.arange(64)
     with jax.set_mesh(make_mesh()):

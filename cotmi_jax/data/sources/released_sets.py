@@ -26,7 +26,7 @@ NUM_CHOICES = 5
 _ANSWER_START = r"\s*(?:So the answer is|The answer is|Answer:)[^\n(]*(?:\(.\)\s*)?"
 TEACHERS = ("palm", "gpt-neox")
 _CHOICES_MARK = "Answer Choices:\n"
-_CHOICE_LINE = re.compile(r"^\(([a-z])\) (.+)$", re.MULTILINE)
+CHOICE_LINE = re.compile(r"^\(([a-z])\) (.+)$", re.MULTILINE)
 
 ReadRow = Callable[[Row, str], tuple[str, str]]
 ParseCompletion = Callable[[str], tuple[str, str | None]]
@@ -115,7 +115,7 @@ def _read_nli(row: Row, place: str) -> tuple[str, str]:
 def find_choices(text: str) -> dict[str, str]:
     """Letter → choice of an input in the format of CommonsenseQA, "… Answer Choices:\\n(a) park\\n(b) …"; else {}."""
     _, mark, listed = text.partition(_CHOICES_MARK)
-    return {letter: choice.strip() for letter, choice in _CHOICE_LINE.findall(listed)} if mark else {}
+    return {letter: choice.strip() for letter, choice in CHOICE_LINE.findall(listed)} if mark else {}
 
 
 def _listed(text: str) -> tuple[str, ...]:
