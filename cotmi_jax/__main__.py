@@ -8,7 +8,19 @@ from pathlib import Path
 from cotmi_jax import __version__
 from cotmi_jax.errors import did_you_mean
 
-COMMANDS = ("train", "evaluate", "compare", "predict", "export", "describe", "annotate", "judge", "prepare", "aot")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "study",
+    "compare",
+    "predict",
+    "export",
+    "describe",
+    "annotate",
+    "judge",
+    "prepare",
+    "aot",
+)
 
 
 def _purpose(command: str) -> str:

@@ -336,7 +336,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 # Keys, and prefixes of keys, that may change when a run resumes: they change no result.
-_MAY_DIFFER = (
+RESUMABLE_KEYS = (
     "data.root",
     "data.tfds_dir",
     "data.vocabulary",
@@ -375,5 +375,5 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(_MAY_DIFFER)
+        if before.get(key) != after.get(key) and not key.startswith(RESUMABLE_KEYS)
     ]

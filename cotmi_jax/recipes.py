@@ -1,14 +1,15 @@
 """Where the recipes of --config are found, and how one is loaded. Imports no config: help lists them at once."""
 
+import contextlib
 import functools
-import importlib.util
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib import metadata
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -58,24 +59,39 @@ def load_recipe(argument: str) -> ConfigDict:
     """
     name, colon, given = argument.partition(":")
     path = find_recipe(name)
-    loader = SourceFileLoader(MODULE, str(path))
-    spec = importlib.util.spec_from_file_location(MODULE, path, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[MODULE] = module  # load_extensions finds a recipe there that registers extensions
-    try:
-        loader.exec_module(module)
+    module = load_module(path, MODULE)  # load_extensions finds a recipe there that registers extensions
+    with errors_with_place(path):
         config = module.get_config(*([given] if colon else []))
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() returns {type(config).__name__}, not a ConfigDict")
+    config.lock()
+    return config
+
+
+def load_module(path: Path, name: str) -> ModuleType:
+    """Execute a Python file as the module of this name. Raises UserError, with file and line, if it fails.
+
+    The file is compiled anew each time: compiled files of Python are as old as the second of the last change.
+    """
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    with errors_with_place(path):
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    return module
+
+
+@contextlib.contextmanager
+def errors_with_place(path: Path) -> Iterator[None]:
+    """Raise the exceptions of a user's file in the body as UserError, with file and line."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"{_place(error, path)}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config() returns {type(config).__name__}, not a ConfigDict")
-    config.lock()
-    return config
 
 
 def _place(error: Exception, path: Path) -> str:

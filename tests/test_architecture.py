@@ -16,6 +16,7 @@ ORDER = (
     *(
         "commands",
         "report",
+        "study",
         "aot",
         "training",
         "teacher",

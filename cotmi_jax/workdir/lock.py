@@ -40,13 +40,26 @@ from cotmi_jax.files import (
 )
 
 OWNER_FILE = "owner.json"
+IN_USE = "another run is training"  # begins the message of a workdir that has an owner
 _READ_BYTES = 4096  # more than the size of an owner file
 _LONG_AGO = 3600.0  # seconds; clocks of two hosts differ by less, so an older heartbeat is stale without a wait
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+class InUseError(UserError):
+    """Another process holds the lock; `owner` names it."""
+
+    def __init__(self, message: str, owner: str):
+        super().__init__(message)
+        self.owner = owner
+
+
 class Owner(Protocol):
     """The run that owns a workdir."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the locked file: a child process that inherits it holds the lock too. None where a heartbeat is kept."""
 
     def check(self) -> None:
         """Raises UserError where another run has taken the workdir over. Costs nothing."""
@@ -75,10 +88,9 @@ def _description(text: str) -> str:
         return "its host and process are not recorded yet"
 
 
-def _refusal(workdir: Path, text: str) -> UserError:
-    return UserError(
-        f"another run is training in {workdir} ({_description(text)}): wait for it, end it, or take another --workdir"
-    )
+def _refusal(path: Path, text: str) -> InUseError:
+    owner = _description(text)
+    return InUseError(f"{IN_USE} in {path.parent} ({owner}): wait for it, end it, or take another --workdir", owner)
 
 
 @contextlib.contextmanager
@@ -90,14 +102,23 @@ def workdir_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]
     if jax.process_index():
         yield _Locked()
         return
-    file = None if is_remote(workdir) else _locked_file(workdir)
-    with heartbeat_lock(workdir, periods) if file is None else _file_lock(workdir, file) as owner:
+    with lock(workdir / OWNER_FILE, periods) as owner:
         yield owner
 
 
-def _locked_file(workdir: Path) -> FileIO | None:
+@contextlib.contextmanager
+def lock(path: Path, periods: Periods = Periods()) -> Iterator[Owner]:
+    """Hold a lock, with a file that names its holder, during the body. Its folder exists.
+
+    Raises InUseError where another process holds it, UserError where the file cannot be written.
+    """
+    file = None if is_remote(path) else _locked_file(path)
+    with _heartbeat(path, periods) if file is None else _file_lock(path, file) as owner:
+        yield owner
+
+
+def _locked_file(path: Path) -> FileIO | None:
     """The owner file, locked; None where the file system has no locks. Raises UserError."""
-    path = workdir / OWNER_FILE
     with user_error_on_write(path):
         while True:
             new = not path.exists()
@@ -110,14 +131,14 @@ def _locked_file(workdir: Path) -> FileIO | None:
             except BlockingIOError as error:
                 text = os.pread(file.fileno(), _READ_BYTES, 0).decode(errors="replace")
                 file.close()
-                raise _refusal(workdir, text) from error
+                raise _refusal(path, text) from error
             except OSError as error:
                 file.close()
                 if error.errno not in _NO_LOCKS:
                     raise
                 if new:
                     path.unlink(missing_ok=True)  # an empty file would look like that of a run that is just starting
-                message = f"{workdir} cannot be locked ({error.strerror}): a heartbeat in {path} replaces the lock"
+                message = f"{path.parent} cannot be locked ({error.strerror}): a heartbeat in {path} replaces the lock"
                 print(message, file=sys.stderr)
                 return None
 
@@ -132,14 +153,15 @@ def _is_at(file: FileIO, path: Path) -> bool:
 class _Locked:
     """The owner that holds a file lock, which no other run can take over."""
 
+    def __init__(self, descriptor: int | None = None):
+        self.descriptor = descriptor
+
     def check(self) -> None:
         """Nothing to check."""
 
 
 @contextlib.contextmanager
-def _file_lock(workdir: Path, file: FileIO) -> Iterator[Owner]:
-    path = workdir / OWNER_FILE
-
+def _file_lock(path: Path, file: FileIO) -> Iterator[Owner]:
     def end() -> None:
         with file, user_error_on_write(path):
             path.unlink(missing_ok=True)  # before the lock is released: until then the file is not another run's
@@ -148,14 +170,16 @@ def _file_lock(workdir: Path, file: FileIO) -> Iterator[Owner]:
         with user_error_on_write(path):
             os.ftruncate(file.fileno(), 0)
             os.pwrite(file.fileno(), json.dumps(_myself()).encode(), 0)
-        yield _Locked()
+        yield _Locked(file.fileno())
 
 
 class _HeartbeatOwner:
     """An owner whose thread renews the heartbeat in the owner file; another token there means a takeover."""
 
-    def __init__(self, workdir: Path, periods: Periods):
-        self._workdir, self._path, self._periods = workdir, workdir / OWNER_FILE, periods
+    descriptor = None
+
+    def __init__(self, path: Path, periods: Periods):
+        self._workdir, self._path, self._periods = path.parent, path, periods
         self._token = secrets.token_hex(8)
         self._myself = _myself() | {"token": self._token}
         self._lost: str | None = None
@@ -192,13 +216,13 @@ class _HeartbeatOwner:
                 if now == "":
                     continue  # another process is writing it: the next read shows which
                 if now is not None and now != found:
-                    raise _refusal(self._workdir, now)
+                    raise _refusal(self._path, now)
                 found = now  # None: that run has ended
         self._write()
         time.sleep(self._periods.settle)
         written = self._read()
         if written is None or not self._mine(written):
-            raise _refusal(self._workdir, written or "")
+            raise _refusal(self._path, written or "")
         self._thread.start()
 
     def release(self) -> None:
@@ -242,10 +266,16 @@ class _HeartbeatOwner:
 
 
 @contextlib.contextmanager
-def heartbeat_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]:
-    """workdir_lock for folders without locks. A killed run keeps the next one waiting for `stale` seconds at most."""
-    owner = _HeartbeatOwner(workdir, periods)
-    with user_error_on_write(workdir / OWNER_FILE):
+def _heartbeat(path: Path, periods: Periods) -> Iterator[Owner]:
+    owner = _HeartbeatOwner(path, periods)
+    with user_error_on_write(path):
         owner.take()
     with run_all(owner.release):
+        yield owner
+
+
+@contextlib.contextmanager
+def heartbeat_lock(workdir: Path, periods: Periods = Periods()) -> Iterator[Owner]:
+    """workdir_lock for folders without locks. A killed run keeps the next one waiting for `stale` seconds at most."""
+    with _heartbeat(workdir / OWNER_FILE, periods) as owner:
         yield owner
