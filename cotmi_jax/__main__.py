@@ -18,6 +18,7 @@ COMMANDS = (
     "describe",
     "annotate",
     "judge",
+    "weigh",
     "prepare",
     "aot",
 )

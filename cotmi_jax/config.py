@@ -36,6 +36,9 @@ def base() -> ConfigDict:
     # the comparison of docs/mutual_information.md.
     config.objective.name = "dss"
     config.objective.alpha = 0.5  # weight of the label task; the rationale task gets 1 − alpha
+    # alpha by phase, "ALPHA@END" with ends as fractions of the steps, as 1@0.2,0.5@0.8,0@1: labels, both tasks,
+    # rationales; "": constant. Evaluation, and eval.select_by loss, take alpha (docs/weights.md).
+    config.objective.alpha_schedule = ""
     config.objective.beta = 0.1  # weight of the mutual-information term
     config.objective.token_loss = "cross_entropy"  # or one that a module of config.extensions registers
     config.mi = _mi()
@@ -105,6 +108,12 @@ def _data() -> ConfigDict:
     data.empty_rationale = "error"  # or drop: leave out such train examples; keep: train on their label alone
     # Identical rationales of an example: each is used in turn; weight: merge them into one, weighted by their number.
     data.duplicate_rationales = "keep"
+    # Factors of the weights of train rationales: uniform; correct: 0 where the teacher's label is not the gold one; or
+    # jsonl:PATH, a file of one weight for each id, as `weigh` writes it (docs/weights.md).
+    data.rationale_weights = "uniform"
+    # Weights of the tokens of train rationales, separated by commas: given, those of the rows' field token_weights;
+    # numbers=W; answer=W, of the answer that rationale_answer keeps or appends; "": all 1 (docs/weights.md).
+    data.token_weights = ""
     # The answer in the target of the rationale task: cut, as in DSS; keep: the teacher's sentence stays; append: "So
     # the answer is X" with the teacher's label X (docs/data.md). mi.estimator consistency needs keep or append.
     data.rationale_answer = "cut"
@@ -367,10 +376,12 @@ def shared_settings(config: ConfigDict) -> dict[str, Any]:
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """The changed keys, as "key: old → new", that a run may not change when it resumes.
 
-    With a constant learning rate a run may be extended: nothing before its last step depends on the number of steps.
+    With a constant learning rate a run may be extended: nothing before its last step depends on the number of steps,
+    unless a schedule of alpha does.
     """
     before, after = flatten(old), flatten(new)
-    if new.optimizer.schedule == "constant" and after["steps"] > before["steps"]:
+    extensible = new.optimizer.schedule == "constant" and not new.objective.alpha_schedule
+    if extensible and after["steps"] > before["steps"]:
         before["steps"] = after["steps"]
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"

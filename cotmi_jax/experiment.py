@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, flatten
 from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
+from cotmi_jax.data.rationale_weights import with_absolute_file
 from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import PREDICT, find_objective
+from cotmi_jax.data.token_weights import parse_token_weights
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer
 from cotmi_jax.errors import UserError, shown
 from cotmi_jax.extensions import with_absolute_files
@@ -22,6 +24,7 @@ from cotmi_jax.models.decoding import Decoding
 from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.rng import stream_key
 from cotmi_jax.models.student import Params, StudentDef, find_network
+from cotmi_jax.objectives.alpha_schedule import parse_alpha_schedule
 from cotmi_jax.objectives.mi_term import MITermConfig
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.distributed import all_gather_text
@@ -147,12 +150,23 @@ def make_objective(config: ConfigDict) -> Objective:
     mi, mi_term = config.mi, make_mi_term(config.mi)
     settings, spec = config.objective, find_objective(config.objective.name)
     objective = Objective(
-        settings.name, settings.alpha, settings.beta, mi_term if spec.has_mi_term else None, settings.token_loss
+        settings.name,
+        settings.alpha,
+        settings.beta,
+        mi_term if spec.has_mi_term else None,
+        settings.token_loss,
+        parse_alpha_schedule(settings.alpha_schedule, config.steps),
     )
     if config.data.rationale_answer != "cut" and PREDICT in spec.rationale_tasks:
         raise UserError(
             f"config.data.rationale_answer {config.data.rationale_answer}: {objective.name} writes the label behind "
             "the rationale itself; set it to cut"
+        )
+    rules = parse_token_weights(config.data.token_weights)
+    if rules is not None and rules.answer != 1.0 and config.data.rationale_answer == "cut" and spec.rationale_tasks:
+        raise UserError(
+            f"config.data.token_weights {config.data.token_weights}: config.data.rationale_answer cut leaves no answer "
+            "in rationales: set it to keep or append"
         )
     if config.data.empty_rationale == "keep" and PREDICT in spec.rationale_tasks:
         raise UserError(
@@ -174,6 +188,12 @@ def make_objective(config: ConfigDict) -> Objective:
             raise UserError(
                 f"config.mi.warmup_steps {mi.warmup_steps} must be below config.steps {config.steps}: the term would "
                 "never train the student"
+            )
+        schedule, begins = objective.alpha_schedule, mi.warmup_steps if mi_term.ramps else 0
+        if schedule is not None and not schedule.joint_after(begins):
+            raise UserError(
+                f"config.objective.alpha_schedule {settings.alpha_schedule} has no phase of both tasks after "
+                f"config.mi.warmup_steps {begins}, and the term is off in others: it would never train the student"
             )
     return objective
 
@@ -197,6 +217,7 @@ def with_data_root(config: ConfigDict) -> ConfigDict:
     config.data.dataset = with_absolute_paths(config.data.dataset)
     if any(spec.kind == "released" for spec in parse_dataset(config.data.dataset)):
         config.data.root = absolute(str(find_data_root(config.data.root or None)))
+    config.data.rationale_weights = with_absolute_file(config.data.rationale_weights)
     if config.data.tfds_dir:
         config.data.tfds_dir = absolute(config.data.tfds_dir)
     return config

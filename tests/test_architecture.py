@@ -8,7 +8,19 @@ import pytest
 from paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "cotmi_jax"
-COMMANDS = {"__main__", "train", "evaluate", "compare", "predict", "export", "describe", "annotate", "judge", "prepare"}
+COMMANDS = {
+    "__main__",
+    "train",
+    "evaluate",
+    "compare",
+    "predict",
+    "export",
+    "describe",
+    "annotate",
+    "judge",
+    "weigh",
+    "prepare",
+}
 LIBRARY = {"config", "errors", "cli", "files", "compilation_cache", "experiment", "help", "huge_pages"}
 LIBRARY |= {"extensions", "recipes", "__init__"}
 # From top to bottom: an entry imports only from itself and from entries below it.

@@ -3,6 +3,7 @@
     {folder}/{key}/manifest.json                      the identity of the data, and checksums
     {folder}/{key}/{split}.json                       counts of a split
     {folder}/{key}/{split}.{task}.{inputs,targets}.npy, ….lengths.npy, {split}.{counts,weights,kept}.npy
+    {folder}/{key}/{split}.{task}.weights.npy         if the tokens of its targets have weights
     {folder}/{key}/{split}.answers.npy                if rationales state answers
     {folder}/{key}/{split}.counterfactuals.{task}.targets.npy, ….lengths.npy, {split}.counterfactuals.counts.npy
     {folder}/{key}/valid.jsonl                        the examples of valid
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from cotmi_jax.data.example import Example, Pair
+from cotmi_jax.data.example import Example, Pair, Span
 from cotmi_jax.data.tokens import CounterfactualTargets, Ragged, TokenizedSplit, TokenizedTask, offsets_of
 from cotmi_jax.errors import UserError, one_line
 from cotmi_jax.files import parse_json, read_regular
@@ -227,10 +228,11 @@ def _checksum(place: Path) -> int:
 
 def _example(fields: dict[str, Any]) -> Example:
     more = tuple((text, weight) for text, weight in fields.pop("more"))
-    # Without counterfactuals and choices in a cache that was made before examples had them.
+    # Without these in a cache that was made before examples had them.
     counterfactuals = tuple(Pair(*pair) for pair in fields.pop("counterfactuals", ()))
     choices = tuple(fields.pop("choices", ()))
-    return Example(**fields, more=more, counterfactuals=counterfactuals, choices=choices)
+    spans = tuple(tuple(Span(*span) for span in each) for each in fields.pop("token_weights", ()))
+    return Example(**fields, more=more, counterfactuals=counterfactuals, choices=choices, token_weights=spans)
 
 
 def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:
@@ -239,6 +241,8 @@ def _write_split(folder: Path, name: str, split: TokenizedSplit) -> None:
         for kind, ragged in (("inputs", tokens.inputs), ("targets", tokens.targets)):
             _save(folder / f"{name}.{task}.{kind}.npy", ragged.flat)
             _save(folder / f"{name}.{task}.{kind}.lengths.npy", ragged.lengths)
+        if tokens.weights is not None:
+            np.save(folder / f"{name}.{task}.weights.npy", tokens.weights)
         counts[task] = [tokens.per_rationale, tokens.truncated_inputs, tokens.truncated_targets]
     _save(folder / f"{name}.counts.npy", np.diff(split.rationale_offsets))
     np.save(folder / f"{name}.weights.npy", split.weights)
@@ -274,7 +278,8 @@ def _read_split(folder: Path, name: str) -> TokenizedSplit:
     tasks = {}
     for task, (per_rationale, *truncated) in counts.items():
         inputs, targets = (ragged(f"{task}.{kind}") for kind in ("inputs", "targets"))
-        tasks[task] = TokenizedTask(inputs, targets, per_rationale, *truncated)
+        weights = load(f"{task}.weights") if (folder / f"{name}.{task}.weights.npy").exists() else None
+        tasks[task] = dataclasses.replace(TokenizedTask(inputs, targets, per_rationale, *truncated), weights=weights)
     answer_starts = load("answers") if (folder / f"{name}.answers.npy").exists() else None
     counterfactuals = None
     if most:

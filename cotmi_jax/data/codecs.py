@@ -39,6 +39,9 @@ class Codec(Protocol):
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """Ids of each sentence, without eos."""
 
+    def spans(self, sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """The characters [start, end) of its sentence that each token of `encode` stands for."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids below size, without pad and eos."""
 
@@ -72,6 +75,9 @@ class SentencePieceCodec:
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(sentences))
+
+    def spans(self, sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+        return [each["offsets"] for each in self._processor.encode(list(sentences), return_type="offset_mapping")]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode(list(ids))
@@ -145,6 +151,9 @@ class TokenizerCodec:
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         return [found.ids for found in self._tokenizer.encode_batch(list(sentences), add_special_tokens=False)]
 
+    def spans(self, sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+        return [found.offsets for found in self._tokenizer.encode_batch(list(sentences), add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
@@ -191,6 +200,12 @@ class ByteCodec:
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         return [[byte + self.OFFSET for byte in sentence.encode("utf-8", "surrogatepass")] for sentence in sentences]
+
+    def spans(self, sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+        return [
+            [(index, index + 1) for index, character in enumerate(sentence) for _ in self.encode([character])[0]]
+            for sentence in sentences
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token - self.OFFSET for token in ids if token >= self.OFFSET).decode("utf-8", "ignore")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind, merge_rationales
 from cotmi_jax.data.grammar import OWN_KINDS, ComponentSpec, SourceKind, parse_dataset
 from cotmi_jax.data.origins import RELEASE, T5_VOCABULARY
+from cotmi_jax.data.rationale_weights import UNIFORM, check_rationale_weights, identity, weigh
 from cotmi_jax.data.sources.arithmetic import ArithmeticSource
 from cotmi_jax.data.sources.base import Source, digest
 from cotmi_jax.data.sources.hf_datasets import HfSource
@@ -19,6 +20,7 @@ from cotmi_jax.data.sources.rows import BAD_ROWS, NUM_NOTES, check_choice
 from cotmi_jax.data.sources.tfds import TfdsSource
 from cotmi_jax.data.splits import SPLIT_BY, with_valid_split
 from cotmi_jax.data.splits import subsample as subsample_examples
+from cotmi_jax.data.token_weights import parse_token_weights
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, as_path
 
@@ -44,6 +46,8 @@ class Loading:
     needs_rationales: whether the objective trains on rationales; if not, "error" refuses nothing.
     duplicate_rationales: identical rationales of a train example: "keep" uses each in turn; "weight" merges them into
       one, by `example.merge_rationales`.
+    rationale_weights: factors of the weights of train rationales, as for `rationale_weights.weigh`.
+    token_weights: rules in the form of `token_weights.parse_token_weights`; with "given" rows' spans are read.
     size: number of train examples of "arithmetic", before subsampling.
     version: of "arithmetic", as for `arithmetic.make_arithmetic`.
     split_by: what a valid split made from train is drawn of, as for `splits.with_valid_split`.
@@ -65,6 +69,8 @@ class Loading:
     needs_rationales: bool = True
     duplicate_rationales: str = "keep"
     split_by: str = "example"
+    rationale_weights: str = UNIFORM
+    token_weights: str = ""
     size: int = 16_000
     version: int = 1
     labels: str = ""
@@ -77,6 +83,8 @@ class Loading:
         check_choice("duplicate_rationales", self.duplicate_rationales, DUPLICATE_RATIONALES)
         check_choice("split_by", self.split_by, SPLIT_BY)
         check_choice("label_kind", self.label_kind, LABEL_KINDS)
+        check_rationale_weights(self.rationale_weights)
+        parse_token_weights(self.token_weights)
         components = parse_dataset(self.dataset)
         given = {"fields": parse_fields(self.fields), "labels": self.labels, "label_kind": self.label_kind != "text"}
         for key, is_set in given.items():
@@ -111,6 +119,7 @@ class LoadedCorpus:
     unparsed: examples of the corpus without a teacher's label, because it was unreadable or there is no teacher.
     components: the components of the corpus in order, one if it is not a mixture.
     skipped: rows that could not be used; skip_notes holds place and reason of the first few.
+    weight_note: what Loading.rationale_weights made of the weights; "" if they are uniform.
     """
 
     corpus: Corpus
@@ -119,6 +128,7 @@ class LoadedCorpus:
     components: tuple[Component, ...] = ()
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     skip_notes: tuple[str, ...] = ()
+    weight_note: str = ""
 
 
 def load_corpus(loading: Loading, splits: Collection[str] = SPLITS) -> LoadedCorpus:
@@ -141,10 +151,10 @@ def load_corpus(loading: Loading, splits: Collection[str] = SPLITS) -> LoadedCor
     if not any(one.corpus.splits for one in loaded):
         raise UserError(f"dataset = {loading.dataset!r} has no {' or '.join(s for s in SPLITS if s in splits)} split")
     if len(loaded) == 1:
-        return loaded[0]
+        return _weighed(loaded[0], loading)
     present = [split for split in SPLITS if any(split in one.corpus.splits for one in loaded)]
     joined = {split: sum((one.corpus.splits.get(split, ()) for one in loaded), ()) for split in present}
-    return LoadedCorpus(
+    whole = LoadedCorpus(
         corpus=Corpus(loading.dataset, joined),
         dropped=_sum([one.dropped for one in loaded]),
         unparsed=_sum([one.unparsed for one in loaded]),
@@ -152,19 +162,31 @@ def load_corpus(loading: Loading, splits: Collection[str] = SPLITS) -> LoadedCor
         skipped=_sum([one.skipped for one in loaded]),
         skip_notes=tuple(note for one in loaded for note in one.skip_notes)[:NUM_NOTES],
     )
+    return _weighed(whole, loading)
+
+
+def _weighed(loaded: LoadedCorpus, loading: Loading) -> LoadedCorpus:
+    """With the weights of Loading.rationale_weights in train, where rationales are trained on."""
+    splits = loaded.corpus.splits
+    if "train" not in splits or loading.rationale_weights == UNIFORM or not loading.needs_rationales:
+        return loaded
+    found = weigh(loading.rationale_weights, splits["train"])
+    corpus = dataclasses.replace(loaded.corpus, splits=splits | {"train": found.examples})
+    return dataclasses.replace(loaded, corpus=corpus, weight_note=found.note)
 
 
 def corpus_fingerprint(loading: Loading) -> str:
     """Hexadecimal digest of everything that `load_corpus` depends on, computed without parsing any file.
 
-    It does not depend on the folder of the files, nor on rates and needs_rationales, which do not change what is
-    loaded.
+    It does not depend on the folder of the files, nor on rates, which do not change what is loaded, nor on
+    needs_rationales, unless rationales have weights.
     """
     fingerprints = [source.fingerprint() for _, source in _sources(loading)]
     drawn = (loading.subsample, loading.seed) if loading.subsample < 1 else ()
     merged = ("merged",) if loading.duplicate_rationales == "weight" else ()
     divided = ("by cluster",) if loading.split_by == "cluster" else ()
-    return digest(_VERSION, *drawn, loading.empty_rationale, *merged, *divided, *fingerprints)
+    weighed = identity(loading.rationale_weights) if loading.needs_rationales else ()
+    return digest(_VERSION, *drawn, loading.empty_rationale, *merged, *divided, *weighed, *fingerprints)
 
 
 def find_data_root(data_root: str | None) -> Path:
@@ -191,7 +213,9 @@ def _sources(loading: Loading) -> list[tuple[ComponentSpec, Source]]:
 def _own(spec: ComponentSpec, loading: Loading) -> Source:
     labels = tuple(label.strip() for label in loading.labels.split(",") if label.strip())
     kind: LabelKind = "equation" if loading.label_kind == "equation" else "text"
-    rows = RowFormat(labels, kind, loading.bad_rows, parse_fields(loading.fields))
+    rules = parse_token_weights(loading.token_weights)
+    read = rules is not None and rules.given
+    rows = RowFormat(labels, kind, loading.bad_rows, parse_fields(loading.fields), token_weights=read)
     return HfSource(spec.argument, rows) if spec.kind == "hf" else FileSource(spec.kind, as_path(spec.argument), rows)
 
 

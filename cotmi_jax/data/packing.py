@@ -239,7 +239,8 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
 
     rows: inputs and input_segments [R, S], targets and target_segments [R, T], where segments are numbered from 1 in
       every row and 0 is padding; task and weight [R, N]: which task a segment is of (−1: none) and its weight in the
-      loss. Where rationales state answers, answers [R, N, L]: the positions of their tokens in the row, −1 for none.
+      loss. Where tokens have weights, target_weights [R, T], a further factor. Where rationales state answers, answers
+      [R, N, L]: the positions of their tokens in the row, −1 for none.
     examples: valid and weight [B] as in the padded form; slots {task: [B]}: the position of the sequence pair,
       row · N + segment − 1, with rows counted over all processes. Where rationales state answers, answer_length [B],
       the number of their tokens.
@@ -272,6 +273,10 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
     ):
         written = _write_rows(np.concatenate(flat[kind]), lengths, row_P, segment_P, (rows, length))
         by_row[f"{kind}s"], by_row[f"{kind}_segments"] = written
+    if any(tokens.weights is not None for tokens in split.tasks.values()):
+        weights = np.concatenate([_target_weights(split, name, picks) for name in split.tasks])
+        size = rows, shape.target_length
+        by_row["target_weights"] = _write_rows(weights, pairs.targets, row_P, segment_P, size)[0]
     examples: dict[str, np.ndarray] = {"valid": np.ones(len(picks.rows), bool), "weight": weight_B}
     if split.answer_starts is not None:
         positions, examples["answer_length"] = split.answer_positions(*picks)
@@ -289,6 +294,14 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
         name: (slot_B + shift_R[slot_B // shape.segments]).astype(np.int32) for name, slot_B in slot_by_task.items()
     }
     return {"rows": by_row, "examples": examples | {"slots": slots}}
+
+
+def _target_weights(split: TokenizedSplit, task: str, picks: Picks) -> np.ndarray:
+    """The weights of the tokens of a task's targets, concatenated, float32."""
+    tokens, rows = split.tasks[task], split.target_rows(task, *picks)
+    if tokens.target_weights is None:
+        return np.ones(int(tokens.targets.lengths[rows].sum()), np.float32)
+    return tokens.target_weights.concatenated(rows)
 
 
 def _pack_counterfactuals(
@@ -338,12 +351,15 @@ def _starts(length_P: IntArray, row_P: IntArray, segment_P: IntArray) -> IntArra
 
 
 def _write_rows(
-    flat: IntArray, length_P: IntArray, row_P: IntArray, segment_P: IntArray, shape: tuple[int, int]
-) -> tuple[IntArray, IntArray]:
-    """Writes the concatenated tokens of all pairs into rows, from the left: tokens and segments, int32 of `shape`."""
+    flat: np.ndarray, length_P: IntArray, row_P: IntArray, segment_P: IntArray, shape: tuple[int, int]
+) -> tuple[np.ndarray, IntArray]:
+    """Writes the concatenated tokens of all pairs, or their weights, into rows of `shape`, from the left.
+
+    Returns them, in the type of `flat`, and their segments, int32.
+    """
     start_P = _starts(length_P, row_P, segment_P)
     place = np.repeat(row_P * shape[1] + start_P - offsets_of(length_P)[:-1], length_P) + np.arange(len(flat))
-    tokens, segments = np.zeros(shape[0] * shape[1], np.int32), np.zeros(shape[0] * shape[1], np.int32)
+    tokens, segments = np.zeros(shape[0] * shape[1], flat.dtype), np.zeros(shape[0] * shape[1], np.int32)
     tokens[place], segments[place] = flat, np.repeat(segment_P, length_P)
     return tokens.reshape(shape), segments.reshape(shape)
 

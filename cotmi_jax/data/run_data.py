@@ -21,8 +21,11 @@ from cotmi_jax.data.lost_labels import check_labels
 from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
 from cotmi_jax.data.rationale_answer import SpanCount, count_spans
-from cotmi_jax.data.run_notes import corpus_notes, counterfactual_note, token_notes
+from cotmi_jax.data.rationale_weights import UNIFORM
+from cotmi_jax.data.run_checks import counterfactual_error, has_rationales, rationale_error, token_weight_error
+from cotmi_jax.data.run_notes import corpus_notes, counterfactual_note, token_notes, token_weight_notes
 from cotmi_jax.data.tasks import ANSWER_MARK, DEFAULT_OBJECTIVE, EXPLAIN, LabelType, find_objective
+from cotmi_jax.data.token_weights import parse_token_weights
 from cotmi_jax.data.tokenize import CHUNK, TokenLimits, TooLong, check_split, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -52,6 +55,8 @@ def loading_of(config: ConfigDict) -> Loading:
         needs_rationales=bool(find_objective(config.objective.name).rationale_tasks),
         duplicate_rationales=data.duplicate_rationales,
         split_by=data.split_by,
+        rationale_weights=data.rationale_weights,
+        token_weights=data.token_weights,
         size=data.size,
         version=data.version,
         labels=data.labels,
@@ -87,8 +92,8 @@ def tokenize(
 ) -> TokenizedSplit:
     """Tokens of a split.
 
-    config.data.label_type applies to train only, and only train can lose examples: the losses on held-out splits use
-    gold labels, and scores are over all examples.
+    config.data.label_type and token_weights apply to train only, and only train can lose examples: the losses on
+    held-out splits use gold labels and weigh tokens alike, and scores are over all examples.
     """
     label_type: LabelType = config.data.label_type if train else "gt"
     tokens_of = functools.partial(
@@ -98,6 +103,7 @@ def tokenize(
         label_type=label_type,
         limits=_limits(config, train=train),
         rationale_answer=config.data.rationale_answer,
+        token_weights=parse_token_weights(config.data.token_weights) if train else None,
     )
     most = counterfactuals_of(config) if train else 0
     if not most:
@@ -166,6 +172,8 @@ def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
     data, objective, most = config.data, find_objective(config.objective.name), counterfactuals_of(config)
     states_answers = EXPLAIN in objective.tasks and data.rationale_answer != "cut"
     optional: dict[str, Any] = {"rationale_answer": data.rationale_answer} if states_answers else {}
+    if data.token_weights and objective.rationale_tasks:
+        optional["token_weights"] = data.token_weights
     if most:
         optional["counterfactuals"] = [most, _SEED, *rules_identity()]
     return optional | {
@@ -175,31 +183,6 @@ def _identity(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
         "mark": ANSWER_MARK,
         "settings": {name: data[name] for name in _SETTINGS},
     }
-
-
-def _has_rationales(config: ConfigDict) -> bool:
-    """Whether the objective trains on rationales."""
-    return bool(find_objective(config.objective.name).rationale_tasks)
-
-
-def _rationale_error(config: ConfigDict, train: TokenizedSplit) -> str:
-    """Why a train split in which no example has a rationale cannot be used; "" if it can."""
-    if not _has_rationales(config) or train.without_rationale < train.size:
-        return ""
-    return (
-        f"train: none of the {train.size} examples has a rationale, which objective {config.objective.name} trains on: "
-        "set config.objective.name to standard, or write rationales with python -m cotmi_jax.annotate"
-    )
-
-
-def _counterfactual_error(train: TokenizedSplit) -> str:
-    """Why a train split without any counterfactual cannot be used; "" if it has some, or needs none."""
-    if train.counterfactuals is None or len(train.counterfactuals.offsets) == 1 or train.counterfactuals.offsets[-1]:
-        return ""
-    return (
-        f"train: none of the {train.size} examples has a counterfactual, which mi.estimator conditional contrasts: "
-        "give rows a column counterfactuals, register a rule for the set, or set config.mi.estimator to another"
-    )
 
 
 def _by_component(train: TokenizedSplit, facts: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
@@ -286,8 +269,9 @@ class RunData:
         workers = {"process": process, "processes": processes} if divided else {}
         prepared, found = prepare(folder, identity, recipe, **workers)
         refuse(prepared.facts["refused"])  # the cache may be that of a resumed run
-        refuse(_rationale_error(config, prepared.train))
-        refuse(_counterfactual_error(prepared.train))
+        refuse(rationale_error(config, prepared.train))
+        refuse(counterfactual_error(prepared.train))
+        refuse(token_weight_error(config, prepared.train))
         if processes > 1:
             _check_same(all_gather(prepared.fingerprint))
         sizes = [int(kept.sum()) for _, kept in _by_component(prepared.train, prepared.facts)]
@@ -366,8 +350,11 @@ class RunData:
         notes += self.prepared.facts["notes"]
         if self.train.counterfactuals is not None:
             notes.append(counterfactual_note(self.train, self.train.counterfactuals))
+        notes += token_weight_notes(self.train, config.token_weights)
+        weighed = "" if config.rationale_weights == UNIFORM else "train"
         for name, split in self._splits.items():
-            notes += token_notes(name, split, self.unk_id, rationales=_has_rationales(self.config))
+            rationales = has_rationales(self.config)
+            notes += token_notes(name, split, self.unk_id, rationales=rationales, weighed=name == weighed)
         return notes
 
     @property
@@ -383,7 +370,7 @@ class RunData:
         """
         found: dict[str, dict[str, Any]] = {}
         for name, split in self._splits.items():
-            without = split.without_rationale if _has_rationales(self.config) else None
+            without = split.without_rationale if has_rationales(self.config) else None
             found[name] = {
                 "examples": split.size,
                 "without_rationale": without,

@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 
 from cotmi_jax.data.example import Example
-from cotmi_jax.data.rationale_answer import RationaleAnswer, find_spans, state_answer
+from cotmi_jax.data.rationale_answer import RationaleAnswer, Stated, find_spans, state_answer
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT, LabelType, ObjectiveName, find_objective, task_texts, training_label
+from cotmi_jax.data.token_weights import TokenWeights, weigh_tokens
 from cotmi_jax.data.tokens import Ragged, TokenizedSplit, TokenizedTask, offsets_of
 from cotmi_jax.data.vocabulary import EOS_ID, Vocabulary
 from cotmi_jax.errors import UserError
@@ -48,11 +49,13 @@ def tokenize_split(
     label_type: LabelType,
     limits: TokenLimits,
     rationale_answer: RationaleAnswer = "cut",
+    token_weights: TokenWeights | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> TokenizedSplit:
     """Tokens of every task of `objective`, each sequence with a final eos. The result can be empty: see check_split.
 
     rationale_answer: the answer in the targets of the rationale task (state_answer), whose span is found.
+    token_weights: rules for the weights of the tokens of rationales; None: all 1.
     SentencePiece encodes the texts of a chunk on all cores. progress is called with the size of each chunk.
 
     Raises:
@@ -61,7 +64,8 @@ def tokenize_split(
     chunks = []
     for start in range(0, max(len(examples), 1), CHUNK):
         chunk = examples[start : start + CHUNK]
-        chunks.append(_tokenize_chunk(chunk, vocabulary, objective, label_type, limits, rationale_answer))
+        settings = objective, label_type, limits, rationale_answer, token_weights
+        chunks.append(_tokenize_chunk(chunk, vocabulary, *settings))
         if progress:
             progress(len(chunk))
     return TokenizedSplit.join(chunks)
@@ -85,6 +89,7 @@ def _tokenize_chunk(
     label_type: LabelType,
     limits: TokenLimits,
     rationale_answer: RationaleAnswer,
+    token_weights: TokenWeights | None,
 ) -> TokenizedSplit:
     spec = find_objective(objective)
     has_rationales = bool(spec.rationale_tasks)
@@ -93,6 +98,7 @@ def _tokenize_chunk(
     weights = np.array([weight for example in examples for _, weight in example.rationales] if has_rationales else 1.0)
     expanded = [each for example in examples for each in one_per_rationale(example)]
     states_answers = rationale_answer != "cut" and EXPLAIN in spec.tasks
+    stated = [Stated(each.rationale, 0, 0) for each in expanded]
     if states_answers:
         stated = [state_answer(each, rationale_answer, training_label(each, label_type)) for each in expanded]
         expanded = [dataclasses.replace(each, rationale=new.text) for each, new in zip(expanded, stated, strict=True)]
@@ -119,7 +125,15 @@ def _tokenize_chunk(
     for task, (inputs, targets) in encoded.items():
         kept_inputs, cut_inputs = inputs.cut(kept, limits.max_input_tokens)
         kept_targets, cut_targets = targets.cut(kept, limits.max_target_tokens)
-        tasks[task] = TokenizedTask(kept_inputs, kept_targets, targets.owner is owner, cut_inputs, cut_targets)
+        weights_of_tokens = None
+        if token_weights is not None and targets.owner is owner:
+            answers = [(each.start, each.end) for each in stated]
+            found = weigh_tokens(token_weights, expanded, answers, target_texts[task], vocabulary)
+            weights_of_tokens = targets.cut_weights(found, kept, limits.max_target_tokens)
+        per_rationale = targets.owner is owner
+        tasks[task] = TokenizedTask(
+            kept_inputs, kept_targets, per_rationale, cut_inputs, cut_targets, weights_of_tokens
+        )
     weights = np.broadcast_to(weights, owner.shape).astype(np.float32)[kept[owner]]
     answer_starts = None
     if states_answers:
@@ -134,8 +148,12 @@ def one_per_rationale(example: Example) -> list[Example]:
     if not example.more:
         return [example]
     first, *more = example.rationales
-    others = [dataclasses.replace(example, rationale=text, more=(), answer_text="") for text, _ in more]
-    return [dataclasses.replace(example, rationale=first[0], more=()), *others]
+    spans = [(each,) if each else () for each in example.spans]
+    others = [
+        dataclasses.replace(example, rationale=text, more=(), answer_text="", token_weights=of_text)
+        for (text, _), of_text in zip(more, spans[1:], strict=True)
+    ]
+    return [dataclasses.replace(example, rationale=first[0], more=(), token_weights=spans[0]), *others]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +172,8 @@ class _Encoded:
         """The sequences of kept examples, of at most `limit` tokens including eos; and how many were cut."""
         ids = [self.ids[row] for row in np.flatnonzero(kept[self.owner])]
         return Ragged.of([[*tokens[: limit - 1], EOS_ID] for tokens in ids]), sum(len(each) >= limit for each in ids)
+
+    def cut_weights(self, weights: Sequence[np.ndarray], kept: np.ndarray, limit: int) -> np.ndarray:
+        """The weights of the tokens of those sequences, concatenated, float32; 1 of each eos."""
+        rows, eos = np.flatnonzero(kept[self.owner]).tolist(), np.ones(1, np.float32)
+        return np.concatenate([eos[:0], *(part for row in rows for part in (weights[row][: limit - 1], eos))])

@@ -27,9 +27,12 @@ class TokenCount(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """Token sequences of unequal length, concatenated: sequence i is flat[offsets[i]:offsets[i + 1]]."""
+    """Token sequences of unequal length, concatenated: sequence i is flat[offsets[i]:offsets[i + 1]].
 
-    flat: IntArray  # any integer type; can be a memory map
+    Or sequences of their weights, float32.
+    """
+
+    flat: np.ndarray  # any integer type; can be a memory map
     offsets: IntArray
 
     @classmethod
@@ -45,6 +48,11 @@ class Ragged:
         pieces = list(pieces)
         lengths = np.concatenate([piece.lengths for piece in pieces])
         return cls(np.concatenate([piece.flat for piece in pieces]), offsets_of(lengths))
+
+    @property
+    def _dtype(self) -> type:
+        """Of batches."""
+        return np.int32 if np.issubdtype(self.flat.dtype, np.integer) else np.float32
 
     @functools.cached_property
     def lengths(self) -> IntArray:
@@ -67,14 +75,17 @@ class Ragged:
         positions = np.concatenate([np.zeros(0, np.int64), *found])
         return TokenCount(len(positions), len(np.unique(np.searchsorted(self.offsets, positions, side="right"))))
 
-    def concatenated(self, rows: IntArray) -> IntArray:
-        """The concatenated tokens of sequences `rows`, int32."""
+    def concatenated(self, rows: IntArray) -> np.ndarray:
+        """The concatenated tokens of sequences `rows`, int32; of weights float32."""
         ends = offsets_of(self.lengths[rows])
         position = np.repeat(self.offsets[rows] - ends[:-1], self.lengths[rows]) + np.arange(ends[-1])
-        return self.flat[position].astype(np.int32)
+        return self.flat[position].astype(self._dtype)
 
-    def padded(self, rows: IntArray, length: int) -> IntArray:
-        """Sequences `rows` as int32 [len(rows), length], padded with PAD_ID; a row of −1 gives padding only."""
+    def padded(self, rows: IntArray, length: int) -> np.ndarray:
+        """Sequences `rows` as int32 [len(rows), length], padded with PAD_ID; a row of −1 gives padding only.
+
+        Of weights float32, padded with 0.
+        """
         starts = self.offsets[rows]
         lengths = np.where(
             rows < 0, 0, self.offsets[rows + 1] - starts
@@ -82,7 +93,7 @@ class Ragged:
         column = np.arange(length)
         inside = column < lengths[:, None]
         position = np.where(inside, starts[:, None] + column, 0)
-        return np.where(inside, self.flat[position] if self.flat.size else 0, PAD_ID).astype(np.int32)
+        return np.where(inside, self.flat[position] if self.flat.size else 0, PAD_ID).astype(self._dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +101,7 @@ class TokenizedTask:
     """Inputs and targets of one task, and how many of each were cut to the limits.
 
     There is one input per example, and one target per rationale (`per_rationale`) or per example.
+    weights: of the tokens of the targets in the loss, besides that of the rationale; None: 1.
     """
 
     inputs: Ragged
@@ -97,6 +109,25 @@ class TokenizedTask:
     per_rationale: bool
     truncated_inputs: int
     truncated_targets: int
+    weights: np.ndarray | None = None  # float32, aligned with targets.flat
+
+    @property
+    def target_weights(self) -> Ragged | None:
+        """The weights as sequences."""
+        return None if self.weights is None else Ragged(self.weights, self.targets.offsets)
+
+    @classmethod
+    def join(cls, pieces: "Sequence[TokenizedTask]") -> "TokenizedTask":
+        """Concatenates those of consecutive pieces of a split."""
+        weights = [piece.weights for piece in pieces if piece.weights is not None]
+        return cls(
+            Ragged.join(piece.inputs for piece in pieces),
+            Ragged.join(piece.targets for piece in pieces),
+            pieces[0].per_rationale,
+            sum(piece.truncated_inputs for piece in pieces),
+            sum(piece.truncated_targets for piece in pieces),
+            np.concatenate(weights) if weights else None,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,16 +197,7 @@ class TokenizedSplit:
     @classmethod
     def join(cls, pieces: "Sequence[TokenizedSplit]") -> "TokenizedSplit":
         """Concatenates consecutive pieces of a split."""
-        tasks = {
-            task: TokenizedTask(
-                Ragged.join(piece.tasks[task].inputs for piece in pieces),
-                Ragged.join(piece.tasks[task].targets for piece in pieces),
-                tokens.per_rationale,
-                sum(piece.tasks[task].truncated_inputs for piece in pieces),
-                sum(piece.tasks[task].truncated_targets for piece in pieces),
-            )
-            for task, tokens in pieces[0].tasks.items()
-        }
+        tasks = {task: TokenizedTask.join([piece.tasks[task] for piece in pieces]) for task in pieces[0].tasks}
         rationale_offsets = offsets_of(np.concatenate([np.diff(piece.rationale_offsets) for piece in pieces]))
         weights, kept = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("weights", "kept"))
         starts = [piece.answer_starts for piece in pieces if piece.answer_starts is not None]
@@ -294,6 +316,8 @@ class TokenizedSplit:
         crc = zlib.crc32(self.weights.tobytes(), zlib.crc32(self.rationale_offsets.tobytes()))
         if self.answer_starts is not None:
             crc = zlib.crc32(self.answer_starts.astype(np.int32).tobytes(), crc)
+        for _, tokens in sorted(self.tasks.items()):
+            crc = crc if tokens.weights is None else zlib.crc32(tokens.weights.tobytes(), crc)
         sequences = [ragged for _, tokens in sorted(self.tasks.items()) for ragged in (tokens.inputs, tokens.targets)]
         if self.counterfactuals is not None:
             crc = zlib.crc32(self.counterfactuals.offsets.tobytes(), crc)
@@ -321,7 +345,8 @@ def gather(
     """The padded batch of these rows; a row of −1 is padding.
 
     {task: {inputs [B, S], targets [B, T]}, valid [B], weight [B]}: valid is False for padding; weight is that of
-    the rationale in the loss. Where rationales state answers, as TokenizedSplit.answer_positions gives them, also
+    the rationale in the loss. Of a task whose tokens have weights also target_weights [B, T]. Where rationales state
+    answers, as TokenizedSplit.answer_positions gives them, also
     {task: {answers [B, L]}, answer_length [B]}. lengths: S, and T of each task, in the order of eval_lengths; no row
     exceeds them. None: those of the split.
     """
@@ -333,6 +358,10 @@ def gather(
         }
         for (task, tokens), length in zip(split.tasks.items(), targets, strict=True)
     }
+    for (task, tokens), length in zip(split.tasks.items(), targets, strict=True):
+        if tokens.target_weights is not None:
+            target_rows = split.target_rows(task, rows, passes)
+            batch[task]["target_weights"] = tokens.target_weights.padded(target_rows, length)
     weight_B = np.where(rows < 0, np.float32(0), split.weights[split.rationale_rows(rows, passes)])
     batch |= {"valid": rows >= 0, "weight": weight_B}
     if split.answer_starts is not None:

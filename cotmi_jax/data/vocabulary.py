@@ -60,6 +60,24 @@ class Vocabulary:
             result.append(ids)
         return result
 
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """The characters [start, end) of its text that each token of `encode` stands for."""
+        pieces = [text.split(EOS_TEXT) for text in texts]
+        read = [_stripped(each) if self._codec.strips and len(each) > 1 else each for each in pieces]
+        found = iter(self._codec.spans([sentence for each in read for sentence in each]))
+        result = []
+        for of_text, read_of_text in zip(pieces, read, strict=True):
+            spans: list[tuple[int, int]] = []
+            begin = 0
+            for piece, sentence in zip(of_text, read_of_text, strict=True):
+                if begin:
+                    spans.append((begin - len(EOS_TEXT), begin))
+                lead = begin + piece.index(sentence)
+                spans += [(lead + start, lead + end) for start, end in next(found)]
+                begin += len(piece) + len(EOS_TEXT)
+            result.append(spans)
+        return result
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids before the first eos; padding and ids beyond the vocabulary are ignored."""
         kept = []

@@ -17,6 +17,7 @@ from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.student import Student
+from cotmi_jax.objectives.alpha_schedule import AlphaSchedule
 from cotmi_jax.objectives.consistency import answer_lengths, consistency_loss, gather_answers
 from cotmi_jax.objectives.forward import Heads, TaskOutput, forward
 from cotmi_jax.objectives.gather import gather_features
@@ -55,6 +56,8 @@ class Objective:
 
     The loss is Σ_name coefficient · sum / weight over the terms that carry a coefficient:
     `standard`, `single_task`: 1·predict; `dss`: α·predict + (1−α)·explain; `cotmi`: `dss` + β·mi + λ·compression.
+
+    alpha_schedule: α of training by step; what compares states of different steps takes `alpha`.
     """
 
     name: Name
@@ -62,6 +65,7 @@ class Objective:
     beta: float = 0.1
     mi_term: MITermConfig | None = None  # where the objective's spec has_mi_term, and only there
     token_loss: str = CROSS_ENTROPY  # of training
+    alpha_schedule: AlphaSchedule | None = None
 
     def __post_init__(self) -> None:
         if find_objective(self.name).has_mi_term != (self.mi_term is not None):
@@ -69,6 +73,8 @@ class Objective:
         find_token_loss(self.token_loss)
         if not 0.0 <= self.alpha <= 1.0:
             raise UserError(f"objective.alpha is {self.alpha}: it weighs the label task and lies in [0, 1]")
+        if self.alpha_schedule is not None and EXPLAIN not in self.tasks:
+            raise UserError(f"objective.alpha_schedule weighs two tasks, and {self.name} has one: leave it empty")
         if self.beta < 0.0:
             raise UserError(f"objective.beta is {self.beta}: a negative weight would minimize mutual information")
         if self.mi_term is not None and self.mi_term.compression == "variational" and self.beta == 0.0:
@@ -96,7 +102,7 @@ class Objective:
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """Coefficient of each term in the loss."""
+        """Coefficient of each term in the loss, without a schedule or ramp."""
         if EXPLAIN not in self.tasks:
             return {PREDICT: 1.0}
         coefficients = {PREDICT: self.alpha, EXPLAIN: 1.0 - self.alpha}
@@ -105,6 +111,13 @@ class Objective:
             if self.mi_term.compression != "none":
                 coefficients["compression"] = self.mi_term.compression_weight
         return coefficients
+
+    def coefficients_at(self, step: Array) -> Mapping[str, Array | float]:
+        """Coefficient of each term in the loss of a training step, without the ramp."""
+        if self.alpha_schedule is None:
+            return self.coefficients
+        alpha = self.alpha_schedule(step)
+        return self.coefficients | {PREDICT: alpha, EXPLAIN: 1.0 - alpha}
 
     def networks(self, student: StudentConfig) -> ModuleDef[Networks] | None:
         """The networks of the mutual-information term for a student; None if it has none."""
@@ -121,8 +134,15 @@ class Objective:
         return weights
 
     def ramp(self, step: Array) -> Array:
-        """Factor of the mutual-information term's coefficients at a step."""
-        return jnp.float32(1.0) if self.mi_term is None else self.mi_term.ramp(step)
+        """Factor of the mutual-information term's coefficients at a step: 0 where a schedule trains one task alone.
+
+        The term pulls on the states of both tasks: in a phase without rationales it would train the rationale task.
+        """
+        factor = jnp.float32(1.0) if self.mi_term is None else self.mi_term.ramp(step)
+        if self.alpha_schedule is None:
+            return factor
+        alpha = self.alpha_schedule(step)
+        return jnp.where((alpha > 0.0) & (alpha < 1.0), factor, 0.0)
 
     def pairs(self, batch: Mapping, pad_id: int) -> Array:
         """Which examples have a label and a rationale of positive weight, and for consistency an answer, bool [B]."""
@@ -146,11 +166,12 @@ class Objective:
     def _token_weights(self, batch: Mapping, task: str, pad_id: int) -> Array:
         """Weight in the loss of every target token, float32 [R, T]; 0 for padding and for tokens of other tasks."""
         if is_packed(batch):
-            return packed_weights(batch["rows"], self.tasks.index(task))
+            rows = batch["rows"]
+            return packed_weights(rows, self.tasks.index(task)) * rows.get("target_weights", 1.0)
         mask_BxT = token_mask(batch[task]["targets"], batch["valid"], pad_id)
         if not writes_rationale(self.name, task):
             return mask_BxT.astype(jnp.float32)
-        return jnp.where(mask_BxT, batch["weight"][:, None], 0.0)
+        return jnp.where(mask_BxT, batch["weight"][:, None] * batch[task].get("target_weights", 1.0), 0.0)
 
     def compute(
         self,

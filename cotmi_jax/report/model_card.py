@@ -156,6 +156,8 @@ def _training(config: ConfigDict, step: int | None, examples: int | None) -> str
     }
     if objective.name != "standard":
         rows["α (label), 1 − α (rationale)"] = f"{objective.alpha:g}, {1 - objective.alpha:g}"
+        if objective.alpha_schedule:
+            rows["α by phase, with its end as a fraction of the steps"] = objective.alpha_schedule
     if objective.name == "cotmi":
         rows["β, estimator of I(Z;V)"] = f"{objective.beta:g}, {config.mi.estimator}"
     rows |= {

@@ -39,6 +39,7 @@ def label_config(config: ConfigDict, steps: int) -> ConfigDict:
     """The config of a run, for a student of its size that learns labels alone, in `steps` steps."""
     config = config.copy_and_resolve_references()
     config.objective.name, config.objective.token_loss = "standard", "cross_entropy"
+    config.objective.alpha_schedule = ""
     config.data.label_type, config.data.rationale_answer = "gt", "cut"
     config.steps = steps
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps // 10)

@@ -36,7 +36,10 @@ from cotmi_jax.workdir.metrics import MetricWriter, Progress, SilentWriter
 
 
 def quality(valid: Mapping[str, float], select_by: str, objective: Objective) -> tuple[float, float]:
-    """What the best student is the best by, of scores and losses on the valid split; the higher, compared in order."""
+    """What the best student is the best by, of scores and losses on the valid split; the higher, compared in order.
+
+    The loss weighs the tasks by config.objective.alpha also under a schedule, so that it compares between steps.
+    """
     if select_by == "loss":
         return -sum(objective.coefficients[task] * valid[task] for task in objective.tasks), 0.0
     if select_by == "log_score":
@@ -239,6 +242,6 @@ class Run:
         if self._logs(step):
             speed = self.throughput.read()
             self.writer.write(step, {f"train/{name}": value for name, value in (values | speed).items()})
-            shown = ("loss", *experiment.objective.coefficients)
+            shown = ("loss", *experiment.objective.coefficients, *["alpha"] * ("alpha" in values))
             known = {name: speed[name] for name in SHOWN if name in speed}
             self.progress.report(step, {name: values[name] for name in shown} | known)

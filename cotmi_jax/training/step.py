@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from cotmi_jax.data.tasks import PREDICT
 from cotmi_jax.mi.bounds import MineState
 from cotmi_jax.models.module import ModuleDef
 from cotmi_jax.models.rng import Stream, step_key
@@ -54,8 +55,15 @@ def merge_micro_batches(stacked: PyTree) -> PyTree:
 class _LossFunctions:
     """The functions of a micro-batch that are differentiated; terms are divided by the weights of the full batch."""
 
-    def __init__(self, student: StudentDef, objective: Objective, batch: Mapping, mi_inputs: MITermInputs):
-        self.student, self.objective, self.mi_inputs = student, objective, mi_inputs
+    def __init__(
+        self,
+        student: StudentDef,
+        objective: Objective,
+        batch: Mapping,
+        mi_inputs: MITermInputs,
+        coefficients: Mapping[str, Array | float],
+    ):
+        self.student, self.objective, self.mi_inputs, self.coefficients = student, objective, mi_inputs, coefficients
         self.weights = objective.weights(batch, student.config.pad_id)
 
     def token_loss(
@@ -66,8 +74,8 @@ class _LossFunctions:
         bound = None if networks is None else networks.bind(params["mi"])
         student = self.student.bind(params["student"])
         terms, features, _ = self.objective.compute(student, bound, micro_batch, key, ramp=self.mi_inputs.ramp)
-        coefficients = self.objective.coefficients
-        loss = sum(coefficients[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
+        factors = self.coefficients
+        loss = sum(factors[task] * Term(terms[task].sum, self.weights[task]).mean for task in self.objective.tasks)
         return self.mi_inputs.token_factor * jnp.asarray(loss), (terms, features)
 
     def mi_loss(
@@ -96,7 +104,7 @@ class _LossFunctions:
     def logged_loss(self, terms: Terms) -> Array:
         """The loss as the sum of the terms, with this step's coefficients."""
         total = jnp.float32(0.0)
-        for name, factor in self.objective.coefficients.items():
+        for name, factor in self.coefficients.items():
             ramp = 1.0 if name in self.objective.tasks else self.mi_inputs.ramp
             total = total + factor * ramp * Term(terms[name].sum, self.weights[name]).mean
         return total
@@ -110,16 +118,19 @@ def loss_and_grads(
     key: Array | None,
     micro_batches: int,
     mi_inputs: MITermInputs = MITermInputs(),  # noqa: B008  (an immutable value)
+    coefficients: Mapping[str, Array | float] | None = None,
 ) -> Gradient:
     """The loss of a batch, its terms and its gradient, exact under any number of micro-batches.
 
+    coefficients: of the terms at this step (Objective.coefficients_at); None: those without a schedule.
     Every micro-batch divides its sums by the weights of the full batch, so that gradients add up. A term that contrasts
     an example with all others of the batch takes two passes (GradCache; Gao et al. 2021): the first computes the
     features of all micro-batches, the second differentiates each micro-batch with the gradient of the term with respect
     to its features as cotangent. Only dropout masks and the estimator `released` depend on the number of micro-batches:
     the padding in the maximum of `released` extends to the longest example of the micro-batch, as in the release.
     """
-    functions = _LossFunctions(student, objective, batch, mi_inputs)
+    coefficients = objective.coefficients if coefficients is None else coefficients
+    functions = _LossFunctions(student, objective, batch, mi_inputs, coefficients)
     if micro_batches == 1:
         (_, (terms, state)), grads = jax.value_and_grad(functions.total_loss, has_aux=True)(
             params, batch, key, mi_inputs.key
@@ -186,10 +197,11 @@ def make_gradient_share(
 
     def share(state: TrainState, batch: Mapping, streams: Mapping[Stream, Array]) -> Array:
         key, mi_key = _dropout_key(student, state, streams), step_key(streams["mi"], state.step)
+        coefficients = objective.coefficients_at(state.step)
 
         def norm(ramp: Array, token_factor: float) -> Array:
             mi_inputs = MITermInputs(state_def.networks, mi_key, state.mi, ramp, token_factor)
-            found = loss_and_grads(student, objective, state.params, batch, key, micro_batches, mi_inputs)
+            found = loss_and_grads(student, objective, state.params, batch, key, micro_batches, mi_inputs, coefficients)
             return optax.tree.norm(found.grads["student"])
 
         token_norm = norm(jnp.float32(0.0), 1.0)
@@ -204,8 +216,8 @@ def make_train_step(
     """Jitted (state, batch, streams' keys) → (state, metrics). The state is donated; metrics are float32 scalars.
 
     Metrics: `loss`, the mean of every term (nats, or a fraction for accuracies), `grad_norm` of the student before
-    clipping, `learning_rate`; where beta increases (MITermConfig.ramps) also the current `beta`. Compiled once: all
-    batches have the same shape, and the state keeps its shapes and shardings.
+    clipping, `learning_rate`; with a schedule of alpha also the current `alpha`, and where beta is not constant the
+    current `beta`. Compiled once: all batches have the same shape, and the state keeps its shapes and shardings.
     """
     student, optimizer = state_def.student, state_def.optimizer
 
@@ -213,14 +225,20 @@ def make_train_step(
         key = _dropout_key(student, state, streams)
         ramp = objective.ramp(state.step)
         mi_inputs = MITermInputs(state_def.networks, step_key(streams["mi"], state.step), state.mi, ramp)
-        loss, terms, grads, mi = loss_and_grads(student, objective, state.params, batch, key, micro_batches, mi_inputs)
+        coefficients = objective.coefficients_at(state.step)
+        loss, terms, grads, mi = loss_and_grads(
+            student, objective, state.params, batch, key, micro_batches, mi_inputs, coefficients
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {name: term.mean for name, term in terms.items()} | {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads["student"]),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        if objective.mi_term is not None and objective.mi_term.ramps:
+        scheduled = objective.alpha_schedule is not None
+        if scheduled:
+            metrics["alpha"] = coefficients[PREDICT]
+        if objective.mi_term is not None and (objective.mi_term.ramps or scheduled):
             metrics["beta"] = objective.beta * ramp
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, mi), metrics
 

@@ -114,7 +114,7 @@ def check_resumable(workdir: Path, config: ConfigDict) -> list[str]:
     changed = differences(recorded, config)
     if changed:
         extended = any(change.startswith("steps:") for change in changed)
-        hint = "; steps may be raised where optimizer.schedule is constant" * extended
+        hint = "; steps may be raised where optimizer.schedule is constant and no alpha_schedule is set" * extended
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(changed)}): "
             f"take another --workdir, or undo the change{hint}"

@@ -104,7 +104,8 @@ def test_every_step_and_micro_batch_has_its_own_dropout(micro_batches: int) -> N
 
     objective: Any = SimpleNamespace(
         tasks=("draw",),
-        coefficients={"draw": 1.0},
+        coefficients_at=lambda step: {"draw": 1.0},
+        alpha_schedule=None,
         couples_examples=False,
         mi_term=None,
         weights=lambda batch, pad_id: {"draw": jnp.ones(())},

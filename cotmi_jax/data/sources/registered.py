@@ -69,6 +69,8 @@ def _additions(example: Example) -> Iterator[object]:
         yield ("choices", *example.choices)
     if example.cluster:
         yield ("cluster", example.cluster)
+    if example.token_weights:
+        yield ("token_weights", *example.token_weights)
     yield from example.counterfactuals
 
 

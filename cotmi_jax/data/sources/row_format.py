@@ -4,9 +4,10 @@ import dataclasses
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
-from cotmi_jax.data.example import Example, LabelKind, Pair
+from cotmi_jax.data.example import Example, LabelKind, Pair, Span
 from cotmi_jax.data.labels import is_correct
 from cotmi_jax.data.sources.rows import BadRows, RawRow, Row, check_text, text_field
+from cotmi_jax.data.token_weights import parse_spans, strip_spans
 from cotmi_jax.errors import UserError, one_line, shown
 
 FIELDS = ("input", "label", "rationale", "weight", "teacher_label", "id", "choices", "cluster")
@@ -16,6 +17,7 @@ REQUIRED = ("input", "label")
 BY_TYPE = ("choices", "cluster")
 _CHOICES_SEPARATOR = "|"  # in a cell of a table
 COUNTERFACTUALS = "counterfactuals"  # a list of objects, which a table cannot hold
+TOKEN_WEIGHTS = "token_weights"  # a list of lists, which a table cannot hold; read where config.data.token_weights asks
 
 
 def parse_fields(text: str) -> dict[str, str]:
@@ -27,7 +29,7 @@ def parse_fields(text: str) -> dict[str, str]:
     mapping: dict[str, str] = {}
     for pair in filter(None, (pair.strip() for pair in text.split(","))):
         field, _, column = (part.strip() for part in pair.partition("="))
-        known = (*FIELDS, COUNTERFACTUALS)
+        known = (*FIELDS, COUNTERFACTUALS, TOKEN_WEIGHTS)
         if field not in known or not column or field in mapping:
             raise UserError(
                 f"config.data.fields: {one_line(pair)!r} is not FIELD=COLUMN with one of {', '.join(known)}, each at "
@@ -45,12 +47,14 @@ class RowFormat:
     kind: how labels are compared.
     bad_rows: "error", or "skip" to leave rows out that cannot be used, and count them.
     fields: field → name of the column or key that holds it, where that is not the field's own name.
+    token_weights: whether that field is read.
     """
 
     labels: tuple[str, ...] = ()
     kind: LabelKind = "text"
     bad_rows: str = "error"
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    token_weights: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -58,7 +62,8 @@ class RowFormat:
         mapped = (tuple(sorted(self.fields.items())),) if self.fields else ()
         # With "skip", rows without a rationale were bad rows in version 1.
         version = (2,) if self.bad_rows == "skip" else ()
-        return (self.labels, self.kind, self.bad_rows, *mapped, *version)
+        read = (TOKEN_WEIGHTS,) * self.token_weights
+        return (self.labels, self.kind, self.bad_rows, *mapped, *version, *read)
 
     def column(self, field: str) -> str:
         """The name of the column or key that holds a field."""
@@ -66,10 +71,9 @@ class RowFormat:
 
     def columns(self, found: Sequence[str], where: str) -> list[str]:
         """The columns of a table that are read. UserError where one is missing or there twice, listing those found."""
-        if COUNTERFACTUALS in self.fields:
-            raise UserError(
-                f"{where}: a table cannot hold {COUNTERFACTUALS}: write its rows as JSON Lines (jsonl:PATH)"
-            )
+        for field in (COUNTERFACTUALS, TOKEN_WEIGHTS):
+            if field in self.fields:
+                raise UserError(f"{where}: a table cannot hold {field}: write its rows as JSON Lines (jsonl:PATH)")
         named = [self.column(field) for field in FIELDS if field in self.fields or self.column(field) in found]
         for field in FIELDS:
             column, number = self.column(field), found.count(self.column(field))
@@ -113,8 +117,11 @@ class RowFormat:
         self._check_label(label, place)
         column = self.column("teacher_label")
         teacher_label = None if row.get(column) is None else text_field(row, column, place).strip()
-        first, *more = self._rationales(row, raw) or [("", 0.0)]
+        rationales = self._rationales(row, raw) or [("", 0.0, ())]
+        first, *more = ((text, weight) for text, weight, _ in rationales)
         example = Example(name, text, label, first[0], teacher_label or None, first[1], tuple(more), self.kind, place)
+        if any(spans for _, _, spans in rationales):
+            example = dataclasses.replace(example, token_weights=tuple(spans for _, _, spans in rationales))
         example = dataclasses.replace(example, choices=self._choices(row, example, raw.is_table))
         return example if raw.is_table else dataclasses.replace(example, counterfactuals=self._pairs(row, example))
 
@@ -194,8 +201,8 @@ class RowFormat:
             raise UserError(f"{place}: id = {shown(value)}; give a text or a whole number, or leave it out")
         return check_text(str(value), self.column("id"), place)
 
-    def _rationales(self, row: Row, raw: RawRow) -> list[tuple[str, float]]:
-        """The rationales that are trained on: those that are not blank and whose weight is above 0."""
+    def _rationales(self, row: Row, raw: RawRow) -> list[tuple[str, float, tuple[Span, ...]]]:
+        """The rationales that are trained on, with weight and spans: those not blank and of a weight above 0."""
         place, column = raw.place, self.column("rationale")
         given = row.get(column)
         texts: list[object] = [] if given is None else given if isinstance(given, list) else [given]
@@ -203,15 +210,31 @@ class RowFormat:
         weights: list[object] = weight if isinstance(weight, list) else [weight] * len(texts)
         if len(weights) != len(texts):
             raise UserError(f"{place}: {len(weights)} weights for {len(texts)} rationales; give one number, or as many")
-        pairs = []
-        for text, value in zip(texts, weights, strict=True):
+        found = []
+        spans_of_texts = self._spans(row, raw, isinstance(given, list), len(texts))
+        for text, value, spans in zip(texts, weights, spans_of_texts, strict=True):
             if not isinstance(text, str):
                 raise UserError(f"{place}: {one_line(column)} = {shown(given)}; give a text or a list of texts")
             number = _number(value) if raw.is_table else value
             if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= sys.float_info.max:
                 raise UserError(f"{place}: weight = {shown(value)}; give a number of at least 0")
-            pairs.append((check_text(text, column, place).strip(), float(number)))
-        return [(text, number) for text, number in pairs if text and number]
+            text = check_text(text, column, place)
+            parsed = parse_spans(spans, text, f"{place}, {one_line(self.column(TOKEN_WEIGHTS))}") if spans else ()
+            found.append((text.strip(), float(number), strip_spans(parsed, text)))
+        return [each for each in found if each[0] and each[1]]
+
+    def _spans(self, row: Row, raw: RawRow, is_list: bool, number: int) -> list[object]:
+        """What the field token_weights holds for each of a row's rationales."""
+        given = None if raw.is_table or not self.token_weights else row.get(self.column(TOKEN_WEIGHTS))
+        if given is None:
+            return [None] * number
+        spans = given if is_list else [given]
+        if not isinstance(spans, list) or len(spans) != number:
+            raise UserError(
+                f"{raw.place}: {one_line(self.column(TOKEN_WEIGHTS))} = {shown(given)} for {number} rationales; give a "
+                "list of [start, end, weight], or a list of such lists, one for each of several rationales"
+            )
+        return spans
 
 
 def _number(value: object) -> object:
