@@ -9,7 +9,7 @@ but their distributions in common would reach. Imports no jax.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -169,26 +169,60 @@ def read_answers(predictions: Sequence[Prediction]) -> list[Answers | None]:
     return found
 
 
-def permuted(answers: Sequence[object], labels: Sequence[object]) -> Score:
+def permuted(answers: Sequence[object], labels: Sequence[object], clusters: Sequence[Hashable]) -> Score:
     """The expected share of answers that equal the label of another example, over all pairs of two examples.
 
-    The interval is that of the jackknife for this U-statistic. Raises ValueError for fewer than 3 examples.
+    The interval is that of the jackknife for this U-statistic that leaves out one cluster at a time; None for fewer
+    than 3 clusters. Raises ValueError for fewer than 3 examples.
     """
     n = len(answers)
     if n < 3:
         raise ValueError(f"a share over pairs of examples needs at least 3 examples, not {n}")
-    of_labels = Counter(label for label in labels if label is not None)
-    of_answers = Counter(answer for answer in answers if answer is not None)
-    own = [answer is not None and answer == label for answer, label in zip(answers, labels, strict=True)]
-    by_answer = [of_labels[answer] - hit for answer, hit in zip(answers, own, strict=True)]
-    by_label = [of_answers[label] - hit for label, hit in zip(labels, own, strict=True)]
-    total = sum(by_answer)
-    value = total / (n * (n - 1))
-    left_out = [(total - a - b) / ((n - 1) * (n - 2)) for a, b in zip(by_answer, by_label, strict=True)]
-    mean = sum(left_out) / n
-    error = math.sqrt((n - 1) / n * sum((each - mean) ** 2 for each in left_out))
+    total = _matching_pairs(answers, labels)
+    of_labels, of_answers = Counter(labels), Counter(answers)
+    rows_of: dict[Hashable, list[int]] = {}
+    for row, cluster in enumerate(clusters):
+        rows_of.setdefault(cluster, []).append(row)
+    left_out = []
+    for rows in rows_of.values():
+        own, theirs = [answers[row] for row in rows], [labels[row] for row in rows]
+        # Pairs with its answers and pairs with its labels; those with both, one example or two, are in either.
+        pairs = sum(of_labels[answer] for answer in own if answer is not None)
+        pairs += sum(of_answers[label] for label in theirs if label is not None)
+        hits = sum(a is not None and a == b for a, b in zip(own, theirs, strict=True))
+        rest = total - (pairs - 2 * hits - _matching_pairs(own, theirs))
+        left_out.append(rest / ((n - len(rows)) * (n - len(rows) - 1)) if n - len(rows) > 1 else 0.0)
+    value, groups = total / (n * (n - 1)), len(left_out)
+    if groups < 3:
+        return Score(value=value, interval=None, n=n)
+    mean = sum(left_out) / groups
+    error = math.sqrt((groups - 1) / groups * sum((each - mean) ** 2 for each in left_out))
     interval = (max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error))
     return Score(value=value, interval=interval, n=n)
+
+
+def _matching_pairs(answers: Sequence[object], labels: Sequence[object]) -> int:
+    """Ordered pairs of two different examples, of which the answer of the first equals the label of the second."""
+    of_labels = Counter(labels)
+    pairs = sum(of_labels[answer] for answer in answers if answer is not None)
+    return pairs - sum(a is not None and a == b for a, b in zip(answers, labels, strict=True))
+
+
+class Agreement(NamedTuple):
+    """Of each example whether its rationale leads to its own label, to gold, and to no answer; None: it has none."""
+
+    own: list[bool | None]
+    gold: list[bool | None]
+    no_answer: list[bool | None]
+
+    @classmethod
+    def of(cls, found: Sequence[Answers | None]) -> "Agreement":
+        """From the answers of `read_answers`. A rationale without a readable answer agrees with no label."""
+        return cls(
+            [None if each is None else each.rationale is not None and each.rationale == each.label for each in found],
+            [None if each is None else each.rationale is not None and each.rationale == each.gold for each in found],
+            [None if each is None else each.rationale is None for each in found],
+        )
 
 
 def agreement(predictions: Sequence[Prediction]) -> dict[str, Score]:
@@ -196,26 +230,41 @@ def agreement(predictions: Sequence[Prediction]) -> dict[str, Score]:
 
     agreement: the answer of the rationale is the student's own label; agreement_gold: the gold label;
     agreement_permuted: the own label of another example, in expectation over all other examples; no_answer: no answer
-    can be read; it stands alone where none can. Nothing for predictions without rationales or without candidates. The
-    interval of agreement_permuted takes examples as independent.
+    can be read; it stands alone where none can. Nothing for predictions without rationales or without candidates.
     """
     found = zip(read_answers(predictions), cluster_keys(predictions), strict=True)
     known = [(each, cluster) for each, cluster in found if each is not None]
     if not known:
         return {}
     clusters = [cluster for _, cluster in known]
-    answers, own, gold = zip(*(each for each, _ in known), strict=True)
-    read = [answer is not None for answer in answers]
-    no_answer = {"no_answer": share_by_cluster([not hit for hit in read], clusters)}
-    if not any(read):
+    hits = Agreement.of([each for each, _ in known])
+    no_answer = {"no_answer": share_by_cluster(map(bool, hits.no_answer), clusters)}
+    if all(hits.no_answer):
         return no_answer
     scores = {
-        name: share_by_cluster([hit and a == b for hit, a, b in zip(read, answers, labels, strict=True)], clusters)
-        for name, labels in (("agreement", own), ("agreement_gold", gold))
+        name: share_by_cluster(map(bool, each), clusters)
+        for name, each in (("agreement", hits.own), ("agreement_gold", hits.gold))
     }
     if len(known) >= 3:
-        scores["agreement_permuted"] = permuted(answers, own)
+        answers, own, _ = zip(*(each for each, _ in known), strict=True)
+        scores["agreement_permuted"] = permuted(answers, own, clusters)
     return scores | no_answer
+
+
+class Steps(NamedTuple):
+    """The steps of a rationale, whether each is true, and whether all are, with operands that are known by then."""
+
+    true: list[bool]
+    sound: bool
+
+
+def check_steps(prediction: Prediction) -> Steps | None:
+    """The steps of a prediction's rationale; None without one, or where the gold label has no value."""
+    if prediction["predicted_rationale"] is None or evaluate_expression(prediction["label"]) is None:
+        return None
+    found = read_steps(prediction["predicted_rationale"])
+    true = [is_true(step) for step in found]
+    return Steps(true, bool(found) and all(true) and _is_grounded(found, prediction["input"]))
 
 
 def steps(predictions: Sequence[Prediction]) -> dict[str, Score]:
@@ -225,29 +274,19 @@ def steps(predictions: Sequence[Prediction]) -> dict[str, Score]:
     equal. sound_rationales: share of rationales that have a step, whose steps are all true, and whose operands are all
     numbers of the input or results of earlier steps. no_steps: share of rationales without a step.
     """
-    of_values = [each for each in predictions if evaluate_expression(each["label"]) is not None]
-    texts = zip(of_values, cluster_keys(of_values), strict=True)
-    read = [
-        (read_steps(each["predicted_rationale"]), each["input"], cluster)
-        for each, cluster in texts
-        if each["predicted_rationale"] is not None
-    ]
+    pairs = zip(map(check_steps, predictions), cluster_keys(predictions), strict=True)
+    read = [(found, cluster) for found, cluster in pairs if found is not None]
     if not read:
         return {}
-    true = [[is_true(step) for step in found] for found, _, _ in read]
-    clusters = [cluster for _, _, cluster in read]
+    clusters = [cluster for _, cluster in read]
     scores: dict[str, Score] = {}
-    if any(true):
+    if any(found.true for found, _ in read):
         hits, totals = Counter[str](), Counter[str]()
-        for each, cluster in zip(true, clusters, strict=True):
-            hits[cluster] += sum(each)
-            totals[cluster] += len(each)
+        for found, cluster in read:
+            hits[cluster] += sum(found.true)
+            totals[cluster] += len(found.true)
         scores["true_steps"] = clustered_share([hits[cluster] for cluster in totals], [*totals.values()])
-    sound = [
-        bool(found) and all(each) and _is_grounded(found, story)
-        for (found, story, _), each in zip(read, true, strict=True)
-    ]
     return scores | {
-        "sound_rationales": share_by_cluster(sound, clusters),
-        "no_steps": share_by_cluster([not each for each in true], clusters),
+        "sound_rationales": share_by_cluster([found.sound for found, _ in read], clusters),
+        "no_steps": share_by_cluster([not found.true for found, _ in read], clusters),
     }

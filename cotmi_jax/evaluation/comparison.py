@@ -127,6 +127,36 @@ def mean_interval(score_SxN: np.ndarray, cluster_N: np.ndarray | None = None) ->
     return _interval(float(score_SxN.mean()), variance)
 
 
+def runs_interval(value_S: np.ndarray) -> Interval:
+    """The mean over runs of a value that is not a mean over items, with the t interval for other runs on these items.
+
+    Raises:
+      UserError: fewer than 2 runs, or a value that is not finite.
+    """
+    return mean_interval(alike_items(value_S))
+
+
+def alike_items(value_S: np.ndarray) -> np.ndarray:
+    """Values of runs as scores [S, 2] of items that are alike, so that only runs vary: of a value of a whole split."""
+    return np.repeat(np.asarray(value_S, np.float64)[:, None], 2, axis=1)
+
+
+def linearized(total_SxN: np.ndarray, count_SxN: np.ndarray) -> np.ndarray:
+    """Scores [S, N] of a ratio: their mean over items is each run's Σ total / Σ count, and they vary as it does.
+
+    To first order, as in the variance of a ratio estimate (Cochran 1977, eq. 6.9): for losses by token, or shares of
+    steps, of which examples have different numbers.
+
+    Raises:
+      UserError: a run whose counts sum to 0.
+    """
+    total_SxN, count_SxN = np.asarray(total_SxN, np.float64), np.asarray(count_SxN, np.float64)
+    if (count_SxN.sum(axis=1) == 0).any():
+        raise UserError("a run has no observation: a ratio needs at least one")
+    ratio_Sx1 = total_SxN.sum(axis=1, keepdims=True) / count_SxN.sum(axis=1, keepdims=True)
+    return ratio_Sx1 + (total_SxN - ratio_Sx1 * count_SxN) / count_SxN.mean(axis=1, keepdims=True)
+
+
 def items_interval(score_N: np.ndarray, cluster_N: np.ndarray | None = None) -> Interval:
     """The mean score of one run, with an interval for other items of the same kinds; it says nothing of other runs.
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.labels import is_correct
-from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale
+from cotmi_jax.data.tasks import EXPLAIN, PREDICT, read_label, read_rationale, writes_rationale
 from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.evaluation.batches import by_length
@@ -28,27 +28,36 @@ from cotmi_jax.parallel.sharding import replicated
 
 
 def make_terms(student: StudentDef, objective: Objective, mesh: Mesh) -> Callable[[Params, Mapping], Evaluated]:
-    """Jitted (params, batch) → terms without dropout, and the encoder states, from which generation continues.
+    """Jitted (params, batch) → terms without dropout, the encoder states, from which generation continues, and losses.
 
-    Terms are replicated: every host can read them.
+    Terms and losses of examples are replicated: every host can read them.
     """
     return jax.jit(
         lambda params, batch: objective.evaluate(student.bind(params), batch),
-        out_shardings=Evaluated(replicated(mesh), batch_sharding(mesh)),  # type: ignore[arg-type]
+        out_shardings=Evaluated(replicated(mesh), batch_sharding(mesh), replicated(mesh)),  # type: ignore[arg-type]
     )
+
+
+class TargetLoss(NamedTuple):
+    """Of one example, by task: the loss of its target in nats, summed over its tokens with eos, and their number."""
+
+    loss: dict[str, float]
+    tokens: dict[str, int]
 
 
 class Scores(NamedTuple):
     """The mean of every term of the objective, by task the generated texts, by row, and the scores of labels.
 
     labels: by row, confidence and the log-probability of each choice; empty if they were not asked for. vote_shares: by
-    row, the share of the sampled outputs that have the label of the text; None of a single output.
+    row, the share of the sampled outputs that have the label of the text; None of a single output. targets: by row, the
+    losses of its targets.
     """
 
     losses: dict[str, float]
     texts: dict[str, list[str]]
     labels: list[LabelScores]
     vote_shares: list[float | None]
+    targets: list[TargetLoss]
 
 
 class Evaluator:
@@ -95,11 +104,12 @@ class Evaluator:
         sums: dict[str, np.ndarray] = {}
         texts = {task: [""] * len(rows) for task in tasks}
         labels, vote_shares = dict[int, LabelScores](), list[float | None]([None] * len(rows))
+        targets = [TargetLoss({}, {}) for _ in rows]
         for_generation = self._generation.reshard(params) if tasks else params
         sort = not self._objective.depends_on_padding
         batches = by_length(split, rows, self._batch_size, self._mesh, sort=sort)
         for number, (batch, places) in enumerate(batches):
-            terms, encoded_BxSxD = self._terms(params, batch)
+            terms, encoded_BxSxD, by_example = self._terms(params, batch)
             for number_of_task, task in enumerate(tasks):
                 inputs = batch[task]["inputs"], encoded_BxSxD[task]
                 votes = self._sampling.votes if task == PREDICT else 1
@@ -125,12 +135,17 @@ class Evaluator:
                 if scored:
                     found = self._labels(params, *inputs, outputs)
                     labels |= {places[output.row]: each for output, each in zip(outputs, found, strict=True)}
-            fetched: Terms = jax.device_get(terms)
-            for name, term in fetched.items():
+            fetched: tuple[Terms, Terms] = jax.device_get((terms, by_example))
+            for name, term in fetched[0].items():
                 # In float64, since a large split has more tokens than float32 counts exactly.
                 sums[name] = sums.get(name, 0.0) + np.asarray([term.sum, term.weight], np.float64)
+            for task, term in fetched[1].items():
+                for place, loss, tokens in zip(places, term.sum, term.weight, strict=True):
+                    if place >= 0:
+                        targets[place].loss[task] = float(f"{loss:.7g}")  # float32 has no more digits
+                        targets[place].tokens[task] = int(tokens)
         losses = {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
-        return Scores(losses, texts, [labels[place] for place in sorted(labels)], vote_shares)
+        return Scores(losses, texts, [labels[place] for place in sorted(labels)], vote_shares, targets)
 
     def _elect(
         self, samples: Sequence[Tokens], row: int, decoding: Decoding, example: Example | None
@@ -183,34 +198,45 @@ class Evaluator:
         """
         name, explains = self._objective.name, rationales and EXPLAIN in self._objective.tasks
         tasks = (PREDICT, *[EXPLAIN] * explains)
-        losses, texts, labels, vote_shares = self.scores(
+        losses, texts, labels, vote_shares, targets = self.scores(
             params, split, decoding, tasks, limit=limit, examples=examples, confidences=confidences
         )
         outputs = texts[PREDICT]
         written: Sequence[str | None] = [read_rationale(output, name) for output in outputs]
         if explains:
             written = texts[EXPLAIN]
-        predictions: list[Prediction] = []
         scored = labels or [LabelScores(None, ())] * len(outputs)
+        weight_N = split.weights[split.rationale_rows(np.arange(len(outputs)), 0)].tolist()
         columns = (examples[: len(outputs)], outputs, written, scored, vote_shares)
-        for example, output, rationale, scores, vote_share in zip(*columns, strict=True):
-            label = read_label(output, name)
-            candidates = ranked(example.choices, scores.log_p) if scores.log_p else []
-            predictions.append(
-                {
-                    "id": example.id,
-                    "input": example.input,
-                    "label": example.label,
-                    "predicted_label": label,
-                    "correct": is_correct(label, example.label, example.kind),
-                    "teacher_label": example.teacher_label,
-                    "teacher_rationale": example.rationale,
-                    "predicted_rationale": rationale,
-                    "cluster": example.cluster or example.id,
-                    "choices": list(example.choices),
-                    "confidence": scores.confidence,
-                    "candidates": [{"label": text, "log_p": log_p} for text, log_p in candidates],
-                    "vote_share": vote_share,
-                }
-            )
+        predictions = [_prediction(name, *each) for each in zip(*columns, strict=True)]
+        for prediction, target, weight in zip(predictions, targets, weight_N, strict=True):
+            # Without a rationale, or with one of weight 0, there is no target of a task that writes it.
+            known = [task for task in target.loss if weight or not writes_rationale(name, task)]
+            prediction["loss"] = {task: target.loss[task] for task in known}
+            prediction["tokens"] = {task: target.tokens[task] for task in known}
+            if weight not in (0.0, 1.0):
+                prediction["loss_weight"] = {task: weight for task in known if writes_rationale(name, task)}
         return losses, predictions
+
+
+def _prediction(
+    objective: str, example: Example, output: str, rationale: str | None, scores: LabelScores, vote_share: float | None
+) -> Prediction:
+    """The answer to one example, without the losses of its targets."""
+    label = read_label(output, objective)
+    candidates = ranked(example.choices, scores.log_p) if scores.log_p else []
+    return {
+        "id": example.id,
+        "input": example.input,
+        "label": example.label,
+        "predicted_label": label,
+        "correct": is_correct(label, example.label, example.kind),
+        "teacher_label": example.teacher_label,
+        "teacher_rationale": example.rationale,
+        "predicted_rationale": rationale,
+        "cluster": example.cluster or example.id,
+        "choices": list(example.choices),
+        "confidence": scores.confidence,
+        "candidates": [{"label": text, "log_p": log_p} for text, log_p in candidates],
+        "vote_share": vote_share,
+    }

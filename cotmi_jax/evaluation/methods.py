@@ -57,12 +57,13 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Methods:
-    """Methods on the same examples, with the cluster of each."""
+    """Methods on the same examples, with the cluster and the id of each."""
 
     dataset: str
     split: str
     methods: tuple[Method, ...]
     cluster_N: np.ndarray
+    ids: tuple[str, ...]
 
     def find(self, name: str) -> Method:
         """The method with this name, or the one that a workdir of this name is a run of. UserError if there is none."""
@@ -115,7 +116,8 @@ def group(runs: Sequence[EvaluatedRun], split: str) -> Methods:
         correct_SxN = np.array([[bool(run.predictions[each]["correct"]) for each in ids] for run in members])
         methods.append(Method(name, tuple(members), correct_SxN))
     clusters = [str(first.predictions[each].get("cluster") or each) for each in ids]
-    return Methods(first.config["data.dataset"], split, tuple(methods), np.unique(clusters, return_inverse=True)[1])
+    cluster_N = np.unique(clusters, return_inverse=True)[1]
+    return Methods(first.config["data.dataset"], split, tuple(methods), cluster_N, tuple(ids))
 
 
 def check_same_data(first: EvaluatedRun, run: EvaluatedRun, split: str) -> None:

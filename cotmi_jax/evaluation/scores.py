@@ -33,6 +33,11 @@ class Prediction(TypedDict):
     confidence: NotRequired[float | None]
     vote_share: NotRequired[float | None]  # of sampled outputs, those with the label; None: there was one output
     candidates: NotRequired[list[Candidate]]  # choices by decreasing log_p; []: not asked for, or labels are open
+    # By task, of the gold target under teacher forcing: nats, summed over its tokens with eos, and their number. A task
+    # of which the example has no target is left out: a rationale that it lacks.
+    loss: NotRequired[dict[str, float]]
+    tokens: NotRequired[dict[str, int]]
+    loss_weight: NotRequired[dict[str, float]]  # of its rationale in the losses of metrics.json; absent: 1
 
 
 @final

@@ -44,10 +44,15 @@ class BatchOutputs(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """Terms of a batch, and by task the encoder states of its inputs."""
+    """Terms of a batch; by task the encoder states of its inputs, and the loss of each example's target.
+
+    by_example: sum [B] in nats over the target's tokens with eos, without the weight of its rationale, and their number
+    as weight [B]; 0 of padding.
+    """
 
     terms: Terms
     encoded_BxSxD: dict[str, Array]
+    by_example: Terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +211,13 @@ class Objective:
         if features is not None:
             weight = self.weights(batch, student.config.pad_id)["mi"]
             terms |= self.mi_loss(student, None, None, features, batch, weight, None, None)[1]
-        return Evaluated(terms, {task: output.states.encoded_RxSxD for task, output in outputs.items()})
+        by_example: Terms = {}
+        for task, output in outputs.items():
+            mask_BxT = token_mask(batch[task]["targets"], batch["valid"], student.config.pad_id)
+            loss_B = jnp.where(mask_BxT, output.loss_RxT, 0.0).sum(axis=1)
+            by_example[task] = Term(loss_B, mask_BxT.sum(axis=1, dtype=jnp.float32))
+        encoded = {task: output.states.encoded_RxSxD for task, output in outputs.items()}
+        return Evaluated(terms, encoded, by_example)
 
     def mi_loss(
         self,

@@ -17,7 +17,7 @@ _OF_LABEL_TASK = {"x_z": "I(X;Z), input", "z_y": "I(Z;Y), label"}
 # Fractions of generated rationales, where the run measured them.
 _FRACTIONS = {
     "valid/agreement": "rationale agrees with its label",
-    "valid/agreement_permuted": "with another problem's label",
+    "valid/agreement_permuted": "with another example's label",
     "valid/true_steps": "steps that are true",
 }
 

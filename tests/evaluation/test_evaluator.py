@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from typing import Any, NamedTuple
 
 import helpers
@@ -89,7 +90,7 @@ def cheap_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_evaluation_by_length_equals_that_of_single_examples(cheap_compilation: None, devices: int) -> None:
     with jax.set_mesh(mesh := make_mesh(devices=jax.devices()[:devices])):
         evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
-        losses, texts, *_ = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
+        losses, texts, *_, targets = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
         again = evaluator.scores(params(), tokens(), GREEDY, (PREDICT, EXPLAIN))
     assert texts == alone().texts and len(set(texts[PREDICT])) > 5
     assert losses.keys() == {"predict", "explain", "mi", "predict_token_accuracy", "explain_token_accuracy"}
@@ -97,6 +98,9 @@ def test_an_evaluation_by_length_equals_that_of_single_examples(cheap_compilatio
         terms = [row[name] for row in alone().terms]
         expected = sum(term.sum for term in terms) / sum(term.weight for term in terms)
         np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=name)
+    own = [terms[PREDICT] for terms in alone().terms]
+    assert [target.tokens[PREDICT] for target in targets] == [int(term.weight) for term in own]
+    np.testing.assert_allclose([each.loss[PREDICT] for each in targets], [term.sum for term in own], rtol=1e-5)
     assert again[:2] == (losses, texts)
     # 19 examples are three batches, each of another shape; nothing is compiled for the second evaluation.
     segments = evaluator._generation._segments.get((GREEDY, False))  # on one device
@@ -112,7 +116,7 @@ def shapes_of(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> list[tup
 
         def terms(params: Any, batch: Any) -> Any:
             seen.append((batch[PREDICT]["inputs"].shape, np.asarray(batch[EXPLAIN]["targets"])[:, 0].tolist()))
-            return {}, {}
+            return {}, {}, {}
 
         monkeypatch.setattr(evaluator, "_terms", terms)
         evaluator.scores(params(), tokens(), GREEDY)
@@ -166,7 +170,7 @@ def test_predictions_have_the_confidence_of_the_label_and_ranked_candidates(chea
     """Whatever the batch: compared with each output and each choice alone."""
     with jax.set_mesh(mesh := small_mesh()):
         evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
-        _, predictions = evaluator.evaluate(params(), tokens(), CHOSEN, GREEDY, rationales=False, confidences=True)
+        losses, predictions = evaluator.evaluate(params(), tokens(), CHOSEN, GREEDY, rationales=False, confidences=True)
         assert [each["predicted_label"] for each in predictions] == [text.strip() for text in alone().texts[PREDICT]]
         scorer, encode = TargetScorer(STUDENT, mesh), jax.jit(lambda params, ids: STUDENT.bind(params).encode(ids))
         for row in (2, 7, 15):
@@ -183,6 +187,26 @@ def test_predictions_have_the_confidence_of_the_label_and_ranked_candidates(chea
             np.testing.assert_allclose(found, np.array(log_p)[ranks], atol=2e-5)
 
 
+@pytest.mark.slow
+def test_losses_can_be_computed_again_from_predictions() -> None:
+    """Also where rationales have weights, and where examples have none, whose empty target is no loss."""
+    weights = [(0.25 if row % 3 else 1.0) if each.rationale else 0.0 for row, each in enumerate(EXAMPLES)]
+    examples = [dataclasses.replace(each, weight=weight) for each, weight in zip(EXAMPLES, weights, strict=True)]
+    split = tokenize_split(examples, VOCABULARY, objective="cotmi", label_type="gt", limits=LIMITS)
+    with jax.set_mesh(mesh := small_mesh()):
+        evaluator = Evaluator(STUDENT, OBJECTIVE, VOCABULARY, mesh, batch_size=8)
+        losses, predictions = evaluator.evaluate(params(), split, examples, GREEDY, rationales=False)
+    assert {json.dumps(each.get("loss_weight")) for each in predictions} == {"null", '{"explain": 0.25}'}
+    assert [EXPLAIN in each["tokens"] for each in predictions] == [bool(each.rationale) for each in examples]
+    for task in (PREDICT, EXPLAIN):
+        weights = [each.get("loss_weight", {}).get(task, 1.0) for each in predictions if task in each["loss"]]
+        sums = [
+            np.dot(weights, [each[kind][task] for each in predictions if task in each["loss"]])  # type: ignore[literal-required]
+            for kind in ("loss", "tokens")
+        ]
+        assert sums[0] / sums[1] == pytest.approx(losses[task], rel=1e-5)
+
+
 def test_labels_are_scored_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     with jax.set_mesh(mesh := small_mesh()):
@@ -192,7 +216,7 @@ def test_labels_are_scored_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) ->
             asked.append(scores)
             return Tokens(np.zeros((len(inputs), 1), np.int32), None)
 
-        monkeypatch.setattr(evaluator, "_terms", lambda params, batch: ({}, {PREDICT: None}))
+        monkeypatch.setattr(evaluator, "_terms", lambda params, batch: ({}, {PREDICT: None}, {}))
         monkeypatch.setattr(evaluator, "_labels", None)
         monkeypatch.setattr(evaluator._generation, "outputs", outputs)
         _, predictions = evaluator.evaluate({}, tokens(), CHOSEN, GREEDY, limit=8)
@@ -221,7 +245,7 @@ def test_sampled_rationales_vote_on_the_label(monkeypatch: pytest.MonkeyPatch) -
             return Tokens(np.array([each + [0] * (40 - len(each)) for each in ids], np.int32), None)
 
         split = tokenize_split(examples, VOCABULARY, objective="single_task", label_type="gt", limits=LIMITS)
-        monkeypatch.setattr(evaluator, "_terms", lambda params, batch: ({}, {PREDICT: None}))
+        monkeypatch.setattr(evaluator, "_terms", lambda params, batch: ({}, {PREDICT: None}, {}))
         monkeypatch.setattr(evaluator._generation, "outputs", outputs)
         sampling = Decoding("sample", max_tokens=40)
         in_order = [(np.arange(start, start + 4), (256, 256)) for start in (0, 4)]

@@ -134,7 +134,7 @@ def test_examples_of_a_cluster_count_as_one() -> None:
 def test_the_permuted_share_is_the_mean_over_all_pairs_of_two_examples() -> None:
     answers, labels = [1, 2, 2, None, 3], [1, 2, 3, None, 2]
     pairs = [answers[i] is not None and answers[i] == labels[j] for i, j in itertools.permutations(range(5), 2)]
-    found = permuted(answers, labels)
+    found = permuted(answers, labels, range(5))
     assert found["value"] == pytest.approx(np.mean(pairs)) and found["n"] == 5
     left_out = []  # the jackknife by its definition
     for k in range(5):
@@ -143,6 +143,25 @@ def test_the_permuted_share_is_the_mean_over_all_pairs_of_two_examples() -> None
         left_out.append(np.mean(hits))
     error = math.sqrt(4 / 5 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
     assert found["interval"] == pytest.approx((max(0, found["value"] - 1.96 * error), found["value"] + 1.96 * error))
+
+
+def test_the_interval_of_the_permuted_share_leaves_out_clusters() -> None:
+    """Three alike examples of each cluster say as much as one, and less than three would."""
+    draw = np.random.default_rng(0)
+    answers, labels = (np.repeat(draw.integers(0, 3, 12), 3).tolist() for _ in range(2))
+    clusters = np.repeat(np.arange(12), 3).tolist()
+    found = permuted(answers, labels, clusters)
+    left_out = []
+    for cluster in range(12):
+        rest = [row for row in range(36) if clusters[row] != cluster]
+        left_out.append(np.mean([answers[i] == labels[j] for i, j in itertools.permutations(rest, 2)]))
+    error = math.sqrt(11 / 12 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
+    low, high = found["interval"] or (0.0, 0.0)
+    assert (high - low) / 2 == pytest.approx(1.96 * error)
+    independent = permuted(answers, labels, range(36))
+    assert independent["value"] == found["value"] and independent["interval"] is not None
+    assert high - low > 1.3 * (independent["interval"][1] - independent["interval"][0])
+    assert permuted(answers, labels, [row % 2 for row in range(36)])["interval"] is None
 
 
 def test_the_teacher_of_the_generated_set_calculates_right_and_agrees_with_its_own_label_only() -> None:
