@@ -34,7 +34,9 @@ from cotmi_jax.data.tokens import CounterfactualTargets, Ragged, TokenizedSplit,
 from cotmi_jax.errors import UserError, one_line
 from cotmi_jax.files import parse_json, read_regular
 
-FORMAT = 3  # of the files and facts; part of the key, so that caches of another format are not found
+# Of the files and facts; part of the key, so that caches of another format are not found. Those of format 3 can lack
+# the choices of examples.
+FORMAT = 4
 _POLL = 0.2  # seconds between checks for the files of other processes
 _TIMEOUT = 1800.0  # seconds to wait for the files of another process
 _NONCE = secrets.token_hex(4)  # of this process, since a killed process may have had the same pid

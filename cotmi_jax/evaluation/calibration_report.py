@@ -82,7 +82,10 @@ def log_score(predictions: Sequence[Prediction]) -> dict[str, Score | NotAvailab
         return {"log_score": NotAvailable(not_available=f"the gold label of {outside} examples is no candidate")}
     temperature = recalibration.fit_score_temperature(found.score_NxC, found.gold_N)
     log_p_NxC = recalibration.log_softmax(found.score_NxC / temperature)
-    return {"log_score": mean_by_cluster(log_p_NxC[np.arange(len(found.gold_N)), found.gold_N], found.cluster_N)}
+    score = mean_by_cluster(log_p_NxC[np.arange(len(found.gold_N)), found.gold_N], found.cluster_N)
+    limit = recalibration.limit_reached(temperature)
+    score["settings"] = f"temperature {temperature:.3g}{f', {limit}' if limit else ''}"
+    return {"log_score": score}
 
 
 def describe(found: Confidences, *, draws: int = DRAWS) -> Json:
@@ -240,7 +243,10 @@ def _recalibrated(
     temperature, tempered_N = _temper(found, fitted)
     isotonic = recalibration.fit_isotonic(fitted.confidence_N, fitted.correct_N)
     both = {
-        "temperature": ({"temperature": temperature}, tempered_N),
+        "temperature": (
+            {"temperature": temperature, "limit": recalibration.limit_reached(temperature) or None},
+            tempered_N,
+        ),
         "isotonic": (
             {"knots": isotonic.knots.tolist(), "values": isotonic.values.tolist()},
             isotonic(found.confidence_N),

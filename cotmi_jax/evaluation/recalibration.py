@@ -37,11 +37,23 @@ def tempered_scores(score_NxC: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _minimize(loss_of_log_temperature: Callable[[float], float]) -> float:
-    """The temperature with the least loss."""
+    """The temperature with the least loss; an end of the range if none within it has less."""
     from scipy import optimize
 
     bounds = tuple(np.log(_TEMPERATURES))
-    return float(np.exp(optimize.minimize_scalar(loss_of_log_temperature, bounds=bounds, method="bounded").x))
+    within = optimize.minimize_scalar(loss_of_log_temperature, bounds=bounds, method="bounded").x
+    return float(np.exp(min((*bounds, within), key=loss_of_log_temperature)))
+
+
+def limit_reached(temperature: float) -> str:
+    """Which end of the searched range a fitted temperature is at, as text; "" for one between them.
+
+    At an end the loss still falls: no temperature is best, as where all answers are right.
+    """
+    for limit, which in zip(_TEMPERATURES, ("lowest", "highest"), strict=True):
+        if np.isclose(temperature, limit, rtol=1e-4):
+            return f"the {which} that is searched, {limit:g}"
+    return ""
 
 
 def fit_temperature(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:

@@ -42,10 +42,9 @@ def _scaled(recalibrated: Mapping[str, Any]) -> Iterator[Row]:
     if "not_available" in recalibrated:
         yield "  recalibrated", f"not available: {recalibrated['not_available']}"
         return
-    yield (
-        f"  after temperature {recalibrated['temperature']['temperature']:.2f}",
-        f"{_error(recalibrated['temperature']['errors']['smooth_ece'])}, smooth",
-    )
+    found = recalibrated["temperature"]
+    limit = f"; the temperature is {found['limit']}" if found.get("limit") else ""
+    yield f"  after temperature {found['temperature']:.2f}", f"{_error(found['errors']['smooth_ece'])}, smooth{limit}"
     yield "  after isotonic regression", f"{_error(recalibrated['isotonic']['errors']['smooth_ece'])}, smooth"
 
 

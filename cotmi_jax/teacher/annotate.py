@@ -203,6 +203,16 @@ def _choices(records: Records, question: Question, text: str, *, hinted: bool) -
     return choices_to({question.id: matching}, question.id, text)
 
 
+def _kept(annotated: Annotated) -> dict[str, object]:
+    """Choices and cluster of the question; no choices where the label, a teacher's, is none of them: such rows would be
+    refused in training."""
+    fields = dict(annotated.question.fields)
+    choices = fields.get("choices")
+    if isinstance(choices, list) and annotated.label not in choices:
+        del fields["choices"]
+    return fields
+
+
 def _row(annotated: Annotated, counterfactuals: bool) -> dict[str, object]:
     row: dict[str, object] = {
         "id": annotated.question.id,
@@ -211,6 +221,7 @@ def _row(annotated: Annotated, counterfactuals: bool) -> dict[str, object]:
         "rationale": [rationale for rationale, _ in annotated.rationales],
         "weight": [weight for _, weight in annotated.rationales],
         "teacher_label": annotated.teacher_label,
+        **_kept(annotated),
     }
     if counterfactuals:
         pairs = annotated.counterfactuals

@@ -1,25 +1,32 @@
 """The questions of an annotation: from a user's JSON Lines file, or the gold rows of a released set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.example import LabelKind
 from cotmi_jax.data.labels import evaluate_expression
+from cotmi_jax.data.sources.base import cluster_key
 from cotmi_jax.data.sources.released import find_release, gold_file
 from cotmi_jax.data.sources.released_sets import RELEASED
+from cotmi_jax.data.sources.row_format import BY_TYPE
 from cotmi_jax.data.sources.rows import Row, read_rows, text_field
 from cotmi_jax.errors import UserError
 
 
 class Question(NamedTuple):
-    """A question. label is the gold label, None if it is not known; place is "file:line" for messages."""
+    """A question. label is the gold label, None if it is not known; place is "file:line" for messages.
+
+    fields: choices and cluster of the row, where it has them, for the output.
+    """
 
     id: str
     input: str
     label: str | None
     place: str
+    fields: Mapping[str, object] = MappingProxyType({})
 
 
 def load_questions(
@@ -35,7 +42,8 @@ def load_questions(
 
 
 def read_questions(path: Path, kind: LabelKind) -> list[Question]:
-    """Rows with `input`, optionally `label` (gold) and `id`; the id defaults to "{file name}/{row from 0}".
+    """Rows with `input`, optionally `label` (gold), `id`, `choices` and `cluster`; the id defaults to "{file name}/{row
+    from 0}".
 
     Raises:
       UserError: with file and line: an invalid row, an id that occurs twice, a label that is not a text or, of the kind
@@ -54,10 +62,13 @@ def read_released(data_root: str | None, name: str, split: str) -> list[Question
     """The gold rows of a split of a released set. Raises UserError for an invalid row or a missing file."""
     root = find_data_root(data_root)
     path = gold_file(find_release(root, name), name, split)
-    rows = enumerate(read_rows(path))
-    return _not_empty(
-        [Question(f"{name}/{split}/{i}", *RELEASED[name].read_gold(row, at), at) for i, (at, row) in rows], str(path)
-    )
+    released, questions = RELEASED[name], []
+    for number, (place, row) in enumerate(read_rows(path)):
+        text, label = released.read_gold(row, place)
+        choices = list(released.choices(text))
+        fields = ({"choices": choices} if choices else {}) | {"cluster": cluster_key(name, released.shared(text))}
+        questions.append(Question(f"{name}/{split}/{number}", text, label, place, fields))
+    return _not_empty(questions, str(path))
 
 
 def _question(row: Row, default_id: str, place: str, kind: LabelKind) -> Question:
@@ -67,14 +78,15 @@ def _question(row: Row, default_id: str, place: str, kind: LabelKind) -> Questio
     identity = row.get("id", default_id)
     if isinstance(identity, bool) or not isinstance(identity, str | int) or not str(identity).strip():
         raise UserError(f"{place}: id = {identity!r:.50}; give a text or a whole number, or leave it out")
+    fields = {name: row[name] for name in BY_TYPE if row.get(name) is not None}
     if row.get("label") is None:
-        return Question(str(identity), text, None, place)
+        return Question(str(identity), text, None, place, fields)
     label = text_field(row, "label", place)
     if not label.strip():
         raise UserError(f"{place}: the label is empty; write the gold label or leave the field out")
     if kind == "equation" and evaluate_expression(label) is None:
         raise UserError(f"{place}: label {label!r:.50} has no value; write an expression such as ( 84.0 / 2.0 ) or 42")
-    return Question(str(identity), text, label, place)
+    return Question(str(identity), text, label, place, fields)
 
 
 def _not_empty(questions: Sequence[Question], where: str) -> list[Question]:

@@ -14,6 +14,7 @@ from cotmi_jax.evaluation import calibration
 from cotmi_jax.evaluation.calibration_report import ERRORS, calibrate, calibration_scores, describe, in_words, log_score
 from cotmi_jax.evaluation.confidences import Confidences, closed_set_confidences, sequence_confidences
 from cotmi_jax.evaluation.scores import Prediction
+from cotmi_jax.report.calibration_rows import calibration_rows
 
 LABELS = ("entailment", "neutral", "contradiction")
 DRAWS = 100
@@ -152,6 +153,25 @@ def test_the_log_score_is_that_of_the_best_temperature() -> None:
     outside = answers(5)
     outside[2]["label"] = "maybe"
     assert log_score(outside)["log_score"] == {"not_available": "the gold label of 1 examples is no candidate"}
+
+
+def test_a_temperature_at_the_limit_says_so() -> None:
+    """Where every gold label is the most probable candidate, no temperature is low enough; a wrong one, none high."""
+    made = answers(40)
+    for each in made:
+        each["candidates"] = sorted(each["candidates"], key=lambda one: one["label"] != each["label"])
+        for rank, candidate in enumerate(each["candidates"]):
+            candidate["log_p"] = -1.0 - rank
+    assert log_score(made)["log_score"]["settings"] == "temperature 0.01, the lowest that is searched, 0.01"
+    # Of two valid answers in three gold is the least probable candidate.
+    for number, each in enumerate(made):
+        each["label"] = each["candidates"][-1 if number % 3 else 0]["label"]
+    fitted = calibrate(made, made, draws=DRAWS)
+    assert fitted["closed_set"]["recalibrated"]["temperature"]["limit"] == "the highest that is searched, 100"
+    shown = dict(calibration_rows(fitted))
+    assert shown["  after temperature 100.00"].endswith("smooth; the temperature is the highest that is searched, 100")
+    usual = calibrate(answers(60), answers(60), draws=DRAWS)["closed_set"]["recalibrated"]["temperature"]
+    assert usual["limit"] is None
 
 
 def test_what_is_not_available_has_a_reason() -> None:

@@ -32,6 +32,22 @@ def test_every_question_becomes_a_row_of_the_output(tmp_path):
     }
 
 
+def test_choices_and_clusters_reach_the_training_data(tmp_path):
+    """Choices without the label, here a teacher's wrong answer, would be refused there and are left out."""
+    rows = [
+        row | {"choices": choices, "cluster": 7}
+        for row, choices in zip(sums(3), (["10", "11"], ["11", "12"], ["x", "y"]), strict=True)
+    ]
+    del rows[2]["label"]
+    with FakeTeacher() as teacher:
+        assert annotation(tmp_path, teacher.url, rows).run() == 0
+    written = read_rows(tmp_path / "r.jsonl")
+    assert [row.get("choices") for row in written] == [["10", "11"], ["11", "12"], None]
+    train = FileSource("jsonl", tmp_path / "r.jsonl").read(["train"]).splits["train"]
+    assert [example.choices for example in train] == [("10", "11"), ("11", "12"), ()]
+    assert {example.cluster for example in train} == {f"{train[0].id.partition('/')[0]}/7"}
+
+
 def test_answers_other_than_the_label_become_counterfactuals_that_training_reads(tmp_path):
     def sometimes_wrong(question, index):
         right = add_up(question, index)
