@@ -15,6 +15,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import comparison
 from cotmi_jax.evaluation.measures import MEASURES, parse_measures
 from cotmi_jax.evaluation.methods import Methods, group, read_evaluated
+from cotmi_jax.evaluation.metrics import METRICS
 from cotmi_jax.evaluation.verdicts import Comparison, compare, compare_all, to_json
 from cotmi_jax.report import comparison as shown
 
@@ -150,7 +151,13 @@ def test_what_is_not_available_has_its_reason(tmp_path: Path) -> None:
     assert against.mean is not None and against.missing.startswith("of the baseline standard: there are no rationales")
     everything = to_json(compare_all(methods, methods.find("dss"), parse_measures("all")))
     assert everything["not_available"]["closed_set_smooth_ece"] == "open"
-    assert "evaluate with --metrics=" in everything["not_available"]["bleu"]
+    missing = "metrics.json has no metrics.bleu.value: evaluate with --metrics=rationale_overlap"
+    assert everything["not_available"]["bleu"] == missing
+    assert everything["not_available"]["mi"] == "metrics.json has no loss.mi"
+    file = Path(workdirs[0], "evaluation/test/metrics.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"not_available": {"simulatability": "too few"}}))
+    changed = group([read_evaluated(workdir, "test") for workdir in workdirs], "test")
+    assert compared(changed, "las").rows[0].missing == "dss0: too few"
     names = [each["measure"] for each in everything["measures"]]
     assert {"accuracy", "agreement", "log_score", "sequence_smooth_ece"} <= {*names} and "bleu" not in names
     (row,) = [each for each in everything["measures"] if each["measure"] == "agreement"]
@@ -200,7 +207,7 @@ def test_the_command_prints_tables_of_several_measures(tmp_path: Path) -> None:
         "rationales that end in the student's own label (120 examples, higher is better)",
     ]
     assert all(name in result.out for name in ("label_loss, nats  ", "difference, nats", "agreement, %", "points"))
-    assert "not available: bleu: metrics.json has no such value: evaluate with --metrics=" in result.out
+    assert "not available: bleu: metrics.json has no metrics.bleu.value: evaluate with" in result.out
     assert "adjusted for the 2 differences of all tables" in result.out
     units = runs.command("compare", *workdirs, "--metric=label_loss,agreement", "--margin=1")
     runs.assert_refused(units, "--margin has one unit, the measures have several")
@@ -224,6 +231,7 @@ def test_measures_are_one_table() -> None:
     assert all(name == measure.name for name, measure in MEASURES.items())
     assert len({measure.text for measure in MEASURES.values()}) == len(MEASURES)
     assert all(len(measure.text) <= 70 and measure.margin > 0 for measure in MEASURES.values())
+    assert {measure.metric for measure in MEASURES.values()} <= {"", *METRICS}
     assert parse_measures(" agreement, accuracy,agreement ") == (MEASURES["agreement"], MEASURES["accuracy"])
     for names, message in ((",", "--metric=,: give names of measures, or all"), ("nonsense", "unknown measure")):
         with pytest.raises(UserError, match=f"^{message}"):

@@ -12,6 +12,7 @@ from paths import REPOSITORY
 
 from cotmi_jax.evaluation.calibration_report import calibrate
 from cotmi_jax.evaluation.label_scores import label_table
+from cotmi_jax.evaluation.measures import markdown
 from cotmi_jax.evaluation.metrics import METRICS
 from cotmi_jax.report.metric_names import NAMES, SHARES
 
@@ -61,6 +62,11 @@ def test_the_page_has_every_key() -> None:
     keys = {*part, *label_table(made, draws=5), *(f"errors.{name}" for name in part["errors"])}
     keys -= {"n", "clusters", "confidence", "all_equal", "errors", "gold_not_candidate", "macro_f1"}
     assert {key for key in keys if f"`{key}`" not in PAGE} == set()
+
+
+def test_the_page_has_the_table_of_measures() -> None:
+    """Write it anew with `measures.markdown()` when a measure changes."""
+    assert markdown() in PAGE
 
 
 def test_the_page_names_the_values_of_rationales() -> None:

@@ -17,6 +17,21 @@ from cotmi_jax.evaluation.scores import Prediction
 SHARE = "%"  # unit of fractions, which are shown in percent and whose differences are points
 
 
+# By how names of values begin; others are named as their metric.
+_METRIC_OF = {
+    **dict.fromkeys(("sequence_", "closed_set_", "candidate_nll"), "calibration"),
+    **dict.fromkeys(("label_macro_f1", "unparsable"), "label_scores"),
+    **dict.fromkeys(("agreement", "no_answer"), "agreement"),
+    **dict.fromkeys(("true_steps", "sound_rationales", "no_steps"), "steps"),
+    **dict.fromkeys(
+        ("bleu", "rouge_l", "cosine", "rationale_words", "copied_", "empty_rationales"), "rationale_overlap"
+    ),
+    "changed_": "interventions",
+    **dict.fromkeys(("simulated_", "v_information", "las"), "simulatability"),
+    **dict.fromkeys(("covariation_", "invariance_"), "covariation"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Measure:
     """name: in metrics.json where it stands there under `metrics`; text: what tables call it.
@@ -61,11 +76,21 @@ class Measure:
             found = found.get(key) if isinstance(found, Mapping) else None
         if isinstance(found, Mapping) and isinstance(found.get("not_available"), str):
             raise UserError(found["not_available"])
-        if isinstance(reason := metrics.get("not_available", {}).get(self.name), str):
-            raise UserError(reason)
+        reasons = metrics.get("not_available", {})
+        for name in (self.name, self.metric):
+            if isinstance(reason := reasons.get(name), str):
+                raise UserError(reason)
         if not isinstance(found, int | float) or isinstance(found, bool):
-            raise UserError("metrics.json has no such value: evaluate with --metrics= that names its metric")
+            remedy = f": evaluate with --metrics={self.metric}" if self.metric else ""
+            raise UserError(f"metrics.json has no {'.'.join(self.path)}{remedy}")
         return float(found)
+
+    @property
+    def metric(self) -> str:
+        """The metric (metrics.METRICS) that gives the value; "" of a loss."""
+        if self.path[0] == "loss":
+            return ""
+        return next((metric for start, metric in _METRIC_OF.items() if self.name.startswith(start)), self.name)
 
 
 def _share(name: str, text: str, better: Literal["higher", "lower"] | None = None, **more: Any) -> Measure:
@@ -269,3 +294,14 @@ def parse_measures(names: str) -> tuple[Measure, ...]:
             remedy = did_you_mean(name, MEASURES) or f": choose of {', '.join(MEASURES)}, or {ALL}"
             raise UserError(f"unknown measure {name!r}{remedy}")
     return tuple(MEASURES[name] for name in chosen)
+
+
+def markdown() -> str:
+    """The table of measures as Markdown, for docs/evaluation.md."""
+    lines = ["| measure | | unit | better | margin | from |", "|---|---|---|---|--:|---|"]
+    for each in MEASURES.values():
+        source = "examples" if each.of_examples is not None else f"`{'.'.join(each.path)}`"
+        lines.append(
+            f"| `{each.name}` | {each.text} | {each.unit} | {each.better or ''} | {each.margin:g} | {source} |"
+        )
+    return "\n".join(lines)
