@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import runs
 
-from cotmi_jax.config import base
-from cotmi_jax.data.cache import key_of
+from cotmi_jax.data import corpus
 from cotmi_jax.data.corpus import Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.data.example import Example, Span, with_factors
 from cotmi_jax.data.rationale_weights import weigh
 from cotmi_jax.data.run_data import RunData, _identity, load_data
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.sources.base import digest
+from cotmi_jax.data.sources.own_files import FileSource
 from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import with_data_root
@@ -137,11 +138,13 @@ def test_only_train_is_weighed_and_the_cache_knows_the_content_of_the_file(tmp_p
     assert "test" in load_data(config, {"test"}).corpus.splits  # evaluation needs no weights
 
 
-def test_without_weights_the_key_of_prepared_tokens_is_that_of_earlier_versions(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"input": "a", "label": "b", "rationale": "c"}\n')
-    config = base()
-    config.data.dataset = f"jsonl:{tmp_path / 'a.jsonl'}"
-    assert key_of(_identity(config, Vocabulary(Path("bytes")))) == "38eca6646157ff1910d2fb2af2d55106"
+def test_without_weights_prepared_tokens_are_those_of_versions_without_weights(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"input": "a", "label": "b", "rationale": "c"}\n')
+    expected = digest(corpus._VERSION, "error", FileSource("jsonl", path).fingerprint())
+    assert corpus_fingerprint(Loading(dataset=f"jsonl:{path}")) == expected
+    identity = _identity(runs.tiny_config({"objective.name": "dss"}), VOCABULARY)
+    assert not any("weights" in key for key in [*identity, *identity["settings"]])
 
 
 def test_a_recorded_path_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

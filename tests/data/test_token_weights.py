@@ -1,5 +1,6 @@
 """Weights of the tokens of rationales: from characters to tokens, through batches, into the loss and its gradient."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -19,6 +20,7 @@ from cotmi_jax.data.order import Picks, TrainOrder
 from cotmi_jax.data.packing import make_shape, pack
 from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.sources.registered import RegisteredSource
 from cotmi_jax.data.token_weights import TokenWeights, parse_token_weights
 from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
@@ -224,6 +226,30 @@ def test_the_cache_keeps_weights_and_knows_the_rules(tmp_path: Path) -> None:
     assert all(tokens.weights is None for tokens in RunData.of(config, VOCABULARY).train.tasks.values())
 
 
+def test_spans_of_valid_examples_return_from_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for split in ("train", "valid"):
+        write(tmp_path / "set" / f"{split}.jsonl", *[{"token_weights": [[6, 7, 2]]}] * 12)
+    changes = {"data.dataset": f"jsonl:{tmp_path / 'set'}", "data.cache": str(tmp_path), "data.token_weights": "given"}
+    config = runs.tiny_config({"objective.name": "dss"} | changes)
+    made, found = (RunData.of(config, BYTES).prepared.valid_examples for _ in range(2))
+    assert found == made and found[0].token_weights == ((Span(6, 7, 2.0),),)
+
+
+def test_a_registered_source_is_another_with_other_spans() -> None:
+    def fingerprint(*spans: Span) -> str:
+        return RegisteredSource("s", lambda: {"train": [example(spans=spans)]}).fingerprint()
+
+    assert len({fingerprint(), fingerprint(Span(0, 1, 2.0)), fingerprint(Span(0, 1, 3.0))}) == 3
+
+
+def test_pieces_of_a_split_join_with_their_weights() -> None:
+    whole = tokenized(example(), example("2 pens."), rules="numbers=2")
+    pieces = [tokenized(each, rules="numbers=2") for each in (example(), example("2 pens."))]
+    assert TokenizedSplit.join(pieces).fingerprint() == whole.fingerprint()
+    assert by_token(TokenizedSplit.join(pieces), VOCABULARY) == by_token(whole, VOCABULARY)
+
+
 @pytest.mark.parametrize(
     ("rationale", "rules", "message"),
     [("It is so.", "numbers=2", "no token of train has another weight"), ("4", "numbers=0", "but eos has weight 0")],
@@ -240,8 +266,6 @@ def test_weights_without_effect_are_refused(tmp_path: Path, rationale: str, rule
 
 def weighed_split() -> TokenizedSplit:
     """A split whose rationales have random token weights, some of them 0."""
-    import dataclasses
-
     split = random_split(40, rationales=3)
     explain = split.tasks["explain"]
     weights = np.random.default_rng(5).choice([0.0, 0.5, 1.0, 3.0], len(explain.targets.flat)).astype(np.float32)

@@ -25,6 +25,7 @@ from cotmi_jax.objectives.alpha_schedule import AlphaSchedule, parse_alpha_sched
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.parallel.batch import put_batch
 from cotmi_jax.parallel.mesh import make_mesh
+from cotmi_jax.report import model_card
 from cotmi_jax.training.fit import label_config
 from cotmi_jax.training.loop import quality
 from cotmi_jax.training.state import StateDef
@@ -97,6 +98,13 @@ def test_a_run_with_a_schedule_cannot_be_extended() -> None:
     for config in (old, new):
         config.objective.alpha_schedule = PHASES
     assert differences(old, new) == ["steps: 10000 → 10001"]
+
+
+def test_the_model_card_states_the_phases() -> None:
+    config = base()
+    assert "phase" not in model_card._training(config, 5, 10)
+    config.objective.alpha_schedule = PHASES
+    assert f"α by phase, with its end as a fraction of the steps | {PHASES} |" in model_card._training(config, 5, 10)
 
 
 def test_selection_by_loss_takes_the_constant_alpha() -> None:
