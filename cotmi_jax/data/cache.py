@@ -280,7 +280,8 @@ def _read_split(folder: Path, name: str) -> TokenizedSplit:
     tasks = {}
     for task, (per_rationale, *truncated) in counts.items():
         inputs, targets = (ragged(f"{task}.{kind}") for kind in ("inputs", "targets"))
-        weights = load(f"{task}.weights") if (folder / f"{name}.{task}.weights.npy").exists() else None
+        file = folder / f"{name}.{task}.weights.npy"
+        weights = np.load(file, mmap_mode="r") if file.exists() else None
         tasks[task] = dataclasses.replace(TokenizedTask(inputs, targets, per_rationale, *truncated), weights=weights)
     answer_starts = load("answers") if (folder / f"{name}.answers.npy").exists() else None
     counterfactuals = None
