@@ -242,18 +242,30 @@ def _interleave_hosts() -> None:
 
 
 @pytest.mark.slow
-def test_evaluation_by_two_processes_equals_evaluation_by_one(pair: Path, tmp_path: Path) -> None:
-    """Also where neither process holds adjacent rows: each puts its own rows on each of its devices."""
+def test_evaluation_by_two_processes_equals_evaluation_by_one(tmp_path: Path) -> None:
+    """Also where neither process holds adjacent rows: each puts its own rows on each of its devices.
+
+    With all that is measured of rationales, losses and choices, and a metric that asks the student again.
+    """
+    rows = tmp_path / "rows.jsonl"
+    facts = [{"input": f"{n} pens and {n % 3}", "label": ("even", "odd")[n % 2], "cluster": n // 2} for n in range(24)]
+    more = [{"rationale": f"{n} + 1 = {n + 1}. So the answer is odd.", "choices": ["even", "odd"]} for n in range(24)]
+    rows.write_text("".join(json.dumps(fact | rest) + "\n" for fact, rest in zip(facts, more, strict=True)))
+    changes = {"steps": 1, "objective.name": "dss", "data.dataset": f"jsonl:{rows}", "eval.every": 0}
+    config = runs.tiny_config(changes | {"data.vocabulary": "bytes", "model.dropout": 0.0})
+    assert train(config, str(tmp_path / "run")) == 1
     scores = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        arguments = [f"--workdir={pair}", "--split=valid", "--checkpoint=latest", f"--output={output}"]
+        arguments = [f"--workdir={tmp_path / 'run'}", "--split=train", "--checkpoint=latest", f"--output={output}"]
+        metrics = "label_scores,calibration,ranked_accuracy,log_score,agreement,steps,rationale_overlap,covariation"
         hooks = [_interleave_hosts] * processes if processes > 1 else []
-        first, *others = hosts.run("evaluate", *arguments, processes=processes, hooks=hooks)
+        first, *others = hosts.run("evaluate", *arguments, f"--metrics={metrics}", processes=processes, hooks=hooks)
         assert first.code == 0 and "metrics.json" in first.out, first
         assert all(result == (0, "", "") for result in others)
         scores.append([json.loads((output / "metrics.json").read_text()), (output / "predictions.jsonl").read_text()])
     assert scores[1] == scores[0]
+    assert {"predict", "explain"} == json.loads(scores[0][1].splitlines()[0])["loss"].keys()
 
 
 # Environment variables
