@@ -7,6 +7,12 @@ in all arms. (Batches are padded, since packed ones are balanced by the tokens o
 within a seed, to `dss`, and of `consistency` to the `dss` whose rationales end with the same answer sentences. The last
 checkpoint is scored on the test split, once; nothing is selected by it. A run that is complete is kept, so the same
 command resumes after an interruption. Runs work side by side on disjoint sets of cores. Does not import tensorflow.
+
+Workdirs stay without their checkpoints. `cotmi compare` gives the same means and differences from them, with intervals
+for other problems too, tests adjusted for their number, and verdicts:
+
+    cotmi compare runs/mi_comparison/*/ --baseline=runs/mi_comparison/dss-seed0 \\
+      --metric=accuracy,agreement,true_steps,label_loss,rationale_loss
 """
 
 import argparse
@@ -27,6 +33,7 @@ from tqdm import tqdm
 from benchmarks.table import environment, measured_with, print_json, shown_command, write_markdown
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import read_json, replace_file
+from cotmi_jax.workdir.checkpoint import BEST, LATEST
 from cotmi_jax.workdir.record import read_config
 
 MARK = "mi_comparison"  # of the table in a page
@@ -137,7 +144,7 @@ class Study(NamedTuple):
         return self.folder / f"{_name(arm, seed)}.json"
 
     def run(self, arm: str, seed: int, cores: Sequence[int]) -> None:
-        """Train and score a run that is not complete; its workdir is then deleted, its metrics stay."""
+        """Train and score a run that is not complete; its checkpoints are then deleted."""
         if self.result(arm, seed).exists():
             return
         workdir = self.folder / _name(arm, seed)
@@ -153,7 +160,8 @@ class Study(NamedTuple):
         if reached != steps:
             raise UserError(f"{arm}, seed {seed}: stopped by a signal after step {reached} of {steps}: run again")
         replace_file(self.result(arm, seed), metrics)
-        shutil.rmtree(workdir)
+        for checkpoints in (LATEST, BEST):
+            shutil.rmtree(workdir / checkpoints, ignore_errors=True)  # BEST is absent without evaluations
 
 
 def measure(study: Study, workers: int) -> dict[str, Any]:

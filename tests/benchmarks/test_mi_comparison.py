@@ -5,12 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluated import write_evaluated
 from scipy import stats
 
 from benchmarks import mi_comparison
 from benchmarks.mi_comparison import ARMS, OUTCOMES, Study, compare, markdown, paired_difference
 from cotmi_jax.config import base
 from cotmi_jax.errors import UserError
+from cotmi_jax.evaluation.measures import parse_measures
+from cotmi_jax.evaluation.methods import group, read_evaluated
+from cotmi_jax.evaluation.metrics import measure
+from cotmi_jax.evaluation.verdicts import compare_all
 
 
 def test_a_paired_difference_is_the_t_interval_of_scipy() -> None:
@@ -88,3 +93,54 @@ def test_a_run_that_a_signal_stopped_is_not_complete(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match="^dss, seed 0: stopped by a signal after step 3 of 10: run again"):
         study.run("dss", 0, [0])
     assert workdir.exists() and not study.result("dss", 0).exists()
+
+
+LINE = {"cluster": "", "input": "4 and 5", "label": "9", "teacher_label": None, "teacher_rationale": ""}
+
+
+def evaluated_run(study: Study, arm: str, seed: int) -> None:
+    """A workdir as training and evaluation leave it, with metrics.json as evaluate computes it from predictions."""
+    draw, workdir = np.random.default_rng([seed, len(arm)]), study.result(arm, seed).with_suffix("")
+    lines: list = []
+    for number in range(40):
+        said, step = (str(9 + int(each)) for each in draw.random(2) < 0.4)
+        tokens = {"predict": 2 + number % 2, "explain": 7 + number % 3}
+        loss = {task: float(draw.gamma(1.0) * count) for task, count in tokens.items()}
+        text = {"predicted_label": said, "predicted_rationale": f"4 + 5 = {step}", "correct": said == "9"}
+        lines.append(LINE | text | {"id": str(number), "loss": loss, "tokens": tokens})
+    changes = {"objective__name": "cotmi", "objective__beta": 0.01} if arm != "dss" else {}
+    write_evaluated(workdir, lines, seed=seed, steps=10, data__dataset="arithmetic", **changes)
+    (workdir / "checkpoints").mkdir()
+    losses = {
+        task: sum(each["loss"][task] for each in lines) / sum(each["tokens"][task] for each in lines)
+        for task in ("predict", "explain")
+    }
+    file = workdir / "evaluation/test/metrics.json"
+    scores = measure(["agreement", "steps"], lines).scores
+    more = {"checkpoint": {"step": 10}, "metrics": scores, "loss": losses}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+
+
+def test_compare_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of workdirs that a complete study leaves behind, without checkpoints."""
+    study = Study(tmp_path, seeds=3, steps=10, smoke=True)
+    monkeypatch.setattr(Study, "commands", lambda *_: [["true"]])
+    monkeypatch.setattr(mi_comparison, "ARMS", {name: ARMS[name] for name in ("dss", "infonce, β .01")})
+    for arm in mi_comparison.ARMS:
+        for seed in range(3):
+            evaluated_run(study, arm, seed)
+            study.run(arm, seed, [0])
+    workdirs = [folder for folder in sorted(tmp_path.iterdir()) if folder.is_dir()]
+    assert len(workdirs) == 6 and not any((folder / "checkpoints").exists() for folder in workdirs)
+    methods = group([read_evaluated(str(folder), "test") for folder in workdirs], "test")
+    measures = parse_measures("accuracy,agreement,true_steps,label_loss,rationale_loss")
+    found = compare_all(methods, methods.find("dss"), measures)
+    for outcome, each in zip(OUTCOMES, found, strict=True):
+        rows = {row.method.name.split()[0]: row for row in each.rows}
+        for row, name in zip(compare(study), ("dss", "cotmi"), strict=True):
+            values = [each.measure.factor * value for value in rows[name].by_seed or ()]
+            assert values == pytest.approx(row[outcome.name]["values"]), outcome.name
+        contrast = rows["cotmi"].contrast
+        assert contrast is not None and each.measure.factor * contrast.interval.value == pytest.approx(
+            row[outcome.name]["difference"]["mean"]
+        )
