@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import replace_file
+from cotmi_jax.parallel.accelerators import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("jax", "libtpu", "numpy", "torch", "transformers", "ctranslate2")
@@ -156,21 +157,15 @@ def _version(package: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Machine, versions and revision that a result was measured with."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "revision": revision or "not a git repository",
-        "machine": f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": processor(),
         "versions": {"python": platform.python_version()}
         | {name: version for name in _PACKAGES if (version := _version(name))},
     }
-
-
-def _lines(path: str) -> list[str]:
-    file = Path(path)
-    return file.read_text().splitlines() if file.exists() else []
 
 
 def markdown(suites: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,9 +1,10 @@
-"""Known accelerators: peak speed, memory, memory and link bandwidth. Imports jax only to skip a backend."""
+"""Known accelerators: peak speed, memory, memory and link bandwidth. Imports jax only where a backend is concerned."""
 
 import dataclasses
 import glob
 import importlib.util
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,6 +65,27 @@ def find_accelerator(kind: str) -> Accelerator | None:
 def _starts_with(kind: str, prefix: str) -> bool:
     """Whether a kind starts with a prefix in whole words: an L40 is not an L4."""
     return kind == prefix or kind.startswith((f"{prefix} ", f"{prefix}-"))
+
+
+def processor() -> str:
+    """The processor of this host and the cores that this process may use: "AMD EPYC 7763, 2 cores"."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else platform.machine()}, {cores} cores"
+
+
+def machine() -> str:
+    """All devices of a run, "8 × TPU v5e", or the processor where it computes."""
+    import jax
+
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return processor()
+    kind = devices[0].device_kind
+    accelerator = find_accelerator(kind)
+    return f"{len(devices)} × {accelerator.name if accelerator else kind}"
 
 
 def set_libtpu_stack_size() -> None:

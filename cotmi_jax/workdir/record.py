@@ -1,7 +1,7 @@
 """The record of a run in its workdir: config, student, vocabulary, and a line for every start.
 
 {workdir}/run.json        config, student shape, checksums of vocabulary and extensions, the same in every checkpoint
-{workdir}/starts.jsonl    per start: time, command, git revision, package versions, step
+{workdir}/starts.jsonl    per start: time, command, machine, git revision, package versions, step
 {workdir}/spiece.model    the vocabulary; of other kinds tokenizer.json, or the tokenizer_config.json of a ByT5
 """
 
@@ -31,6 +31,7 @@ from cotmi_jax.files import (
 )
 from cotmi_jax.models.config import StudentConfig
 from cotmi_jax.models.student import find_network
+from cotmi_jax.parallel.accelerators import machine
 from cotmi_jax.workdir.provenance import extension_digests, revision, versions
 
 Record = dict[str, Any]
@@ -136,6 +137,7 @@ def record_start(workdir: Path, record: Record, vocabulary: Vocabulary, step: in
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
         "command": [sys.executable, *sys.argv],
+        "machine": machine(),
         "revision": revision(),
         "versions": versions(),
     }

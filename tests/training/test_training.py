@@ -174,6 +174,7 @@ def test_a_run_records_its_config_and_its_starts() -> None:
     )
     assert start["revision"] is None or len(start["revision"].rstrip("+")) == 40
     assert isinstance(start["command"], list) and start["command"]
+    assert start["machine"].endswith(" cores")  # on CPU
     assert (workdir / "spiece.model").read_bytes() == VOCABULARY_PATH.read_bytes()
     restored, shape, vocabulary = read_run(workdir)
     assert flatten(restored) == flatten(config) and vocabulary.path == workdir / "spiece.model"
