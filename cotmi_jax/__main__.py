@@ -13,6 +13,7 @@ COMMANDS = (
     "evaluate",
     "study",
     "compare",
+    "report",
     "predict",
     "export",
     "describe",

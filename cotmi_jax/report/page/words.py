@@ -1,0 +1,114 @@
+"""The answer of a page in words: a question, a summary, and a sentence for each difference."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+from cotmi_jax.evaluation.verdicts import Contrast
+from cotmi_jax.report.page.gather import Arm, Gathered, ResultSet
+
+MINUS = "−"
+
+
+def number(value: float, digits: int = 1, sign: bool = False) -> str:
+    """A number with a true minus sign."""
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+
+
+def points(value: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return number(100 * value, 1, sign=True)
+
+
+def percent(value: float) -> str:
+    """A fraction in percent, without the sign of percent."""
+    return number(100 * value, 1)
+
+
+def p_value(value: float) -> str:
+    """As p = .012, or p < .001."""
+    return "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("0.", ".", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A difference: its verdict, the sentence that states it, and what it means for a further study."""
+
+    verdict: str  # better, worse, equivalent, undecided or missing
+    sentence: str
+    detail: str
+
+
+def question(found: Gathered) -> str:
+    """What the page answers: the claim of a study, or the methods that are compared."""
+    if found.claim:
+        return found.claim
+    names = list(found.arms)
+    data = " and ".join(dict.fromkeys(each.name for each in found.sets))
+    if len(names) < 2:
+        return f"What does {names[0]} reach on {data}?" if names else "No run was evaluated yet"
+    others = names[1:]
+    listed = " and ".join([", ".join(others[:-1]), others[-1]] if len(others) > 1 else others)
+    verb = "does" if len(others) == 1 else "do"
+    return f"How {verb} {listed} compare with {names[0]} on {data}?"
+
+
+def summary(found: Gathered) -> str:
+    """How many differences have which verdict, in one or two sentences."""
+    verdicts: Counter[str] = Counter(
+        arm.row.contrast.verdict for each in found.sets for arm in each.arms if arm.row.contrast
+    )
+    total = sum(verdicts.values())
+    if not total:
+        compared = any(len(each.arms) > 1 for each in found.sets)
+        reason = "a difference needs at least two seeds of both methods" if compared else "there is one method"
+        return f"No difference can be stated: {reason}."
+    margin = f"within ±{100 * found.margin:g} points"
+    words = {"better": "better", "worse": "worse", "equivalent": f"equivalent {margin}", "undecided": "undecided"}
+    listed = [f"{verdicts[verdict]} {text}" for verdict, text in words.items() if verdicts[verdict]]
+    baselines = dict.fromkeys(each.baseline for each in found.sets if each.baseline)
+    name = next(iter(baselines)) if len(baselines) == 1 else "the baselines"
+    if total == 1:
+        return f"The one difference to {name} is {listed[0].partition(' ')[2]}."
+    return f"Of {total} differences to {name}, {_list(listed)}."
+
+
+def _list(texts: Sequence[str]) -> str:
+    """Counts with what they count: "1 is better, 2 are worse and 3 are undecided"."""
+    counts = []
+    for text in texts:
+        count, _, what = text.partition(" ")
+        counts.append(f"{count} {'is' if count == '1' else 'are'} {what}")
+    return counts[0] if len(counts) == 1 else f"{', '.join(counts[:-1])} and {counts[-1]}"
+
+
+def answers(each: ResultSet, margin: float) -> list[Answer]:
+    """A sentence for each method but the baseline."""
+    return [_answer(each, arm, margin) for arm in each.arms if arm.name != each.baseline or each.no_baseline]
+
+
+def _answer(each: ResultSet, arm: Arm, margin: float) -> Answer:
+    contrast = arm.row.contrast
+    if contrast is None:
+        return Answer("missing", f"{arm.name}: {percent(arm.accuracy)}%, no difference stated", arm.row.missing)
+    low, high = (points(end) for end in (contrast.interval.low, contrast.interval.high))
+    size = f"{points(contrast.interval.value)} points, 95% interval {low} to {high}"
+    limit = f"{100 * margin:g} {'point' if margin == 0.01 else 'points'}"
+    verbs = {
+        "better": f"{arm.name} is better than {each.baseline}",
+        "worse": f"{arm.name} is worse than {each.baseline}",
+        "equivalent": f"{arm.name} and {each.baseline} are equivalent within ±{limit}",
+        "undecided": f"Whether {arm.name} differs from {each.baseline} is undecided",
+    }
+    return Answer(contrast.verdict, f"{verbs[contrast.verdict]}: {size}", _detail(contrast, limit))
+
+
+def _detail(contrast: Contrast, limit: str) -> str:
+    """The p-value, and for an undecided difference what would decide it."""
+    start = f"{p_value(contrast.p_holm)} adjusted"
+    detectable = f"a true difference of ±{100 * contrast.detectable:.1f} points would be found in 80% of such studies"
+    if contrast.verdict != "undecided":
+        return f"{start}; {detectable}."
+    if contrast.seeds is None:
+        return f"{start}; {detectable}. No number of seeds resolves {limit} with so few examples."
+    return f"{start}; {detectable}. To find {limit}, each method needs about {contrast.seeds} seeds."
