@@ -71,10 +71,8 @@ def run_hash(config: ConfigDict, code: str) -> str:
     return _digest([result_settings(config), data_digest(config), code])[:_DIGITS]
 
 
-@functools.cache
-def code_digest() -> str:
-    """Of the source code that results depend on, and of the versions of packages: hexadecimal digits."""
-    package = LocalPath(__file__).parents[1]
+def code_digest(package: LocalPath = LocalPath(__file__).parents[1]) -> str:
+    """Of the source code that results depend on, as it is now, and of the versions of packages: hexadecimal digits."""
     files = [path for room in _ROOMS for path in _sources(package / room)]
     contents = [[str(path.relative_to(package)), hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
     return _digest([contents, versions()])[:12]

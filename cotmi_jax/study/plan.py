@@ -22,7 +22,7 @@ from cotmi_jax.study.identity import changed_settings, result_settings
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"  # of a checkout
 _MODULE = "study_config"  # the name of a loaded study file's module
-_MAX_LABEL = 80  # characters
+_MAX_LABEL = 150  # characters: with the hash, and .json, fewer than a file's name may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _labels(swept: Sequence[Settings]) -> list[str]:
     labels = []
     for settings in swept:
         words = [_word(key, settings[key]) for key in order if key in settings]
-        words += [f"seed{settings['seed']}"] * ("seed" in settings)
+        words += [f"seed{settings['seed']}"] if "seed" in settings else []
         labels.append("-".join(words)[:_MAX_LABEL] or "run")
     return labels
 
