@@ -66,7 +66,11 @@ class Study:
             if name not in known:
                 self._write_run(name, planned)
         before = [run.name for run in record.runs]
-        names = [*before, *(name for name in identified if name not in before)] if self.only else list(identified)
+        names = list(identified)
+        if self.only:  # what is not selected stays
+            selected = {planned.label for planned in identified.values()}
+            kept = [name for name in before if name in identified or name.rpartition("-")[0] not in selected]
+            names = [*kept, *(name for name in names if name not in kept)]
         if names != before or not record.facts:
             self.write("plan", runs=names)
             self._say_changes(before, names, known)

@@ -94,8 +94,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line, above the table."""
         self._clear()
-        now = datetime.datetime.now().strftime("%H:%M:%S")
-        print(f"{now} {text}", file=self._stream, flush=True)
+        self._say(f"{datetime.datetime.now():%H:%M:%S} {text}")
 
     def show(self, record: StudyRecord) -> None:
         """Draw the table, or print a line if a run has changed its state."""
