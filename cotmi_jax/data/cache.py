@@ -230,10 +230,9 @@ def _checksum(place: Path) -> int:
 
 def _example(fields: dict[str, Any]) -> Example:
     more = tuple((text, weight) for text, weight in fields.pop("more"))
-    # Without these in a cache that was made before examples had them.
-    counterfactuals = tuple(Pair(*pair) for pair in fields.pop("counterfactuals", ()))
-    choices = tuple(fields.pop("choices", ()))
-    spans = tuple(tuple(Span(*span) for span in each) for each in fields.pop("token_weights", ()))
+    counterfactuals = tuple(Pair(*pair) for pair in fields.pop("counterfactuals"))
+    choices = tuple(fields.pop("choices"))
+    spans = tuple(tuple(Span(*span) for span in each) for each in fields.pop("token_weights"))
     return Example(**fields, more=more, counterfactuals=counterfactuals, choices=choices, token_weights=spans)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -86,11 +87,16 @@ def assert_complete(prepared: Prepared) -> None:
     assert prepared.facts == {"notes": ["a note"]}
 
 
-def test_examples_of_a_cache_that_knows_no_choices_have_none() -> None:
-    fields = dataclasses.asdict(SPLITS["valid"][0])
-    for later in ("counterfactuals", "choices", "cluster"):
-        del fields[later]
-    assert cache._example(fields) == dataclasses.replace(SPLITS["valid"][0], choices=(), cluster="")
+def test_a_cache_that_knows_no_choices_is_prepared_again(tmp_path: Path) -> None:
+    """Metrics of training would find none. Such caches have the format 3."""
+    with mock.patch.object(cache, "FORMAT", 3):
+        prepare(tmp_path, IDENTITY, Maker().recipe)
+        (lines,) = tmp_path.rglob("valid.jsonl")
+        lines.write_text(lines.read_text().replace('"choices"', '"chosen"'))
+    maker = Maker()
+    prepared, found = prepare(tmp_path, IDENTITY, maker.recipe)
+    assert not found and maker.reads == 1 and prepared.valid_examples[0].choices == ("5", "7")
+    assert prepare(tmp_path, IDENTITY, Maker().recipe)[0].valid_examples == SPLITS["valid"]
 
 
 def test_a_second_run_reads_and_tokenizes_nothing(tmp_path: Path) -> None:
