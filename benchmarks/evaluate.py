@@ -5,12 +5,15 @@
 Both revisions score the same examples, the first ones of the test split, with `python -m cotmi_jax.evaluate`, in turn.
 Times are those of the whole command, with compiled programs from a cache that a first pass fills, unmeasured. The
 student is trained for --steps small batches from random parameters: enough that it ends its labels and rationales as a
-trained one does, on which the time of decoding depends; --student names the workdir of another one. The result is
-printed as JSON, with the mean lengths of what was generated. The root of the data is --data_root or $COTMI_DATA_ROOT.
+trained one does, on which the time of decoding depends; --student names the workdir of another one, which the baseline
+can read. With --own_data it is scored on the test split of its own data, as --workdir does, where recalibration answers
+valid too. The result is printed as JSON, with the mean lengths of what was generated and, beside a baseline, the median
+over rounds of ours / baseline. The root of the data is --data_root or $COTMI_DATA_ROOT.
 """
 
 import argparse
 import json
+import operator
 import statistics
 import sys
 import tempfile
@@ -23,17 +26,22 @@ from cotmi_jax.config import base
 from cotmi_jax.data.run_data import load_data
 
 
-def write_examples(arguments: argparse.Namespace, path: Path) -> int:
-    """The first examples of the test split as rows of one's own; returns their number."""
+def write_examples(arguments: argparse.Namespace, path: Path) -> None:
+    """The first examples of the test split as rows of one's own."""
     config = base()
     config.data.dataset, config.data.root = arguments.dataset, arguments.data_root or ""
     config.data.empty_rationale = "drop"
     examples = load_data(config, {"test"}).corpus.splits["test"][: arguments.examples]
     lines = (
-        json.dumps({"input": each.input, "label": each.label, "rationale": each.rationale}) + "\n" for each in examples
+        # Revisions that do not know choices and clusters ignore them.
+        json.dumps(
+            {"input": each.input, "label": each.label, "rationale": each.rationale, "cluster": each.cluster or each.id}
+            | ({"choices": each.choices} if each.choices else {})
+        )
+        + "\n"
+        for each in examples
     )
     path.write_text("".join(lines))
-    return len(examples)
 
 
 def train_student(arguments: argparse.Namespace, code: Path, workdir: Path, home: Path) -> None:
@@ -71,7 +79,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Cost of every evaluation, by side and round."""
     with tempfile.TemporaryDirectory() as folder, revisions(arguments.baseline) as folders:
         temporary = Path(folder)
-        number = write_examples(arguments, temporary / "test.jsonl")
+        scored = [f"--dataset=jsonl:{temporary / 'test.jsonl'}"]
+        if not arguments.own_data:
+            write_examples(arguments, temporary / "test.jsonl")
         homes = {side: temporary / f"cache-{side}" for side in folders}
         student, oldest = arguments.student, list(folders)[-1]
         if student is None:
@@ -81,15 +91,21 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for round_ in range(arguments.rounds + 1):
             for side, code in folders.items():
                 output = temporary / side
-                command = [sys.executable, "-m", "cotmi_jax.evaluate", f"--model={student}", "--checkpoint=latest"]
-                command += [f"--dataset=jsonl:{temporary / 'test.jsonl'}", f"--output={output}", "--split=test"]
+                command = [sys.executable, "-m", "cotmi_jax.evaluate", f"--output={output}", "--split=test"]
+                command += ["--checkpoint=latest", "--noinformation"]
+                command += [f"--workdir={student}"] if arguments.own_data else [f"--model={student}", *scored]
                 spent = spend(command, folder=code, environment={"COTMI_CACHE": str(homes[side])})
                 print(f"round {round_}: {side} {spent.seconds:.1f} s", file=sys.stderr, flush=True)
                 if round_:  # the first compiles
                     for name, values in report[side].items():
                         values.append(getattr(spent, name))
         predictions = [json.loads(line) for line in (temporary / "ours" / "predictions.jsonl").read_text().splitlines()]
-    report["examples"] = number
+    report["examples"] = len(predictions)
+    if arguments.baseline:
+        sides = report["ours"], report["baseline"]
+        report["ratio"] = {
+            name: statistics.median(map(operator.truediv, *(side[name] for side in sides))) for name in sides[0]
+        }
     for name in ("label", "rationale"):
         words = [len((each[f"predicted_{name}"] or "").split()) for each in predictions]
         report[f"{name}_words"] = statistics.mean(words)
@@ -130,10 +146,13 @@ def main() -> int:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--steps", type=int, default=150, help="with which the student is trained")
     parser.add_argument("--student", help="workdir of another student, whose latest checkpoint is scored")
+    parser.add_argument("--own_data", action="store_true", help="score --student on the test split of its training")
     parser.add_argument("--examples", type=int, default=1024)
     parser.add_argument("--baseline", default="", help="revision to compare with; default: none")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.own_data and arguments.student is None:
+        parser.error("--own_data scores --student: name its workdir")
     return print_json(lambda: compare(arguments))
 
 
