@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import runs
 from helpers import assert_trees_close, numpy_params, toy_student
+from paths import REPOSITORY
 from splits import random_split
 
-from cotmi_jax.config import base
+from cotmi_jax.config import base, flatten
 from cotmi_jax.data.corpus import Loading, corpus_fingerprint, load_corpus
 from cotmi_jax.data.example import Example, Span, merge_rationales
 from cotmi_jax.data.order import Picks, TrainOrder
@@ -21,7 +23,7 @@ from cotmi_jax.data.packing import make_shape, pack
 from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.sources.registered import RegisteredSource
-from cotmi_jax.data.token_weights import TokenWeights, parse_token_weights
+from cotmi_jax.data.token_weights import TokenWeights, parse_spans, parse_token_weights
 from cotmi_jax.data.tokenize import TokenLimits, tokenize_split
 from cotmi_jax.data.tokens import Batch, TokenizedSplit, gather
 from cotmi_jax.data.vocabulary import Vocabulary
@@ -181,6 +183,18 @@ def test_rows_give_spans_where_the_config_asks_for_them(tmp_path: Path) -> None:
     assert by_id["1"].token_weights == ((Span(0, 1, 4.0), Span(6, 8, 0.5)),) and by_id["1"].rationale == "It is 4."
     assert by_id["2"].token_weights == ((), (Span(0, 1, 2.5),)) and by_id["2"].more == (("4", 2.0),)
     assert by_id["3"].token_weights == ()
+
+
+def test_the_row_of_the_page_weighs_a_word() -> None:
+    page = (REPOSITORY / "docs" / "weights.md").read_text()
+    (line,) = re.findall(r'^ +(\{"input".*\})$', page, flags=re.MULTILINE)
+    row = json.loads(line)
+    (span,) = parse_spans(row["token_weights"], row["rationale"], "page")
+    assert row["rationale"][span.start : span.end] == "frozen"
+    keys = set(re.findall(r"--config\.((?:data|objective)\.\w+)", page))
+    assert (
+        keys == {"objective.alpha_schedule", "data.rationale_weights", "data.token_weights"} <= flatten(base()).keys()
+    )
 
 
 @pytest.mark.parametrize(
