@@ -12,9 +12,8 @@ from paths import REPOSITORY
 
 from cotmi_jax.evaluation.calibration_report import calibrate
 from cotmi_jax.evaluation.label_scores import label_table
-from cotmi_jax.evaluation.measures import markdown
+from cotmi_jax.evaluation.measures import MEASURES, markdown
 from cotmi_jax.evaluation.metrics import METRICS
-from cotmi_jax.report.metric_names import NAMES, SHARES
 
 PAGE = (REPOSITORY / "docs" / "evaluation.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
@@ -72,7 +71,8 @@ def test_the_page_has_the_table_of_measures() -> None:
 def test_the_page_names_the_values_of_rationales() -> None:
     """Of families of values, such as covariation_both_correct, the first is named in full."""
     families = ("covariation_", "invariance_", "changed_early_", "agreement", "las_", "v_information_")
-    names = {name for name in {**NAMES, **SHARES} if not name.startswith(families)}
+    values = {name for name, measure in MEASURES.items() if measure.path[0] == "metrics"}
+    names = {name for name in values if not name.startswith(families)}
     named = {name for name in names if f"`{name}`" in PAGE}
     labels = {name for name in names if name.startswith(("sequence_", "closed_set_")) or name in METRICS}
     assert names - named - labels <= {"label_macro_f1", "unparsable"} and "simulated_both_masked" in named
@@ -84,7 +84,7 @@ def test_the_page_names_the_values_of_rationales() -> None:
         "las",
         "v_information",
     ):
-        assert f"`{name}`" in PAGE and name in {**NAMES, **SHARES}
+        assert f"`{name}`" in PAGE and name in values
     assert {"covariation", "interventions", "simulatability", "rationale_overlap"} <= METRICS.keys()
     assert all(
         f"| `{name}` |" in PAGE for name in ("covariation", "interventions", "simulatability", "rationale_overlap")

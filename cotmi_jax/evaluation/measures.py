@@ -136,6 +136,7 @@ def _labels_and_losses() -> list[Measure]:
             of_examples=by_example.loss_of(EXPLAIN),
             **loss,
         ),
+        _number("mi", "mutual-information term", "nats", None, 0.01, path=("loss", "mi")),
         _share("label_token_accuracy", "token accuracy, label", "higher", path=("loss", f"{PREDICT}_token_accuracy")),
         _share(
             "rationale_token_accuracy",
@@ -143,7 +144,6 @@ def _labels_and_losses() -> list[Measure]:
             "higher",
             path=("loss", f"{EXPLAIN}_token_accuracy"),
         ),
-        _number("mi", "mutual-information term", "nats", None, 0.01, path=("loss", "mi")),
     ]
 
 

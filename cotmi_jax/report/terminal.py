@@ -4,22 +4,16 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cotmi_jax.evaluation.measures import MEASURES, SHARE
 from cotmi_jax.evaluation.metrics import Prediction, Score
 from cotmi_jax.evaluation.monitor import HeldOutEstimates
 from cotmi_jax.report.calibration_rows import KIND_NAMES, calibration_rows
-from cotmi_jax.report.metric_names import NAMES, SHARES
 
 WIDTH = 100  # characters of a line
 _MAX_NAME = 48  # a longer name has a line of its own
 _IN_WORDS = {f"{kind}_{name}" for kind in KIND_NAMES for name in ("overconfidence", "brier")}
 _OF_LABELS = ("ranked_accuracy", "label_macro_f1", "unparsable")  # rows above the others
-_LOSS_ROWS = {
-    "predict": "token loss, label",
-    "explain": "token loss, rationale",
-    "mi": "mutual-information term",
-    "predict_token_accuracy": "token accuracy, label",
-    "explain_token_accuracy": "token accuracy, rationale",
-}
+_LOSS_ROWS = {measure.path[1]: measure.text for measure in MEASURES.values() if measure.path[0] == "loss"}
 
 
 def format_scores(metrics: Mapping[str, Any], information: HeldOutEstimates | None = None) -> str:
@@ -64,22 +58,30 @@ def _metric_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, s
     Values that are not available for one reason share a row.
     """
     for name, score in metrics["metrics"].items():
+        if name == "accuracy" or ("calibration" in metrics and name in _IN_WORDS):
+            continue
+        is_share = name in MEASURES and MEASURES[name].unit == SHARE
+        value = _format_share(score, metrics["n"]) if is_share else _format_metric(score, metrics["n"])
         if name == "unparsable":
-            count = f"{round(score['value'] * score['n'])} of {score['n']}"
-            yield name, (SHARES[name], f"{count}, {_format_share(score, metrics['n'])}")
-        elif name in SHARES:
-            yield name, (SHARES[name], _format_share(score, metrics["n"]))
-        elif name != "accuracy" and not ("calibration" in metrics and name in _IN_WORDS):
-            yield name, (NAMES.get(name, name), _format_metric(score, metrics["n"]))
+            value = f"{round(score['value'] * score['n'])} of {score['n']}, {value}"
+        yield name, (_name(name), value)
     by_reason: dict[str, list[str]] = {}
     for name, reason in metrics.get("not_available", {}).items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        shown = [NAMES.get(name, SHARES.get(name, name)) for name in names]
+        shown = [_name(name) for name in names]
         if len(shown) == 1:
             yield names[0], (shown[0], f"not available: {reason}")
         else:
             yield names[0], ("not available", f"{', '.join(shown)}: {reason}")
+
+
+def _name(name: str) -> str:
+    """What the value of a metric is called, with its unit; the name itself of one that is registered."""
+    measure = MEASURES.get(name)
+    if measure is None:
+        return name
+    return f"{measure.text}, {measure.unit}" if measure.unit not in ("", SHARE) else measure.text
 
 
 def _format_row(name: str, value: str, width: int) -> str:
