@@ -38,9 +38,9 @@ def result_settings(config: ConfigDict) -> dict[str, Any]:
     """Those of `changed_settings` that change a run's results.
 
     A key that a later version declares, with a default with which earlier runs compute the same, changes nothing here.
-    Paths of data and extensions count by the content of the files, as `data_digest`.
+    Paths of data, weights and extensions count by the content of the files, as `data_digest`.
     """
-    ignored: tuple[str, ...] = (*RESUMABLE_KEYS, "extensions", "data.dataset")
+    ignored: tuple[str, ...] = (*RESUMABLE_KEYS, "extensions", "data.dataset", "data.rationale_weights")
     if not find_objective(config.objective.name).has_mi_term:
         ignored = (*ignored, *_OF_TERM)
     found = {key: value for key, value in changed_settings(config).items() if not key.startswith(ignored)}

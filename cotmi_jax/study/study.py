@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.data.grammar import with_absolute_paths
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.methods import read_evaluated
-from cotmi_jax.extensions import with_absolute_files
+from cotmi_jax.experiment import with_data_root
 from cotmi_jax.files import Path
 from cotmi_jax.study.grid import ARM, RECIPE
 from cotmi_jax.study.identity import changed_settings, code_digest, run_hash
@@ -209,11 +208,10 @@ def matches(planned: PlannedRun, only: str) -> bool:
 
 
 def absolute_paths(config: ConfigDict) -> ConfigDict:
-    """The config as training records it, but for the place of the release."""
+    """The config as training records it, but for the place of the release, which may be another."""
     config = config.copy_and_resolve_references()
-    config.extensions = with_absolute_files(config.extensions)
-    config.data.dataset = with_absolute_paths(config.data.dataset)
-    return config
+    config.data.root = config.data.root or "/"
+    return with_data_root(config)
 
 
 def _run_event(name: str, planned: PlannedRun) -> Event:
