@@ -14,7 +14,7 @@ from cotmi_jax.config import base, variant
 from cotmi_jax.study.grid import Evaluation, Settings, arms, axis, product, seeds
 
 EVALUATION = Evaluation(metrics="calibration,label_scores,ranked_accuracy", information=False)
-ARMS = {
+ARMS: dict[str, Settings] = {
     "standard": {"objective.name": "standard"},
     "dss": {"objective.name": "dss"},
     "cotmi, infonce": {"objective.name": "cotmi"},

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, variant
 from cotmi_jax.study.grid import Settings, arms, axis, product, seeds
 
-ARMS = {name: {"objective.name": name} for name in ("standard", "dss")}
+ARMS: dict[str, Settings] = {name: {"objective.name": name} for name in ("standard", "dss")}
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -15,7 +15,7 @@ from cotmi_jax.study.grid import Evaluation, Settings, arms, product, seeds
 EVALUATION = Evaluation(metrics="agreement,steps", information=False)
 BOUNDS = ("infonce", "nwj", "tuba", "interpolated", "dv", "mine", "js", "smile")
 OTHERS = ("barber_agakov_head", "barber_agakov_gaussian", "released", "conditional")
-ARMS = {"dss": {"objective.name": "dss"}} | {
+ARMS: dict[str, Settings] = {"dss": {"objective.name": "dss"}} | {
     name: {"objective.name": "cotmi", "mi.estimator": name} for name in (*BOUNDS, *OTHERS)
 }
 

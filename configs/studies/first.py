@@ -19,10 +19,11 @@ from cotmi_jax.config import base, variant
 from cotmi_jax.study.grid import Evaluation, Settings, arms, axis, product, seeds
 
 EVALUATION = Evaluation(metrics="agreement,steps,calibration", information=False)
-_DSS, _COTMI = {"objective.name": "dss"}, {"objective.name": "cotmi"}
-_APPENDED = {"data.rationale_answer": "append"}
-OBJECTIVES = {name: {"objective.name": name} for name in ("standard", "single_task", "dss")}
-OF_TERM = {
+_DSS: Settings = {"objective.name": "dss"}
+_COTMI: Settings = {"objective.name": "cotmi"}
+_APPENDED: Settings = {"data.rationale_answer": "append"}
+OBJECTIVES: dict[str, Settings] = {name: {"objective.name": name} for name in ("standard", "single_task", "dss")}
+OF_TERM: dict[str, Settings] = {
     "released": _COTMI | {"mi.estimator": "released"},
     "infonce": _COTMI,
     "infonce, permuted pairs": _COTMI | {"mi.placebo": True},
@@ -32,7 +33,7 @@ OF_TERM = {
     "dss, alpha 1 to 0": _DSS | {"objective.alpha_schedule": "1@0.33,0.67@0.67,0@1"},
 }
 ALL = OBJECTIVES | OF_TERM
-TERM = {"objective.beta": 0.1, "mi.warmup_steps": 50, "mi.ramp_steps": 50, "mi.monitor.every": 0}
+TERM: Settings = {"objective.beta": 0.1, "mi.warmup_steps": 50, "mi.ramp_steps": 50, "mi.monitor.every": 0}
 COMMON = TERM | {"data.packing": False, "log.trackers": ""}
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, variant
 from cotmi_jax.study.grid import Settings, arms, axis, product, seeds
 
-ARMS = {
+ARMS: dict[str, Settings] = {
     "standard": {"objective.name": "standard"},
     "single_task": {"objective.name": "single_task"},
     "dss": {"objective.name": "dss"},
