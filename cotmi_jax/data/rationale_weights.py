@@ -62,18 +62,19 @@ def weigh(given: str, examples: Sequence[Example]) -> Weighed:
     else:
         factors, unused = _read_factors(given.removeprefix(FILE), examples)
         notes = [f"{unused} of its ids are none of these examples"] * bool(unused)
-    before = [sum(weight > 0 for _, weight in example.rationales) for example in examples]
-    weighed = tuple(
-        with_factors(example, factors(example)) if number else example
-        for example, number in zip(examples, before, strict=True)
-    )
-    left = [weight for example in weighed for _, weight in example.rationales if weight > 0]
-    if before and any(before) and not left:
-        remedy = "no teacher's label is the gold one" if given == CORRECT else "it gives every rationale weight 0"
-        raise UserError(f"config.data.rationale_weights {given}: {remedy}: set it to {UNIFORM}")
-    values = f"weights {min(left):.3g} to {max(left):.3g}" if left else "no rationale"
-    note = f"{len(left)} of {sum(before)} rationales count ({given}), {values}"
-    return Weighed(weighed, "; ".join(["train: " + note, *notes]))
+    weighed = tuple(with_factors(each, factors(each)) if _positive([each]) else each for each in examples)
+    before, left = _positive(examples), _positive(weighed)
+    if before and not left:
+        why = "no teacher's label is the gold one" if given == CORRECT else "it gives every rationale weight 0"
+        raise UserError(f"config.data.rationale_weights {given}: {why}: set it to {UNIFORM}")
+    values = f", weights {min(left):.3g} to {max(left):.3g}" if left else ""
+    note = f"train: {len(left)} of {len(before)} rationales count ({given}){values}"
+    return Weighed(weighed, "; ".join([note, *notes]))
+
+
+def _positive(examples: Sequence[Example]) -> list[float]:
+    """The weights above 0 of all rationales."""
+    return [weight for example in examples for _, weight in example.rationales if weight > 0]
 
 
 def _correctness(example: Example) -> list[float]:
@@ -91,7 +92,7 @@ def _read_factors(path: str, examples: Sequence[Example]) -> tuple[Factors, int]
         if name in places:
             raise UserError(f"{place}: id {one_line(name)} is also that of {places[name]}; give each id once")
         found[name], places[name] = _weight(row, place), place
-    missing = [e.id for e in examples if e.id not in found and any(weight > 0 for _, weight in e.rationales)]
+    missing = [each.id for each in examples if each.id not in found and _positive([each])]
     if missing:
         listed = ", ".join(map(one_line, missing[:3]))
         raise UserError(

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from cotmi_jax.config import base
 from cotmi_jax.data.grammar import with_absolute_paths
+from cotmi_jax.data.rationale_weights import UNIFORM
 from cotmi_jax.data.tasks import find_objective
 from cotmi_jax.errors import UserError
 from cotmi_jax.experiment import make_objective
@@ -93,6 +94,7 @@ def find_subject(
     if dataset is not None:
         config = _with_dataset(config, dataset)
     config.data.update(dict(settings or {}))
+    config.data.rationale_weights = UNIFORM  # they are of training: a file of weights that is gone is no obstacle
     for key in ("root", "tfds_dir"):
         config.data[key] = config.data[key] and absolute(config.data[key])
     return Subject(source, trained, config, scored, trained_on, own_data=dataset is None)

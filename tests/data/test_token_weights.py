@@ -257,6 +257,19 @@ def test_a_registered_source_is_another_with_other_spans() -> None:
     assert len({fingerprint(), fingerprint(Span(0, 1, 2.0)), fingerprint(Span(0, 1, 3.0))}) == 3
 
 
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        (((), ()), "source s: token_weights of s/train/0: 2 for 1 rationales"),
+        (((Span(0, 99, 1.0),),), "start < end ≤ 26"),
+    ],
+)
+def test_spans_of_a_registered_source_are_checked(spans: Any, message: str) -> None:
+    given = dataclasses.replace(example(), token_weights=spans)
+    with pytest.raises(UserError, match=message):
+        RegisteredSource("s", lambda: {"train": [given]}).read()
+
+
 def test_pieces_of_a_split_join_with_their_weights() -> None:
     whole = tokenized(example(), example("2 pens."), rules="numbers=2")
     pieces = [tokenized(each, rules="numbers=2") for each in (example(), example("2 pens."))]

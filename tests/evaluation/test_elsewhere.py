@@ -1,6 +1,7 @@
 """Scoring elsewhere: a run on other data, a Hugging Face checkpoint as it is, and data without a train split."""
 
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import runs
 from paths import REPOSITORY
 
+from cotmi_jax.data.run_data import load_data
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.data.tasks import task_input
 from cotmi_jax.data.tokens import TokenizedSplit
@@ -20,6 +22,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation import job
 from cotmi_jax.evaluation.evaluator import Evaluator, Scores
 from cotmi_jax.evaluation.job import score
+from cotmi_jax.evaluation.subject import find_subject
 from cotmi_jax.inference import load
 from cotmi_jax.models.hf import save_hf
 from cotmi_jax.models.student import StudentDef
@@ -181,3 +184,12 @@ def test_results_of_different_data_and_models_have_different_folders() -> None:
     ]
     assert len(set(folders)) == 6
     assert all(len(part) <= 80 for folder in folders for part in folder.parts)
+
+
+def test_a_run_is_scored_without_the_file_of_its_rationale_weights(run: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    record = json.loads((workdir / "run.json").read_text())
+    record["config"]["data"]["rationale_weights"] = f"jsonl:{tmp_path / 'gone.jsonl'}"
+    (workdir / "run.json").write_text(json.dumps(record))
+    assert load_data(find_subject(str(workdir)).config).corpus.splits["train"]

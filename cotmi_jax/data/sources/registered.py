@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.data.sources.base import digest
+from cotmi_jax.data.token_weights import parse_spans
 from cotmi_jax.errors import UserError
 
 ReadExamples = Callable[[], Mapping[str, Iterable[Example]]]  # split → examples
@@ -57,8 +58,16 @@ class RegisteredSource:
                 )
             if not example.input.strip() or not example.label.strip():
                 raise UserError(f"source {self.name}: input or label of {example.id} is blank: leave the example out")
+            _check_token_weights(example, f"source {self.name}: token_weights of {example.id}")
             seen.add(example.id)
             yield dataclasses.replace(example, place=example.place or f"source {self.name}")
+
+
+def _check_token_weights(example: Example, place: str) -> None:
+    if example.token_weights and len(example.token_weights) != len(example.rationales):
+        raise UserError(f"{place}: {len(example.token_weights)} for {len(example.rationales)} rationales; give as many")
+    for spans, (text, _) in zip(example.spans, example.rationales, strict=True):
+        parse_spans([list(span) for span in spans], text, place)
 
 
 def _additions(example: Example) -> Iterator[object]:
