@@ -93,8 +93,8 @@ def base() -> ConfigDict:
 def _data() -> ConfigDict:
     """Data sets, their labels and rationales, and how they become batches."""
     data = ConfigDict()
-    # arithmetic svamp cqa esnli anli1 jsonl:PATH csv:PATH tsv:PATH parquet:PATH hf:NAME_OR_PATH tfds:NAME, or several
-    # with their weights in the training stream: "svamp=3,arithmetic=1" (docs/data.md)
+    # arithmetic deduction svamp cqa esnli anli1 jsonl:PATH csv:PATH tsv:PATH parquet:PATH hf:NAME_OR_PATH tfds:NAME, or
+    # several with their weights in the training stream: "svamp=3,arithmetic=1" (docs/data.md)
     data.dataset = "cqa"
     data.root = ""  # folder of the release, may be gs://; "": $COTMI_DATA_ROOT
     data.teacher = "palm"  # palm, or gpt-neox for the release's second teacher
@@ -123,11 +123,11 @@ def _data() -> ConfigDict:
     data.labels = ""  # labels that your own rows may have, separated by commas; "": any
     data.label_kind = "text"  # how labels of your own rows are compared: as text, or equation: by value
     data.tfds_dir = ""  # sets prepared by TensorFlow Datasets, may be gs://; "": $TFDS_DATA_DIR or its default
-    data.size = 16_000  # train examples of the generated set (arithmetic only)
-    data.version = 1  # of the generated set: 1 has numbers and results up to 99; 2 numbers up to 16, results up to 24
+    data.size = 16_000  # train examples of a generated set (arithmetic, deduction)
+    data.version = 1  # of a generated set. arithmetic: 1 has numbers and results up to 99; 2 up to 16 and 24
     data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
-    # SentencePiece file, tokenizer.json, or bytes (ByT5's); "": that of the model.init checkpoint, else that of
-    # arithmetic, else {root}/t5/spiece.model.
+    # SentencePiece file, tokenizer.json, or bytes (ByT5's); "": that of the model.init checkpoint, else that of the
+    # generated set, else {root}/t5/spiece.model.
     data.vocabulary = ""
     data.max_input_tokens = 1024  # including eos
     data.max_target_tokens = 256  # including eos

@@ -15,8 +15,8 @@ _DATA = {
     "dataset": flags.DEFINE_string(
         "dataset",
         None,
-        "arithmetic, svamp, cqa, esnli, anli1, jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH, hf:NAME_OR_PATH or "
-        "tfds:NAME, or several: svamp=3,arithmetic=1; default: that of --config.",
+        "arithmetic, deduction, svamp, cqa, esnli, anli1, jsonl:PATH, csv:PATH, tsv:PATH, parquet:PATH, "
+        "hf:NAME_OR_PATH or tfds:NAME, or several: svamp=3,arithmetic=1; default: that of --config.",
     ),
     "root": flags.DEFINE_string(
         "data_root", None, f"Folder of the release ({RELEASE}, unpacked); default: $COTMI_DATA_ROOT."

@@ -11,7 +11,7 @@ from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
 from cotmi_jax.data.rationale_weights import with_absolute_file
 from cotmi_jax.data.run_data import RunData
-from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
+from cotmi_jax.data.sources.generated import VOCABULARIES
 from cotmi_jax.data.tasks import PREDICT, find_objective
 from cotmi_jax.data.token_weights import parse_token_weights
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer
@@ -43,8 +43,8 @@ def find_vocabulary(config: ConfigDict) -> Path:
     """The vocabulary's file of a run, or `bytes`, by the rule stated at config.data.vocabulary."""
     if config.data.vocabulary:
         return as_path(config.data.vocabulary)
-    if config.data.dataset == "arithmetic" and config.model.init == "random":
-        return VOCABULARY_PATH
+    if config.data.dataset in VOCABULARIES and config.model.init == "random":
+        return VOCABULARIES[config.data.dataset]
     if config.model.init != "random":
         init = config.model.init
         return find_tokenizer(as_path(absolute(init)) if is_workdir(init) else resolve_source(init))

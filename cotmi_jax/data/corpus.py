@@ -9,8 +9,8 @@ from cotmi_jax.data.example import SPLITS, Corpus, Example, LabelKind, merge_rat
 from cotmi_jax.data.grammar import OWN_KINDS, ComponentSpec, SourceKind, parse_dataset
 from cotmi_jax.data.origins import RELEASE, T5_VOCABULARY
 from cotmi_jax.data.rationale_weights import UNIFORM, check_rationale_weights, identity, weigh
-from cotmi_jax.data.sources.arithmetic import ArithmeticSource
 from cotmi_jax.data.sources.base import Source, digest
+from cotmi_jax.data.sources.generated import GENERATED
 from cotmi_jax.data.sources.hf_datasets import HfSource
 from cotmi_jax.data.sources.own_files import FileSource
 from cotmi_jax.data.sources.registered import SOURCES
@@ -48,8 +48,8 @@ class Loading:
       one, by `example.merge_rationales`.
     rationale_weights: factors of the weights of train rationales, as for `rationale_weights.weigh`.
     token_weights: rules in the form of `token_weights.parse_token_weights`; with "given" rows' spans are read.
-    size: number of train examples of "arithmetic", before subsampling.
-    version: of "arithmetic", as for `arithmetic.make_arithmetic`.
+    size: number of train examples of a generated set, before subsampling.
+    version: of a generated set, as for `arithmetic.make_arithmetic` and `deduction.make_deduction`.
     split_by: what a valid split made from train is drawn of, as for `splits.with_valid_split`.
     labels: the labels that rows of a user's own data may have, separated by commas; "" for any.
     label_kind: how labels of such rows are compared.
@@ -197,7 +197,7 @@ def find_data_root(data_root: str | None) -> Path:
     raise UserError(
         f"no data root: set config.data.root (--config.data.root, --data_root) or {DATA_ROOT_VARIABLE} to the folder "
         f"that holds dss/{{set}}/{{set}}_{{split}}.json ({RELEASE}, unpacked) and t5/spiece.model ({T5_VOCABULARY}); "
-        "dataset 'arithmetic' needs no files, and data of your own only config.data.vocabulary"
+        "the generated sets (arithmetic, deduction) need no files, and data of your own only config.data.vocabulary"
     )
 
 
@@ -232,7 +232,7 @@ def _released(spec: ComponentSpec, loading: Loading) -> Source:
 
 _SOURCE_OF_KIND: dict[SourceKind, Callable[[ComponentSpec, Loading], Source]] = {
     **dict.fromkeys(OWN_KINDS, _own),
-    "arithmetic": lambda spec, loading: ArithmeticSource(loading.size, loading.version),
+    "generated": lambda spec, loading: GENERATED[spec.argument](loading.size, loading.version),
     "released": _released,
     "registered": lambda spec, loading: SOURCES[spec.argument],
     "tfds": lambda spec, loading: TfdsSource(spec.argument, loading.tfds_dir, loading.teacher, loading.bad_rows),

@@ -8,7 +8,8 @@ answer. They come from these sources, in this order:
 
    - equation labels: `counterfactual_equations.exchange_step` exchanges one operation or one number of a step,
    - answer choices in the input: `counterfactual_texts.exchange_choice` puts another choice in the place of the label,
-   - labels of natural language inference: `counterfactual_texts.exchange_relation` exchanges the words of the relation.
+   - labels of natural language inference: `counterfactual_texts.exchange_relation` exchanges the words of the relation,
+   - claims about a theory (`deduction`): `counterfactual_proofs.exchange_verdict` changes a step of the proof.
 
 A rule applies where the rationale leads to the label: an exchanged copy of a rationale that contradicts its label would
 not contradict the label less.
@@ -22,9 +23,12 @@ from typing import NamedTuple
 import numpy as np
 
 from cotmi_jax.data.counterfactual_equations import exchange_step
+from cotmi_jax.data.counterfactual_proofs import exchange_verdict
 from cotmi_jax.data.counterfactual_texts import exchange_choice, exchange_relation
 from cotmi_jax.data.example import Example, Pair
 from cotmi_jax.data.labels import is_correct
+from cotmi_jax.data.sources.deduction_theories import LABELS as VERDICTS
+from cotmi_jax.data.sources.deduction_theories import read_claim
 from cotmi_jax.data.sources.released_sets import NLI_LABELS, find_choices
 from cotmi_jax.data.tasks import LabelType, training_label
 from cotmi_jax.errors import UserError
@@ -135,6 +139,8 @@ def _rule(example: Example) -> Rule | None:
         return own or _EQUATIONS
     if find_choices(example.input):
         return _CHOICES
+    if read_claim(example.input) and example.label in VERDICTS:
+        return _VERDICTS
     return _RELATIONS if example.label in NLI_LABELS else None
 
 
@@ -166,7 +172,9 @@ def _with_answer_text(rule: Rule) -> Rule:
     return applied
 
 
-_EQUATIONS, _CHOICES, _RELATIONS = map(_with_answer_text, (exchange_step, exchange_choice, exchange_relation))
+_EQUATIONS, _CHOICES, _RELATIONS, _VERDICTS = map(
+    _with_answer_text, (exchange_step, exchange_choice, exchange_relation, exchange_verdict)
+)
 
 
 def with_pair(example: Example, pair: Pair) -> Example:

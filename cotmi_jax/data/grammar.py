@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from cotmi_jax.data.sources.generated import GENERATED
 from cotmi_jax.data.sources.hf_datasets import is_folder
 from cotmi_jax.data.sources.registered import SOURCES
 from cotmi_jax.data.sources.released_sets import RELEASED_NAMES
@@ -12,11 +13,11 @@ from cotmi_jax.data.sources.tfds_formats import TFDS_SETS
 from cotmi_jax.errors import UserError, one_line, shown
 from cotmi_jax.files import absolute
 
-SourceKind = Literal["released", "arithmetic", "jsonl", "csv", "tsv", "parquet", "hf", "tfds", "registered"]
+SourceKind = Literal["released", "generated", "jsonl", "csv", "tsv", "parquet", "hf", "tfds", "registered"]
 FILE_KINDS: tuple[SourceKind, ...] = ("jsonl", "csv", "tsv", "parquet")
 OWN_KINDS: tuple[SourceKind, ...] = (*FILE_KINDS, "hf")  # whose rows config.data.fields describes
 CHOICES = (
-    *sorted((*RELEASED_NAMES, "arithmetic")),
+    *sorted((*RELEASED_NAMES, *GENERATED)),
     *(f"{kind}:PATH" for kind in FILE_KINDS),
     "hf:NAME_OR_PATH",
     "tfds:NAME",
@@ -77,8 +78,8 @@ def _parse_component(text: str) -> ComponentSpec:
     if not (rate > 0 and math.isfinite(rate)):
         raise UserError(f"dataset: the rate of {one_line(written)} is {last}: give a number above 0")
     prefix, colon, argument = written.partition(":")
-    if written == "arithmetic":
-        return ComponentSpec("arithmetic", "", rate, written)
+    if written in GENERATED:
+        return ComponentSpec("generated", written, rate, written)
     if written in RELEASED_NAMES:
         return ComponentSpec("released", written, rate, written)
     for kind in OWN_KINDS:

@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from cotmi_jax.data.labels import Value, equal_values, evaluate_expression
+from cotmi_jax.data.sources.deduction_theories import read_claim, read_label
 from cotmi_jax.data.tasks import ANSWER_MARK
 from cotmi_jax.evaluation.confidences import cluster_keys
 from cotmi_jax.evaluation.scores import Prediction, Score, clustered_share, share_by_cluster
@@ -161,7 +162,9 @@ def read_answers(predictions: Sequence[Prediction]) -> list[Answers | None]:
         elif (value := evaluate_expression(gold)) is not None:
             found.append(Answers(_key(read_value(rationale)), _key(evaluate_expression(own)), _key(value)))
         elif choices := candidates_of(prediction) or closed:
-            answer = read_choice(rationale, choices)
+            answer, claim = read_choice(rationale, choices), read_claim(prediction["input"])
+            if answer is None and claim and not _MARK.search(rationale):
+                answer = read_label(rationale, claim)  # a proof, whose last sentence gives the label of the claim
             text = own.strip().casefold() or None
             found.append(Answers(answer and answer.casefold(), text, gold.strip().casefold()))
         else:

@@ -1,8 +1,9 @@
 """Whether label and rationale of a student change together when an input is edited. Imports no jax.
 
 In students of two tasks the label never sees the rationale, so that no change of a rationale can change the label.
-What can be seen is whether both follow the input: a number of an arithmetic problem is changed, and with it the gold
-label; or two answer choices exchange their places, which changes the gold label of no example.
+What can be seen is whether both follow the input: a number of an arithmetic problem is changed, or a sentence of a
+theory, and with it the gold label; or two answer choices exchange their places, which changes the gold label of no
+example.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cotmi_jax.data.counterfactual_equations import change_number
+from cotmi_jax.data.counterfactual_proofs import change_theory
 from cotmi_jax.data.counterfactual_texts import exchange_places
 from cotmi_jax.data.example import Example
 from cotmi_jax.evaluation.agreement import Answers, read_answers
@@ -26,7 +28,7 @@ def edit(example: Example, rng: np.random.Generator) -> Example | None:
     """The example with an edited input and the gold label that follows; None where no rule applies."""
     if example.kind == "equation":
         return next(change_number(example, rng), None)
-    return exchange_places(example, rng)
+    return change_theory(example, rng) or exchange_places(example, rng)
 
 
 def covariation(probe: Probe) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def covariation(probe: Probe) -> dict[str, Any]:
             rows.append(row)
             edited.append(changed)
     if not edited:
-        reason = "no input has a number of its label that can be changed, or answer choices that can be exchanged"
+        reason = "no input has a number of its label, or a theory, to change, or answer choices to exchange"
         return {"covariation": NotAvailable(not_available=reason)}
     before, after = [probe.predictions[row] for row in rows], probe.answer(edited)
     kept = set(rows)

@@ -263,7 +263,7 @@ def _faithfulness() -> list[Measure]:
     ]
     parts = {"label": "label", "rationale": "rationale's answer", "both": "both"}
     for kind, text, better in (
-        ("covariation", "number changed", "higher"),
+        ("covariation", "number or fact changed", "higher"),
         ("invariance", "choices exchanged", "lower"),
     ):
         for suffix, what in (("", "changed"), ("_correct", "right both times")):

@@ -87,7 +87,7 @@ def teacher_models(config: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Names of the models that wrote the rationales a run was trained on, and whether they are known of all its data.
 
     That of a released set is in config.data.teacher; those of a file of `annotate` are in the report beside it. No
-    model wrote those of `arithmetic`.
+    model wrote those of the generated sets.
     """
     names: list[str] = []
     known = True
@@ -100,7 +100,7 @@ def teacher_models(config: Mapping[str, Any]) -> tuple[list[str], bool]:
             found = read_json(report, "remove or restore the report of annotate")
             names += [str(name) for name in (found.get("model"), *(found.get("models") or ())) if name]
         else:
-            known = known and component.kind == "arithmetic"
+            known = known and component.kind == "generated"
     return list(dict.fromkeys(names)), known
 
 

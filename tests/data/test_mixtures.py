@@ -29,8 +29,8 @@ def write_jsonl(path: Path, count: int, label: str = "yes") -> Path:
     ("dataset", "components"),
     [
         ("cqa", [("released", "cqa", 1.0)]),
-        ("svamp=3,arithmetic=0.5", [("released", "svamp", 3.0), ("arithmetic", "", 0.5)]),
-        ("svamp, arithmetic = 2 ", [("released", "svamp", 1.0), ("arithmetic", "", 2.0)]),
+        ("svamp=3,arithmetic=0.5", [("released", "svamp", 3.0), ("generated", "arithmetic", 0.5)]),
+        ("svamp, arithmetic = 2 ", [("released", "svamp", 1.0), ("generated", "arithmetic", 2.0)]),
         ("jsonl:/a/b.jsonl=2", [("jsonl", "/a/b.jsonl", 2.0)]),
         ("jsonl:runs/rate=big/b.jsonl", [("jsonl", "runs/rate=big/b.jsonl", 1.0)]),
         ("tfds:anli/r2=1e-1,tfds:dss/cqa", [("tfds", "anli/r2", 0.1), ("tfds", "dss/cqa", 1.0)]),
@@ -43,7 +43,10 @@ def test_a_dataset_string_names_components_and_rates(dataset, components):
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ("gsm8k", "dataset = 'gsm8k': choose one of anli1, arithmetic, cqa, esnli, svamp, jsonl:PATH, csv:PATH, tsv:"),
+        (
+            "gsm8k",
+            "dataset = 'gsm8k': choose one of anli1, arithmetic, cqa, deduction, esnli, svamp, jsonl:PATH, csv:PATH, ",
+        ),
         ("cqa,", "dataset = '': choose one of"),
         ("", "dataset = '': choose one of"),
         ("jsonl:", "dataset = 'jsonl:': choose one of"),

@@ -193,4 +193,4 @@ def test_evaluate_asks_the_student_of_a_run(tmp_path: Path, capsys: pytest.Captu
     assert "covariation: decodes a label and a rationale" in capsys.readouterr().err
     table = " ".join(format_scores(result.metrics).split())
     assert "not available: the student's label does not follow its rationale" in table
-    assert "number changed, both right both times" in table
+    assert "number or fact changed, both right both times" in table

@@ -1,0 +1,30 @@
+"""A small T5, trained from random parameters, judges claims about facts and rules and writes the proof.
+
+python -m cotmi_jax.train --config=configs/deduction.py --workdir=runs/deduction
+python -m cotmi_jax.evaluate --workdir=runs/deduction --split=test --examples=3
+"""
+
+from ml_collections import ConfigDict
+
+from cotmi_jax.config import base, variant
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe; arg "smoke" shrinks it."""
+    config = base()
+    config.steps = 1000
+    config.batch_size = 32
+    config.data.dataset = "deduction"
+    config.model.preset = "tiny"
+    config.model.dropout = 0.0
+    config.model.scan_layers = False
+    config.objective.alpha = 0.5
+    config.objective.beta = 0.01  # of cotmi: short training from random parameters is sensitive to the term
+    config.mi.warmup_steps = config.mi.ramp_steps = 100
+    config.mi.monitor.every = 0
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.beta2 = 0.98
+    config.eval.every = 250
+    return variant(config, arg)
