@@ -25,9 +25,9 @@ QUADRATIC = CriticConfig("quadratic", hidden=8)  # the baseline of tuba is 8 wid
 RAW = CriticConfig(hidden=32, layers=1, dim=16)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def optimized() -> Iterator[None]:
-    """Thousands of steps run here, so full optimization by the compiler pays."""
+    """A thousand steps at several levels run here, so full optimization by the compiler pays."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -89,6 +89,7 @@ ACCEPTED: dict[str, tuple[dict[str, float], dict[float, tuple[float, float]]]] =
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_a_trained_critic_gives_the_known_values(case: str) -> None:
     settings, accepted = ACCEPTED[case]
@@ -98,6 +99,7 @@ def test_a_trained_critic_gives_the_known_values(case: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_a_separable_critic_gives_less_than_the_exact_one() -> None:
     values = trained("infonce", [2, 4], CriticConfig(hidden=128), 2e-3)
     assert 1.68 <= values[0] <= 1.893 and 3.10 <= values[1] <= 3.343

@@ -38,9 +38,9 @@ quick_compilation = runs.quick_compilation
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def given_up_reads_end_here() -> Iterator[None]:
-    """Reads that orbax abandoned are reported when they are garbage-collected: here, not in another test."""
+    """Reads that orbax abandoned are reported when they are garbage-collected: here, not in another file."""
     yield
     gc.collect()
 
