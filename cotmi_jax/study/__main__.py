@@ -24,6 +24,12 @@ _CHANGED_CODE = flags.DEFINE_enum(
     ["error", "keep", "rerun"],
     "Where runs were made by other code: keep them and run the others by this code, or run all again, under new names.",
 )
+_LAUNCHER = flags.DEFINE_enum(
+    "launcher", None, ["slurm", "xpk", "queued"], "Submit each run as a job: launch/slurm.sh, gke_xpk.sh or tpu_vm.sh."
+)
+_LAUNCHER_FLAG = flags.DEFINE_multi_string(
+    "launcher_flag", [], "A flag of the launcher's script, as --launcher_flag=--time=24:00:00 (repeatable)."
+)
 flags.mark_flag_as_required("workdir")
 flags.register_multi_flags_validator(
     ["config", "status"],
@@ -34,10 +40,13 @@ flags.register_multi_flags_validator(
 
 def main() -> int:
     """Run, or show, a study from the flags."""
+    import os
+
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the commands of the runs need the accelerators
 
+    from cotmi_jax.study.launchers import accompany, rank, submit
     from cotmi_jax.study.plan import load_plan
     from cotmi_jax.study.record import read_study
     from cotmi_jax.study.study import Study
@@ -53,10 +62,16 @@ def main() -> int:
     study = Study(folder, plan, only=_ONLY.value)
     for note in plan.notes:
         study.say(note)
+    if _LAUNCHER.value and not _STATUS.value:
+        given = _LAUNCHER.value, _LAUNCHER_FLAG.value, _CONFIG.value, study
+        return submit(*given, again=_RETRY_FAILED.value, dry_run=_DRY_RUN.value)
     if _STATUS.value or _DRY_RUN.value:
         print(dry_run(study) if _DRY_RUN.value else status(study.previewed()))
         return 0
-    options = Options(_RETRY_FAILED.value, _FAIL_FAST.value, _CHANGED_CODE.value)
+    if rank(os.environ):
+        return accompany(study)
+    in_job = bool(os.environ.get("COTMI_COORDINATOR"))
+    options = Options(_RETRY_FAILED.value, _FAIL_FAST.value, _CHANGED_CODE.value, in_job=in_job)
     return Worker(_CONFIG.value, study, options).work()
 
 

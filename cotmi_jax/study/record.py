@@ -10,6 +10,7 @@ Events, each with `time` (of the writer's clock, for people alone):
     study    version, name, claim, evaluation, code: facts of the study; the last one counts
     run      name, arm, seed, recipe, settings, config, hash: a run that a study file asked for
     plan     runs: the names of the runs that the study file asks for now; others stay, as removed
+    submitted  name, job: it was given to a scheduler, and is pending until the job starts
     running  name, host, pid; the lease says whether that worker still lives
     stopped  name, seconds: it was interrupted, and is pending again
     done     name, seconds, evaluation: its settings
@@ -48,7 +49,7 @@ class StudyRun:
     failures: int = 0
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys that differ from base()
     hash: str = ""
-    holder: str = ""  # host and process that started it last
+    holder: str = ""  # host and process that started it last, or the job that it was submitted as
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings, once it is done
 
 
@@ -126,6 +127,8 @@ def _new_run(folder: Path, event: Event) -> StudyRun:
 
 def _after(run: StudyRun, kind: str, event: Event) -> StudyRun:
     """A run after an event of its own."""
+    if kind == "submitted":
+        return dataclasses.replace(run, holder=str(event.get("job", "")))
     state: State = "pending" if kind == "stopped" else kind  # type: ignore[assignment]
     if state not in get_args(State):
         return run

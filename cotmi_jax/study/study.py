@@ -134,7 +134,7 @@ class Study:
         if self.code not in code["accepted"]:
             if started and changed_code == "error":
                 raise UserError(self._other_code(code, len(started)))
-            if not started or changed_code == "rerun":
+            if changed_code != "keep" and (not started or changed_code == "rerun"):
                 code = {"pinned": self.code, "accepted": {}}
             code["accepted"] = code["accepted"] | {self.code: revision()}
             if started:
@@ -202,7 +202,7 @@ def matches(planned: PlannedRun, only: str) -> bool:
         if equals:
             if not any(key in (name, name.rpartition(".")[2]) and str(values[name]) == value for name in values):
                 return False
-        elif term not in planned.label and not term.startswith(f"{planned.label}-"):
+        elif term not in planned.label and term.rpartition("-")[0] != planned.label:
             return False
     return True
 

@@ -19,6 +19,7 @@ from types import FrameType
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import make_folder, user_error_on_write
+from cotmi_jax.parallel.distributed import EXIT_PEER_LOST
 from cotmi_jax.study.commands import Command, Log, evaluate_command, train_command
 from cotmi_jax.study.plan import load_plan
 from cotmi_jax.study.record import StudyRecord
@@ -34,13 +35,17 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of a worker. poll: seconds between two looks at the study while a command runs or others are waited for."""
+    """Of a worker. poll: seconds between two looks at the study while a command runs or others are waited for.
+
+    in_job: it is a process of a job, with others. If one of them is lost, it ends with code 75: the job starts again.
+    """
 
     retry_failed: bool = False
     fail_fast: bool = False
     changed_code: ChangedCode = "error"
     poll: float = 2.0
     periods: Periods = Periods()
+    in_job: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Worker:
         self._argument, self._study, self._options = argument, study, options
         self._command: Command | None = None
         self._signal = 0  # the number of the signal that stops this worker
+        self._peer_lost = False
         self._failures: dict[str, int] = {}  # of runs that had failed when this worker started
         self._busy: dict[str, float] = {}  # runs still trained elsewhere, and when to try them again
         self._unreadable = ""  # why an edited study file could not be read
@@ -73,7 +79,7 @@ class Worker:
         study.enroll(self._options.changed_code)
         self._failures = {run.name: run.failures for run in study.record().runs if run.state == "failed"}
         with self._signals(), self._display:
-            while not self._signal:
+            while not self._signal and not self._peer_lost:
                 self._reload()
                 study.check_code()
                 record = study.record()
@@ -93,6 +99,8 @@ class Worker:
         if self._signal:
             self._study.say("stopped: the same command resumes")
             return 128 + self._signal
+        if self._peer_lost:
+            return EXIT_PEER_LOST
         return 1 if any(entry.run.state == "failed" for entry in self._study.entries(record)) else 0
 
     def _newly_failed(self, record: StudyRecord) -> list[str]:
@@ -214,8 +222,9 @@ class Worker:
             if IN_USE in reason:
                 return Ending("busy", reason)
             return Ending("full" if any(text in reason for text in _FULL) else "failed", reason or f"exit code {code}")
-        if code == 75:
-            return Ending("again", "another process of the run was lost")
+        if code == EXIT_PEER_LOST:
+            self._peer_lost = self._options.in_job
+            return Ending("stopped" if self._peer_lost else "again", "another process of the run was lost")
         return Ending("again", f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
 
     def _reload(self) -> None:

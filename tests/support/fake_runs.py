@@ -114,13 +114,13 @@ def install(folder: Path, config: dict) -> None:
 
 def use(poll: float = 0.02) -> None:
     """Have the workers of this process start the fakes instead of the real commands, and look often."""
-    from cotmi_jax.study import worker
+    from cotmi_jax.study import commands, launchers, worker
 
-    real = worker.train_command, worker.evaluate_command
     script = [sys.executable, "-SE", str(Path(__file__).resolve())]
-    worker.train_command = lambda *given: [*script, "train", *real[0](*given)[3:]]
-    worker.evaluate_command = lambda *given: [*script, "evaluate", *real[1](*given)[3:]]
-    worker.Options.__init__.__defaults__ = (False, False, "error", poll, worker.Periods())
+    for module in (worker, launchers):
+        module.train_command = lambda *given: [*script, "train", *commands.train_command(*given)[3:]]
+        module.evaluate_command = lambda *given: [*script, "evaluate", *commands.evaluate_command(*given)[3:]]
+    worker.Options.__init__.__defaults__ = (False, False, "error", poll, worker.Periods(), False)
 
 
 def done(folder: Path) -> list[dict]:

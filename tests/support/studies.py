@@ -1,6 +1,7 @@
 """Studies of fake runs (fake_runs.py), and workers on them, in this process or in processes that can be killed."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
@@ -12,7 +13,7 @@ import pytest
 import runs
 
 from cotmi_jax.config import base
-from cotmi_jax.study import worker
+from cotmi_jax.study import launchers, worker
 from cotmi_jax.study.plan import load_plan
 from cotmi_jax.study.record import StudyRun, read_study
 from cotmi_jax.study.study import Study
@@ -53,8 +54,6 @@ class StudyFolder:
 
     def act(self, acts: Mapping[str, Any]) -> None:
         """Have fake commands go wrong, as in fake_runs.py."""
-        import json
-
         (self.fakes / "acts").write_text(json.dumps(acts))
 
     def study(self, only: str = "", say: Callable[[str], None] = print) -> Study:
@@ -95,8 +94,9 @@ def prepare(fakes: Path) -> None:
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StudyFolder]:
     """A study of four fake runs."""
     made = StudyFolder(tmp_path)
-    for name in ("train_command", "evaluate_command"):
-        monkeypatch.setattr(worker, name, getattr(worker, name))  # so that it is as before in the end
+    for module in (worker, launchers):
+        for name in ("train_command", "evaluate_command"):
+            monkeypatch.setattr(module, name, getattr(module, name))  # so that it is as before in the end
     monkeypatch.setattr(Options.__init__, "__defaults__", Options.__init__.__defaults__)
     monkeypatch.setenv("FAKE_RUNS", str(made.fakes))
     fake_runs.use()
