@@ -107,12 +107,12 @@ def _variance(runs_parts: Sequence[tuple[float, float]], clusters_part: tuple[fl
 
 
 def _interval(value: float, variance: Variance, confidence: float = CONFIDENCE) -> Interval:
-    from scipy import stats
+    from scipy import special
 
     if variance.total == 0.0:
         return Interval(value, value, value, float(value == 0.0), variance)
-    half = float(stats.t.ppf(0.5 + confidence / 2, variance.dof)) * variance.error
-    p = 2.0 * float(stats.t.sf(abs(value) / variance.error, variance.dof))
+    half = float(special.stdtrit(variance.dof, 0.5 + confidence / 2)) * variance.error
+    p = 2.0 * float(special.stdtr(variance.dof, -abs(value) / variance.error))
     return Interval(value, value - half, value + half, p, variance)
 
 
@@ -207,9 +207,10 @@ def difference(
 
 def minimum_detectable_effect(variance: Variance, power: float = POWER, confidence: float = CONFIDENCE) -> float:
     """The smallest true difference that a test at 1 − confidence, two-sided, finds with this power."""
-    from scipy import stats
+    from scipy import special  # a hundred times as fast as scipy.stats, with the same values
 
-    return float(stats.t.ppf(0.5 + confidence / 2, variance.dof) + stats.t.ppf(power, variance.dof)) * variance.error
+    quantiles = special.stdtrit(variance.dof, (0.5 + confidence / 2, power))
+    return float(quantiles.sum()) * variance.error
 
 
 def seeds_needed(found: Interval, runs: int, effect: float, power: float = POWER) -> int | None:
@@ -227,14 +228,14 @@ def seeds_needed(found: Interval, runs: int, effect: float, power: float = POWER
 
 def equivalence(found: Interval, margin: float) -> float:
     """p-value of two one-sided tests (Schuirmann 1987): below .05, the true difference is within ± margin."""
-    from scipy import stats
+    from scipy import special
 
     if margin <= 0:
         raise UserError(f"margin = {margin}: equivalence needs a difference above 0 that does not matter")
     if found.variance.total == 0.0:
         return float(abs(found.value) >= margin)
     distance = margin - abs(found.value)
-    return float(stats.t.sf(distance / found.variance.error, found.variance.dof))
+    return float(special.stdtr(found.variance.dof, -distance / found.variance.error))
 
 
 def mcnemar(ours_N: np.ndarray, theirs_N: np.ndarray) -> float:

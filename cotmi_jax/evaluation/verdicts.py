@@ -199,11 +199,17 @@ def compare(methods: Methods, baseline: Method, margin: float | None = None, mea
 
 
 def compare_all(
-    methods: Methods, baseline: Method, measures: Sequence[Measure], margin: float | None = None
+    methods: Methods,
+    baseline: Method,
+    measures: Sequence[Measure],
+    margin: float | None = None,
+    *,
+    ranked: bool = True,
 ) -> list[Comparison]:
     """Every method against the baseline in each measure; p-values are adjusted over all of them.
 
-    margin: of equivalence, a fraction of shares; None: that of each measure. Raises UserError for one that is not
+    margin: of equivalence, a fraction of shares; None: that of each measure. ranked: whether to rank the methods, which
+    takes most of the time. Raises UserError for one that is not
     positive or, of shares, no fraction.
     """
     drafts = []
@@ -213,7 +219,7 @@ def compare_all(
             limits = "percentage points between 0 and 100" if measure.factor == 100 else "a difference above 0"
             raise UserError(f"--margin={measure.factor * given:g}: give {limits}")
         drafts.append((_Scores.of(measure, methods), given))
-    estimates = [_estimate(scores, methods, baseline) for scores, _ in drafts]
+    estimates = [_estimate(scores, methods, baseline, ranked=ranked) for scores, _ in drafts]
     p_values = [found.p for each in estimates for found in each.differences.values()]
     adjusted = iter(comparison.holm(p_values))
     return [
@@ -232,7 +238,7 @@ class _Estimates:
     missing: dict[str, str]
 
 
-def _estimate(scores: _Scores, methods: Methods, baseline: Method) -> _Estimates:
+def _estimate(scores: _Scores, methods: Methods, baseline: Method, *, ranked: bool) -> _Estimates:
     found = _Estimates({}, {}, {}, {})
     of, cluster_N = scores.by_method, scores.cluster_N
     known = {name: each for name, each in of.items() if not isinstance(each, str)}
@@ -258,10 +264,9 @@ def _estimate(scores: _Scores, methods: Methods, baseline: Method) -> _Estimates
             found.differences[name] = comparison.difference(own, theirs, cluster_N, paired=paired)
         except UserError as error:
             found.missing[name] = str(error)
-    ranked = {name: known[name] for name in found.intervals}
-    if len(ranked) > 1:
+    if ranked and len(found.intervals) > 1:
         sign = -1.0 if scores.measure.better == "lower" else 1.0
-        found.ranks.update(comparison.ranks({name: sign * each for name, each in ranked.items()}, cluster_N))
+        found.ranks.update(comparison.ranks({name: sign * known[name] for name in found.intervals}, cluster_N))
     return found
 
 

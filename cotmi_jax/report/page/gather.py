@@ -1,6 +1,7 @@
 """What a page shows: evaluated runs of a study or of some workdirs, compared by data set, and what is still missing."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ class ResultSet:
     compared with; no_baseline: why there is no comparison.
     """
 
+    slug: str  # for names of files
     name: str
     dataset: str
     label_type: str
@@ -56,11 +58,6 @@ class ResultSet:
     arms: tuple[Arm, ...]
     baseline: str
     no_baseline: str = ""
-
-    @property
-    def slug(self) -> str:
-        """For names of files and anchors."""
-        return "".join(character if character.isalnum() else "-" for character in self.name.lower())[:40]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +157,21 @@ def _compare(
         names, wanted = shown[dataset, kind], baselines[dataset, kind]
         first = next(each for each in methods.methods if wanted in (None, names[each.name]))
         comparison = compare(methods, first, margin)
-        measures = compare_all(methods, first, tuple(MEASURES.values()))
-        own = compare_all(methods, first, _own_measures(methods))
+        measures = compare_all(methods, first, tuple(MEASURES.values()), ranked=False)
+        own = compare_all(methods, first, _own_measures(methods), ranked=False)
         reason = "" if wanted else f"the baseline {baseline} has no evaluated run on this set yet"
         rows = [_without_contrast(row, reason) if reason else row for row in comparison.rows]
         found = tuple(Arm(names[row.method.name], places[names[row.method.name]], row) for row in rows)
         label = f"{dataset}, {'gold' if kind == 'gt' else 'teacher'} labels" if dataset in several_types else dataset
         measured = (comparison, tuple(measures), tuple(own))
-        sets.append(ResultSet(label, dataset, kind, *measured, found, wanted or "", reason))
+        sets.append(ResultSet(_slug(label, len(sets)), label, dataset, kind, *measured, found, wanted or "", reason))
     return tuple(sets)
+
+
+def _slug(name: str, number: int) -> str:
+    """A name of ASCII letters and digits, which the number makes unique."""
+    plain = re.sub("[^a-z0-9]+", "-", name.lower())[:40].strip("-")
+    return f"{plain}-{number + 1}" if number else plain or "set"
 
 
 def _own_measures(methods: Methods) -> list[Measure]:
