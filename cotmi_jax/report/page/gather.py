@@ -152,7 +152,7 @@ def _compare(
     order = dict.fromkeys(name for name in baselines.values() if name)
     places = {name: place for place, name in enumerate(dict.fromkeys([*order, *_all(shown.values())]))}
     several_types = {dataset for dataset, kind in groups if sum(dataset == other for other, _ in groups) > 1}
-    sets = []
+    sets: list[ResultSet] = []
     for (dataset, kind), methods in groups.items():
         names, wanted = shown[dataset, kind], baselines[dataset, kind]
         first = next(each for each in methods.methods if wanted in (None, names[each.name]))
