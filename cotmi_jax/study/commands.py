@@ -15,6 +15,12 @@ from cotmi_jax.study.plan import PlannedRun
 from cotmi_jax.study.record import StudyRun
 
 LOGS_FOLDER = "logs"
+# Executes its arguments after the first, the process that starts it, at whose end the system sends SIGTERM (1 is
+# PR_SET_PDEATHSIG): a training then saves and ends. subprocess's preexec_fn would fork, which JAX warns of.
+_TIED = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit(143); os.execv(sys.argv[2], sys.argv[2:])"
+)
 _TAIL_BYTES = 8192
 
 
@@ -68,15 +74,17 @@ class Log:
 class Command:
     """A command that is running. `lease`: a descriptor that it inherits, and so the lock of the locked file.
 
-    It has a process group of its own: Ctrl-C on a terminal reaches the worker alone, which then ends it by `stop`.
+    It has a process group of its own: Ctrl-C on a terminal reaches the worker alone, which then ends it by `stop`. On
+    Linux it also gets SIGTERM where this process ends without a word.
     """
 
     def __init__(self, command: Sequence[str], log: Log, lease: int | None):
         with log.path.open("ab") as output:
             output.write(f"$ {' '.join(command)}\n".encode())
             output.flush()
+            tied = [sys.executable, "-SE", "-c", _TIED, str(os.getpid())] if sys.platform == "linux" else []
             self._process = subprocess.Popen(
-                command,
+                [*tied, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

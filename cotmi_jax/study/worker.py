@@ -2,9 +2,10 @@
 
 Any number of workers share a study. A run has a lease, a lock (workdir/lock.py) on {study}/leases/{name}.json, which
 its worker holds: where the file system has locks, the system releases it when the worker ends, even if it is killed.
-The run's commands inherit the locked file. So a training that survives its worker still holds the run, which no other
-worker can then start a second time. In a bucket, and where there are no locks, a heartbeat replaces the lock; there
-such a training still owns its workdir, and the worker that takes the run over waits for its end.
+The run's commands inherit the locked file, and get SIGTERM when their worker ends (on Linux). So while a training saves
+after its worker was killed, it still holds the run, which no other worker can start. In a bucket, and where there are
+no locks, a heartbeat replaces the lock; there such a training still owns its workdir, and the worker that takes the run
+over waits for its end.
 """
 
 import contextlib
