@@ -8,10 +8,12 @@ import pathlib
 import shutil
 import tempfile
 
-# Compiling is most of the suite's time, and this code generator for fusions on CPU doubles it. Commands that tests
-# start inherit the variable. Later versions of JAX have no such flag.
+# Compiling is most of the suite's time. This code generator for fusions on CPU doubles it, and code in parts, which are
+# compiled in parallel, adds a quarter, though other test processes need the other cores. Commands that tests start
+# inherit the variable. Later versions of JAX do not have the first flag.
 if importlib.metadata.version("jax") < "0.11":
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    flags = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+    os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *flags))
 
 import jax
 import pytest
