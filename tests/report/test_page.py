@@ -187,9 +187,28 @@ def test_accuracy_by_the_amount_of_data(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     report(tmp_path, *workdirs)
-    (svg,) = (tmp_path / "report_plots").glob("*data-efficiency.svg")
+    (svg,) = (tmp_path / "report_plots").glob("data-efficiency-*.svg")
     texts = [each.text for each in xml.etree.ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert {"10", "100", "dss", "cotmi", "% of the train split"} <= set(texts)
+
+
+def test_methods_are_compared_at_equal_settings_of_the_sweep(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", datasets=("esnli",), fractions=(0.5, 1.0))
+    found = gather([str(study)], None, None, 0.01)
+    assert [each.name for each in found.sets] == ["esnli, subsample=0.5", "esnli, subsample=1.0"]
+    for each in found.sets:
+        assert [arm.name for arm in each.arms] == ["dss", "cotmi"] and each.baseline == "dss"
+        assert [row.contrast is not None for row in each.comparison.rows] == [False, True]
+    page = report(tmp_path, str(study))
+    assert page.text.count("Accuracy by the amount of train data, esnli") == 1
+    (svg,) = (tmp_path / "report_plots").glob("data-efficiency-*.svg")
+    texts = [each.text for each in xml.etree.ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"50", "100", "dss", "cotmi"} <= set(texts)
+    # Without its runs the baseline of the study stays the same.
+    path = study / "study.jsonl"
+    path.write_text("".join(line for line in path.open() if not ('"done"' in line and "0-dss" in line)))
+    first = gather([str(study)], None, None, 0.01).sets[0]
+    assert first.baseline == "" and first.no_baseline == "the baseline dss has no evaluated run on this set yet"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Evaluated runs and a study with all that a page shows, written without a student; and a reader of its tables."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
@@ -84,23 +85,33 @@ def write_arms(folder: Path, seeds: int = 2, **options: Any) -> list[str]:
     ]
 
 
-def write_study(folder: Path, text: str = "", *, datasets: Sequence[str] = ("esnli", "cqa"), size: int = 45) -> Path:
-    """A study that is half done: of each data set the arms are finished with two seeds but the last, which has none."""
+def write_study(
+    folder: Path,
+    text: str = "",
+    *,
+    datasets: Sequence[str] = ("esnli", "cqa"),
+    fractions: Sequence[float] = (1.0,),
+    size: int = 45,
+) -> Path:
+    """A study that is half done: of each data set the arms are finished with two seeds but the last, which has none.
+
+    fractions: of the train split, with which data sets are combined.
+    """
     journal = Journal(folder)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"version": 1, "name": f"toy{text}", "claim": f"Does the term help?{text}", "evaluation": {"split": "test"}}
     journal.append({"event": "study", **facts})
     planned = []
-    for number, dataset in enumerate(datasets):
+    for number, (dataset, fraction) in enumerate(itertools.product(datasets, fractions)):
         for arm, accuracy in {"dss": 0.6, "cotmi": 0.9, "standard": 0.6}.items():
             for seed in (0, 1):
                 name = f"{number}-{arm}-{seed}"
                 planned.append(name)
-                settings = {"objective.name": arm, "data.dataset": dataset}
+                settings = {"objective.name": arm, "data.dataset": dataset, "data.subsample": fraction}
                 event = {"event": "run", "name": name, "arm": arm + text, "seed": seed, "settings": settings}
                 journal.append(event)
                 if arm != "standard":
-                    changes = {"objective__name": arm, "data__dataset": dataset}
+                    changes = {"objective__name": arm, "data__dataset": dataset, "data__subsample": fraction}
                     write_run(folder / "runs" / name, seed, accuracy, size=size, text=text, **changes)
                     journal.append({"event": "done", "name": name, "seconds": 21.0})
     journal.append({"event": "running", "name": "0-standard-0", "host": f"here{text}", "pid": 1})

@@ -68,32 +68,41 @@ def information_curves(each: ResultSet, logs: Mapping[str, Sequence[Lines]]) -> 
     return charts
 
 
-def data_efficiency(each: ResultSet) -> Chart | None:
-    """Accuracy by the fraction of the train split, where methods differ in it; None where they do not."""
-    families: dict[str, list[Arm]] = {}
-    for arm in each.arms:
-        families.setdefault(_without_fraction(arm.name), []).append(arm)
-    curves: list[Curve] = []
-    legend, spoken = [], []
-    for name, arms in families.items():
-        arms = sorted(arms, key=_fraction)
-        if len({_fraction(arm) for arm in arms}) < 2:
-            continue
-        place, intervals = len(curves), [arm.row.interval for arm in arms]
-        low = [100 * found.low for found in intervals if found]
-        high = [100 * found.high for found in intervals if found]
-        if len(low) < len(arms):  # a method with one run has no interval
-            low, high = [], []
-        x, y = [100 * _fraction(arm) for arm in arms], [100 * arm.accuracy for arm in arms]
-        curves.append(Curve(place, x, y, low, high, marks=True))
-        legend.append((place, name))
-        listed = ", ".join(f"{at:g}% {number(value)}%" for at, value in zip(x, y, strict=True))
-        spoken.append(f"{name}: {listed}")
-    if not curves:
-        return None
-    title, x_label = "Accuracy by the amount of train data", "% of the train split"
-    file = f"{each.slug}-data-efficiency"
-    return Chart(file, title, "; ".join(spoken), x_label, "accuracy, %", curves, legend, log_x=True)
+def data_efficiency(sets: Sequence[ResultSet]) -> list[Chart]:
+    """Accuracy by the fraction of the train split, for each data set on which methods differ in it."""
+    charts: list[Chart] = []
+    for dataset, label_type in dict.fromkeys((each.dataset, each.label_type) for each in sets):
+        families: dict[str, list[Arm]] = {}
+        for each in sets:
+            if (each.dataset, each.label_type) == (dataset, label_type):
+                level = _without_fraction(each.name).removeprefix(dataset)  # a study's sets may be divided by sizes
+                for arm in each.arms:
+                    families.setdefault(_without_fraction(arm.name) + level, []).append(arm)
+        curves: list[Curve] = []
+        legend, spoken = [], []
+        for name, arms in families.items():
+            if len({_fraction(arm) for arm in arms}) < 2:
+                continue
+            curve = _by_fraction(len(curves), sorted(arms, key=_fraction))
+            legend.append((curve.place, name))
+            listed = ", ".join(f"{at:g}% {number(value)}%" for at, value in zip(curve.x, curve.y, strict=True))
+            spoken.append(f"{name}: {listed}")
+            curves.append(curve)
+        if curves:
+            title, axes = f"Accuracy by the amount of train data, {dataset}", ("% of the train split", "accuracy, %")
+            file = f"data-efficiency-{len(charts) + 1}"
+            charts.append(Chart(file, title, "; ".join(spoken), *axes, curves, legend, log_x=True))
+    return charts
+
+
+def _by_fraction(place: int, arms: Sequence[Arm]) -> Curve:
+    intervals = [arm.row.interval for arm in arms]
+    low = [100 * found.low for found in intervals if found]
+    high = [100 * found.high for found in intervals if found]
+    if len(low) < len(arms):  # a method with one run has no interval
+        low, high = [], []
+    x, y = [100 * _fraction(arm) for arm in arms], [100 * arm.accuracy for arm in arms]
+    return Curve(place, x, y, low, high, marks=True)
 
 
 def _fraction(arm: Arm) -> float:

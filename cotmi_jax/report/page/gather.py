@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.measures import MEASURES, Measure
@@ -12,6 +11,9 @@ from cotmi_jax.evaluation.verdicts import Comparison, Row, compare, compare_all
 from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.study.record import StudyRecord, StudyRun, is_study, read_study
 from cotmi_jax.workdir.record import is_workdir
+
+# Keys of a sweep by which sets are divided anyway, or that tell runs of a method apart.
+_NO_LEVELS = ("seed", "data.dataset", "data.label_type")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class ResultSet:
-    """The methods that were evaluated on one split of one data set with one type of labels.
+    """The methods that were evaluated on one split of one data set with one type of labels and, in a study, one size.
 
     comparison: in label accuracy. measures: in all measures, accuracy among them, with p-values adjusted for all.
     own_measures: in metrics that extensions registered. baseline: the name shown of the method that the others are
@@ -71,7 +73,10 @@ class Missing:
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """All that a page is made of. study: its name, "" for workdirs; total: of runs, the missing ones included."""
+    """All that a page is made of. study: its name, "" for workdirs; total: of runs, the missing ones included.
+
+    seconds: time of the commands of a study so far.
+    """
 
     study: str
     claim: str
@@ -80,6 +85,7 @@ class Gathered:
     sets: tuple[ResultSet, ...]
     missing: tuple[Missing, ...]
     total: int
+    seconds: float = 0.0
 
     @property
     def arms(self) -> dict[str, int]:
@@ -109,7 +115,7 @@ def gather(sources: Sequence[str], split: str | None, baseline: str | None, marg
     if not found:
         raise UserError(f"no run was evaluated on {split}: {missing[0].reason}")
     # As `compare` does: the baseline is the method of the first workdir of its data set.
-    sets = _compare(found, {}, split, baseline, margin)
+    sets = _compare(found, (), split, baseline, margin)
     return Gathered("", "", split, margin, sets, tuple(missing), len(sources))
 
 
@@ -123,7 +129,8 @@ def _unevaluated(name: str, workdir: str, split: str) -> Missing:
 
 def _of_study(study: StudyRecord, split: str | None, baseline: str | None, margin: float) -> Gathered:
     split = split or study.split
-    missing, found, arms = [], [], {}
+    missing: list[Missing] = []
+    found: list[EvaluatedRun] = []
     for run in study.runs:
         if run.state != "done":
             missing.append(Missing(run.name, run.state, run.reason))
@@ -134,38 +141,76 @@ def _of_study(study: StudyRecord, split: str | None, baseline: str | None, margi
                 found.append(read_evaluated(str(run.workdir), split))
             except UserError as error:  # one damaged run is no reason to show none
                 missing.append(Missing(run.name, "done, but cannot be read", str(error)))
-                continue
-            arms[str(found[-1].workdir)] = run
-    sets = _compare(found, arms, split, baseline, margin) if found else ()
-    return Gathered(study.name, study.claim, split, margin, sets, tuple(missing), len(study.runs))
+    sets = _compare(found, study.runs, split, baseline, margin) if found else ()
+    seconds = sum(run.seconds or 0.0 for run in study.runs)
+    return Gathered(study.name, study.claim, split, margin, sets, tuple(missing), len(study.runs), seconds)
 
 
 def _compare(
-    runs: Sequence[EvaluatedRun], arms: Mapping[str, StudyRun], split: str, baseline: str | None, margin: float
+    runs: Sequence[EvaluatedRun], study: Sequence[StudyRun], split: str, baseline: str | None, margin: float
 ) -> tuple[ResultSet, ...]:
-    by_data: dict[tuple[str, str], list[EvaluatedRun]] = {}
+    arms = {str(run.workdir): run for run in study}
+    wanted = baseline or (study[0].arm if study else None)
+    levels = _levels(study, wanted)
+    by_data: dict[tuple[str, ...], list[EvaluatedRun]] = {}
     for run in runs:
-        by_data.setdefault((run.config["data.dataset"], run.config["data.label_type"]), []).append(run)
+        values = [_level(run, key) for key in levels]
+        by_data.setdefault((run.config["data.dataset"], run.config["data.label_type"], *values), []).append(run)
     groups = {key: group(members, split) for key, members in by_data.items()}
     shown = {key: _shown_names(methods.methods, arms) for key, methods in groups.items()}
-    baselines = _baselines(groups, shown, baseline)
-    order = dict.fromkeys(name for name in baselines.values() if name)
-    places = {name: place for place, name in enumerate(dict.fromkeys([*order, *_all(shown.values())]))}
-    several_types = {dataset for dataset, kind in groups if sum(dataset == other for other, _ in groups) > 1}
+    baselines = _baselines(groups, shown, arms, wanted)
+    found = dict.fromkeys(name for name in baselines.values() if name)
+    places = {name: place for place, name in enumerate(dict.fromkeys([*found, *_all(shown.values())]))}
+    titles = _titles(list(groups), levels)
     sets: list[ResultSet] = []
-    for (dataset, kind), methods in groups.items():
-        names, wanted = shown[dataset, kind], baselines[dataset, kind]
-        first = next(each for each in methods.methods if wanted in (None, names[each.name]))
+    for key, methods in groups.items():
+        names, own_baseline = shown[key], baselines[key]
+        first = next(each for each in methods.methods if own_baseline in (None, names[each.name]))
         comparison = compare(methods, first, margin)
         measures = compare_all(methods, first, tuple(MEASURES.values()), ranked=False)
         own = compare_all(methods, first, _own_measures(methods), ranked=False)
-        reason = "" if wanted else f"the baseline {baseline} has no evaluated run on this set yet"
+        reason = "" if own_baseline else f"the baseline {wanted} has no evaluated run on this set yet"
         rows = [_without_contrast(row, reason) if reason else row for row in comparison.rows]
-        found = tuple(Arm(names[row.method.name], places[names[row.method.name]], row) for row in rows)
-        label = f"{dataset}, {'gold' if kind == 'gt' else 'teacher'} labels" if dataset in several_types else dataset
+        shown_arms = tuple(Arm(names[row.method.name], places[names[row.method.name]], row) for row in rows)
         measured = (comparison, tuple(measures), tuple(own))
-        sets.append(ResultSet(_slug(label, len(sets)), label, dataset, kind, *measured, found, wanted or "", reason))
+        title = titles[key]
+        about = (_slug(title, len(sets)), title, key[0], key[1])
+        sets.append(ResultSet(*about, *measured, shown_arms, own_baseline or "", reason))
     return tuple(sets)
+
+
+def _levels(study: Sequence[StudyRun], baseline: str | None) -> tuple[str, ...]:
+    """The keys whose values a study combines with its arms, such as sizes: methods are compared at equal values.
+
+    They are those that vary among the runs of the baseline's arm. Of a study with one arm there are none: there the
+    values are what is compared.
+    """
+    arm = next((run.arm for run in study if baseline in (run.arm, str(run.workdir))), study[0].arm if study else "")
+    if len({run.arm for run in study}) < 2:
+        return ()
+    own = [run.settings for run in study if run.arm == arm]
+    keys = dict.fromkeys(key for settings in own for key in settings if key not in _NO_LEVELS)
+    return tuple(key for key in keys if len({repr(settings.get(key)) for settings in own}) > 1)
+
+
+def _level(run: EvaluatedRun, key: str) -> str:
+    return str(run.config.get(key))
+
+
+def _titles(keys: Sequence[tuple[str, ...]], levels: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """By data set, label type and levels a name with what tells the sets of one data set apart."""
+    titles = {}
+    for key in keys:
+        dataset, kind, *values = key
+        alike = [other for other in keys if other[0] == dataset]
+        parts = [dataset]
+        if len({other[1] for other in alike}) > 1:
+            parts.append(f"{'gold' if kind == 'gt' else 'teacher'} labels")
+        for place, (level, value) in enumerate(zip(levels, values, strict=True)):
+            if len({other[2 + place] for other in alike}) > 1:
+                parts.append(f"{level.rpartition('.')[2]}={value}")
+        titles[key] = ", ".join(parts)
+    return titles
 
 
 def _slug(name: str, number: int) -> str:
@@ -193,30 +238,45 @@ def _without_contrast(row: Row, reason: str) -> Row:
 
 
 def _shown_names(methods: Sequence[Method], arms: Mapping[str, StudyRun]) -> dict[str, str]:
-    """By the name of each method that of its arm, where the arms of a study tell the methods apart."""
-    by_method = {
-        method.name: {arms[str(run.workdir)].arm for run in method.runs if str(run.workdir) in arms}
-        for method in methods
-    }
-    unique = [next(iter(names)) if len(names) == 1 else "" for names in by_method.values()]
-    if "" in unique or len(set(unique)) < len(unique):
-        return {method.name: method.name for method in methods}
-    return dict(zip(by_method, unique, strict=True))
+    """By the name of each method that of its arm, with the settings that vary within it, if they tell them apart."""
+    own = {method.name: method.name for method in methods}
+    if not arms:
+        return own
+    first = {method.name: arms[str(method.runs[0].workdir)] for method in methods}
+    names = {}
+    for name, run in first.items():
+        alike = [other.settings for other in first.values() if other.arm == run.arm]
+        varied = [key for key in run.settings if key != "seed" and len({repr(each.get(key)) for each in alike}) > 1]
+        names[name] = " ".join([run.arm, *(f"{key.rpartition('.')[2]}={run.settings[key]}" for key in varied)])
+    return names if len(set(names.values())) == len(names) else own
 
 
 def _baselines(
-    groups: Mapping[Any, Methods], shown: Mapping[Any, Mapping[str, str]], baseline: str | None
-) -> dict[Any, str | None]:
+    groups: Mapping[tuple[str, ...], Methods],
+    shown: Mapping[tuple[str, ...], Mapping[str, str]],
+    arms: Mapping[str, StudyRun],
+    baseline: str | None,
+) -> dict[tuple[str, ...], str | None]:
     """By data set the name shown of its baseline; None where it has no run of it."""
     if baseline is None:
         return {key: shown[key][methods.methods[0].name] for key, methods in groups.items()}
-    name = baseline
+    name = arm = baseline
     for key, methods in groups.items():
         for method in methods.methods:
             if absolute(baseline) in (str(run.workdir) for run in method.runs) or baseline == method.name:
-                name = shown[key][method.name]
-    found = {key: name if name in shown[key].values() else None for key in groups}
-    if not any(found.values()):
-        known = ", ".join(repr(each) for each in dict.fromkeys(_all(shown.values())))
-        raise UserError(f"--baseline={baseline} is neither a method nor a workdir of one: choose one of {known}")
+                name, own = shown[key][method.name], arms.get(str(method.runs[0].workdir))
+                arm = own.arm if own else arm
+    found: dict[tuple[str, ...], str | None] = {}
+    for key, methods in groups.items():
+        by_arm = [shown[key][each.name] for each in methods.methods if _arm(each, arms) == arm]
+        found[key] = name if name in shown[key].values() else next(iter(by_arm), None)
+    known_arms = dict.fromkeys([*_all(shown.values()), *(run.arm for run in arms.values())])
+    if not any(found.values()) and baseline not in known_arms:
+        listed = ", ".join(map(repr, known_arms))
+        raise UserError(f"--baseline={baseline} is neither a method nor a workdir of one: choose one of {listed}")
     return found
+
+
+def _arm(method: Method, arms: Mapping[str, StudyRun]) -> str | None:
+    run = arms.get(str(method.runs[0].workdir))
+    return run.arm if run else None

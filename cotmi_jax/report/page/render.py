@@ -38,7 +38,6 @@ class SetView:
     caption: str
     learning: list[Chart]
     information: list[Chart]
-    efficiency: Chart | None
     kind: str
     no_confidence: str
     reliability: list[Chart]
@@ -50,18 +49,20 @@ class SetView:
 
     def charts(self) -> list[Chart]:
         """All of the set."""
-        optional = [chart for chart in (self.efficiency, self.risk) if chart is not None]
-        return [*self.learning, *self.information, *self.reliability, *optional]
+        return [*self.learning, *self.information, *self.reliability, *([self.risk] if self.risk else [])]
 
 
 def make_page(found: Gathered, *, examples: int = 0) -> Page:
     """The page of what was gathered. examples: of each data set, at most; 0: all."""
     views = [_view(each, found.margin) for each in found.sets]
+    efficiency = curves.data_efficiency(found.sets)
     script, style = _asset("page.js"), _asset("page.css") + palette_css(":root")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html = environment.from_string(_asset("page.html")).render(
         found=found,
         views=views,
+        efficiency=efficiency,
+        seconds=tables.duration(found.seconds) if found.seconds else "",
         question=words.question(found),
         summary=words.summary(found),
         kinds=KIND_NAMES,
@@ -75,7 +76,7 @@ def make_page(found: Gathered, *, examples: int = 0) -> Page:
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         revision=(revision() or "unknown")[:12],
     )
-    return Page(html, tuple(chart for view in views for chart in view.charts()))
+    return Page(html, (*(chart for view in views for chart in view.charts()), *efficiency))
 
 
 def write_page(page: Page, output: Path) -> list[str]:
@@ -102,7 +103,6 @@ def _view(each: ResultSet, margin: float) -> SetView:
         caption=terminal.caption(dataclasses.replace(each.comparison, baseline=each.baseline or "the baseline")),
         learning=curves.learning_curves(each, logs),
         information=curves.information_curves(each, logs),
-        efficiency=curves.data_efficiency(each),
         kind=kind,
         no_confidence=no_confidence,
         reliability=confidences.reliability(each, kind) if kind else [],
