@@ -13,6 +13,9 @@ _CONFIG = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study; may be gs://.")
 _STATUS = flags.DEFINE_bool("status", False, "Print the state of every run, and run none. Needs no --config.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the runs with their commands and estimated hours, and run none.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "With --dry_run: hours on this slice, such as v5e-8, or h100, from programs compiled for it (aot)."
+)
 _ONLY = flags.DEFINE_string(
     "only", "", "Runs whose names contain this, or that have key=value; several terms, separated by commas, all hold."
 )
@@ -66,7 +69,7 @@ def main() -> int:
         given = _LAUNCHER.value, _LAUNCHER_FLAG.value, _CONFIG.value, study
         return submit(*given, again=_RETRY_FAILED.value, dry_run=_DRY_RUN.value)
     if _STATUS.value or _DRY_RUN.value:
-        print(dry_run(study) if _DRY_RUN.value else status(study.previewed()))
+        print(dry_run(study, _TOPOLOGY.value) if _DRY_RUN.value else status(study.previewed()))
         return 0
     if rank(os.environ):
         return accompany(study)

@@ -123,22 +123,32 @@ class Display:
             self._drawn = 0
 
 
-def dry_run(study: Study) -> str:
-    """The runs that would be run, a command to train each by hand, and the hours that they are estimated to take."""
+def dry_run(study: Study, topology: str = "") -> str:
+    """The runs that would be run, a command to train each by hand, and the hours that they are estimated to take.
+
+    topology: a slice to compile the runs for, as of aot; "": by the times of the runs that are done.
+    """
     record, entries = study.record(), study.preview()
     done = [run for run in record.runs if run.state == "done"]
     left = [entry for entry in entries if entry.run.state != "done"]
     lines = []
     for entry in entries:
-        lines += [
-            f"{entry.run.name}: {entry.run.state}",
-            f"  {shlex.join(train_command(entry.planned, entry.run)[1:])}",
-        ]
-    times = [estimate(changed_settings(entry.planned.config), done) for entry in left]
+        command = shlex.join(train_command(entry.planned, entry.run)[1:])
+        lines += [f"{entry.run.name}: {entry.run.state}", f"  python {command}"]
+    if topology:
+        from cotmi_jax.study.compiled import compiled_hours  # imports the compilers of slices
+
+        times = compiled_hours([entry.planned for entry in left], topology, study.say)
+        what = f"device-hours of {topology} at least, for training at the roofline without communication"
+    else:
+        found = [estimate(changed_settings(entry.planned.config), done) for entry in left]
+        times = [None if seconds is None else seconds / 3600 for seconds in found]
+        what = "hours of one worker, by the runs that are done"
     known = [time for time in times if time is not None]
     total = f"{len(entries)} runs, {len(left)} of them not done"
     if known:
-        total += f": {sum(known) / 3600:.1f} hours of one worker, by the runs that are done"
+        total += f": {sum(known):.1f} {what}"
     if len(known) < len(times):
-        total += f"; of {len(times) - len(known)} not available: no run like them is done (--topology estimates by aot)"
+        reason = "see above" if topology else "no run like them is done; --topology estimates from compiled programs"
+        total += f"; hours of {len(times) - len(known)} runs are not available: {reason}"
     return "\n".join([*lines, total])
