@@ -20,6 +20,8 @@ from cotmi_jax.report.page.examples import example_block
 from cotmi_jax.report.page.gather import Gathered, ResultSet
 from cotmi_jax.workdir.provenance import revision
 
+_MAX_ANSWERS = 8  # sentences at the top of a page; more are folded
+
 
 class Page(NamedTuple):
     """The HTML, and the charts that are files as well."""
@@ -65,9 +67,11 @@ def make_page(found: Gathered, *, examples: int = 0) -> Page:
         seconds=tables.duration(found.seconds) if found.seconds else "",
         question=words.question(found),
         summary=words.summary(found),
+        matrix=words.matrix(found) if len(views) > 1 else [],
         kinds=KIND_NAMES,
         colors=len(PALETTE),
         commands=_commands(found),
+        many_answers=sum(len(view.answers) for view in views) > _MAX_ANSWERS,
         block=example_block(found, examples),
         limit=examples,
         policy=_policy(script, style),

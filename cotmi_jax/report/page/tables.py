@@ -63,7 +63,11 @@ def result_table(each: ResultSet) -> ResultTable:
             found = contrast.interval
             difference, around = points(found.value), f"{points(found.low)} to {points(found.high)}"
             glyph = (_at(found.low, reach), _at(found.value, reach), _at(found.high, reach))
-            p, verdict, words = f"{contrast.p_holm:.3f}", contrast.verdict, verdict_words(contrast, each.comparison)
+            p, verdict, words = (
+                "<0.001" if contrast.p_holm < 0.001 else f"{contrast.p_holm:.3f}",
+                contrast.verdict,
+                verdict_words(contrast, each.comparison),
+            )
         paper = paper_value(arm.method, each.label_type, each.comparison.methods.split)
         rows.append(
             ResultRow(arm, percent(arm.accuracy), interval, difference, around, p, verdict, words, paper, glyph)

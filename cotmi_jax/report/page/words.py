@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 
 from cotmi_jax.evaluation.verdicts import Contrast
 from cotmi_jax.report.page.gather import Arm, Gathered, ResultSet
@@ -43,7 +42,7 @@ def question(found: Gathered) -> str:
     """What the page answers: the claim of a study, or the methods that are compared."""
     if found.claim:
         return found.claim
-    names = list(found.arms)
+    names = sorted(found.arms, key=found.arms.__getitem__)  # a baseline comes first
     data = " and ".join(dict.fromkeys(each.name for each in found.sets))
     if len(names) < 2:
         return f"What does {names[0]} reach on {data}?" if names else "No run was evaluated yet"
@@ -54,32 +53,49 @@ def question(found: Gathered) -> str:
 
 
 def summary(found: Gathered) -> str:
-    """How many differences have which verdict, in one or two sentences."""
+    """How many comparisons have which verdict."""
     verdicts: Counter[str] = Counter(
         arm.row.contrast.verdict for each in found.sets for arm in each.arms if arm.row.contrast
     )
     total = sum(verdicts.values())
     if not total:
+        if not found.sets:
+            return f"No run was evaluated on {found.split} yet."
         compared = any(len(each.arms) > 1 for each in found.sets)
         reason = "a difference needs at least two seeds of both methods" if compared else "there is one method"
         return f"No difference can be stated: {reason}."
     margin = f"within ±{100 * found.margin:g} points"
     words = {"better": "better", "worse": "worse", "equivalent": f"equivalent {margin}", "undecided": "undecided"}
     listed = [f"{verdicts[verdict]} {text}" for verdict, text in words.items() if verdicts[verdict]]
-    baselines = dict.fromkeys(each.baseline for each in found.sets if each.baseline)
-    name = next(iter(baselines)) if len(baselines) == 1 else "the baselines"
-    if total == 1:
-        return f"The one difference to {name} is {listed[0].partition(' ')[2]}."
-    return f"Of {total} differences to {name}, {_list(listed)}."
+    baselines = list(dict.fromkeys(each.baseline for each in found.sets if each.baseline))
+    name = baselines[0] if len(baselines) == 1 else "the baselines"
+    counted = f"{total} {'comparison' if total == 1 else 'comparisons'} with {name}: "
+    if len(listed) == 1:
+        verdict = listed[0].partition(" ")[2]
+        return f"{counted}{'all ' if total > 1 else ''}{verdict}."
+    return f"{counted}{', '.join(listed[:-1])} and {listed[-1]}."
 
 
-def _list(texts: Sequence[str]) -> str:
-    """Counts with what they count: "1 is better, 2 are worse and 3 are undecided"."""
-    counts = []
-    for text in texts:
-        count, _, what = text.partition(" ")
-        counts.append(f"{count} {'is' if count == '1' else 'are'} {what}")
-    return counts[0] if len(counts) == 1 else f"{', '.join(counts[:-1])} and {counts[-1]}"
+def matrix(found: Gathered) -> list[tuple[str, list[Answer | None]]]:
+    """By method its answers on each of several data sets, in short; None where it has no run."""
+    rows = []
+    for name in sorted(found.arms, key=found.arms.__getitem__):
+        cells = [_short(each, name) for each in found.sets]
+        if any(cell is not None and cell.verdict != "baseline" for cell in cells):
+            rows.append((name, cells))
+    return rows
+
+
+def _short(each: ResultSet, name: str) -> Answer | None:
+    arm = next((arm for arm in each.arms if arm.name == name), None)
+    if arm is None:
+        return None
+    if name == each.baseline:
+        return Answer("baseline", "baseline", "")
+    contrast = arm.row.contrast
+    if contrast is None:
+        return Answer("missing", "no verdict", "")
+    return Answer(contrast.verdict, points(contrast.interval.value), "")
 
 
 def answers(each: ResultSet, margin: float) -> list[Answer]:
