@@ -130,6 +130,8 @@ def test_a_fingerprint_changes_with_the_settings_that_change_the_corpus_and_no_o
         "fields": "rationale=why",
         "duplicate_rationales": "weight",
         "split_by": "cluster",
+        "rationale_weights": "correct",
+        "token_weights": "given",
     }
     assert set(changes) | {"data_root", "tfds_dir", "needs_rationales"} == {
         field.name for field in dataclasses.fields(Loading)
