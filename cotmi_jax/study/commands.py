@@ -50,6 +50,7 @@ class Log:
             make_folder(self._place.parent)
             if self._scratch and self._place.exists():
                 copy_file(self._place, as_path(str(self.path)))
+            self.path.touch()
 
     def last_line(self) -> str:
         """The last line that is not blank; "" if there is none."""
