@@ -16,8 +16,9 @@ _CONFIG_SOURCE = Path(__file__).with_name("config.py")
 _SECTIONS = ("base", "_data", "_model", "_mi")  # the functions of config.py that declare keys
 _ASSIGNMENT = re.compile(r"    (\w+)\.([\w.]+) = (.*?)(?:  # (.*))?")
 EXIT_CODES = """Exit codes: 0 done, or (train) stopped by a signal and saved; 1 a defect, with its traceback, or a
-negative result (aot: a program does not fit; annotate: see its report); 2 a user error, one line that names the remedy;
-75 (train, evaluate) another process of the run was lost: start again; 130 and 143 interrupted, nothing to save."""
+negative result (aot: a program does not fit; annotate: see its report; study: a run failed); 2 a user error, one line
+that names the remedy; 75 (train, evaluate) another process of the run was lost: start again; 130 and 143
+interrupted, nothing to save."""
 
 
 class ConfigKey(NamedTuple):
