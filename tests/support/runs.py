@@ -5,6 +5,7 @@ commands share one cache of compiled programs.
 """
 
 import atexit
+import fcntl
 import functools
 import gc
 import json
@@ -91,10 +92,20 @@ def scratch() -> Path:
 
 @functools.cache
 def trained() -> Path:
-    """The workdir of a complete run of tiny_config(). Tests that write into it copy it first."""
+    """The workdir of a complete run of tiny_config(). Tests that write into it copy it first.
+
+    One worker of the suite trains, the others copy its workdir.
+    """
     workdir = scratch() / "trained"
-    assert train(tiny_config(), str(workdir)) == 6
-    return workdir
+    suite = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    shared = EXECUTABLES / f"trained-{suite}"
+    with (EXECUTABLES / f"lock-{suite}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            assert train(tiny_config(), str(workdir)) == 6
+            shutil.copytree(workdir, shared)
+            return workdir
+    return shutil.copytree(shared, workdir)
 
 
 def make_record(workdir: Path, changes: Mapping[str, Any] | None = None) -> Path:
