@@ -10,6 +10,7 @@ from cotmi_jax.data.grammar import parse_dataset
 from cotmi_jax.data.rationale_answer import RATIONALE_ANSWERS
 from cotmi_jax.data.sources.row_format import parse_fields
 from cotmi_jax.data.tokenize import TOO_LONG
+from cotmi_jax.data.vocabulary import is_own, parse_own
 from cotmi_jax.errors import UserError, shown
 from cotmi_jax.models.config import AttentionForm, Remat
 
@@ -127,7 +128,8 @@ def _data() -> ConfigDict:
     data.version = 1  # of a generated set. arithmetic: 1 has numbers and results up to 99; 2 up to 16 and 24
     data.label_type = "gt"  # train on gold labels, or llm: on the teacher's
     # SentencePiece file, tokenizer.json, or bytes (ByT5's); "": that of the model.init checkpoint, else that of the
-    # generated set, else {root}/t5/spiece.model.
+    # generated set, else {root}/t5/spiece.model. own:4000: that many pieces, trained on the train rows and cached; for
+    # random parameters.
     data.vocabulary = ""
     data.max_input_tokens = 1024  # including eos
     data.max_target_tokens = 256  # including eos
@@ -307,6 +309,8 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{key} is {flat[key]!r}: choose one of {', '.join(allowed)}")
     profiled_steps(config)
     parse_fields(config.data.fields)
+    if is_own(config.data.vocabulary):
+        parse_own(config.data.vocabulary)
     if config.data.augment_asdiv and all(spec.written != "svamp" for spec in parse_dataset(config.data.dataset)):
         raise UserError(f"config.data.augment_asdiv needs config.data.dataset svamp, not {config.data.dataset!r}")
 

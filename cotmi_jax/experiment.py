@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 from cotmi_jax.config import base, flatten
 from cotmi_jax.data.corpus import find_data_root
 from cotmi_jax.data.grammar import parse_dataset, with_absolute_paths
+from cotmi_jax.data.own_vocabulary import find_own_vocabulary
 from cotmi_jax.data.rationale_weights import with_absolute_file
 from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.generated import VOCABULARIES
 from cotmi_jax.data.tasks import PREDICT, find_objective
 from cotmi_jax.data.token_weights import parse_token_weights
-from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer, is_own
 from cotmi_jax.errors import UserError, shown
 from cotmi_jax.extensions import with_absolute_files
 from cotmi_jax.files import Path, absolute, as_path
@@ -40,7 +41,17 @@ _VOCAB_MULTIPLE = 128  # so that the tensor axis of the mesh divides the vocabul
 
 
 def find_vocabulary(config: ConfigDict) -> Path:
-    """The vocabulary's file of a run, or `bytes`, by the rule stated at config.data.vocabulary."""
+    """The vocabulary's file of a run, or `bytes`, by the rule stated at config.data.vocabulary.
+
+    One that is trained on the data is trained now, unless it is in the cache.
+    """
+    if is_own(config.data.vocabulary):
+        if config.model.init != "random":
+            raise UserError(
+                f"config.data.vocabulary {config.data.vocabulary} needs embeddings of its own, and config.model.init "
+                f"{config.model.init} has those of another vocabulary: leave config.data.vocabulary empty"
+            )
+        return find_own_vocabulary(config)
     if config.data.vocabulary:
         return as_path(config.data.vocabulary)
     if config.data.dataset in VOCABULARIES and config.model.init == "random":

@@ -1,5 +1,6 @@
 """Vocabularies in T5's convention: pad 0, eos 1; `</s>` in a text is encoded as eos."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from cotmi_jax.data.codecs import (
@@ -17,14 +18,26 @@ from cotmi_jax.data.codecs import (
 from cotmi_jax.data.example import EOS_TEXT
 from cotmi_jax.data.origins import T5_VOCABULARY
 from cotmi_jax.data.sources.rows import read_bytes, shown_path
-from cotmi_jax.errors import UserError
+from cotmi_jax.errors import UserError, shown
 from cotmi_jax.files import Path, read_json, user_error_on_failure
 
-__all__ = ["BYTES", "EOS_ID", "FILES", "PAD_ID", "Vocabulary", "check_fits", "find_tokenizer", "has_tokenizer"]
+__all__ = [
+    "BYTES",
+    "EOS_ID",
+    "FILES",
+    "PAD_ID",
+    "Vocabulary",
+    "check_fits",
+    "find_tokenizer",
+    "has_tokenizer",
+    "is_own",
+    "parse_own",
+]
 
 BYTES = "bytes"  # the value of config.data.vocabulary for the vocabulary without a file
 # In a folder the first of these that is there is used; a tokenizer_config.json only if it names the tokenizer of bytes.
 FILES = (SPIECE, TOKENIZER, TOKENIZER_CONFIG)
+_OWN = re.compile(r"own:([1-9]\d{0,6})")
 _REMEDY = "give the tokenizer of a Hugging Face checkpoint"
 
 
@@ -98,6 +111,21 @@ class Vocabulary:
         vocab_size: the number of embeddings. model_type: that of the network; for a umt5 a tokenizer.json is needed.
         """
         return self._codec.exported(vocab_size, model_type == "umt5")
+
+
+def is_own(vocabulary: str) -> bool:
+    """Whether a value of config.data.vocabulary asks for a trained vocabulary."""
+    return vocabulary.startswith("own:")
+
+
+def parse_own(vocabulary: str) -> int:
+    """The number of pieces in "own:PIECES". Raises UserError for another form."""
+    match = _OWN.fullmatch(vocabulary)
+    if match is None:
+        raise UserError(
+            f"config.data.vocabulary is {shown(vocabulary)}: give own: and a number of pieces, such as own:4000"
+        )
+    return int(match[1])
 
 
 def has_tokenizer(directory: Path) -> bool:

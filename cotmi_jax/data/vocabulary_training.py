@@ -13,11 +13,13 @@ def train_unigram(
     fixed_pieces: Sequence[str] = (),
     required_characters: str = "",
     normalization: str = "identity",
+    hard_limit: bool = False,
 ) -> bytes:
     """The serialized unigram model (Kudo 2018) of at most `pieces` pieces, with every character of the texts.
 
     fixed_pieces: pieces in any case, which are matched before all others. normalization: a rule of SentencePiece.
-    Training uses one thread and stores no paths, so that one release of sentencepiece always gives the same bytes.
+    hard_limit: RuntimeError where the texts do not give exactly so many pieces. Training uses one thread and stores no
+    paths, so that one release of sentencepiece always gives the same bytes.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -25,7 +27,7 @@ def train_unigram(
         model_writer=model,
         model_type="unigram",
         vocab_size=pieces,
-        hard_vocab_limit=False,
+        hard_vocab_limit=hard_limit,
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -36,6 +38,7 @@ def train_unigram(
         user_defined_symbols=list(fixed_pieces),
         num_threads=1,
         shuffle_input_sentence=False,
+        max_sentence_length=1 << 20,  # bytes; longer texts are left out
         minloglevel=2,
     )
     return model.getvalue()

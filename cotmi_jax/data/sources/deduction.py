@@ -1,11 +1,12 @@
 """Embedded synthetic data: claims about a few facts and rules, with proofs, and a teacher that errs at a known rate.
 
 The seed determines everything. A theory is about two people, of whom one fact each starts a chain of one to three
-rules; another fact and another rule, whose conclusion is the opposite of one in a chain, lead nowhere. A claim is true
-or false if the chain of its person reaches it or its opposite, and unknown if it is about the chain of the other
-person. So one theory gives claims of all labels, and neither the claim nor the words of the input tell them apart; the
-sentence that names the property of a claim separates most true claims from most false ones, but not from unknown ones.
-Names, and rules (the pair of premise and conclusion), of a split are in no other split; properties are in all.
+rules. Half of the theories have a further fact, and half a rule from a premise that nobody has to the opposite of a
+conclusion of a chain. A claim is true or false if the chain of its person reaches it or its opposite. Of unknown claims
+half are about the chain of the other person, and half about a property of which the theory says nothing. So one theory
+gives claims of all labels, and neither the claim nor the words of the input tell them apart. Whether the theory holds
+the property of a claim or its opposite tells most of the labels; the rest needs the proof. Names, and rules (pairs of
+premise and conclusion), of a split are in no other split; properties are in all.
 """
 
 import dataclasses
@@ -38,10 +39,11 @@ VOCABULARY_PATH = pathlib.Path(__file__).with_name("deduction.spiece.model")
 HELD_OUT = 600  # examples of valid and of test in the data set that runs use: 100 theories each
 CLAIMS = 6  # of a theory, two of each label
 VERSIONS = (1,)
-_SHARES = {"train": 0.7, "valid": 0.15, "test": 0.15}  # of all names, and of all rules
-_MAX_HOPS = 3
-_OPPOSED = 1  # rules to the opposite of a conclusion of a chain, from a premise that nobody has
-_TRAP = 0.5  # probability that the further fact about a person is the opposite of the other person's first
+_SHARES = {"train": 0.6, "valid": 0.2, "test": 0.2}  # of all names, and of all rules
+_HOPS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # rules in the chain of each person
+_OPPOSED = 0.5  # probability of a rule to the opposite of a conclusion of a chain, from a premise that nobody has
+_FURTHER = 0.5  # probability of a fact that starts no chain
+_NEAR = 0.5  # probability that such a fact about a person is the opposite of the other person's first
 _IN_ORDER = 0.5  # probability that the sentences of a chain are together and in order
 _Item = TypeVar("_Item")
 
@@ -117,13 +119,22 @@ def make_deduction(
 
 
 def _make_pools(rng: np.random.Generator) -> dict[str, _Pool]:
-    """Divides names and rules among the splits."""
+    """Divides names and rules among the splits.
+
+    Rules are divided by the distance of premise and conclusion in a circle of the pairs of opposites, and by whether
+    both are on the same side of their pairs. So every property has as many rules as any other, in each split: else the
+    property of a claim would tell something of its label.
+    """
     names = _divide(rng, [first + second for first in FIRST_SYLLABLES for second in SECOND_SYLLABLES])
-    rules = _divide(rng, [pair for pair in itertools.permutations(OPPOSITE, 2) if pair[1] != OPPOSITE[pair[0]]])
+    properties = list(OPPOSITE)  # opposites are neighbours
+    pairs = [properties[i : i + 2] for i in range(0, len(properties), 2)]
+    circle = [pairs[i] for i in rng.permutation(len(pairs))]
+    kinds = _divide(rng, list(itertools.product(range(1, len(circle)), (0, 1))))
     pools = {}
     for split in SPLITS:
         pool = _Pool(names[split], {name: [] for name in OPPOSITE}, {name: [] for name in OPPOSITE})
-        for premise, conclusion in rules[split]:
+        for (distance, turn), start, side in itertools.product(kinds[split], range(len(circle)), (0, 1)):
+            premise, conclusion = circle[start][side], circle[(start + distance) % len(circle)][side ^ turn]
             pool.conclusions[premise].append(conclusion)
             pool.premises[conclusion].append(premise)
         pools[split] = pool
@@ -157,27 +168,30 @@ def _make_problems(rng: np.random.Generator, count: int, pool: _Pool) -> list[Pr
 def _make_claims(rng: np.random.Generator, pool: _Pool) -> list[Problem]:
     """A theory with its claims."""
     names = [pool.names[i] for i in rng.permutation(len(pool.names))[:2]]
-    hops = rng.integers(1, _MAX_HOPS + 1, len(names)).tolist()
+    hops = _pick(rng, _HOPS)
     drawn = None
     while drawn is None:
         drawn = _draw_rules(rng, pool, hops)
     chains, opposed = drawn
     theory = _state(rng, names, chains, opposed)
     followed = [(person, name) for person, chain in enumerate(chains) for name in chain[1:]]
+    named = {word for sentence in theory for word in sentence}
+    silent = [name for name in OPPOSITE if not {name, OPPOSITE[name]} & named]
     claims = []
     for label in LABELS:
-        for i in rng.permutation(len(followed))[: CLAIMS // len(LABELS)]:
+        for number, i in enumerate(rng.permutation(len(followed))[: CLAIMS // len(LABELS)]):
             person, name = followed[i]
-            opposite = label == FALSE or (label == UNKNOWN and rng.random() < 0.5)
-            about = names[1 - person if label == UNKNOWN else person]
-            claims.append(Fact(about, OPPOSITE[name] if opposite else name))
+            if label == UNKNOWN:
+                name = _pick(rng, silent) if number else _pick(rng, (name, OPPOSITE[name]))
+                person = 1 - person
+            claims.append(Fact(names[person], OPPOSITE[name] if label == FALSE else name))
     return [Problem(theory, claims[i]) for i in rng.permutation(len(claims))]
 
 
 def _draw_rules(
     rng: np.random.Generator, pool: _Pool, hops: Sequence[int]
 ) -> tuple[list[list[str]], list[Rule]] | None:
-    """Properties of a chain of rules for each number of hops, and _OPPOSED further rules, which conclude the opposite.
+    """Properties of a chain of rules for each number of hops, and at most one rule that concludes the opposite.
 
     None where no rule of the pool continues a chain with a property that is not used yet.
     """
@@ -201,14 +215,11 @@ def _draw_rules(
         if name is None:
             return None
         chains.append([*chain, name])
-    conclusions = [OPPOSITE[name] for chain in chains for name in chain[1:]]
-    opposed = []
-    for i in rng.permutation(len(conclusions))[:_OPPOSED]:
-        premise = take(pool.premises[conclusions[i]])
-        if premise is None:
-            return None
-        opposed.append(Rule(premise, conclusions[i]))
-    return chains, opposed
+    if rng.random() >= _OPPOSED:
+        return chains, []
+    conclusion = OPPOSITE[_pick(rng, [name for chain in chains for name in chain[1:]])]
+    premise = take(pool.premises[conclusion])
+    return None if premise is None else (chains, [Rule(premise, conclusion)])
 
 
 def _state(
@@ -219,11 +230,12 @@ def _state(
         [Fact(name, chain[0]), *(Rule(*pair) for pair in itertools.pairwise(chain))]
         for name, chain in zip(names, chains, strict=True)
     ]
-    person = int(rng.integers(len(names)))
-    used = {name for chain in chains for name in chain} | {rule.premise for rule in opposed}
-    further = [name for name in OPPOSITE if not {name, OPPOSITE[name]} & used]
-    trap = rng.random() < _TRAP or not further
-    groups.append([Fact(names[person], OPPOSITE[chains[1 - person][0]] if trap else _pick(rng, further))])
+    if rng.random() < _FURTHER:
+        person = int(rng.integers(len(names)))
+        used = {name for chain in chains for name in chain} | {rule.premise for rule in opposed}
+        free = [name for name in OPPOSITE if not {name, OPPOSITE[name]} & used]
+        near = rng.random() < _NEAR or len(free) <= 2  # one pair is left for claims of which the theory says nothing
+        groups.append([Fact(names[person], OPPOSITE[chains[1 - person][0]] if near else _pick(rng, free))])
     groups += [[rule] for rule in opposed]
     if rng.random() >= _IN_ORDER:
         groups = [[sentence] for group in groups for sentence in group]

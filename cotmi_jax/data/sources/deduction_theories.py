@@ -15,8 +15,8 @@ from cotmi_jax.data.example import EOS_TEXT
 
 TRUE, FALSE, UNKNOWN = LABELS = ("true", "false", "unknown")
 _OPPOSITES = (
-    *(("big", "small"), ("brave", "timid"), ("clean", "dirty"), ("fast", "slow"), ("happy", "sad"), ("hot", "cold")),
-    *(("kind", "cruel"), ("loud", "quiet"), ("old", "young"), ("rich", "poor"), ("strong", "weak"), ("tall", "short")),
+    *(("big", "small"), ("clean", "dirty"), ("fast", "slow"), ("kind", "cruel")),
+    *(("loud", "quiet"), ("rich", "poor"), ("strong", "weak"), ("young", "old")),
 )
 OPPOSITE = {a: b for pair in _OPPOSITES for a, b in (pair, pair[::-1])}  # of each property
 # A name is two syllables, so that the pieces of names in valid and test, which train lacks, all occur in train.
