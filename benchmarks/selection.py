@@ -60,8 +60,9 @@ _SMALL = "--config.batch_size=16"
 SETTINGS = {
     "arithmetic": Setting("quickstart", 360, (_SMALL,)),
     "arithmetic, 300 train examples": Setting("quickstart", 360, (_SMALL, "--config.data.size=300")),
+    "deduction": Setting("deduction", 1200),
 }
-RULES = ("accuracy", "loss", "log_score", LAST)
+RULES = ("accuracy", "label_loss", "loss", "log_score", LAST)
 
 
 class Outcome(NamedTuple):
@@ -260,6 +261,9 @@ def measure(study: Study, settings: Sequence[str], seeds: int, draws: int) -> di
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:
+    """The mean over runs and its interval; of one run the value alone."""
+    if len(values) < 2:
+        return {"value": values[0]}
     found = runs_interval(np.array(values))
     return {"value": found.value, "low": found.low, "high": found.high}
 
@@ -273,10 +277,15 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
         for row in result["rows"]:
             cells = [_cell(row, rule, name, outcome) for rule in RULES]
             lines.append(f"| {row['setting']} | {row['rows']} | {' | '.join(cells)} |")
+    runs = "one run, thus no interval"
+    if result["seeds"] > 1:
+        runs = (
+            f"{result['seeds']} runs of a setting, with the 95% t interval over them, in bold where the paired "
+            "difference to `accuracy` excludes 0"
+        )
     note = (
-        f"{result['seeds']} runs of a setting, {result['draws']} valid sets of n rows each, {CHECKPOINTS} checkpoints "
-        "a run: mean test score of the selected checkpoint minus that of the best one, with its 95% t interval over "
-        "runs; in bold where the paired difference to `accuracy` excludes 0."
+        f"Mean test score of the selected checkpoint minus that of the best of {CHECKPOINTS} checkpoints, over "
+        f"{result['draws']} valid sets of n rows each; {runs}."
     )
     return "\n".join([*lines[1:], "", note, *measured_with(result, command)])
 
@@ -284,10 +293,12 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
 def _cell(row: Mapping[str, Any], rule: str, name: str, outcome: Outcome) -> str:
     if name not in row["regret"].get(rule, {}):
         return "–"
-    value, low, high = (outcome.factor * row["regret"][rule][name][key] for key in ("value", "low", "high"))
+    found = {key: outcome.factor * value for key, value in row["regret"][rule][name].items()}
+    if "low" not in found:
+        return f"{found['value']:+.1f}"
     against = row["against_accuracy"][rule][name]
     mark = "**" * (against["low"] > 0 or against["high"] < 0)
-    return f"{mark}{value:+.1f}{mark} [{low:+.1f}, {high:+.1f}]"
+    return f"{mark}{found['value']:+.1f}{mark} [{found['low']:+.1f}, {found['high']:+.1f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -295,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/selection"), help="scores of complete runs")
     parser.add_argument("--settings", default=";".join(SETTINGS), help="names of settings, separated by semicolons")
-    parser.add_argument("--seeds", type=int, default=4, help="runs of a setting, at least 2")
+    parser.add_argument("--seeds", type=int, default=4, help="runs of a setting; 2 or more give intervals")
     parser.add_argument("--draws", type=int, default=200, help="valid sets of each size")
     parser.add_argument("--smoke", action="store_true", help="the recipes' smallest size: shows that it runs")
     parser.add_argument("--json", type=Path, help="file for the results")
@@ -306,14 +317,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = arguments.settings.split(";")
         if unknown := [name for name in settings if name not in SETTINGS]:
             raise UserError(f"--settings={arguments.settings}: no {unknown[0]}; choose of {'; '.join(SETTINGS)}")
-        if arguments.seeds < 2:
-            raise UserError(f"--seeds={arguments.seeds}: an interval over runs needs at least 2")
+        if arguments.seeds < 1:
+            raise UserError(f"--seeds={arguments.seeds}: give at least 1, and 2 for intervals")
         study = Study(arguments.folder.absolute(), arguments.smoke)
         result = measure(study, settings, arguments.seeds, arguments.draws)
         if arguments.json:
             replace_file(arguments.json, json.dumps(result, indent=1) + "\n")
         if arguments.markdown:
-            flags = f"--seeds={arguments.seeds}", f"--draws={arguments.draws}"
+            flags = [f"--seeds={arguments.seeds}", f"--draws={arguments.draws}"]
+            flags += [f"--settings={arguments.settings}"] * (settings != list(SETTINGS))
             write_markdown(arguments.markdown, markdown(result, shown_command("benchmarks.selection", *flags)), MARK)
         return result
 

@@ -58,9 +58,10 @@ def base() -> ConfigDict:
     config.eval.every = 250  # steps between evaluations on the valid split; 0: never
     config.eval.examples = 0  # examples of the valid split that are used; 0: all
     config.eval.batch_size = 64  # examples, over all devices
-    # Of the best student: accuracy, or the loss of labels where it ties; or loss, the cross-entropies weighted as in
-    # training, so that the rationales decide too where all labels are right; or log_score, of sets whose examples have
-    # choices: the log-probability of the gold label among them at the best temperature.
+    # What the best student on valid is the best by: accuracy, or the loss of labels where it ties; label_loss, that
+    # loss; loss, the cross-entropies of labels and rationales weighted as in training; or log_score, of sets whose
+    # examples have choices: the log-probability of the gold label among them at the best temperature
+    # (docs/evaluation.md compares them).
     config.eval.select_by = "accuracy"
     config.eval.metrics = ""  # registered metrics besides accuracy, separated by commas
     # The first examples of valid whose rationales are generated too, for the metrics that read rationales; 0: none.
@@ -301,7 +302,7 @@ def validate(config: ConfigDict) -> None:
     choices |= {
         "data.too_long": TOO_LONG,
         "data.rationale_answer": RATIONALE_ANSWERS,
-        "eval.select_by": ("accuracy", "loss", "log_score"),
+        "eval.select_by": ("accuracy", "label_loss", "loss", "log_score"),
         "model.attention": get_args(AttentionForm),
     }
     for key, allowed in choices.items():

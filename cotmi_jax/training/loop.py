@@ -42,6 +42,8 @@ def quality(valid: Mapping[str, float], select_by: str, objective: Objective) ->
     """
     if select_by == "loss":
         return -sum(objective.coefficients[task] * valid[task] for task in objective.tasks), 0.0
+    if select_by == "label_loss":
+        return -valid[PREDICT], valid["accuracy"]
     if select_by == "log_score":
         return valid["log_score"], valid["accuracy"]
     return valid["accuracy"], -valid[PREDICT]

@@ -41,7 +41,7 @@ def made_run(size: int = 80) -> dict[str, Any]:
 def test_each_rule_selects_as_training_does() -> None:
     valid, rows = Valid.of(made_run()["valid"]), np.arange(80)
     chosen = {rule: selected(valid, rows, rule, DSS) for rule in selection.RULES}
-    assert chosen == {"loss": 0, "accuracy": 1, "log_score": 2, "last": 2}
+    assert chosen == {"loss": 0, "label_loss": 0, "accuracy": 1, "log_score": 2, "last": 2}
     first = valid.scores(rows, "log_score")[0]
     assert first["predict"] == pytest.approx(0.1) and first["explain"] == pytest.approx(0.1)
     # At the best temperature the probability of a preferred choice is the share of those that are gold.
@@ -66,7 +66,7 @@ def test_regrets_are_differences_to_the_best_checkpoint_on_test() -> None:
     for predictions in open_labels["valid"]:
         for each in predictions:
             each["candidates"] = []
-    assert regrets(open_labels, 50, draws=2).keys() == {"accuracy", "loss", "last"}
+    assert regrets(open_labels, 50, draws=2).keys() == {"accuracy", "label_loss", "loss", "last"}
 
 
 def test_complete_runs_are_not_repeated_and_the_table_is_written(
@@ -81,9 +81,13 @@ def test_complete_runs_are_not_repeated_and_the_table_is_written(
     arguments = [f"--folder={tmp_path}", "--seeds=2", "--draws=5", f"--markdown={page}"]
     assert selection.main(arguments) == 0 and "regret" in capsys.readouterr().out
     table = page.read_text()
-    assert "| label accuracy, points | n | accuracy | loss | log_score | last |" in table
+    assert "| label accuracy, points | n | accuracy | label_loss | loss | log_score | last |" in table
     assert "| small | 80 | " in table and "| small | 200 |" not in table and "**-20.0** [-20.0, -20.0]" in table
-    assert selection.main(["--settings=other"]) == selection.main(["--seeds=1"]) == 2
+    assert selection.main([arguments[0], "--seeds=1", *arguments[2:]]) == 0
+    table = page.read_text()
+    assert "one run, thus no interval." in table and "| small | 80 | " in table and "[" not in table
+    capsys.readouterr()
+    assert selection.main(["--settings=other"]) == selection.main(["--seeds=0"]) == 2
     assert "no other; choose of small" in capsys.readouterr().err
 
 

@@ -230,7 +230,7 @@ def test_the_best_student_on_valid_is_kept(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("select_by", "best"), [("accuracy", 2), ("loss", 4)])
+@pytest.mark.parametrize(("select_by", "best"), [("accuracy", 2), ("label_loss", 4), ("loss", 4)])
 def test_a_resumed_run_keeps_its_best_score(
     scripted_scores: list, select_by: str, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +247,7 @@ def test_the_loss_that_selects_is_weighted_as_in_training() -> None:
     objective = Objective("dss", alpha=0.25)
     assert loop.quality({"accuracy": 1.0, "predict": 0.1, "explain": 0.5}, "loss", objective) == (-0.4, 0.0)
     assert loop.quality({"accuracy": 0.9, "predict": 0.1, "explain": 0.5}, "accuracy", objective) == (0.9, -0.1)
+    assert loop.quality({"accuracy": 0.9, "predict": 0.1, "explain": 0.5}, "label_loss", objective) == (-0.1, 0.9)
     assert loop.quality({"accuracy": 0.9, "predict": 0.1, "log_score": -0.3}, "log_score", objective) == (-0.3, 0.9)
 
 
