@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 from paths import REPOSITORY
-from runs import command
 
 from benchmarks import compile as compile_suite
 from benchmarks import decode, mi_term, run, table, train_step
 from benchmarks.revisions import revisions
 from benchmarks.table import Options, Row, Spent
 from cotmi_jax.errors import UserError
+
+quick_compilation = runs.quick_compilation
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def in_process(module: str, *arguments: str) -> dict[str, Any]:
 
 def spend_in_forks(arguments: list[str], *, folder: Path, environment: dict[str, str]) -> Spent:
     """What table.spend returns, from the tests' servers of commands, with made-up costs."""
-    done = command(arguments[2].removeprefix("cotmi_jax."), *arguments[3:])
+    done = runs.command(arguments[2].removeprefix("cotmi_jax."), *arguments[3:])
     assert done.code == 0, done
     return Spent(1.0, 2.0, 0.5, done.out)
 
