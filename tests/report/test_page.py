@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_compare(tmp_path: Path) -> None:
             assert (row["p (Holm)"] == "<0.001") == (difference["p_holm"] < 0.001)
             assert difference["verdict"] in row["Verdict"]
     assert rows["dss"]["Difference, points"] == "baseline"
-    assert "cotmi is better than dss: +" in page.text and "p < .001 adjusted" in page.text
+    assert "cotmi is better than dss: +" in page.text and "p\u00a0<\u00a0.001 adjusted" in page.text
     assert "Whether standard differs" in page.text or "standard and dss are equivalent within ±2 points" in page.text
 
 

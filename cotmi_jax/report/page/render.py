@@ -12,7 +12,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cotmi_jax.files import Path, make_folder, replace_file
-from cotmi_jax.report import comparison as terminal
 from cotmi_jax.report.calibration_rows import KIND_NAMES
 from cotmi_jax.report.page import confidences, curves, tables, words
 from cotmi_jax.report.page.chart import PALETTE, Chart, palette_css
@@ -104,7 +103,7 @@ def _view(each: ResultSet, margin: float) -> SetView:
         found=each,
         answers=words.answers(each, margin),
         table=tables.result_table(each),
-        caption=terminal.caption(dataclasses.replace(each.comparison, baseline=each.baseline or "the baseline")),
+        caption=words.counted(each),
         learning=curves.learning_curves(each, logs),
         information=curves.information_curves(each, logs),
         kind=kind,

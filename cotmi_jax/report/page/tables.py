@@ -129,7 +129,10 @@ def _cell(each: ResultSet, found: Comparison, row: Row) -> Cell:
     around = f"{_minus(show(row.interval.low))} to {_minus(show(row.interval.high))}" if row.interval else ""
     value = _minus(show(row.mean)) + "%" * (found.measure.unit == SHARE)
     if is_baseline or row.contrast is None or each.no_baseline:
-        return Cell(value, around, "baseline" if is_baseline else row.missing or each.no_baseline, "")
+        said = "baseline" if is_baseline else row.missing or each.no_baseline
+        if said.startswith("of the baseline"):  # the cell of the baseline has the reason
+            said = "no difference: the baseline has no value"
+        return Cell(value, around, said, "")
     contrast = row.contrast
     return Cell(value, around, _minus(show(contrast.interval.value, signed=True)), contrast.verdict)
 

@@ -25,8 +25,9 @@ def percent(value: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """As p = .012, or p < .001."""
-    return "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("0.", ".", 1)
+    """As p = .012, or p < .001; its spaces do not break."""
+    text = "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("0.", ".", 1)
+    return text.replace(" ", "\u00a0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,17 @@ def _short(each: ResultSet, name: str) -> Answer | None:
     if contrast is None:
         return Answer("missing", "no verdict", "")
     return Answer(contrast.verdict, points(contrast.interval.value), "")
+
+
+def counted(each: ResultSet) -> str:
+    """What the numbers of a data set are of."""
+    items, clusters = each.comparison.items or 0, each.comparison.clusters or 0
+    examples = f"{items:,} examples" + (f" in {clusters:,} clusters" if clusters < items else "")
+    contrasts = [arm.row.contrast for arm in each.arms if arm.row.contrast is not None]
+    if not contrasts:
+        return f"{examples}."
+    paired = "seed and example" if all(contrast.paired for contrast in contrasts) else "example"
+    return f"{examples}; differences to {each.baseline} are paired by {paired}."
 
 
 def answers(each: ResultSet, margin: float) -> list[Answer]:
