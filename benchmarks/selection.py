@@ -35,7 +35,7 @@ from cotmi_jax.evaluation.recalibration import fit_score_temperature, log_softma
 from cotmi_jax.evaluation.scores import Prediction
 from cotmi_jax.evaluation.subject import find_subject
 from cotmi_jax.experiment import eval_decoding
-from cotmi_jax.files import read_json, replace_file
+from cotmi_jax.files import replace_file
 from cotmi_jax.objectives.objective import Objective
 from cotmi_jax.training.loop import quality
 from cotmi_jax.workdir.checkpoint import LATEST, steps_saved
@@ -239,7 +239,7 @@ def measure(study: Study, settings: Sequence[str], seeds: int, draws: int) -> di
         study.run(*run)
     rows: list[dict[str, Any]] = []
     for setting in settings:
-        results = [read_json(study.result(setting, seed), "run again") for seed in range(seeds)]
+        results = [json.loads(study.result(setting, seed).read_text()) for seed in range(seeds)]
         curve = np.mean([[step["accuracy"] for step in result["test"]] for result in results], axis=0)
         size = len(results[0]["valid"][0])
         for count in (count for count in ROWS if count <= size):
