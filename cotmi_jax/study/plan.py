@@ -165,26 +165,27 @@ def _described(settings: Mapping[str, Any]) -> str:
 def _labels(swept: Sequence[Settings]) -> list[str]:
     """A readable name of each run, of what varies: data set, other keys, arm, seed.
 
-    Left out are the keys that an arm determines. A key that is added to the sweep later changes labels: runs keep the
-    names that they were recorded with, and are recognized by their hashes.
+    Left out are the keys that a data set and an arm determine. A key that is added to the sweep later changes labels:
+    runs keep the names that they were recorded with, and are recognized by their hashes.
     """
-    keys = dict.fromkeys(key for settings in swept for key in settings if key not in (RECIPE, ARM))
-    by_arm: dict[str, list[Settings]] = {}
-    for settings in swept:
-        by_arm.setdefault(str(settings.get(ARM)), []).append(settings)
-
-    def varies(key: str, runs: Sequence[Settings]) -> bool:
-        return len({repr(settings.get(key)) for settings in runs}) > 1
-
-    varied = [key for key in keys if key != "seed" and any(varies(key, runs) for runs in by_arm.values())]
-    first = [key for key in (RECIPE, "data.dataset") if key in varied or (key == RECIPE and varies(key, swept))]
-    order = [*first, *(key for key in varied if key not in first), *[ARM] * (len(by_arm) > 1)]
+    sets = [settings.get(RECIPE) or settings.get("data.dataset") for settings in swept]
+    groups: dict[str, list[Settings]] = {}
+    for settings, of_set in zip(swept, sets, strict=True):
+        groups.setdefault(repr((of_set, settings.get(ARM))), []).append(settings)
+    keys = dict.fromkeys(key for settings in swept for key in settings if key not in (RECIPE, ARM, "seed"))
+    varied = [key for key in keys if any(_varies(key, group) for group in groups.values())]
+    arm = [ARM] * _varies(ARM, swept)
     labels = []
-    for settings in swept:
-        words = [_word(key, settings[key]) for key in order if key in settings]
+    for settings, of_set in zip(swept, sets, strict=True):
+        words = [_word(RECIPE, of_set)] if of_set and len(set(sets)) > 1 else []
+        words += [_word(key, settings[key]) for key in (*varied, *arm) if key in settings]
         words += [f"seed{settings['seed']}"] if "seed" in settings else []
         labels.append("-".join(words)[:_MAX_LABEL] or "run")
     return labels
+
+
+def _varies(key: str, runs: Sequence[Settings]) -> bool:
+    return len({repr(settings.get(key)) for settings in runs}) > 1
 
 
 def _word(key: str, value: Any) -> str:

@@ -85,13 +85,16 @@ class Study:
         pinned = str(record.facts.get("code", {}).get("pinned", self.code))
         known = {run.name: run for run in (*record.runs, *record.removed)}
         entries = []
+        unreadable: dict[str, list[str]] = {}
         for planned in self._selected():
             try:
                 name = self._name(record, planned, run_hash(planned.config, pinned))
             except UserError as error:
-                self.say(f"{planned.label}: {error}")
+                unreadable.setdefault(str(error), []).append(planned.label)
                 name = planned.label
             entries.append(Entry(planned, known.get(name) or fold(self.folder, [_run_event(name, planned)]).runs[0]))
+        for reason, labels in unreadable.items():
+            self.say(f"{len(labels)} runs cannot be named completely ({_few(labels)}): {reason}")
         return entries
 
     def previewed(self) -> StudyRecord:

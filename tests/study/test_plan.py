@@ -66,7 +66,7 @@ def test_a_study_file_gives_runs_with_readable_names(write: Callable[..., Path])
 def test_runs_may_have_recipes_of_their_own_which_are_watched(write: Callable[..., Path], tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text(HEAD.replace("return variant", "config.steps = 70\n    return variant"))
-    file = write(f'product(axis("recipe", ["quickstart", {str(other)!r}]), seeds(1))')
+    file = write(f'product([{{"recipe": "quickstart", "eval.every": 7}}, {{"recipe": {str(other)!r}}}], seeds(1))')
     plan = load_plan(str(file))
     assert labels(plan) == ["quickstart-seed0", "other-seed0"] and [run.config.steps for run in plan.runs] == [700, 70]
     assert plan.is_current() and plan.files.keys() == {str(file), str(other), str(REPOSITORY / "configs/quickstart.py")}

@@ -62,6 +62,17 @@ def test_a_dry_run_prints_runs_commands_and_hours_and_writes_nothing(study: Stud
     assert (study.folder / "study.jsonl").read_text() == events
 
 
+def test_a_dry_run_without_the_data_says_so_once(study: StudyFolder) -> None:
+    study.edit('"arithmetic"', '"svamp"')
+    said: list[str] = []
+    text = dry_run(study.study(say=said.append))
+    assert (
+        len(said) == 1
+        and "4 runs cannot be named completely (dss-seed0, infonce-seed0, dss-seed1 and 1 more)" in said[0]
+    )
+    assert "no data root" in said[0] and text.startswith("dss-seed0: pending")
+
+
 def test_hours_on_a_slice_come_from_one_compiled_step_for_each_kind_of_run(
     study: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
