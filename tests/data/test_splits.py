@@ -184,7 +184,7 @@ def test_unparsed_completions_are_counted(root):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "gsm8k"}, "dataset = 'gsm8k': choose one of anli1, arithmetic, cqa, esnli, svamp"),
+        ({"dataset": "gsm8k"}, "dataset = 'gsm8k': choose one of anli1, arithmetic, cqa, deduction, esnli, svamp"),
         ({"empty_rationale": "blank"}, "empty_rationale = 'blank': choose one of error, drop, keep"),
         ({"bad_rows": "drop"}, "bad_rows = 'drop': choose one of error, skip"),
         ({"label_kind": "number"}, "label_kind = 'number': choose one of text, equation"),
