@@ -145,7 +145,9 @@ def test_evaluate_estimates_and_plots(measured: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_initial_weights_are_those_that_a_run_started_from(measured: Path) -> None:
     """A run of no step but the first, with a learning rate of 0, keeps them."""
-    config = runs.tiny_config(MEASURED | {"steps": 1, "optimizer.learning_rate": 0.0, "mi.monitor.every": 0})
+    config = runs.tiny_config(
+        MEASURED | {"steps": 1, "optimizer.learning_rate": 0.0, "mi.monitor.every": 0, "eval.every": 0}
+    )
     with tempfile.TemporaryDirectory() as folder:
         train(config, folder)
         trained = load_trained(folder, "latest")
@@ -165,7 +167,7 @@ def test_a_single_measurement_is_not_plotted(measured: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_too_few_examples_for_the_monitor_are_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    train(runs.tiny_config(MEASURED | {"mi.monitor.examples": 4}), str(tmp_path / "few"))
+    train(runs.tiny_config(MEASURED | {"mi.monitor.examples": 4, "eval.every": 0}), str(tmp_path / "few"))
     assert "mutual information is not measured: 4 examples, at least 32 are needed" in capfd.readouterr().err
     with pytest.raises(UserError, match="config.mi.monitor.estimators 'infonce,guess': unknown estimator 'guess'"):
         train(runs.tiny_config({"mi.monitor.estimators": "infonce,guess"}), str(tmp_path / "unknown"))
