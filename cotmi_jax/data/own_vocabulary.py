@@ -93,16 +93,20 @@ def _loading(config: ConfigDict) -> Loading:
 
 
 def _texts(examples: tuple[Example, ...]) -> tuple[list[str], list[str]]:
-    """Distinct labels with what precedes them, and distinct inputs with alternating prefixes and rationales."""
-    labels = [label for each in examples for label in (each.label, each.teacher_label) if label]
+    """The labels of all examples, and the distinct inputs, with alternating prefixes, and rationales."""
+    labels = [_line(label) for each in examples for label in (each.label, each.teacher_label) if label]
     texts: list[str] = []
     for row, example in enumerate(examples):
         texts += f"{PREFIX[(PREDICT, EXPLAIN)[row % 2]]}{example.input}".split(EOS_TEXT)
         texts += [rationale for rationale, _ in example.rationales]
-    # A line end is a space to the normalization, but the trainer would split the text.
-    lines = ([" ".join(text.split()) for text in group] for group in ([ANSWER_MARK, *labels], texts))
-    labels, texts = (list(dict.fromkeys(filter(None, group))) for group in lines)
-    return labels, texts
+    # The trainer makes a word a piece only if it occurs in two forms between spaces.
+    forms = sorted({f"{word}," for label in set(labels) for word in re.findall(r"[^\W\d_]+", label)})
+    return [ANSWER_MARK, *labels, *forms], list(dict.fromkeys(filter(None, map(_line, texts))))
+
+
+def _line(text: str) -> str:
+    """The text with its line ends as spaces, as the normalization reads them; the trainer would split it there."""
+    return " ".join(text.split())
 
 
 def _explain(error: str, pieces: int, rows: int) -> str:

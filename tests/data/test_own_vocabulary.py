@@ -34,6 +34,12 @@ def test_every_text_of_train_is_known_and_every_label_survives(tmp_path: Path) -
     assert train_own_vocabulary((*TRAIN, ODD), 160) == (tmp_path / "own.model").read_bytes()
 
 
+def test_labels_of_a_closed_set_are_one_piece(tmp_path: Path) -> None:
+    examples = [Example(f"x/train/{n}", f"is {n} odd", ("maybe so", "never")[n % 2], f"{n} is so") for n in range(60)]
+    own = vocabulary(tmp_path / "own.model", train_own_vocabulary(tuple(examples), 40))
+    assert [len(ids) for ids in own.encode(["never", "maybe so"])] == [1, 2]
+
+
 def test_frequent_words_are_one_piece(tmp_path: Path) -> None:
     small, large = (vocabulary(tmp_path / "own.model", train_own_vocabulary(TRAIN, pieces)) for pieces in (90, 200))
     texts = [example.input for example in TRAIN]
