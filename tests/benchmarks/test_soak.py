@@ -54,7 +54,7 @@ def test_killed_runs_end_bit_equal(
         "--config.objective.name=cotmi",
         "--config.mi.monitor.every=0",
         f"--workdir={tmp_path / 'soak'}",
-        "--kills=3",
+        "--kills=2",
         "--seed=5",
     ]
     monkeypatch.setattr(soaking.subprocess, "Popen", ForkedTrainer)
@@ -64,12 +64,8 @@ def test_killed_runs_end_bit_equal(
         assert soaking.main() == 0
     out, err = capsys.readouterr()
     first, verdict = out.splitlines()
-    assert first.startswith("3 kills in ") and verdict.startswith("every one ended in the same bits")
-    assert [line[:9] for line in err.splitlines() if line.startswith("kill ")] == [
-        "kill 1/3:",
-        "kill 2/3:",
-        "kill 3/3:",
-    ]
+    assert first.startswith("2 kills in ") and verdict.startswith("every one ended in the same bits")
+    assert [line[:9] for line in err.splitlines() if line.startswith("kill ")] == ["kill 1/2:", "kill 2/2:"]
     assert (tmp_path / "soak" / "reference" / "metrics.jsonl").exists()
     assert not list((tmp_path / "soak").glob("killed-*/"))
 
