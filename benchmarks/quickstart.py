@@ -2,8 +2,8 @@
 
     python -m benchmarks.quickstart --baseline=REVISION
 
-Both revisions run `python -m cotmi_jax.train --config=configs/quickstart.py` without evaluations, in turn, with few and
-with many steps; the difference of the two is the cost of the steps alone, without imports, compilation and the final
+Both revisions train cotmi by the earlier one's configs/quickstart.py without evaluations, in turn, with few and with
+many steps; the difference of the two is the cost of the steps alone, without imports, compilation and the final
 checkpoint. Each revision has a cache of compiled programs, filled by a first run that is not measured. The result is
 printed as JSON: seconds of processor time (user + system) and of wall clock a step, of each round.
 """
@@ -20,15 +20,16 @@ from cotmi_jax.errors import UserError
 FEW = 5  # steps of the shorter run
 
 
-def train(code: Path, home: Path, steps: int, changes: list[str]) -> Spent:
-    """A run of the quickstart by the code in a folder; `home` keeps its compiled programs and tokens."""
+def train(code: Path, recipe: Path, home: Path, steps: int, changes: list[str]) -> Spent:
+    """A run of a recipe by the code in a folder; `home` keeps its compiled programs and tokens."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [
             sys.executable,
             "-m",
             "cotmi_jax.train",
-            f"--config={code}/configs/quickstart.py",
+            f"--config={recipe}",
             f"--workdir={workdir}",
+            "--config.objective.name=cotmi",
         ]
         command += [f"--config.{key}" for key in (f"steps={steps}", "optimizer.warmup_steps=1", "mi.warmup_steps=1")]
         command += [
@@ -50,13 +51,14 @@ def compare(baseline: str, rounds: int, steps: int, changes: list[str]) -> dict[
     """Seconds a step of each side and round."""
     found: dict[str, dict[str, list[float]]] = {}
     with revisions(baseline) as folders, tempfile.TemporaryDirectory() as caches:
+        recipe = folders["baseline" if baseline else "ours"] / "configs/quickstart.py"
         homes = {side: Path(caches) / side for side in folders}
         for side, code in folders.items():
-            train(code, homes[side], FEW, changes)
+            train(code, recipe, homes[side], FEW, changes)
             found[side] = {"cpu_seconds": [], "seconds": []}
         for _ in range(rounds):
             for side, code in folders.items():
-                short, long = (train(code, homes[side], number, changes) for number in (FEW, FEW + steps))
+                short, long = (train(code, recipe, homes[side], number, changes) for number in (FEW, FEW + steps))
                 found[side]["cpu_seconds"].append((long.cpu_seconds - short.cpu_seconds) / steps)
                 found[side]["seconds"].append((long.seconds - short.seconds) / steps)
     return found
