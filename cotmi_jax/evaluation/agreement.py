@@ -163,7 +163,7 @@ def read_answers(predictions: Sequence[Prediction]) -> list[Answers | None]:
             found.append(Answers(_key(read_value(rationale)), _key(evaluate_expression(own)), _key(value)))
         elif choices := candidates_of(prediction) or closed:
             answer, claim = read_choice(rationale, choices), read_claim(prediction["input"])
-            if answer is None and claim and not _MARK.search(rationale):
+            if answer is None and claim:
                 answer = read_label(rationale, claim)  # a proof, whose last sentence gives the label of the claim
             text = own.strip().casefold() or None
             found.append(Answers(answer and answer.casefold(), text, gold.strip().casefold()))
