@@ -61,8 +61,8 @@ def submit(launcher: str, flags: Sequence[str], argument: str, study: Study, *, 
     for entry in entries:
         if entry.run.state not in ("pending", "failed"):
             continue
-        if entry.run.holder and not again:
-            study.say(f"{entry.run.name} was submitted before ({entry.run.holder}): --retry_failed submits it again")
+        if entry.run.job and not again:
+            study.say(f"{entry.run.name} was submitted before ({entry.run.job}): --retry_failed submits it again")
             continue
         for command in launch_commands(launcher, flags, argument, study, entry):
             if dry_run:

@@ -49,7 +49,8 @@ class StudyRun:
     failures: int = 0
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # keys that differ from base()
     hash: str = ""
-    holder: str = ""  # host and process that started it last, or the job that it was submitted as
+    holder: str = ""  # host and process that started it last
+    job: str = ""  # that it was submitted as, to a scheduler
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings, once it is done
 
 
@@ -128,7 +129,7 @@ def _new_run(folder: Path, event: Event) -> StudyRun:
 def _after(run: StudyRun, kind: str, event: Event) -> StudyRun:
     """A run after an event of its own."""
     if kind == "submitted":
-        return dataclasses.replace(run, holder=str(event.get("job", "")))
+        return dataclasses.replace(run, job=str(event.get("job", "")))
     state: State = "pending" if kind == "stopped" else kind  # type: ignore[assignment]
     if state not in get_args(State):
         return run

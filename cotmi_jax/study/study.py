@@ -50,6 +50,12 @@ class Study:
         """The runs as the folder has them now."""
         return fold(self.folder, self.journal.read())
 
+    def replan(self, plan: Plan) -> None:
+        """Follow an edited study file, and record what has changed."""
+        self.plan = plan
+        self._sound.clear()  # it may ask for another evaluation
+        self.enroll()
+
     def write(self, kind: str, **fields: Any) -> None:
         """Append an event."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

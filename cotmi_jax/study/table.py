@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
-from cotmi_jax.files import is_remote, read_json_lines, user_error_on_failure
+from cotmi_jax.errors import UserError
+from cotmi_jax.files import is_remote, read_json_lines
 from cotmi_jax.study.commands import train_command
 from cotmi_jax.study.estimate import estimate, seconds_left
 from cotmi_jax.study.identity import changed_settings
@@ -50,6 +51,8 @@ def _detail(run: StudyRun) -> str:
         return f"{f'step {step}, ' if step else ''}{run.holder}"
     if run.state == "failed":
         return run.reason
+    if run.state == "pending" and run.job:
+        return f"submitted: {run.job}"
     return duration(run.seconds) if run.seconds else ""
 
 
@@ -57,8 +60,10 @@ def _step(run: StudyRun) -> int:
     """The last step that a run has logged; 0 if it has logged none, or in a bucket, where it is not looked up."""
     if is_remote(run.workdir):
         return 0
-    with user_error_on_failure(f"cannot read {run.workdir}"):
+    try:
         lines = read_json_lines(run.workdir / METRICS_FILE)
+    except (OSError, UserError):  # the training, which repairs the file or ends with its name, is what it concerns
+        return 0
     return int(lines[-1].get("step", 0)) if lines else 0
 
 

@@ -236,8 +236,7 @@ class Worker:
         try:
             plan = load_plan(self._argument)
             study.say(f"{self._argument} has changed, and is read again")
-            study.plan = plan
-            study.enroll()
+            study.replan(plan)
             self._unreadable = ""
         except UserError as error:
             if str(error) != self._unreadable:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import studies
@@ -72,6 +73,16 @@ def test_a_file_edited_under_a_worker_is_noticed(study: StudyFolder) -> None:
     assert "two.py has changed and cannot be used, the runs stay as they were: " in text and "SyntaxError" in text
     assert "two.py has changed, and is read again" in text and "no longer in the study file" in text
     assert {label[-1] for label in study.states()} == {"1", "2"} and set(study.states().values()) == {"done"}
+
+
+def test_an_edit_of_the_evaluation_under_a_worker_evaluates_finished_runs_again(study: StudyFolder) -> None:
+    def edit(text: str) -> None:
+        if "3 done" in text and "Evaluation()" in study.file.read_text():
+            study.edit("Evaluation()", 'Evaluation(metrics="agreement")')
+
+    assert study.work(say=edit) == 0
+    assert {run.evaluation["metrics"] for run in study.runs().values()} == {"agreement"}
+    assert len(study.done("start")) == 4 and len(study.done("evaluate")) > 4
 
 
 def test_a_failed_run_has_a_reason_and_is_retried_when_asked(study: StudyFolder) -> None:
@@ -145,6 +156,12 @@ def test_a_stopped_worker_saves_and_the_next_resumes(study: StudyFolder, monkeyp
     assert study.states() == ALL_DONE
 
 
+def of_another_version(workdir: Path) -> None:
+    record = json.loads((workdir / "run.json").read_text())
+    record["config"]["future_key"] = 1
+    (workdir / "run.json").write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     ("damage", "again", "reason"),
     [
@@ -153,8 +170,9 @@ def test_a_stopped_worker_saves_and_the_next_resumes(study: StudyFolder, monkeyp
         (lambda run: (run / "evaluation/test/predictions.jsonl").write_text(""), ["evaluate"], "has 0 answers"),
         (lambda run: (run / "evaluation/test/metrics.json").write_text("{"), ["evaluate"], "not JSON"),
         (lambda run: (run / "run.json").write_text("{}"), ["evaluate"], "not a run's record"),
+        (of_another_version, ["evaluate"], "another config (future_key: 1 → absent)"),
     ],
-    ids=["deleted", "no evaluation", "no predictions", "cut", "record"],
+    ids=["deleted", "no evaluation", "no predictions", "cut", "record", "version"],
 )
 def test_a_finished_run_that_was_deleted_or_damaged_is_done_again(
     study: StudyFolder, damage, again: list[str], reason: str
@@ -163,8 +181,10 @@ def test_a_finished_run_that_was_deleted_or_damaged_is_done_again(
     run, said = study.runs()["dss-seed1"], list[str]()
     record = (run.workdir / "run.json").read_text()
     damage(run.workdir)
-    if reason == "not a run's record":  # the workdir holds a whole training: nothing writes its record again
+    if again == ["evaluate"] and record != (run.workdir / "run.json").read_text():
+        # The workdir holds a whole training: nothing writes its record again.
         assert study.work("dss", say=said.append) == 1
+        assert reason in "\n".join(said)
         (run.workdir / "run.json").write_text(record)
         assert study.work("dss", retry_failed=True) == 0
         return
