@@ -1,9 +1,11 @@
 """The page of a study or of evaluated runs: its numbers, its words, what it says of what is missing, and its safety."""
 
 import base64
+import functools
 import gzip
 import hashlib
 import json
+import os
 import re
 import xml.etree.ElementTree
 from collections.abc import Iterator
@@ -38,11 +40,21 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", MINUS)
 
 
+def set_browser(path: str) -> None:
+    """What the webbrowser of the standard library starts in this process."""
+    os.environ["BROWSER"] = path
+
+
 def test_the_numbers_are_those_of_compare(tmp_path: Path) -> None:
     workdirs = write_arms(tmp_path, data__dataset="esnli")
     options = (*workdirs, f"--baseline={workdirs[0]}", "--margin=2")
-    result = runs.command("report", *options, f"--output={tmp_path}/report.html")
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    opens = functools.partial(set_browser, str(browser))
+    result = runs.command("report", *options, f"--output={tmp_path}/report.html", "--open", before=opens)
     assert (result.code, result.err) == (0, ""), result
+    assert (tmp_path / "opened").read_text() == f"file://{tmp_path}/report.html\n"
     assert re.fullmatch(rf"{tmp_path}/report.html \(\d+ kB; \d+ charts in report_plots\)\n", result.out)
     page = Page((tmp_path / "report.html").read_text("utf-8"))
     rows, found = page.rows("Difference, points"), compared(*options)
