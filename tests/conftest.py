@@ -38,7 +38,15 @@ if "COTMI_TEST_EXECUTABLES" not in os.environ:
 
 # Workers take whole files in this order: those of a few long tests first, so that no worker ends long after the others.
 LONGEST_FILES = (
-    *("test_readme.py", "test_gcs.py", "test_soak.py", "test_multihost.py", "test_estimate.py", "test_aot.py"),
+    *(
+        "test_readme.py",
+        "test_gcs.py",
+        "test_soak.py",
+        "test_killed_workers.py",
+        "test_multihost.py",
+        "test_estimate.py",
+        "test_aot.py",
+    ),
     *("test_training.py", "test_mi_monitor.py", "test_run.py", "test_cli.py", "test_launch_runs.py", "test_resume.py"),
     *("test_disks.py", "test_hostile.py", "test_compilation_cache.py", "test_export_page.py"),
     *("test_legacy.py", "test_families.py", "test_describe.py", "test_extending.py"),

@@ -41,6 +41,7 @@ def owner(beat: float) -> bytes:
     return json.dumps({"host": "there", "pid": 7, "since": "s", "token": "t", "beat": beat}).encode()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_taken_over_and_a_living_one_is_not_whatever_the_clocks(
     study: StudyFolder, store: fake_gcs.FakeGcs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

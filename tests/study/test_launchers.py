@@ -77,6 +77,7 @@ def test_each_run_is_a_job_once(study: StudyFolder, fakes: Path) -> None:
     assert len(recorded(fakes)) == 3  # a run that is done is no job again
 
 
+@pytest.mark.slow
 def test_a_tpu_of_queued_resources_is_made_for_a_run_and_deleted_after_it(study: StudyFolder, fakes: Path) -> None:
     assert (
         submit("queued", FLAGS["queued"], str(study.file), study.study("dss,seed=0"), again=False, dry_run=False) == 0

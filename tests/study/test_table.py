@@ -10,6 +10,7 @@ import studies
 from studies import StudyFolder
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.parallel.mesh import make_mesh
 from cotmi_jax.study import compiled
 from cotmi_jax.study.compiled import Compiled
 from cotmi_jax.study.estimate import estimate, seconds_left
@@ -97,16 +98,26 @@ def test_hours_on_a_slice_come_from_one_compiled_step_for_each_kind_of_run(
     ]
 
 
-@pytest.mark.slow
-def test_a_step_is_compiled_for_a_slice_with_the_shape_of_the_data(study: StudyFolder) -> None:
-    study.edit(
-        "config.steps = 6",
-        'config.steps = 6\n    config.model.preset = "tiny"\n    config.batch_size = config.data.size = 8',
+def test_a_step_is_that_of_the_named_checkpoint_with_the_batches_of_the_data(
+    study: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler of slices has tests of its own (tests/aot)."""
+    study.edit("config.steps = 6", "config.steps = 6\n    config.data.size = 8")
+    (one,) = (entry.planned for entry in study.study("dss-seed0").preview())
+    one.config.unlock()
+    one.config.model.init, one.config.data.packing, one.config.data.dataset = (
+        "google/t5-v1_1-small",
+        False,
+        "arithmetic",
     )
-    said: list[str] = []
-    text = dry_run(study.study("dss-seed0", said.append), "v5e-1")
-    assert re.search(r"a step of \d+ rows of \d+→\d+ tokens \(as the data gives\) takes at least \d+\.\d ms", said[0])
-    assert "1 runs, 1 of them not done: 0.0 device-hours of v5e-1 at least" in text
+    config = compiled._as_compiled(one.config)
+    assert (config.model.preset, config.data.packing, one.config.data.packing) == ("small", True, False)
+    config.model.init = "random"
+    shape, origin = compiled._shape(config, make_mesh())
+    assert origin == "as the data gives" and shape.rows * shape.input_length < 64 * 1024
+    config.data.dataset = "svamp"
+    shape, origin = compiled._shape(config, make_mesh())
+    assert "as the data cannot be read: no data root" in origin and shape.input_length == 1024
     with pytest.raises(UserError, match="v9"):
         dry_run(study.study("dss-seed0"), "v9-4")
 

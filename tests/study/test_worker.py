@@ -143,6 +143,7 @@ def test_a_training_that_is_killed_without_progress_fails(study: StudyFolder) ->
     assert len(study.done("start")) == 4  # the first saved step 2
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_saves_and_the_next_resumes(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
     timer = threading.Timer(0.8, os.kill, [os.getpid(), signal.SIGTERM])
