@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cotmi_jax.errors import UserError
-from cotmi_jax.files import replace_file
 from cotmi_jax.parallel.accelerators import processor
+from cotmi_jax.report.page.markdown import write_part
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("jax", "libtpu", "numpy", "torch", "transformers", "ctranslate2")
@@ -206,9 +206,6 @@ def measured_with(result: Mapping[str, Any], command: str) -> list[str]:
 
 def write_markdown(path: Path, table: str, part: str = "benchmarks") -> None:
     """Write a table between the two lines that mark a part of a page. Raises UserError for a page without them."""
-    begin, end = (f"<!-- {part}: {edge} -->" for edge in ("begin", "end"))
-    text = path.read_text() if path.exists() else ""
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise UserError(f"--markdown={path}: the page needs one line {begin} and one line {end}")
-    before, rest = text.split(begin)
-    replace_file(path, f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}")
+    if not path.exists():
+        raise UserError(f"--markdown={path}: there is no such page")
+    write_part(path, table, part)

@@ -90,7 +90,7 @@ def test_the_table_is_written_between_the_markers(
     assert text.startswith(f"before\n{begin}\n\n| | unit |") and text.endswith(f"{end}\nafter\n") and "old" not in text
     page.write_text("no markers")
     assert run.main(["--suite=fast", f"--markdown={page}"]) == 2
-    assert "the page needs one line <!-- benchmarks: begin -->" in capsys.readouterr().err
+    assert "the document needs one line <!-- benchmarks: begin -->" in capsys.readouterr().err
     assert (REPOSITORY / "docs" / "performance.md").read_text().count(begin) == 1
 
 

@@ -1,0 +1,57 @@
+"""Results of a page as Markdown: the numbers of compare, the part of a document, and what is refused."""
+
+import json
+from pathlib import Path
+
+import runs
+from reported import write_arms, write_study
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of a table's lines by method."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {line[0]: line[1:] for line in lines}
+
+
+def test_the_numbers_are_those_of_compare_and_the_rest_of_the_document_stays(tmp_path: Path) -> None:
+    workdirs = write_arms(tmp_path, data__dataset="esnli")
+    document = tmp_path / "study.md"
+    document.write_text("# Ours\n\n<!-- report: begin -->\nold\n<!-- report: end -->\n\nWhat follows from it.\n")
+    measures = "--metric=accuracy,sequence_brier,true_steps"
+    result = runs.command("report", *workdirs, f"--output={document}", measures)
+    assert (result.code, result.out, result.err) == (0, f"{document}\n", ""), result
+    text = document.read_text()
+    assert text.startswith("# Ours\n\n<!-- report: begin -->\n\n") and "old\n" not in text
+    assert text.endswith("\n\n<!-- report: end -->\n\nWhat follows from it.\n") and measures in text
+    found = json.loads(runs.command("compare", *workdirs, measures, "--json").out)["measures"]
+    table = rows(text)
+    assert table["method"][1:] == ["label accuracy, %", "Brier score of confidence in the label"]  # steps: no values
+    for column, each in enumerate(found[:2], 1):
+        factor, digits = (100, 1) if each["unit"] == "%" else (1, 3)
+        for method in each["methods"]:
+            cell = table[method["method"]][column]
+            assert cell.startswith(f"{factor * method['value']:.{digits}f} [")
+            if difference := method["difference"]:
+                bold = "**" * (difference["verdict"] in ("better", "worse"))
+                shown = f"{bold}{factor * difference['value']:+.{digits}f}{bold}"
+                assert shown in cell and ("≈" in cell) == (difference["verdict"] == "equivalent")
+            else:
+                assert "<br>" not in cell
+    assert "**" in table["cotmi"][1]
+
+
+def test_a_half_done_study_has_a_new_document_that_lists_what_is_missing(tmp_path: Path) -> None:
+    write_study(tmp_path / "study")
+    result = runs.command("report", str(tmp_path / "study"), f"--output={tmp_path}/new.md")
+    assert (result.code, result.err) == (0, ""), result
+    text = (tmp_path / "new.md").read_text()
+    assert text.startswith("<!-- report: begin -->") and "runs are missing: " in text and "(pending)" in text
+
+
+def test_a_document_without_the_part_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.md").write_text("# Mine\n")
+    result = runs.command("report", *write_arms(tmp_path), f"--output={tmp_path}/mine.md")
+    assert result.code == 2 and "needs one line <!-- report: begin -->" in result.err
+    assert (tmp_path / "mine.md").read_text() == "# Mine\n"
+    result = runs.command("report", *write_arms(tmp_path / "b"), f"--output={tmp_path}/a.html", "--metric=accuracy")
+    assert result.code == 2 and "--output=FILE.md" in result.err
