@@ -33,8 +33,7 @@ OF_TERM: dict[str, Settings] = {
     "dss, alpha 1 to 0": _DSS | {"objective.alpha_schedule": "1@0.33,0.67@0.67,0@1"},
 }
 ALL = OBJECTIVES | OF_TERM
-TERM: Settings = {"objective.beta": 0.1, "mi.warmup_steps": 50, "mi.ramp_steps": 50, "mi.monitor.every": 0}
-COMMON = TERM | {"data.packing": False, "log.trackers": ""}
+COMMON: Settings = {"objective.beta": 0.1, "mi.monitor.every": 0, "data.packing": False, "log.trackers": ""}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -42,25 +41,25 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base()
     config.data.dataset = "esnli"
     config.data.empty_rationale = "drop"
-    config.steps, config.batch_size = 200, 32
+    config.steps, config.batch_size = 120, 32
     config.model.preset = "tiny"
     config.model.dropout = 0.0
     config.model.scan_layers = False
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 20
+    config.optimizer.warmup_steps = config.mi.warmup_steps = config.mi.ramp_steps = 20
     config.optimizer.beta2 = 0.98
-    config.eval.every, config.eval.examples, config.eval.rationales = 100, 500, 0
+    config.eval.every, config.eval.examples, config.eval.rationales = 60, 500, 0
     config.eval.select_by = "loss"
     config.eval.max_decode_tokens = 48
-    config.checkpoint.every = 100
+    config.checkpoint.every = 60
     return variant(config, arg)
 
 
 def sweep() -> list[Settings]:
     """Seeds × sets × arms, the generated sets first, so that an interrupted study compares all arms."""
     # A student of single_task writes rationale and label in one output, which is longer than the default limit.
-    longer = {"eval.max_decode_tokens": 128}
+    longer: Settings = {"eval.max_decode_tokens": 128, "mi.warmup_steps": 50, "mi.ramp_steps": 50}
     arithmetic = longer | {"recipe": "quickstart", "steps": 300, "eval.every": 150, "checkpoint.every": 150}
     deduction = longer | {"recipe": "deduction", "steps": 400, "eval.every": 200, "checkpoint.every": 200}
     generated = product([COMMON], seeds(5), [arithmetic, deduction], arms(ALL))
