@@ -73,7 +73,10 @@ def at_smoke_size(command: str) -> str:
     command = command.replace(*AOT_SIZE)
     if re.search(r"cotmi_jax\.train(?!.*runs/demo)", command):  # one run measures mutual information
         command += " --config.mi.monitor.every=0"
-    return re.sub(r"--config=\S*?(configs/\w+\.py)", rf"--config={REPOSITORY}/\1:smoke", command)
+    if "cotmi_jax.study" in command and "--dry_run" not in command:  # one run of many, of which the report is then
+        command += " --only=standard,recipe=quickstart,seed=0"
+    command = command.removesuffix(" --open")
+    return re.sub(r"--config=\S*?(configs/[\w/]+\.py)(?::smoke)?", rf"--config={REPOSITORY}/\1:smoke", command)
 
 
 def enter(folder: Path, variables: Mapping[str, str]) -> None:
