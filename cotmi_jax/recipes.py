@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 
 from ml_collections import ConfigDict
@@ -16,18 +16,24 @@ from ml_collections import ConfigDict
 from cotmi_jax.errors import UserError, did_you_mean
 
 _CHECKOUT = Path(__file__).parent.parent
-_INSTALLED = "share/cotmi_jax/configs/*.py"  # of the files of an installed package
+_INSTALLED = "share/cotmi_jax/configs"  # of the files of an installed package
 MODULE = "config_config"  # the name of a loaded recipe's module
 
 
 @functools.cache
 def recipes() -> dict[str, Path]:
-    """The recipes of the package by name: those of configs/ in the repository, or of an installation."""
+    """The recipes of the package by name."""
+    return packaged_configs("")
+
+
+def packaged_configs(folder: str) -> dict[str, Path]:
+    """The files of a folder of configs/ by name, of the repository or of an installation."""
     if (_CHECKOUT / "pyproject.toml").is_file():
-        paths = list((_CHECKOUT / "configs").glob("*.py"))
+        paths = list((_CHECKOUT / "configs" / folder).glob("*.py"))
     else:
         installed = metadata.files("cotmi_jax") or []
-        paths = [Path(str(file.locate())).resolve() for file in installed if file.match(_INSTALLED)]
+        pattern = str(PurePath(_INSTALLED, folder, "*.py"))
+        paths = [Path(str(file.locate())).resolve() for file in installed if file.match(pattern)]
     return {path.stem: path for path in sorted(paths)}
 
 

@@ -124,9 +124,12 @@ def test_recipes_of_an_installed_package_are_found(tmp_path: Path, monkeypatch: 
     info = tmp_path / "site-packages" / "cotmi_jax-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cotmi_jax\nVersion: 1\n")
-    (info / "RECORD").write_text("cotmi_jax/config.py,,\n../share/cotmi_jax/configs/cqa.py,,\n")
+    (info / "RECORD").write_text(
+        "cotmi_jax/config.py,,\n../share/cotmi_jax/configs/cqa.py,,\n../share/cotmi_jax/configs/studies/first.py,,\n"
+    )
     monkeypatch.syspath_prepend(str(info.parent))
     assert find_recipe("cqa") == file and list(recipes.recipes()) == ["cqa"]
+    assert recipes.packaged_configs("studies") == {"first": file.parent / "studies" / "first.py"}
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,10 @@ from cotmi_jax.evaluation.metrics import parse_metrics
 from cotmi_jax.experiment import check_packing, make_objective
 from cotmi_jax.extensions import extension_names, load_extensions
 from cotmi_jax.files import absolute
-from cotmi_jax.recipes import errors_with_place, find_recipe, load_module, load_recipe
+from cotmi_jax.recipes import errors_with_place, find_recipe, load_module, load_recipe, packaged_configs
 from cotmi_jax.study.grid import ARM, RECIPE, Evaluation, Settings
 from cotmi_jax.study.identity import changed_settings, result_settings
 
-STUDIES = Path(__file__).parents[2] / "configs" / "studies"  # of a checkout
 _MODULE = "study_config"  # the name of a loaded study file's module
 _MAX_LABEL = 150  # characters: with the hash, and .json, fewer than a file's name may have
 
@@ -61,7 +60,7 @@ def find_study(name: str) -> Path:
     """The study file: the path itself, or the package's study of that name. Raises UserError if there is none."""
     if Path(name).is_file():
         return Path(name)
-    known = {path.stem: path for path in sorted(STUDIES.glob("*.py"))}
+    known = packaged_configs("studies")
     if name in known:
         return known[name]
     close = did_you_mean(Path(name).stem, known) or f"; the package's studies are {', '.join(known)}"

@@ -7,9 +7,10 @@ import pytest
 
 from cotmi_jax.config import flatten, smoke
 from cotmi_jax.errors import UserError
-from cotmi_jax.study.plan import STUDIES, load_plan
+from cotmi_jax.recipes import packaged_configs
+from cotmi_jax.study.plan import load_plan
 
-FILES = sorted(STUDIES.glob("*.py"))
+FILES = list(packaged_configs("studies").values())
 
 
 def test_there_are_the_studies_of_the_papers_and_the_first() -> None:
