@@ -22,7 +22,7 @@ EVALUATION = Evaluation(metrics="agreement,steps,calibration", information=False
 _DSS: Settings = {"objective.name": "dss"}
 _COTMI: Settings = {"objective.name": "cotmi"}
 _APPENDED: Settings = {"data.rationale_answer": "append"}
-OBJECTIVES: dict[str, Settings] = {name: {"objective.name": name} for name in ("standard", "single_task", "dss")}
+OBJECTIVES: dict[str, Settings] = {name: {"objective.name": name} for name in ("dss", "standard", "single_task")}
 OF_TERM: dict[str, Settings] = {
     "released": _COTMI | {"mi.estimator": "released"},
     "infonce": _COTMI,
@@ -61,7 +61,7 @@ def sweep() -> list[Settings]:
     # A student of single_task writes rationale and label in one output, which is longer than the default limit.
     longer: Settings = {"eval.max_decode_tokens": 128, "mi.warmup_steps": 50, "mi.ramp_steps": 50}
     arithmetic = longer | {"recipe": "quickstart", "steps": 300, "eval.every": 150, "checkpoint.every": 150}
-    deduction = longer | {"recipe": "deduction", "steps": 400, "eval.every": 200, "checkpoint.every": 200}
+    deduction = longer | {"recipe": "deduction", "steps": 1000, "eval.every": 250, "checkpoint.every": 250}
     generated = product([COMMON], seeds(5), [arithmetic, deduction], arms(ALL))
     of_esnli = {name: ALL[name] for name in ("standard", "dss", "infonce", "infonce, permuted pairs")}
     return generated + product([COMMON], seeds(5), axis("data.dataset", ["esnli"]), arms(of_esnli))

@@ -28,9 +28,9 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.files import replace_file, user_error_on_write
 
 _VERSION = 1  # Raise it when the same rows give other texts or another model.
-_MOST_TEXTS = (
-    200_000  # texts of inputs and rationales from which pieces are learned, evenly spaced where there are more
-)
+# Texts of inputs and rationales from which pieces are learned, evenly spaced where there are more.
+_MOST_TEXTS = 200_000
+_LONGEST = 1 << 20  # bytes of a text
 _NORMALIZATION = "nmt_nfkc"  # that of T5's vocabulary
 
 
@@ -81,6 +81,7 @@ def train_own_vocabulary(examples: tuple[Example, ...], pieces: int) -> bytes:
             hard_limit=True,
             required_characters="".join(sorted(each for each in characters if each.isprintable() and each != " ")),
             normalization=_NORMALIZATION,
+            longest=_LONGEST,
         )
     except RuntimeError as error:
         raise UserError(_explain(str(error), pieces, len(examples))) from error

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import sentencepiece
 
@@ -14,13 +15,17 @@ def train_unigram(
     required_characters: str = "",
     normalization: str = "identity",
     hard_limit: bool = False,
+    longest: int = 0,
 ) -> bytes:
     """The serialized unigram model (Kudo 2018) of at most `pieces` pieces, with every character of the texts.
 
     fixed_pieces: pieces in any case, which are matched before all others. normalization: a rule of SentencePiece.
-    hard_limit: RuntimeError where the texts do not give exactly so many pieces. Training uses one thread and stores no
-    paths, so that one release of sentencepiece always gives the same bytes.
+    hard_limit: RuntimeError where the texts do not give exactly so many pieces. longest: bytes of a text; longer ones
+    are left out; 0: 4,192, as SentencePiece. Training uses one thread and stores no paths, so that one release of
+    sentencepiece always gives the same bytes.
     """
+    # The model stores the options that are given: without this one it is that of earlier versions, byte by byte.
+    limits: dict[str, Any] = {"max_sentence_length": longest} if longest else {}
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -38,7 +43,7 @@ def train_unigram(
         user_defined_symbols=list(fixed_pieces),
         num_threads=1,
         shuffle_input_sentence=False,
-        max_sentence_length=1 << 20,  # bytes; longer texts are left out
         minloglevel=2,
+        **limits,
     )
     return model.getvalue()

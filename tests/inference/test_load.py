@@ -71,6 +71,8 @@ def test_a_sharded_student_is_evaluated_as_a_replicated_one(monkeypatch: pytest.
     sharded = scored("split")
     confidences = [[each.pop("confidence") for each in found.predictions] for found in (replicated, sharded)]
     assert all(confidences[0]) and confidences[1] == pytest.approx(confidences[0], rel=1e-4)
+    for one, other in zip(replicated.predictions, sharded.predictions, strict=True):
+        assert other.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-4)
     assert sharded.predictions == replicated.predictions
     assert replicated.metrics["unknown"] == {"input": 0, "label": 0, "rationale": 0}
     assert replicated.metrics["lost_labels"] == 0

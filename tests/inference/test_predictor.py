@@ -324,6 +324,8 @@ def test_predictions_have_every_example_and_the_output_of_the_student(
     )
     _, predictions = make_evaluator(mesh, objective).evaluate(params(), tokens(objective, examples), examples, GREEDY)
     assert [prediction["id"] for prediction in predictions] == [example.id for example in examples]
+    tasks = {"predict", "explain"} if objective == "dss" else {"predict"}
+    assert predictions[7].pop("loss").keys() == predictions[7].pop("tokens").keys() == tasks
     assert predictions[7] == {
         "id": "a/test/7",
         "input": text,
@@ -342,6 +344,7 @@ def test_predictions_have_every_example_and_the_output_of_the_student(
     _, labels = make_evaluator(mesh, objective).evaluate(
         params(), tokens(objective, examples), examples, GREEDY, rationales=False
     )
+    labels[7] = {key: value for key, value in labels[7].items() if key not in ("loss", "tokens")}
     without_decoding = None if objective == "dss" else rationale  # else it is part of the output with the label
     assert labels == [prediction | {"predicted_rationale": without_decoding} for prediction in predictions]
 

@@ -78,7 +78,7 @@ def read_events(folder: Path) -> list[dict]:
 def test_the_training_of_a_killed_worker_saves_before_another_worker_resumes_it(
     study: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.25")
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "1.0")  # on a busy machine too it is killed before the last step
     worker = study.start("--only=dss-seed0", folder=tmp_path / "worker")
     deadline = time.monotonic() + 60.0
     while not study.done("step"):
@@ -86,6 +86,7 @@ def test_the_training_of_a_killed_worker_saves_before_another_worker_resumes_it(
         time.sleep(0.02)
     worker.kill()
     worker.join()
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.01")
     said: list[str] = []
     assert study.work("dss-seed0", say=said.append) == 0  # waits for the training, then takes the run over
     first, second = study.done("start")

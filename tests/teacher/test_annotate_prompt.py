@@ -237,7 +237,7 @@ def test_questions_keep_their_order_and_ids(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"input": "B?", "id": 7, "label": null}\n\n{"input": "A?", "label": "x"}\n')
     first, second = read_questions(path, "text")
-    assert first == ("7", "B?", None, f"{path}:1") and second == ("q/1", "A?", "x", f"{path}:3")
+    assert first == ("7", "B?", None, f"{path}:1", {}) and second == ("q/1", "A?", "x", f"{path}:3", {})
     path.write_text("\n")
     with pytest.raises(UserError, match="q.jsonl: has no question"):
         read_questions(path, "text")
