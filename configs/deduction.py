@@ -5,8 +5,8 @@ had without the proof (docs/data.md). A learning rate of 3e-3 or more stays at c
 an answer; that is right less often than not. Cost: 1,000 steps of 32 examples of two tasks, packed into 9 rows of 320
 input and 96 target tokens: about five minutes on one core.
 
-python -m cotmi_jax.train --config=configs/deduction.py --workdir=runs/deduction
-python -m cotmi_jax.evaluate --workdir=runs/deduction --split=test --examples=3
+    python -m cotmi_jax.train --config=configs/deduction.py --workdir=runs/deduction
+    python -m cotmi_jax.evaluate --workdir=runs/deduction --split=test --examples=3
 """
 
 from ml_collections import ConfigDict

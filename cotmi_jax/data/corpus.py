@@ -10,7 +10,7 @@ from cotmi_jax.data.grammar import OWN_KINDS, ComponentSpec, SourceKind, parse_d
 from cotmi_jax.data.origins import RELEASE, T5_VOCABULARY
 from cotmi_jax.data.rationale_weights import UNIFORM, check_rationale_weights, identity, weigh
 from cotmi_jax.data.sources.base import Source, digest
-from cotmi_jax.data.sources.generated import GENERATED
+from cotmi_jax.data.sources.generated import GeneratedSource
 from cotmi_jax.data.sources.hf_datasets import HfSource
 from cotmi_jax.data.sources.own_files import FileSource
 from cotmi_jax.data.sources.registered import SOURCES
@@ -232,7 +232,7 @@ def _released(spec: ComponentSpec, loading: Loading) -> Source:
 
 _SOURCE_OF_KIND: dict[SourceKind, Callable[[ComponentSpec, Loading], Source]] = {
     **dict.fromkeys(OWN_KINDS, _own),
-    "generated": lambda spec, loading: GENERATED[spec.argument](loading.size, loading.version),
+    "generated": lambda spec, loading: GeneratedSource(spec.argument, loading.size, loading.version),
     "released": _released,
     "registered": lambda spec, loading: SOURCES[spec.argument],
     "tfds": lambda spec, loading: TfdsSource(spec.argument, loading.tfds_dir, loading.teacher, loading.bad_rows),

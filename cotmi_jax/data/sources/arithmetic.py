@@ -12,15 +12,14 @@ import functools
 import itertools
 import pathlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example
 from cotmi_jax.data.sources.arithmetic_templates import CONTAINERS, NAMES, OTHER_THINGS, TEMPLATES, Step, Template
-from cotmi_jax.data.sources.base import digest
-from cotmi_jax.errors import UserError
+from cotmi_jax.data.sources.base import check_generated
 
 VOCABULARY_PATH = pathlib.Path(__file__).with_name("arithmetic.spiece.model")
 
@@ -56,29 +55,6 @@ class _Problem:
     steps: tuple[Step, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class ArithmeticSource:
-    """The data set as runs use it, with a fixed seed, so that all runs have the same valid and test splits.
-
-    size: number of train examples, at least 1.
-    version: as for `make_arithmetic`.
-    """
-
-    size: int
-    version: int = 1
-    name: str = "arithmetic"
-
-    def read(self, splits: Collection[str] = SPLITS) -> Corpus:
-        if self.size < 1:
-            raise UserError(f"size = {self.size}: give the number of train examples, at least 1")
-        num_train = self.size if "train" in splits else 0
-        corpus = make_arithmetic(0, num_train, num_valid=HELD_OUT, num_test=HELD_OUT, version=self.version)
-        return Corpus(corpus.name, {split: corpus.splits[split] for split in SPLITS if split in splits})
-
-    def fingerprint(self) -> str:
-        return digest(self.name, self.size, self.version)
-
-
 def make_arithmetic(
     seed: int,
     num_train: int,
@@ -99,13 +75,7 @@ def make_arithmetic(
       UserError: a negative seed or size, a rate outside [0, 1], or an unknown version.
     """
     sizes = {"train": num_train, "valid": num_valid, "test": num_test}
-    for key, value in {"seed": seed, **{f"num_{split}": size for split, size in sizes.items()}}.items():
-        if value < 0:
-            raise UserError(f"{key} = {value}: give a number of at least 0")
-    if not 0 <= teacher_error_rate <= 1:
-        raise UserError(f"teacher_error_rate = {teacher_error_rate}: give a fraction between 0 and 1")
-    if version not in _LIMITS:
-        raise UserError(f"version = {version}: arithmetic has the versions {', '.join(map(str, _LIMITS))}")
+    check_generated("arithmetic", seed, sizes, teacher_error_rate, version, _LIMITS)
     limits = _LIMITS[version]
     seen: set[str] = set()
     splits: dict[str, tuple[Example, ...]] = {}

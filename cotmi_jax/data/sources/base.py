@@ -1,11 +1,12 @@
 """The interface of every source of examples."""
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from cotmi_jax.data.example import SPLITS, Corpus
 from cotmi_jax.data.sources.rows import read_bytes
+from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path
 
 
@@ -24,6 +25,19 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """Hexadecimal digest that changes with anything the corpus depends on. Reads files, but parses none."""
+
+
+def check_generated(
+    name: str, seed: int, sizes: Mapping[str, int], teacher_error_rate: float, version: int, versions: Iterable[int]
+) -> None:
+    """Raises UserError for arguments with which a generated set cannot be made. sizes: examples by split."""
+    for key, value in {"seed": seed, **{f"num_{split}": size for split, size in sizes.items()}}.items():
+        if value < 0:
+            raise UserError(f"{key} = {value}: give a number of at least 0")
+    if not 0 <= teacher_error_rate <= 1:
+        raise UserError(f"teacher_error_rate = {teacher_error_rate}: give a fraction between 0 and 1")
+    if version not in (known := tuple(versions)):
+        raise UserError(f"version = {version}: {name} has the versions {', '.join(map(str, known))}")
 
 
 def digest(*values: object) -> str:

@@ -9,16 +9,15 @@ the property of a claim or its opposite tells most of the labels; the rest needs
 premise and conclusion), of a split are in no other split; properties are in all.
 """
 
-import dataclasses
 import itertools
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from cotmi_jax.data.example import SPLITS, Corpus, Example
-from cotmi_jax.data.sources.base import cluster_key, digest
+from cotmi_jax.data.sources.base import check_generated, cluster_key
 from cotmi_jax.data.sources.deduction_theories import (
     FALSE,
     FIRST_SYLLABLES,
@@ -32,7 +31,6 @@ from cotmi_jax.data.sources.deduction_theories import (
     change_proof,
     prove,
 )
-from cotmi_jax.errors import UserError
 
 VOCABULARY_PATH = pathlib.Path(__file__).with_name("deduction.spiece.model")
 
@@ -56,29 +54,6 @@ class _Pool(NamedTuple):
     premises: dict[str, list[str]]
 
 
-@dataclasses.dataclass(frozen=True)
-class DeductionSource:
-    """The data set as runs use it, with a fixed seed, so that all runs have the same valid and test splits.
-
-    size: number of train examples, at least 1.
-    version: as for `make_deduction`.
-    """
-
-    size: int
-    version: int = 1
-    name: str = "deduction"
-
-    def read(self, splits: Collection[str] = SPLITS) -> Corpus:
-        if self.size < 1:
-            raise UserError(f"size = {self.size}: give the number of train examples, at least 1")
-        num_train = self.size if "train" in splits else 0
-        corpus = make_deduction(0, num_train, version=self.version)
-        return Corpus(corpus.name, {split: corpus.splits[split] for split in SPLITS if split in splits})
-
-    def fingerprint(self) -> str:
-        return digest(self.name, self.size, self.version)
-
-
 def make_deduction(
     seed: int,
     num_train: int,
@@ -99,13 +74,7 @@ def make_deduction(
       UserError: a negative seed or size, a rate outside [0, 1], or an unknown version.
     """
     sizes = {"train": num_train, "valid": num_valid, "test": num_test}
-    for key, value in {"seed": seed, **{f"num_{split}": size for split, size in sizes.items()}}.items():
-        if value < 0:
-            raise UserError(f"{key} = {value}: give a number of at least 0")
-    if not 0 <= teacher_error_rate <= 1:
-        raise UserError(f"teacher_error_rate = {teacher_error_rate}: give a fraction between 0 and 1")
-    if version not in VERSIONS:
-        raise UserError(f"version = {version}: deduction has the versions {', '.join(map(str, VERSIONS))}")
+    check_generated("deduction", seed, sizes, teacher_error_rate, version, VERSIONS)
     pools = _make_pools(np.random.default_rng([seed, len(SPLITS)]))
     splits: dict[str, tuple[Example, ...]] = {}
     for stream, split in enumerate(SPLITS):  # Names differ by split, so no theory of one is in another.

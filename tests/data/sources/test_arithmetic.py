@@ -13,8 +13,9 @@ import sentencepiece
 
 from cotmi_jax.data.example import Corpus, Example
 from cotmi_jax.data.labels import equal_values, evaluate_expression
-from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, ArithmeticSource, make_arithmetic
+from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.sources.arithmetic_templates import TEMPLATES
+from cotmi_jax.data.sources.generated import GeneratedSource
 from cotmi_jax.errors import UserError
 
 
@@ -157,15 +158,15 @@ def test_version_2_has_the_same_problems_with_small_numbers(corpus: Corpus, smal
 
 
 def test_a_version_changes_the_fingerprint_of_the_data() -> None:
-    one, two = ArithmeticSource(5), ArithmeticSource(5, version=2)
+    one, two = GeneratedSource("arithmetic", 5), GeneratedSource("arithmetic", 5, version=2)
     assert one.fingerprint() != two.fingerprint()
     assert (
         one.fingerprint()
-        == ArithmeticSource(5, version=1).fingerprint()
+        == GeneratedSource("arithmetic", 5, version=1).fingerprint()
         == "2048fd25ff2acd3b2ab18be5a8ec4fcdc950f6a1a45c264cfd24f1cd259a00eb"
     )
     with pytest.raises(UserError, match="version = 3: arithmetic has the versions 1, 2"):
-        ArithmeticSource(5, version=3).read()
+        GeneratedSource("arithmetic", 5, version=3).read()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 import sentencepiece
 
 from cotmi_jax.data.example import EOS_TEXT, Corpus, Example
-from cotmi_jax.data.sources.deduction import CLAIMS, VOCABULARY_PATH, DeductionSource, make_deduction
+from cotmi_jax.data.sources.deduction import CLAIMS, VOCABULARY_PATH, make_deduction
 from cotmi_jax.data.sources.deduction_theories import LABELS, OPPOSITE, Problem, read_label, read_problem
+from cotmi_jax.data.sources.generated import GeneratedSource
 from cotmi_jax.data.sources.train_vocabulary import train_vocabulary
 from cotmi_jax.errors import UserError
 
@@ -213,13 +214,13 @@ def test_the_teacher_errs_at_exactly_the_stated_rate(rate: float, size: int, err
 
 
 def test_a_version_changes_the_fingerprint_of_the_data() -> None:
-    assert DeductionSource(5).fingerprint() == DeductionSource(5, version=1).fingerprint()
-    assert DeductionSource(5).fingerprint() != DeductionSource(6).fingerprint()
+    assert GeneratedSource("deduction", 5).fingerprint() == GeneratedSource("deduction", 5, version=1).fingerprint()
+    assert GeneratedSource("deduction", 5).fingerprint() != GeneratedSource("deduction", 6).fingerprint()
     with pytest.raises(UserError, match="version = 2: deduction has the versions 1"):
-        DeductionSource(5, version=2).read()
+        GeneratedSource("deduction", 5, version=2).read()
     with pytest.raises(UserError, match="size = 0"):
-        DeductionSource(0).read()
-    assert set(DeductionSource(0 + 1).read({"test"}).splits) == {"test"}
+        GeneratedSource("deduction", 0).read()
+    assert set(GeneratedSource("deduction", 0 + 1).read({"test"}).splits) == {"test"}
 
 
 @pytest.mark.parametrize(
