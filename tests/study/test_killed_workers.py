@@ -75,6 +75,7 @@ def read_events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "study.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_training_of_a_killed_worker_saves_before_another_worker_resumes_it(
     study: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,12 +58,14 @@ class _Problem:
 def make_arithmetic(
     seed: int,
     num_train: int,
-    num_valid: int = HELD_OUT,
-    num_test: int = HELD_OUT,
+    num_valid: int | None = None,
+    num_test: int | None = None,
     teacher_error_rate: float = 0.2,
     version: int = 1,
 ) -> Corpus:
     """Makes the data set: the same arguments give the same examples on every machine.
+
+    num_valid, num_test: HELD_OUT where they are not given.
 
     Inputs are unique over all splits. A shorter split is the beginning of a longer one, but for the examples on which
     the teacher errs; valid and test do not depend on num_train. The teacher errs on exactly
@@ -74,7 +76,8 @@ def make_arithmetic(
     Raises:
       UserError: a negative seed or size, a rate outside [0, 1], or an unknown version.
     """
-    sizes = {"train": num_train, "valid": num_valid, "test": num_test}
+    held_out = {"valid": num_valid, "test": num_test}
+    sizes = {"train": num_train} | {key: HELD_OUT if size is None else size for key, size in held_out.items()}
     check_generated("arithmetic", seed, sizes, teacher_error_rate, version, _LIMITS)
     limits = _LIMITS[version]
     seen: set[str] = set()

@@ -57,12 +57,14 @@ class _Pool(NamedTuple):
 def make_deduction(
     seed: int,
     num_train: int,
-    num_valid: int = HELD_OUT,
-    num_test: int = HELD_OUT,
+    num_valid: int | None = None,
+    num_test: int | None = None,
     teacher_error_rate: float = 0.2,
     version: int = 1,
 ) -> Corpus:
     """Makes the data set: the same arguments give the same examples on every machine.
+
+    num_valid, num_test: HELD_OUT where they are not given.
 
     Inputs are unique over all splits. CLAIMS examples in a row share their theory, which is their cluster, and have
     each label twice; a split whose size is no multiple ends within a theory. A shorter split is the beginning of a
@@ -73,7 +75,8 @@ def make_deduction(
     Raises:
       UserError: a negative seed or size, a rate outside [0, 1], or an unknown version.
     """
-    sizes = {"train": num_train, "valid": num_valid, "test": num_test}
+    held_out = {"valid": num_valid, "test": num_test}
+    sizes = {"train": num_train} | {key: HELD_OUT if size is None else size for key, size in held_out.items()}
     check_generated("deduction", seed, sizes, teacher_error_rate, version, VERSIONS)
     pools = _make_pools(np.random.default_rng([seed, len(SPLITS)]))
     splits: dict[str, tuple[Example, ...]] = {}
