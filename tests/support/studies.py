@@ -68,7 +68,8 @@ class StudyFolder:
         """Start a worker in a process of its own, as the command does."""
         folder.mkdir(exist_ok=True)
         arguments = [f"--config={self.file}", f"--workdir={self.folder}", *flags]
-        return runs.start_command("study", arguments, folder, 1, functools.partial(prepare, self.fakes))
+        seconds = os.environ.get(fake_runs.STEP_SECONDS, "0.002")
+        return runs.start_command("study", arguments, folder, 1, functools.partial(prepare, self.fakes, seconds))
 
     def runs(self) -> dict[str, StudyRun]:
         """The runs by label, without the hash."""
@@ -84,9 +85,12 @@ class StudyFolder:
         return [(each["workdir"].rpartition("-")[0], each["step"]) for each in found]
 
 
-def prepare(fakes: Path) -> None:
-    """Have the workers of this process start fake commands."""
-    os.environ["FAKE_RUNS"] = str(fakes)
+def prepare(fakes: Path, step_seconds: str) -> None:
+    """Have the workers of this process start fake commands.
+
+    Processes of commands are forked from a server, which may have started before a test set its variables.
+    """
+    os.environ["FAKE_RUNS"], os.environ[fake_runs.STEP_SECONDS] = str(fakes), step_seconds
     fake_runs.use()
 
 
