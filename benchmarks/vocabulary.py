@@ -4,8 +4,8 @@
 
 Each step trains the same examples with each vocabulary in turn, in one process, so that a change in the machine's load
 affects all. Prints one JSON object for each: mean tokens of a train input, label and rationale, with eos; parameters;
-median seconds of a step, and their ratio to those with T5's vocabulary. The root of the data is --data_root or
-$COTMI_DATA_ROOT.
+FLOPs of the matrix products of an example of both tasks at these lengths; median seconds of a step; and the ratios of
+FLOPs and of seconds to those with T5's vocabulary. The root of the data is --data_root or $COTMI_DATA_ROOT.
 """
 
 import argparse
@@ -27,6 +27,8 @@ def make_run(arguments: argparse.Namespace, vocabulary: str) -> tuple[dict[str, 
     from cotmi_jax.data.run_data import RunData
     from cotmi_jax.data.vocabulary import Vocabulary
     from cotmi_jax.experiment import find_vocabulary, make_student
+    from cotmi_jax.models.config import T5Config
+    from cotmi_jax.models.flops import step_flops
     from cotmi_jax.models.student import StudentDef
 
     config = base()
@@ -40,12 +42,15 @@ def make_run(arguments: argparse.Namespace, vocabulary: str) -> tuple[dict[str, 
     data = RunData.of(config, file)
     shape = data.shape(1)
     tasks = data.train.tasks
+    assert isinstance(student, T5Config)
+    lengths = [(np.mean(task.inputs.lengths), np.mean(task.targets.lengths)) for task in tasks.values()]
     facts = {
         "vocabulary": vocabulary or "T5's",
         "pieces": file.size,
         "input_tokens": float(np.mean(tasks["predict"].inputs.lengths)),
         "label_tokens": float(np.mean(tasks["predict"].targets.lengths)),
         "rationale_tokens": float(np.mean(tasks["explain"].targets.lengths)),
+        "flops": float(sum(step_flops(student, rows=1, input_length=s, target_length=t) for s, t in lengths)),
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(StudentDef.of(student).shapes)),
     }
     batches = [batch for _, batch in zip(range(arguments.steps + 1), data.batches(0, shape), strict=False)]
@@ -73,7 +78,8 @@ def main() -> None:
                 times.append(time.perf_counter() - start)
     medians = [statistics.median(times) for times in seconds]
     for (facts, _, _), median in zip(sides, medians, strict=True):
-        print(json.dumps(facts | {"seconds": median, "ratio": median / medians[0]}))
+        ratios = {"flops_ratio": facts["flops"] / sides[0][0]["flops"], "seconds_ratio": median / medians[0]}
+        print(json.dumps(facts | {"seconds": median} | ratios))
 
 
 if __name__ == "__main__":

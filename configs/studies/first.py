@@ -1,13 +1,13 @@
 """The mutual-information term improves small students that are trained from random parameters.
 
 Sets: arithmetic and deduction, which are generated, where small students learn; and e-SNLI (10,000 rows), by its
-losses. Arms: four objectives; the term as released, infonce, consistency, conditional, and infonce on permuted pairs,
+losses. Arms: three objectives; the term as released, infonce, consistency, conditional, and infonce on permuted pairs,
 which has all of the term but the pairing; dss with answers appended, to which consistency is compared; and dss whose
 alpha goes from labels over both tasks to rationales. Batches are padded: packed ones are balanced by the tokens of
 their arm, and padded ones hold the same examples in all arms. The best student on valid is scored on test, once.
 
-Cost: 120 runs. On two CPU cores, with a worker on each (taskset --cpu-list 0 and 1), about five hours. e-SNLI needs the
-release (COTMI_DATA_ROOT); --only=recipe=quickstart and --only=recipe=deduction run without.
+Cost: 120 runs. On two CPU cores, with a worker on each (taskset --cpu-list 0 and 1), an estimated five hours. e-SNLI
+needs the release (COTMI_DATA_ROOT); --only=recipe=quickstart and --only=recipe=deduction run without.
 
     python -m cotmi_jax.study --config=configs/studies/first.py --workdir=studies/first
     python -m cotmi_jax.report studies/first --output=first.html

@@ -43,11 +43,10 @@ class EvaluatedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Runs with one config and different seeds, in the order of the seeds; correct_SxN: their answers."""
+    """Runs with one config and different seeds, in the order of the seeds."""
 
     name: str
     runs: tuple[EvaluatedRun, ...]
-    correct_SxN: np.ndarray
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -113,8 +112,7 @@ def group(runs: Sequence[EvaluatedRun], split: str) -> Methods:
                 raise UserError(
                     f"{one.workdir} and {other.workdir} have the same config and seed {one.seed}: give one of them"
                 )
-        correct_SxN = np.array([[bool(run.predictions[each]["correct"]) for each in ids] for run in members])
-        methods.append(Method(name, tuple(members), correct_SxN))
+        methods.append(Method(name, tuple(members)))
     clusters = [str(first.predictions[each].get("cluster") or each) for each in ids]
     cluster_N = np.unique(clusters, return_inverse=True)[1]
     return Methods(first.config["data.dataset"], split, tuple(methods), cluster_N, tuple(ids))

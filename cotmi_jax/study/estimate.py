@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cotmi_jax.config import base, flatten
 from cotmi_jax.study.record import StudyRecord, StudyRun
 
-_STEPS = 10_000  # of a run whose config does not change them
 # What the time of a run depends on most; each later line is less like the run whose time is estimated.
 _ALIKE: Sequence[tuple[str, ...]] = (
     ("data.dataset", "model.init", "model.preset", "steps", "objective.name", "mi.estimator"),
@@ -21,13 +21,13 @@ def estimate(config: Mapping[str, Any], done: Sequence[StudyRun]) -> float | Non
 
     config: the keys that differ from base().
     """
+    defaults = flatten(base())
+    wanted = defaults | dict(config)
+    known = [(run.seconds, defaults | dict(run.config)) for run in done if run.seconds]
     for keys in _ALIKE:
-        like = [run for run in done if run.seconds and all(run.config.get(key) == config.get(key) for key in keys)]
+        like = [(seconds, its) for seconds, its in known if all(its[key] == wanted[key] for key in keys)]
         if like:
-            steps = config.get("steps", _STEPS)
-            return statistics.fmean(
-                run.seconds * steps / run.config.get("steps", _STEPS) for run in like if run.seconds
-            )
+            return statistics.fmean(seconds * wanted["steps"] / its["steps"] for seconds, its in like)
     return None
 
 

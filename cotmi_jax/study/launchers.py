@@ -15,7 +15,6 @@ from types import FrameType
 from cotmi_jax.errors import UserError
 from cotmi_jax.study.commands import evaluate_command, train_command
 from cotmi_jax.study.study import Entry, Study
-from cotmi_jax.workdir.checkpoint import LATEST, steps_saved
 
 _ROOT = LocalPath(__file__).parents[2]
 # By --launcher: the script, and its command.
@@ -109,20 +108,15 @@ def accompany(study: Study) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     commands = [train_command(entry.planned, entry.run), evaluate_command(study.plan.evaluation, entry.run)]
-    if _trained(entry):
+    if entry.is_trained:
         del commands[0]
     for command in commands:
         running[:] = [subprocess.Popen(command)]
         if code := running[0].wait():
             return code
-        if stopped or not _trained(entry):
+        if stopped or not entry.is_trained:
             return 128 + signal.SIGTERM
     return 0
-
-
-def _trained(entry: Entry) -> bool:
-    steps = steps_saved(entry.run.workdir / LATEST)
-    return bool(steps) and steps[-1] >= entry.planned.config.steps
 
 
 def _short_name(label: str, hash_: str) -> str:

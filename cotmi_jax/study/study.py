@@ -17,6 +17,7 @@ from cotmi_jax.study.identity import changed_settings, code_digest, run_hash
 from cotmi_jax.study.journal import Event, Journal
 from cotmi_jax.study.plan import Plan, PlannedRun
 from cotmi_jax.study.record import VERSION, StudyRecord, StudyRun, fold
+from cotmi_jax.workdir.checkpoint import LATEST, steps_saved
 from cotmi_jax.workdir.provenance import revision
 from cotmi_jax.workdir.record import check_resumable, is_workdir
 
@@ -34,6 +35,12 @@ class Entry:
 
     planned: PlannedRun
     run: StudyRun
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its workdir has a checkpoint of the last step."""
+        steps = steps_saved(self.run.workdir / LATEST)
+        return bool(steps) and steps[-1] >= self.planned.config.steps
 
 
 class Study:

@@ -174,7 +174,7 @@ class Worker:
 
     def _train_and_evaluate(self, entry: Entry, lease: Owner, log: Log) -> Ending:
         run, plan, attempts = entry.run, self._study.plan, 0
-        while not self._is_trained(entry):
+        while not entry.is_trained:
             before = steps_saved(run.workdir / LATEST)
             ending = self._execute(train_command(entry.planned, run), log, lease)
             if ending.kind not in ("done", "again"):
@@ -191,11 +191,6 @@ class Worker:
         done = dataclasses.replace(run, evaluation=dataclasses.asdict(plan.evaluation))
         fault = self._study.fault(Entry(entry.planned, done))
         return Ending("failed", fault) if fault else ending
-
-    @staticmethod
-    def _is_trained(entry: Entry) -> bool:
-        steps = steps_saved(entry.run.workdir / LATEST)
-        return bool(steps) and steps[-1] >= entry.planned.config.steps
 
     def _execute(self, command: list[str], log: Log, lease: Owner) -> Ending:
         """Run a command to its end. Kind "again": it was killed or stopped, or a process of it was lost."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from evaluated import write_evaluated
 from reported import HOSTILE, predictions, write_study
@@ -109,7 +110,10 @@ def test_it_fits_the_screen_in_both_schemes(browser: Any, plain: Path, size: tup
 
 def test_search_and_filters(browser: Any, plain: Path) -> None:
     sets = {each.name: each for each in gather([str(plain.parent / "study")], None, None, 0.01).sets}
-    first, second = (arm.row.method.correct_SxN for arm in sets["esnli"].arms)
+    first, second = (
+        np.array([[line["correct"] for line in run.predictions.values()] for run in arm.runs])
+        for arm in sets["esnli"].arms
+    )
     with Opened(browser, plain) as opened:
         page = opened.page
         assert opened.count() == 90

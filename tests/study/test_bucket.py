@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 
 import fake_gcs
 import pytest
@@ -20,20 +19,7 @@ from cotmi_jax.study.study import Study, absolute_paths
 from cotmi_jax.study.worker import Ending, Options, Worker
 from cotmi_jax.workdir.lock import Owner
 
-study = studies.study
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[fake_gcs.FakeGcs]:
-    if not files.GCS_INSTALLED:
-        pytest.skip("gs:// needs the extra gcs")
-    with fake_gcs.serving("bucket") as store, pytest.MonkeyPatch.context() as patch:
-        for name in store.environment:
-            patch.setenv(name, "")  # so that they are as before in the end
-        fake_gcs.use(store.environment)
-        files._check_bucket.cache_clear()
-        yield store
-    files._check_bucket.cache_clear()
+store, study = studies.store, studies.study
 
 
 def owner(beat: float) -> bytes:

@@ -2,14 +2,13 @@
 
 import json
 import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
 import fake_gcs
 import pytest
+import studies
 from etils import epath
 
-from cotmi_jax import files
 from cotmi_jax.errors import UserError
 from cotmi_jax.study.journal import Journal
 from cotmi_jax.study.record import fold, is_study, read_study
@@ -97,19 +96,7 @@ def test_a_full_disk_is_one_line_with_a_remedy(tmp_path: Path) -> None:
 
 # In a bucket.
 
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[fake_gcs.FakeGcs]:
-    if not files.GCS_INSTALLED:
-        pytest.skip("gs:// needs the extra gcs")
-    with fake_gcs.serving("bucket") as store, pytest.MonkeyPatch.context() as patch:
-        for name in store.environment:
-            patch.setenv(name, "")  # so that they are as before in the end
-        fake_gcs.use(store.environment)
-        files._check_bucket.cache_clear()
-        files.as_path("gs://bucket/x")
-        yield store
-    files._check_bucket.cache_clear()
+store = studies.store
 
 
 def test_a_bucket_has_an_object_an_event_whose_order_needs_no_clock(store: fake_gcs.FakeGcs) -> None:

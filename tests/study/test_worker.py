@@ -234,7 +234,7 @@ def test_code_that_changes_under_a_worker_ends_it(study: StudyFolder, monkeypatc
 
 
 def test_a_run_in_use_is_left_until_its_training_has_ended(study: StudyFolder) -> None:
-    """Of a worker whose lease was taken over while its training went on, as can happen where there are no locks."""
+    """Of a worker whose lease was taken over while its training continued, as can happen where there are no locks."""
     study.study("dss-seed0").enroll()
     run = study.runs()["dss-seed0"]
     run.workdir.mkdir(parents=True)

@@ -8,10 +8,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import fake_gcs
 import fake_runs
 import pytest
 import runs
 
+from cotmi_jax import files
 from cotmi_jax.config import base
 from cotmi_jax.study import launchers, worker
 from cotmi_jax.study.plan import load_plan
@@ -105,3 +107,18 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StudyFold
     monkeypatch.setenv("FAKE_RUNS", str(made.fakes))
     fake_runs.use()
     yield made
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[fake_gcs.FakeGcs]:
+    """A bucket in this process; skips without the extra gcs."""
+    if not files.GCS_INSTALLED:
+        pytest.skip("gs:// needs the extra gcs")
+    with fake_gcs.serving("bucket") as store, pytest.MonkeyPatch.context() as patch:
+        for name in store.environment:
+            patch.setenv(name, "")  # so that they are as before in the end
+        fake_gcs.use(store.environment)
+        files._check_bucket.cache_clear()
+        files.as_path("gs://bucket/x")
+        yield store
+    files._check_bucket.cache_clear()

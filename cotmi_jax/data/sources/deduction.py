@@ -4,8 +4,8 @@ The seed determines everything. A theory is about two people, of whom one fact e
 rules. Half of the theories have a further fact, and half a rule from a premise that nobody has to the opposite of a
 conclusion of a chain. A claim is true or false if the chain of its person reaches it or its opposite. Of unknown claims
 half are about the chain of the other person, and half about a property of which the theory says nothing. So one theory
-gives claims of all labels, and neither the claim nor the words of the input tell them apart. Whether the theory holds
-the property of a claim or its opposite tells most of the labels; the rest needs the proof. Names, and rules (pairs of
+gives claims of all labels, and neither the claim nor the words of the input predict them. Whether the theory holds the
+property of a claim or its opposite predicts most of the labels; the rest needs the proof. Names, and rules (pairs of
 premise and conclusion), of a split are in no other split; properties are in all.
 """
 
@@ -95,7 +95,7 @@ def _make_pools(rng: np.random.Generator) -> dict[str, _Pool]:
 
     Rules are divided by the distance of premise and conclusion in a circle of the pairs of opposites, and by whether
     both are on the same side of their pairs. So every property has as many rules as any other, in each split: else the
-    property of a claim would tell something of its label.
+    property of a claim would predict its label.
     """
     names = _divide(rng, [first + second for first in FIRST_SYLLABLES for second in SECOND_SYLLABLES])
     properties = list(OPPOSITE)  # opposites are neighbours
@@ -215,17 +215,17 @@ def _state(
 
 
 def _annotate(rng: np.random.Generator, problem: Problem, name: str, is_wrong: bool) -> Example:
-    proof = told = prove(problem)
+    proof = of_teacher = prove(problem)
     if is_wrong:
         changed = change_proof(proof, _pick(rng, [label for label in LABELS if label != proof.label]), rng)
         assert changed is not None  # every chain has a step
-        told = changed
+        of_teacher = changed
     return Example(
         id=name,
         input=str(problem),
         label=proof.label,
-        rationale=str(told),
-        teacher_label=told.label,
+        rationale=str(of_teacher),
+        teacher_label=of_teacher.label,
         choices=LABELS,
         cluster=cluster_key("deduction", " ".join(map(str, problem.theory))),
     )

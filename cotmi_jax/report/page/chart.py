@@ -14,11 +14,11 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40  # margins around the axes, in units
 _LINE = 18  # height of a line of the legend in a standalone file
-_MAX_POINTS = 80  # of a curve: more cannot be told apart at this size
+_MAX_POINTS = 80  # of a curve: more cannot be distinguished at this size
 _DASHES = ("", "6 3", "2 3")  # of the curves that use the palette for the first, second and third time
 
 # Colours of the methods by place, for light and for dark backgrounds: the baseline is neutral, the others are those of
-# Okabe and Ito, which colour-blind readers can tell apart, darkened or lightened for a contrast of at least 3 : 1.
+# Okabe and Ito, which colour-blind readers can distinguish, darkened or lightened for a contrast of at least 3 : 1.
 PALETTE = (
     ("#5f6368", "#a9adb3"),
     ("#0067a8", "#5db4f0"),

@@ -12,7 +12,7 @@ from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.study.record import StudyRecord, StudyRun, is_study, read_study
 from cotmi_jax.workdir.record import is_workdir
 
-# Keys of a sweep by which sets are divided anyway, or that tell runs of a method apart.
+# Keys of a sweep by which sets are divided anyway, or that distinguish runs of a method.
 _NO_LEVELS = ("seed", "data.dataset", "data.label_type")
 
 
@@ -194,7 +194,7 @@ def _levels(study: Sequence[StudyRun], baseline: str | None) -> tuple[str, ...]:
 
 
 def _level(run: EvaluatedRun, key: str) -> str:
-    return str(run.config.get(key))
+    return str(run.config[key])
 
 
 def _titles(keys: Sequence[tuple[str, ...]], levels: Sequence[str]) -> dict[tuple[str, ...], str]:
@@ -238,7 +238,7 @@ def _without_contrast(row: Row, reason: str) -> Row:
 
 
 def _shown_names(methods: Sequence[Method], arms: Mapping[str, StudyRun]) -> dict[str, str]:
-    """By the name of each method that of its arm, with the settings that vary within it, if they tell them apart."""
+    """By the name of each method that of its arm, with the settings that vary within it, if they distinguish them."""
     own = {method.name: method.name for method in methods}
     if not arms:
         return own
