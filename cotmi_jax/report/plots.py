@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cotmi_jax.files import Path, read_json_lines, replace_file
+from cotmi_jax.workdir.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ def pyplot() -> Any:
 
 def read_measurements(workdir: Path) -> list[Measurement]:
     """The lines of a run's metrics.jsonl with mutual-information estimates, in the order of the steps."""
-    return _measurements(read_json_lines(workdir / "metrics.jsonl"))
+    return _measurements(read_json_lines(workdir / METRICS_FILE))
 
 
 def _measurements(lines: list[Measurement]) -> list[Measurement]:
@@ -65,7 +66,7 @@ def _draw_fractions(axes: "Axes", lines: list[Measurement]) -> None:
 
 def draw_information(workdir: Path, path: Path) -> bool:
     """Writes a PNG of how mutual information and rationales changed; False if a run has fewer than two measurements."""
-    logged = read_json_lines(workdir / "metrics.jsonl")
+    logged = read_json_lines(workdir / METRICS_FILE)
     lines = _measurements(logged)
     if len(lines) < 2:
         return False

@@ -118,6 +118,10 @@ def test_a_half_done_study_says_what_is_missing(tmp_path: Path) -> None:
     later = report(tmp_path, str(study), baseline="dss")
     assert "5 of 12 runs are missing" in later.text and "0-cotmi-1: done, but cannot be read, " in later.text
     assert "one run: an interval needs at least 2 seeds" in later.rows("Difference, points")["cotmi"]["Verdict"]
+    with open(study / "runs" / "0-dss-0" / "metrics.jsonl", "a") as log:
+        log.write("{\n")
+    later = report(tmp_path, str(study), baseline="dss")
+    assert re.search(r"0-dss-0: done, but cannot be read, .*metrics.jsonl, line \d+: no JSON object", later.text)
 
 
 def test_a_study_without_results_has_a_page(tmp_path: Path) -> None:

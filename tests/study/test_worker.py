@@ -145,9 +145,14 @@ def test_a_training_that_is_killed_without_progress_fails(study: StudyFolder) ->
 
 @pytest.mark.slow
 def test_a_stopped_worker_saves_and_the_next_resumes(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
-    timer = threading.Timer(0.8, os.kill, [os.getpid(), signal.SIGTERM])
-    timer.start()
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.5")  # on a busy machine too it is stopped before the last step
+
+    def stop() -> None:
+        while not study.done("step"):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
     assert study.work() == 128 + signal.SIGTERM
     assert study.states() == dict.fromkeys(LABELS, "pending")
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.001")

@@ -9,6 +9,7 @@ from cotmi_jax.files import read_json_lines
 from cotmi_jax.report.page.chart import Chart, Curve
 from cotmi_jax.report.page.gather import Arm, ResultSet
 from cotmi_jax.report.page.words import number
+from cotmi_jax.workdir.metrics import METRICS_FILE
 
 Lines = Sequence[Mapping[str, float]]
 Value = Callable[[Mapping[str, float]], float | None]
@@ -30,7 +31,7 @@ _INFORMATION = {
 
 def read_logs(each: ResultSet) -> dict[str, list[Lines]]:
     """By the name of each method the lines of metrics.jsonl of its runs."""
-    return {arm.name: [read_json_lines(run.workdir / "metrics.jsonl") for run in arm.runs] for arm in each.arms}
+    return {arm.name: [read_json_lines(run.workdir / METRICS_FILE) for run in arm.runs] for arm in each.arms}
 
 
 def learning_curves(each: ResultSet, logs: Mapping[str, Sequence[Lines]]) -> list[Chart]:

@@ -8,9 +8,10 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.measures import MEASURES, Measure
 from cotmi_jax.evaluation.methods import EvaluatedRun, Method, Methods, group, read_evaluated
 from cotmi_jax.evaluation.verdicts import Comparison, Row, compare, compare_all
-from cotmi_jax.files import Path, absolute, as_path
+from cotmi_jax.files import Path, absolute, as_path, read_json_lines
 from cotmi_jax.study.record import StudyRecord, StudyRun, is_study, read_study
-from cotmi_jax.workdir.record import is_workdir
+from cotmi_jax.workdir.metrics import METRICS_FILE
+from cotmi_jax.workdir.record import STARTS_FILE, is_workdir
 
 # Keys of a sweep by which sets are divided anyway, or that distinguish runs of a method.
 _NO_LEVELS = ("seed", "data.dataset", "data.label_type")
@@ -138,6 +139,8 @@ def _of_study(study: StudyRecord, split: str | None, baseline: str | None, margi
             missing.append(_unevaluated(run.name, str(run.workdir), split))
         else:
             try:
+                for name in (METRICS_FILE, STARTS_FILE):
+                    read_json_lines(run.workdir / name)
                 found.append(read_evaluated(str(run.workdir), split))
             except UserError as error:  # one damaged run is no reason to show none
                 missing.append(Missing(run.name, "done, but cannot be read", str(error)))
