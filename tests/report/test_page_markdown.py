@@ -45,7 +45,8 @@ def test_a_half_done_study_has_a_new_document_that_lists_what_is_missing(tmp_pat
     result = runs.command("report", str(tmp_path / "study"), f"--output={tmp_path}/new.md")
     assert (result.code, result.err) == (0, ""), result
     text = (tmp_path / "new.md").read_text()
-    assert text.startswith("<!-- report: begin -->") and "runs are missing: " in text and "(pending)" in text
+    assert text.startswith("<!-- report: begin -->")
+    assert "4 of 12 runs are missing: 1 running; 1 failed (0-standard-1); 2 pending." in text
 
 
 def test_a_document_without_the_part_is_kept(tmp_path: Path) -> None:

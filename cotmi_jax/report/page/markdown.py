@@ -7,7 +7,7 @@ from cotmi_jax.evaluation.measures import Measure, parse_measures
 from cotmi_jax.evaluation.verdicts import Comparison, Row, compare_all
 from cotmi_jax.files import Path, replace_file
 from cotmi_jax.report.page import words
-from cotmi_jax.report.page.gather import Gathered, ResultSet
+from cotmi_jax.report.page.gather import Gathered, Missing, ResultSet
 from cotmi_jax.report.page.tables import duration
 
 PART = "report"  # of a document, between the lines <!-- report: begin --> and <!-- report: end -->
@@ -28,10 +28,20 @@ def markdown(found: Gathered, measures: str, command: str) -> str:
             "others are undecided."
         )
     if found.missing:
-        names = ", ".join(f"{run.name} ({run.state})" for run in found.missing)
-        blocks.append(f"{len(found.missing)} of {found.total} runs are missing: {names}.")
+        blocks.append(f"{len(found.missing)} of {found.total} runs are missing: {_missing(found.missing)}.")
     time = f" The runs took {duration(found.seconds)} in all." if found.seconds else ""
     return "\n\n".join([*blocks, f"Written by `{command}`.{time}"])
+
+
+def _missing(runs: Sequence[Missing]) -> str:
+    """How many are in which state; runs that a worker will not finish by itself are named."""
+    states: dict[str, list[str]] = {}
+    for run in runs:
+        states.setdefault(run.state, []).append(run.name)
+    listed = {
+        state: "" if state in ("pending", "running") else f" ({', '.join(names)})" for state, names in states.items()
+    }
+    return "; ".join(f"{len(names)} {state}{listed[state]}" for state, names in states.items())
 
 
 def write_part(path: Path, text: str, part: str = PART) -> None:
