@@ -39,10 +39,11 @@ COMMON: Settings = {"mi.monitor.every": 0, "log.trackers": ""}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The student of e-SNLI: tiny, with T5's vocabulary."""
+    """The student of e-SNLI: tiny, with a vocabulary of the train rows, with which a step is cheaper than with T5's."""
     config = base()
     config.data.dataset = "esnli"
     config.data.empty_rationale = "drop"
+    config.data.vocabulary = "own:4000"
     config.steps, config.batch_size = 120, 32
     config.model.preset = "tiny"
     config.model.dropout = 0.0

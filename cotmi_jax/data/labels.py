@@ -1,5 +1,6 @@
 """Compares labels as text, or by the value of an arithmetic expression, which is parsed and never executed."""
 
+import functools
 import math
 import re
 import sys
@@ -31,6 +32,11 @@ def evaluate_expression(text: str) -> Value | None:
     and digits other than 0-9), an incomplete expression, a division by zero, an overflow of a float, more than
     MAX_CHARACTERS characters, and parentheses and unary minuses nested deeper than MAX_DEPTH.
     """
+    return _evaluate(text) if len(text) <= MAX_CHARACTERS else None
+
+
+@functools.lru_cache(maxsize=1 << 15)  # each measure of every run of a study reads the same texts
+def _evaluate(text: str) -> Value | None:
     try:
         return _Parser(text).parse()
     except _Unreadable:
@@ -56,8 +62,6 @@ class _Parser:
     """
 
     def __init__(self, text: str):
-        if len(text) > MAX_CHARACTERS:
-            raise _Unreadable
         self._tokens = _tokenize(text)
         self._exact = not any(token.partition(".")[2].strip("0") for token in self._tokens)
         self._position = 0

@@ -21,6 +21,11 @@ _MARGIN = flags.DEFINE_float("margin", 1.0, "Difference in percentage points bel
 _METRIC = flags.DEFINE_string(
     "metric", None, "Measures of a document (.md), separated by commas, as those of compare; the page has all."
 )
+_PART = flags.DEFINE_string(
+    "part",
+    None,
+    "The part of a document (.md) to write, between <!-- PART: begin --> and <!-- PART: end -->; default: report.",
+)
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Examples of each data set on the page; 0: all.", lower_bound=0)
 
 
@@ -39,15 +44,16 @@ def main(sources: list[str]) -> None:
     output = Path(_OUTPUT.value).expanduser().absolute()
     if output.suffix not in (".html", ".htm", ".md"):
         raise UserError(f"--output={_OUTPUT.value}: give the name of a file that ends in .html or .md")
-    if _METRIC.value is not None and output.suffix != ".md":
-        raise UserError(f"--metric={_METRIC.value} is of documents (--output=FILE.md): the page has all measures")
+    for flag in (_METRIC, _PART):
+        if flag.value is not None and output.suffix != ".md":
+            raise UserError(f"--{flag.name}={flag.value} is of documents (--output=FILE.md): the page has everything")
     found = gather(sources, _SPLIT.value, _BASELINE.value, _MARGIN.value / 100)
     writing = f"cannot write --output={_OUTPUT.value}", "give a file in a folder that can be written"
     if output.suffix == ".md":
         command = shlex.join(["python", "-m", "cotmi_jax.report", *sys.argv[1:]])
         text = markdown.markdown(found, _METRIC.value or markdown.MEASURES, command)
         with user_error_on_failure(*writing):
-            markdown.write_part(output, text)
+            markdown.write_part(output, text, _PART.value or "report")
         print(output)
         return
     page = make_page(found, examples=_EXAMPLES.value)

@@ -16,13 +16,14 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_the_numbers_are_those_of_compare_and_the_rest_of_the_document_stays(tmp_path: Path) -> None:
     workdirs = write_arms(tmp_path, data__dataset="esnli")
     document = tmp_path / "study.md"
-    document.write_text("# Ours\n\n<!-- report: begin -->\nold\n<!-- report: end -->\n\nWhat follows from it.\n")
+    other = "<!-- report: begin -->\nkept\n<!-- report: end -->\n"
+    document.write_text(f"# Ours\n\n{other}\n<!-- pair: begin -->\nold\n<!-- pair: end -->\n\nWhat follows from it.\n")
     measures = "--metric=accuracy,sequence_brier,true_steps"
-    result = runs.command("report", *workdirs, f"--output={document}", measures)
+    result = runs.command("report", *workdirs, f"--output={document}", measures, "--part=pair")
     assert (result.code, result.out, result.err) == (0, f"{document}\n", ""), result
     text = document.read_text()
-    assert text.startswith("# Ours\n\n<!-- report: begin -->\n\n") and "old\n" not in text
-    assert text.endswith("\n\n<!-- report: end -->\n\nWhat follows from it.\n") and measures in text
+    assert text.startswith(f"# Ours\n\n{other}\n<!-- pair: begin -->\n\n") and "old\n" not in text
+    assert text.endswith("\n\n<!-- pair: end -->\n\nWhat follows from it.\n") and measures in text
     found = json.loads(runs.command("compare", *workdirs, measures, "--json").out)["measures"]
     table = rows(text)
     assert table["method"][1:] == ["label accuracy, %", "Brier score of confidence in the label"]  # steps: no values

@@ -10,7 +10,6 @@ from cotmi_jax.report.page import words
 from cotmi_jax.report.page.gather import Gathered, Missing, ResultSet
 from cotmi_jax.report.page.tables import duration
 
-PART = "report"  # of a document, between the lines <!-- report: begin --> and <!-- report: end -->
 MEASURES = "accuracy,agreement,true_steps,label_loss,rationale_loss,log_score,sequence_smooth_ece"
 
 
@@ -44,7 +43,7 @@ def _missing(runs: Sequence[Missing]) -> str:
     return "; ".join(f"{len(names)} {state}{listed[state]}" for state, names in states.items())
 
 
-def write_part(path: Path, text: str, part: str = PART) -> None:
+def write_part(path: Path, text: str, part: str) -> None:
     """Write text between the two lines that mark a part of a document; a new file consists of that part.
 
     Raises UserError for a document without the lines, or with several.
