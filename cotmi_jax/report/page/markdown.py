@@ -16,7 +16,7 @@ MEASURES = "accuracy,agreement,true_steps,label_loss,rationale_loss,log_score,se
 def markdown(found: Gathered, measures: str, command: str) -> str:
     """Summary, tables, what is missing, and the command that wrote it. Raises UserError for an unknown measure."""
     chosen = parse_measures(measures)
-    blocks = [f"{words.summary(found)} The claim: {words.question(found)}"]
+    blocks = [f"{words.summary(found)} {'The claim: ' * bool(found.claim)}{words.question(found)}"]
     for each in found.sets:
         blocks += [f"**{each.name}**", *_result_set(each, chosen)]
     if found.sets:
