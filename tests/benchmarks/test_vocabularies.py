@@ -24,11 +24,11 @@ def test_every_vocabulary_has_its_tokens_parameters_and_ratios(
     flags = ["--dataset=arithmetic", "--batch_size=4", "--pieces", "80", "300", "--steps=2"]
     monkeypatch.setattr(sys, "argv", ["vocabulary", *flags])
     vocabulary.main()
-    own, small, large = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert [own["flops_ratio"], own["seconds_ratio"]] == [1.0, 1.0]
+    default, small, large = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert [default["flops_ratio"], default["seconds_ratio"]] == [1.0, 1.0]
     assert small["vocabulary"] == "own:80" and large["vocabulary"] == "own:300"
     assert small["pieces"] < large["pieces"] and small["parameters"] < large["parameters"]
     for kind in ("input_tokens", "label_tokens", "rationale_tokens"):
         assert small[kind] > large[kind]  # smaller pieces
-    assert large["flops_ratio"] == large["flops"] / own["flops"]
+    assert large["flops_ratio"] == large["flops"] / default["flops"]
     assert len(steps) == 3 * 3 and len({vocab_size for vocab_size, _ in steps}) == 3  # each batch in every vocabulary

@@ -139,7 +139,7 @@ def _of_study(study: StudyRecord, split: str | None, baseline: str | None, margi
             missing.append(_unevaluated(run.name, str(run.workdir), split))
         else:
             try:
-                for name in (METRICS_FILE, STARTS_FILE):
+                for name in (METRICS_FILE, STARTS_FILE):  # which charts and costs read of the runs that are kept
                     read_json_lines(run.workdir / name)
                 found.append(read_evaluated(str(run.workdir), split))
             except UserError as error:  # one damaged run is no reason to show none
