@@ -16,11 +16,11 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old: set PYTHON to a CPython from 3.11 on" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -e '.[test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@
 
 demo: $(VENV)/installed  ## Train a small student on the embedded word problems and show what it learned (minutes).
@@ -46,4 +46,4 @@ lint: $(VENV)/tested  ## Style and types.
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 oracle: $(VENV)/tested  ## Install torch (CPU) and inference engines, so that the tests against them are not skipped.
-	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -e '.[test,torch,engines]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[test,torch,engines]'
