@@ -199,12 +199,14 @@ from pathlib import Path
 from splits import random_split
 from cotmi_jax.data import cache
 from cotmi_jax.data.example import Example
-save = cache._save
-def slow(path, numbers):
+save, saved = cache._save, []
+def wait_after_two(path, numbers):
     save(path, numbers)
-    print("saved", flush=True)
-    time.sleep(0.5)
-cache._save = slow
+    saved.append(path)
+    if len(saved) == 2:
+        print("saved", flush=True)
+        time.sleep(30)
+cache._save = wait_after_two
 examples = [Example(f"a/train/{{n}}", "How many?", "3", "Three.") for n in range(4)]
 recipe = cache.Recipe(lambda: (examples, examples, {{}}), lambda some, split: random_split(len(some)), lambda *_: None)
 cache.prepare(Path({folder!r}), {identity!r}, recipe)
@@ -217,7 +219,7 @@ def test_a_killed_preparation_is_no_cache_and_is_removed(tmp_path: Path) -> None
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
     assert process.stdout is not None
-    process.stdout.readline(), process.stdout.readline()
+    process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.wait()
     left = [path.name for path in tmp_path.iterdir()]

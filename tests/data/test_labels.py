@@ -77,9 +77,9 @@ def test_value_of_an_expression(text: str, value: float) -> None:
     ],
 )
 def test_anything_else_has_no_value_and_takes_no_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert evaluate_expression(text) is None
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_limits_are_the_stated_ones() -> None:
@@ -133,9 +133,9 @@ def test_no_text_makes_a_fraction_large_or_slow() -> None:
     primes = [n for n in range(11, 4000) if all(n % d for d in range(2, 64) if d < n)]
     sums = " + ".join(f"1/{prime}" for prime in primes)[:MAX_CHARACTERS].rpartition(" + ")[0]
     nines = f"1/{'9' * 300}+1/{'9' * 301}"
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (sums, nines, "*".join(["99"] * 150), "/".join(["7"] * 500)):
         value = evaluate_expression(text)
         assert isinstance(value, Fraction) and len(str(value)) <= MAX_CHARACTERS
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
     assert evaluate_expression("*".join(["99"] * 250)) is None  # beyond the largest float

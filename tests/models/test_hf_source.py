@@ -84,13 +84,13 @@ def test_a_host_that_never_answers_times_out(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(hf_source, "_TIMEOUT", 0.5)
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.setenv(name, "127.0.0.1")
-        hang_up = threading.Timer(8, server.close)  # without a time limit the test fails instead of hanging
+        hang_up = threading.Timer(30, server.close)  # without a time limit the test fails instead of hanging
         hang_up.daemon = True
         hang_up.start()
         start = time.monotonic()
         with pytest.raises(UserError, match="the hub cannot be reached"):
             resolve_source("owner/student", tmp_path)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("pickled_only", [False, True])

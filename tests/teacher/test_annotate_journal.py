@@ -184,9 +184,9 @@ def start(folder: Path, url: str, *more: str) -> subprocess.Popen[str]:
 
 
 def wait_for_lines(path: Path, count: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert time.monotonic() < deadline, "the run made no progress for 30 s"
+        assert time.monotonic() < deadline, "the run made no progress for 120 s"
         time.sleep(0.005)
 
 
@@ -194,7 +194,7 @@ def wait_for_lines(path: Path, count: int) -> None:
 def test_a_killed_run_resumes_without_paying_twice(tmp_path):
     write_rows(tmp_path / "q.jsonl", sums(60))
     journal = tmp_path / "r.journal.jsonl"
-    with FakeTeacher(delay_s=0.05) as teacher:
+    with FakeTeacher(delay_s=0.2) as teacher:
         killed = start(tmp_path, teacher.url)
         wait_for_lines(journal, 20)
         killed.kill()
@@ -203,7 +203,7 @@ def test_a_killed_run_resumes_without_paying_twice(tmp_path):
         before = journal.read_bytes()
         paid = {json.loads(line)["id"] for line in before.splitlines()[1:]}
         assert 19 <= len(paid) < 60 and not (tmp_path / "r.jsonl").exists()
-        time.sleep(0.2)  # requests that the server still processes
+        time.sleep(0.3)  # requests that the server still processes
         del teacher.requests[:]
         journal.write_bytes(before + b'{"id": "q5", "ask')  # as a kill during a write leaves it
         teacher.delay_s = 0
@@ -239,12 +239,12 @@ def test_a_second_signal_cancels_the_requests_in_flight(tmp_path):
     write_rows(tmp_path / "q.jsonl", sums(8))
     with FakeTeacher(faults=[slow(20)] * 8) as teacher:
         run = start(tmp_path, teacher.url)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(teacher.requests) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
         time.sleep(0.2)
         assert run.poll() is None
         run.send_signal(signal.SIGINT)
-        _, err = run.communicate(timeout=5)
+        _, err = run.communicate(timeout=15)
     assert run.returncode == 130 and "Traceback" not in err, err
