@@ -12,6 +12,7 @@ from benchmarks import vocabulary
 quick_compilation = runs.quick_compilation
 
 
+@pytest.mark.slow
 def test_every_vocabulary_has_its_tokens_parameters_and_ratios(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
