@@ -79,6 +79,33 @@ def test_an_interrupt_at_a_checkpoint_step_loses_nothing(
 
 
 @pytest.mark.slow
+def test_weights_and_the_phases_of_alpha_resume_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt is in the first phase of alpha; the last begins after the resume."""
+    config = runs.tiny_config(
+        {
+            "objective.alpha_schedule": "1@0.67,0.5@1",
+            "mi.warmup_steps": 0,
+            "mi.ramp_steps": 0,
+            "data.rationale_weights": "correct",
+            "data.token_weights": "numbers=3",
+        }
+    )
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert train(config, str(straight)) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricWriter, "write", runs.signalling_write(2, signal.SIGINT))
+        assert train(config, str(stopped)) == 3
+    assert train(config, str(stopped)) == 6
+    assert starts(stopped) == [0, 3]
+    metrics = runs.read_metrics(stopped)
+    assert [line["train/alpha"] for line in metrics if "train/alpha" in line] == [1, 1, 1, 1, 0.5, 0.5]
+    assert metrics == runs.read_metrics(straight)
+    runs.assert_same(runs.read_state(stopped), runs.read_state(straight))
+
+
+@pytest.mark.slow
 def test_sigterm_between_checkpoints_saves_first_and_reports_how_to_resume(tmp_path: Path) -> None:
     runs.trained()  # compiles
     flags = [*runs.config_flags(runs.tiny_config()), f"--workdir={tmp_path}"]
