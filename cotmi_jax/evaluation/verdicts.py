@@ -26,7 +26,7 @@ class Contrast:
     """A method against the baseline, in the measure as metrics.json has it: shares are fractions.
 
     paired: whether runs of equal seeds were paired. p_holm: adjusted for the number of contrasts. p_equivalent: of two
-    one-sided tests against the margin. detectable: the true difference that is found in 80% of such studies. seeds:
+    one-sided tests against the margin. detectable: the minimum detectable difference (power 80%). seeds:
     runs of each that would find a difference as large as the margin; None: no number does, more items are needed.
     """
 

@@ -64,7 +64,7 @@ def caption(comparison: Comparison) -> str:
     return (
         f"{text} on {methods.split} of {methods.dataset}, {counted}: mean over seeds with its 95% interval over {over}"
         f"{better}. Differences to {comparison.baseline} {how}; p is adjusted for the number of differences; "
-        "detectable: the true difference that 80% of such studies find."
+        "detectable: the minimum detectable difference (power 80%)."
     )
 
 
@@ -76,7 +76,7 @@ def common_caption(comparisons: Sequence[Comparison]) -> str:
         f"On {methods.split} of {methods.dataset}: means over seeds with 95% intervals, and differences to "
         f"{first.baseline}, paired by example and by seed where seeds are equal; of measures of the split as a whole "
         f"over seeds alone, for these examples. p is adjusted for the {contrasts} differences of all tables; "
-        "detectable: the true difference that 80% of such studies find."
+        "detectable: the minimum detectable difference (power 80%)."
     )
 
 

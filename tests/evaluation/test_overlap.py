@@ -101,7 +101,7 @@ def test_the_interval_over_clusters_covers() -> None:
 def test_a_missing_package_is_named_in_place_of_its_value_in_json_and_table() -> None:
     with mock.patch.dict(sys.modules, {"sacrebleu": None, "rouge_score": None, "wordllama": None}):
         found = measure(parse_metrics("rationale_overlap"), predictions(OWN))
-    reason = "the extra quality is not installed: pip install 'cotmi_jax[quality]'"
+    reason = "the extra quality is not installed: pip install -e '.[quality]' (in the repository)"
     assert found.not_available["bleu"] == reason and found.not_available.keys() == {"bleu", "rouge_l", "cosine"}
     assert "rationale_words" in found.scores
     fields = {"dataset": "set", "split": "test", "n": 5, "accuracy": 1.0, "interval": (0.5, 1.0), "loss": {}}

@@ -1,6 +1,7 @@
 """Results of a page as Markdown: the numbers of compare, the part of a document, and what is refused."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import runs
@@ -39,6 +40,10 @@ def test_the_numbers_are_those_of_compare_and_the_rest_of_the_document_stays(tmp
             else:
                 assert "<br>" not in cell
     assert "**" in table["cotmi"][1]
+    verdicts = Counter(one["difference"]["verdict"] for each in found for one in each["methods"] if one["difference"])
+    (summary,) = (line for line in text.splitlines() if line.startswith(f"{verdicts.total()} differences to "))
+    assert len(verdicts) > 1
+    assert all(f"{number} {verdict}" in summary for verdict, number in verdicts.items())
 
 
 def test_a_half_done_study_has_a_new_document_that_lists_what_is_missing(tmp_path: Path) -> None:

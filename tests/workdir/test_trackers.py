@@ -172,7 +172,7 @@ def test_a_service_that_refuses_the_run_is_a_user_error(
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_names_its_extra(name: str, tracked: TrackedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"needs {name}: pip install 'cotmi_jax\[{name}\]'"):
+    with pytest.raises(UserError, match=rf"needs {name}: pip install -e '.\[{name}\]' \(in the repository\)"):
         TRACKERS[name](tracked)
 
 

@@ -1,5 +1,6 @@
 """The results of a page as Markdown, to be a part of a document: a table for each data set, rows are methods."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from cotmi_jax.errors import UserError
@@ -14,11 +15,19 @@ MEASURES = "accuracy,agreement,true_steps,label_loss,rationale_loss,log_score,se
 
 
 def markdown(found: Gathered, measures: str, command: str) -> str:
-    """Summary, tables, what is missing, and the command that wrote it. Raises UserError for an unknown measure."""
+    """Question, verdicts, tables, what is missing, the command that wrote it. Raises UserError for an unknown measure."""
     chosen = parse_measures(measures)
-    blocks = [f"{words.summary(found)} {'The claim: ' * bool(found.claim)}{words.question(found)}"]
+    verdicts: Counter[str] = Counter()
+    tables: list[str] = []
     for each in found.sets:
-        blocks += [f"**{each.name}**", *_result_set(each, chosen)]
+        compared = _comparisons(each, chosen)
+        if not each.no_baseline:
+            verdicts.update(row.contrast.verdict for one in compared for row in one.rows if row.contrast is not None)
+        tables += [f"**{each.name}**", *_result_set(each, compared)]
+    total = sum(verdicts.values())
+    counted = f"{total} {'difference' if total == 1 else 'differences'} to {words.baseline_name(found)}"
+    summary = f"{counted}: {words.list_verdicts(verdicts)}." if total else words.summary(found)
+    blocks = [f"{'The claim: ' * bool(found.claim)}{words.question(found)}", summary, *tables]
     if found.sets:
         blocks.append(
             "Means over seeds with 95% intervals; below them the difference to the baseline with its interval: for "
@@ -56,12 +65,17 @@ def write_part(path: Path, text: str, part: str) -> None:
     replace_file(path, f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
-def _result_set(each: ResultSet, chosen: Sequence[Measure]) -> list[str]:
-    """The table of a data set, without measures that no method has, and the differences that it could detect."""
+def _comparisons(each: ResultSet, chosen: Sequence[Measure]) -> list[Comparison]:
+    """The comparisons of a data set by the measures that one of its methods has."""
+    baseline = next(arm.method for arm in each.arms if each.baseline in ("", arm.name))
+    compared = compare_all(each.comparison.methods, baseline, chosen, ranked=False)
+    return [found for found in compared if not found.missing]
+
+
+def _result_set(each: ResultSet, measured: Sequence[Comparison]) -> list[str]:
+    """The table of a data set, and the differences that it could detect."""
     methods = each.comparison.methods
     names = {arm.row.method.name: arm.name for arm in each.arms}
-    baseline = next(arm.method for arm in each.arms if each.baseline in ("", arm.name))
-    measured = [found for found in compare_all(methods, baseline, chosen, ranked=False) if not found.missing]
     head = [f"{found.measure.text}{', ' * bool(found.measure.unit)}{found.measure.unit}" for found in measured]
     lines = [f"| method | seeds | {' | '.join(head)} |", "|---|--:|" + "--:|" * len(head)]
     for place, method in enumerate(methods.methods):
@@ -72,7 +86,7 @@ def _result_set(each: ResultSet, chosen: Sequence[Measure]) -> list[str]:
     if each.no_baseline:
         below += f" {each.no_baseline[0].upper()}{each.no_baseline[1:]}."
     if detectable:
-        below += f" Found in 80% of such studies would be true differences of {'; '.join(detectable)}."
+        below += f" Minimum detectable differences (power 80%): {'; '.join(detectable)}."
     return ["\n".join(lines), below]
 
 

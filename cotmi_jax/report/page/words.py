@@ -54,7 +54,7 @@ def question(found: Gathered) -> str:
 
 
 def summary(found: Gathered) -> str:
-    """How many comparisons have which verdict."""
+    """How many comparisons of label accuracy have which verdict."""
     verdicts: Counter[str] = Counter(
         arm.row.contrast.verdict for each in found.sets for arm in each.arms if arm.row.contrast
     )
@@ -65,16 +65,25 @@ def summary(found: Gathered) -> str:
         compared = any(len(each.arms) > 1 for each in found.sets)
         reason = "a difference needs at least two seeds of both methods" if compared else "there is one method"
         return f"No difference can be stated: {reason}."
-    margin = f"within ±{100 * found.margin:g} points"
-    words = {"better": "better", "worse": "worse", "equivalent": f"equivalent {margin}", "undecided": "undecided"}
-    listed = [f"{verdicts[verdict]} {text}" for verdict, text in words.items() if verdicts[verdict]]
+    counted = f"{total} {'comparison' if total == 1 else 'comparisons'} of label accuracy with {baseline_name(found)}"
+    return f"{counted}: {list_verdicts(verdicts, f'equivalent within ±{100 * found.margin:g} points')}."
+
+
+def baseline_name(found: Gathered) -> str:
+    """The name of the one baseline of all sets, or what to call several."""
     baselines = list(dict.fromkeys(each.baseline for each in found.sets if each.baseline))
-    name = baselines[0] if len(baselines) == 1 else "the baselines"
-    counted = f"{total} {'comparison' if total == 1 else 'comparisons'} with {name}: "
+    return baselines[0] if len(baselines) == 1 else "the baselines"
+
+
+def list_verdicts(verdicts: Counter[str], equivalent: str = "equivalent") -> str:
+    """How many are better, worse, equivalent (in these words) and undecided, without those that are none."""
+    total = sum(verdicts.values())
+    words = {"better": "better", "worse": "worse", "equivalent": equivalent, "undecided": "undecided"}
+    listed = [f"{verdicts[verdict]} {text}" for verdict, text in words.items() if verdicts[verdict]]
     if len(listed) == 1:
         verdict = listed[0].partition(" ")[2]
-        return f"{counted}{'all ' if total > 1 else ''}{verdict}."
-    return f"{counted}{', '.join(listed[:-1])} and {listed[-1]}."
+        return f"{'all ' if total > 1 else ''}{verdict}"
+    return f"{', '.join(listed[:-1])} and {listed[-1]}"
 
 
 def matrix(found: Gathered) -> list[tuple[str, list[Answer | None]]]:
@@ -134,7 +143,7 @@ def _answer(each: ResultSet, arm: Arm, margin: float) -> Answer:
 def _detail(contrast: Contrast, limit: str) -> str:
     """The p-value, and for an undecided difference what would decide it."""
     start = f"{p_value(contrast.p_holm)} adjusted"
-    detectable = f"a true difference of ±{100 * contrast.detectable:.1f} points would be found in 80% of such studies"
+    detectable = f"minimum detectable difference ±{100 * contrast.detectable:.1f} points (power 80%)"
     if contrast.verdict != "undecided":
         return f"{start}; {detectable}."
     if contrast.seeds is None:
