@@ -369,6 +369,10 @@ RESUMABLE_KEYS = (
 )
 
 
+# Keys, and prefixes of keys, of the mutual-information term: they have no effect on an objective without it.
+TERM_KEYS = ("mi.", "objective.beta")
+
+
 # Keys that may differ between processes of a run: places on their hosts. The content of extensions must be the same.
 _BY_HOST = ("data.root", "data.tfds_dir", "data.vocabulary", "data.cache", "compilation_cache", "extensions")
 

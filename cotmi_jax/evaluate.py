@@ -77,9 +77,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of --method=sample.")
 _METRICS = flags.DEFINE_string(
     "metrics",
     None,
-    "Metrics besides accuracy, separated by commas; default: config.eval.metrics of the run, label_scores, calibration, "
-    "with choices ranked_accuracy, and agreement, steps, rationale_overlap if its student gives rationales. "
-    "rationale_overlap:NAME embeds with a transformers encoder.",
+    "Metrics besides accuracy, separated by commas; default: config.eval.metrics of the run, label_scores, "
+    "calibration, with choices ranked_accuracy, and agreement, steps, rationale_overlap if its student gives "
+    "rationales. rationale_overlap:NAME embeds with a transformers encoder.",
 )
 _EXTENSIONS = flags.DEFINE_string(
     "extensions",

@@ -93,7 +93,7 @@ def test_clusters_widen_intervals(make: Make) -> None:
 def test_methods_are_named_by_the_keys_that_differ(make: Make) -> None:
     workdirs = [make("a", 0, objective__name="cotmi", objective__beta=0.1)]
     workdirs += [make("b", 0, objective__name="cotmi", objective__beta=0.01, mi__estimator="nwj")]
-    workdirs += [make("c", 0, objective__name="dss", objective__beta=0.5, mi__estimator="dv", eval__every=7)]
+    workdirs += [make("c", 0, objective__name="dss", objective__beta=0.5, mi__estimator="dv", eval__batch_size=7)]
     workdirs += [make("d", 1, objective__name="dss", log__every=3)]
     found = compared(*workdirs)
     assert [row["method"] for row in found["methods"]] == [
@@ -103,6 +103,30 @@ def test_methods_are_named_by_the_keys_that_differ(make: Make) -> None:
     ]
     assert found["methods"][0]["not_available"] == "one run: an interval needs at least 2 seeds"
     assert "the baseline cotmi estimator=infonce beta=0.1 has one run" in found["methods"][2]["not_available"]
+
+
+def test_runs_whose_best_checkpoint_was_chosen_otherwise_are_another_method(make: Make) -> None:
+    rules = {"accuracy": (0, 1), "loss": (2, 3)}
+    workdirs = [make(f"r{seed}", seed, eval__select_by=rule) for rule, seeds in rules.items() for seed in seeds]
+    workdirs.append(make("b", 4, eval__select_by="loss", model__attention="blocked", mi__log_gradient=True))
+    found = compared(*workdirs)
+    assert {row["method"]: row["seeds"] for row in found["methods"]} == {
+        "dss select_by=accuracy": [0, 1],
+        "dss select_by=loss": [2, 3, 4],
+    }
+
+
+def test_extensions_of_equal_content_are_one_method_and_others_are_not(make: Make) -> None:
+    workdirs = [make(f"e{seed}", seed) for seed in range(4)]
+    for number, workdir in enumerate(workdirs):
+        file = Path(workdir, "run.json")
+        digest = "ab"[number // 2] * 64
+        recorded = {"extensions": {f"/host{number}/losses.py": digest}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | recorded))
+    assert [(row["method"], row["seeds"]) for row in compared(*workdirs)["methods"]] == [
+        ("dss extensions=losses.py aaaaaaaa", [0, 1]),
+        ("dss extensions=losses.py bbbbbbbb", [2, 3]),
+    ]
 
 
 def test_tables(make: Make) -> None:

@@ -53,7 +53,7 @@ def arm(tmp_path: Path, name: str, nats: float, ece: float, **changes: Any) -> l
         folder = tmp_path / f"{name}{seed}"
         write_evaluated(folder, lines, seed=seed, data__dataset="own", objective__name=name)
         file = folder / "evaluation/test/metrics.json"
-        error = {"value": ece + 0.001 * (seed % 2), "noise_floor": {}}
+        error = {"value": ece + 1e-4 * len(name) * (seed - (SEEDS - 1) / 2), "noise_floor": {}}
         more = {"calibration": {"sequence": {"errors": {"smooth_ece": error}}, "closed_set": {"not_available": "open"}}}
         file.write_text(json.dumps(json.loads(file.read_text()) | more))
         made.append(str(folder))
@@ -90,11 +90,13 @@ def test_a_loss_is_the_ratio_of_sums_and_less_of_it_is_better(methods: Methods) 
 def test_a_measure_of_the_split_has_the_t_interval_over_paired_seeds(methods: Methods) -> None:
     found = compared(methods, "sequence_smooth_ece")
     values = [row.by_seed for row in found.rows]
-    expected = stats.ttest_rel(values[1], np.array(values[0]) + 1e-5 * np.arange(SEEDS))
+    expected = stats.ttest_rel(values[1], values[0])
     contrast = found.rows[1].contrast
     assert contrast is not None and contrast.verdict == "better" and contrast.interval.variance.clusters == 0.0
     assert found.items is None and found.to_json()["intervals_over"] == "seeds"
-    assert contrast.interval.value == pytest.approx(expected.statistic * 0 - 0.02)
+    interval = expected.confidence_interval(0.95)
+    assert contrast.interval.value == pytest.approx(-0.02)
+    assert (contrast.interval.low, contrast.interval.high) == pytest.approx((interval.low, interval.high))
     assert "over seeds alone, for these examples; lower is better" in shown.caption(found)
 
 
@@ -162,6 +164,20 @@ def test_what_is_not_available_has_its_reason(tmp_path: Path) -> None:
     assert {"accuracy", "agreement", "log_score", "sequence_smooth_ece"} <= {*names} and "bleu" not in names
     (row,) = [each for each in everything["measures"] if each["measure"] == "agreement"]
     assert row["methods"][1]["value"] is None and row["methods"][1]["not_available"] == standard.missing
+
+
+def test_equal_differences_of_all_seeds_are_no_evidence(tmp_path: Path) -> None:
+    """Two seeds, of a share of few examples, whose differences are equal by chance: their interval would be a point."""
+    workdirs = arm(tmp_path, "dss", 0.2, 0.05) + arm(tmp_path, "standard", 0.2, 0.05)
+    for number, workdir in enumerate(workdirs):
+        seed, shift = number % (len(workdirs) // 2), 0.05 * (number >= len(workdirs) // 2)
+        file = Path(workdir, "evaluation/test/metrics.json")
+        share = {"value": 0.35 + 0.05 * seed + shift, "interval": [0, 1], "n": 20}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": {"changed_mistake": share}}))
+    methods = group([read_evaluated(workdir, "test") for workdir in workdirs], "test")
+    _, row = compared(methods, "changed_mistake").rows
+    assert row.interval is not None and row.contrast is None
+    assert row.missing == "all seeds give the same difference: its interval needs values that vary"
 
 
 def test_losses_of_other_targets_and_of_earlier_files_are_not_compared(tmp_path: Path) -> None:

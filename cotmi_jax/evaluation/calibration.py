@@ -205,12 +205,6 @@ def smooth_ece(confidence_N: np.ndarray, correct_N: np.ndarray) -> SmoothECE:
     return SmoothECE(width, width)
 
 
-def smoothed_residual(confidence_N: np.ndarray, correct_N: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points t in [0, 1] and at each the integrand of smECE, mean_i (y_i − p_i) K_width(t, p_i)."""
-    spectrum = _residual_spectrum(*check(confidence_N, correct_N), _GRID)
-    return np.linspace(0.0, 1.0, _GRID + 1), _smoothed(spectrum, width)
-
-
 def _residual_spectrum(confidence_N: np.ndarray, correct_N: np.ndarray, grid: int) -> np.ndarray:
     """Cosine transform of the residuals, each divided between the two nearest points of the grid.
 
@@ -232,12 +226,6 @@ def _smoothed(spectrum: np.ndarray, width: float | np.ndarray) -> np.ndarray:
 
     frequency_K = np.arange(spectrum.shape[-1])
     return np.asarray(fft.idct(spectrum * np.exp(-0.5 * (np.pi * width * frequency_K) ** 2), type=1))
-
-
-def confidence_gap(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
-    """Mean confidence minus accuracy: positive for an overconfident student."""
-    confidence_N, correct_N = check(confidence_N, correct_N)
-    return float(confidence_N.mean() - correct_N.mean())
 
 
 class Brier(NamedTuple):

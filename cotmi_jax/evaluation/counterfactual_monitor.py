@@ -30,7 +30,7 @@ from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.batches import by_length
 from cotmi_jax.evaluation.comparison import mean_interval
-from cotmi_jax.evaluation.scores import Score, wilson_interval
+from cotmi_jax.evaluation.scores import Score, share_by_cluster
 from cotmi_jax.mi.fitting import FitConfig
 from cotmi_jax.mi.networks import CriticConfig
 from cotmi_jax.mi.within import Groups, HeldOutGroups, fit_within
@@ -160,8 +160,8 @@ def pair_splits(
 class CounterfactualMonitor:
     """Estimates of students of one shape; features are compiled once per padded shape."""
 
-    def __init__(self, student: StudentDef, mesh: Mesh, *, batch_size: int, seed: int):
-        self._mesh, self._batch_size, self._seed = mesh, batch_size, seed
+    def __init__(self, student: StudentDef, mesh: Mesh, *, batch_size: int):
+        self._mesh, self._batch_size = mesh, batch_size
 
         def states(params: Params, batch: Batch) -> dict[str, Array]:
             outputs = forward(student.bind(params), batch, None, (PREDICT, EXPLAIN), Heads())
@@ -189,10 +189,6 @@ class CounterfactualMonitor:
                 value_N[places[places >= 0]] = value_B[places >= 0]
         return found
 
-    def measure(self, params: Params, fitting: PairedSplits, test: PairedSplits) -> CounterfactualEstimates:
-        """Estimates on `test`, with critics fitted on `fitting`. UserError for fewer than MIN_EXAMPLES of either."""
-        return read_counterfactuals(self.features(params, fitting), self.features(params, test), self._seed)
-
 
 def read_counterfactuals(fitting: PairedFeatures, test: PairedFeatures, seed: int) -> CounterfactualEstimates:
     """The estimates on test features. Raises UserError for fewer than MIN_EXAMPLES fitting or test examples."""
@@ -212,9 +208,9 @@ def read_counterfactuals(fitting: PairedFeatures, test: PairedFeatures, seed: in
         _score(np.stack([fit.value_N for fit in found]), test.cluster_N),
         _score(np.stack([fit.value_N for fit in controls]), test.cluster_N),
         contradiction_auc(np.stack([fit.score_NxMxM for fit in found]), test.cluster_N),
-        _share(label_N),
-        _share(rationale_N),
-        _share(label_N == rationale_N),
+        _share(label_N, test.cluster_N),
+        _share(rationale_N, test.cluster_N),
+        _share(label_N == rationale_N, test.cluster_N),
         a * b + (1 - a) * (1 - b),
     )
 
@@ -262,8 +258,8 @@ def _score(value_SxN: np.ndarray, cluster_N: np.ndarray) -> Score:
     return Score(value=found.value, interval=(found.low, found.high), n=value_SxN.shape[1])
 
 
-def _share(hit_N: np.ndarray) -> Score:
-    return Score(value=float(hit_N.mean()), interval=wilson_interval(int(hit_N.sum()), len(hit_N)), n=len(hit_N))
+def _share(hit_N: np.ndarray, cluster_N: np.ndarray) -> Score:
+    return share_by_cluster(hit_N.tolist(), cluster_N.tolist())
 
 
 def _half(score: Score) -> float:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from cotmi_jax.data.tasks import EXPLAIN, PREDICT, find_objective, task_input
 from cotmi_jax.data.tokens import TokenizedSplit
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.calibration_report import FITTING_EXAMPLES, calibrate
+from cotmi_jax.evaluation.confidences import cluster_keys
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.label_scores import label_table
 from cotmi_jax.evaluation.metrics import (
@@ -59,13 +60,15 @@ class Scored:
     output: Path
 
 
-def accuracy_by_component(correct: list[bool], components: Sequence[Component], split: str) -> dict[str, Summary]:
+def accuracy_by_component(
+    correct: Sequence[bool], clusters: Sequence[Hashable], components: Sequence[Component], split: str
+) -> dict[str, Summary]:
     """Accuracy of each component of a mixture that has the split, in which examples are ordered by component."""
     found, start = {}, 0
     for component in components:
         end = start + component.sizes.get(split, 0)
         if end > start:
-            found[component.name] = summarize(correct[start:end])
+            found[component.name] = summarize(correct[start:end], clusters[start:end])
         start = end
     return found
 
@@ -221,7 +224,7 @@ def _parts(
     parts: dict[str, Any] = {}
     if len(components) > 1:
         correct = [prediction["correct"] for prediction in predictions]
-        parts["components"] = accuracy_by_component(correct, components, split_name)
+        parts["components"] = accuracy_by_component(correct, cluster_keys(predictions), components, split_name)
     if "label_scores" in chosen:
         parts["labels"] = label_table(predictions)
     if valid is not None:

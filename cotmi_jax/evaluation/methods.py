@@ -10,30 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from cotmi_jax.config import flatten
+from cotmi_jax.config import RESUMABLE_KEYS, TERM_KEYS, flatten
 from cotmi_jax.data.tasks import OBJECTIVES
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, as_path, read_json, read_json_lines
-from cotmi_jax.workdir.record import RUN_FILE, read_config
+from cotmi_jax.workdir.record import RUN_FILE, read_config, read_extensions
 
-# Keys that do not change what a run learns, or that say where its files are: runs that differ in them are one method.
+# Keys that change no result: runs that differ in them are one method. Vocabularies count by their key, since one that
+# is trained on a subsample differs by seed; extensions by the content of their files.
 _SAME_METHOD = (
-    *("seed", "extensions", "profile", "compilation_cache", "data.root", "data.tfds_dir", "data.cache"),
-    *("checkpoint.", "eval.", "log.", "mesh.", "mi.monitor."),
+    *(key for key in RESUMABLE_KEYS if key != "data.vocabulary"),
+    *("seed", "extensions", "eval.batch_size"),
 )
-_OF_TERM = ("mi.", "objective.beta")  # keys of the mutual-information term, of no effect without it
 # Keys that have to be equal in all methods: differences of data or labels are not differences of methods.
 _SAME_DATA = ("data.dataset", "data.label_type")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun:
-    """A run and its predictions of a split, by example."""
+    """A run and its predictions of a split, by example. extensions: their names with the beginning of their digests."""
 
     workdir: Path
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
     predictions: Mapping[str, Mapping[str, Any]]
+    extensions: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -92,7 +93,7 @@ def read_evaluated(workdir: str, split: str) -> EvaluatedRun:
     correct = sum(line["correct"] for line in lines) / len(lines)
     if not np.isclose(correct, metrics.get("accuracy", -1.0)):
         raise UserError(f"{results}/predictions.jsonl is not that of metrics.json: {remedy} again")
-    return EvaluatedRun(folder, config, metrics, predictions)
+    return EvaluatedRun(folder, config, metrics, predictions, read_extensions(folder))
 
 
 def group(runs: Sequence[EvaluatedRun], split: str) -> Methods:
@@ -102,7 +103,7 @@ def group(runs: Sequence[EvaluatedRun], split: str) -> Methods:
         check_same_data(first, run, split)
     groups: dict[str, list[EvaluatedRun]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(_identity(run.config), sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(_identity(run), sort_keys=True), []).append(run)
     ids = list(first.predictions)
     methods = []
     for name, members in zip(_names([members[0] for members in groups.values()]), groups.values(), strict=True):
@@ -140,10 +141,11 @@ def check_same_data(first: EvaluatedRun, run: EvaluatedRun, split: str) -> None:
                 )
 
 
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    spec = OBJECTIVES.get(config["objective.name"])  # None: of an extension
-    ignored = _SAME_METHOD if spec is None or spec.has_mi_term else (*_SAME_METHOD, *_OF_TERM)
-    return {key: value for key, value in config.items() if not key.startswith(ignored)}
+def _identity(run: EvaluatedRun) -> dict[str, Any]:
+    spec = OBJECTIVES.get(run.config["objective.name"])  # None: of an extension
+    ignored = _SAME_METHOD if spec is None or spec.has_mi_term else (*_SAME_METHOD, *TERM_KEYS)
+    found = {key: value for key, value in run.config.items() if not key.startswith(ignored)}
+    return found | {"extensions": ",".join(run.extensions)}
 
 
 def _names(runs: Sequence[EvaluatedRun]) -> list[str]:
@@ -151,7 +153,7 @@ def _names(runs: Sequence[EvaluatedRun]) -> list[str]:
 
     A key is shown by its last part where that is unique.
     """
-    identities = [_identity(run.config) for run in runs]
+    identities = [_identity(run) for run in runs]
     keys = dict.fromkeys(key for each in identities for key in each if key != "objective.name")
     varied = [key for key in keys if len({json.dumps(each[key]) for each in identities if key in each}) > 1]
     last = [key.rpartition(".")[2] for key in varied]

@@ -137,7 +137,7 @@ class SplitMonitor:
             raise UserError(f"{len(rows_N)} examples, at least {MIN_PAIRS} are needed")
         make_pairs = functools.partial(pair_splits, examples, vocabulary, config, limit=limit, seed=seed)
         monitor = MIMonitor(student, config, mesh, batch_size=batch_size)
-        paired = CounterfactualMonitor(student, mesh, batch_size=batch_size, seed=seed)
+        paired = CounterfactualMonitor(student, mesh, batch_size=batch_size)
         return cls(monitor, paired, split, rows_N, make_pairs, initial, seed)
 
     @functools.cached_property

@@ -106,7 +106,8 @@ def _needs(package: str, extra: str = "quality") -> NotAvailable | None:
     try:
         importlib.import_module(package)
     except ModuleNotFoundError:
-        return NotAvailable(not_available=f"the extra {extra} is not installed: pip install -e '.[{extra}]' (in the repository)")
+        remedy = f"pip install -e '.[{extra}]' (in the repository)"
+        return NotAvailable(not_available=f"the extra {extra} is not installed: {remedy}")
     return None
 
 

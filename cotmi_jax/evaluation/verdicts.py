@@ -17,6 +17,7 @@ from cotmi_jax.evaluation.methods import EvaluatedRun, Method, Methods
 # higher, lower: of measures of which neither is better.
 Verdict = Literal["better", "worse", "higher", "lower", "equivalent", "undecided"]
 LEVEL = 0.05  # of tests
+_ROUNDING = 1e-12  # of sums of numbers near 1
 ACCURACY = MEASURES["accuracy"]
 Value = TypeVar("Value")
 
@@ -261,7 +262,10 @@ def _estimate(scores: _Scores, methods: Methods, baseline: Method, *, ranked: bo
                 )
             _check_targets(scores, name, baseline.name)
             paired = method.seeds == baseline.seeds
-            found.differences[name] = comparison.difference(own, theirs, cluster_N, paired=paired)
+            difference = comparison.difference(own, theirs, cluster_N, paired=paired)
+            if scores.of_split and difference.variance.error <= _ROUNDING * max(1.0, abs(difference.value)):
+                raise UserError("all seeds give the same difference: its interval needs values that vary")
+            found.differences[name] = difference
         except UserError as error:
             found.missing[name] = str(error)
     if ranked and len(found.intervals) > 1:

@@ -62,14 +62,14 @@ def read_scores(workdir: Path, step: int) -> list[Measured]:
 
 
 def _measured(fields: dict[str, Any]) -> Iterator[Measured]:
+    method = fields.get("decoding", {}).get("method", "greedy")
+    split = fields["split"] if method == "greedy" else f"{fields['split']} ({method})"
     for name, score in fields["metrics"].items():
         interval = score["interval"]
         if interval is not None:
             low, high = interval
             interval = (float(low), float(high))
-        yield Measured(
-            str(fields["dataset"]), str(fields["split"]), name, float(score["value"]), interval, int(score["n"])
-        )
+        yield Measured(str(fields["dataset"]), split, name, float(score["value"]), interval, int(score["n"]))
 
 
 def model_card(

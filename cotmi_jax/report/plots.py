@@ -43,10 +43,14 @@ def _measurements(lines: list[Measurement]) -> list[Measurement]:
 
 
 def _draw_changes(axes: "Axes", lines: list[Measurement], labels: Mapping[str, str], title: str) -> None:
-    """Curves of the changes since the initial weights, with their standard errors."""
-    steps = [line["step"] for line in lines]
+    """Curves of the changes since the initial weights, with their standard errors.
+
+    A run that was resumed with other mi.monitor.estimators has those of each start in its own lines.
+    """
     for index, (name, label) in enumerate(labels.items()):
-        change, error = ([line[f"mi/{name}_{key}"] for line in lines] for key in ("change", "change_error"))
+        own = [line for line in lines if f"mi/{name}{_CHANGE}" in line]
+        steps = [line["step"] for line in own]
+        change, error = ([line[f"mi/{name}_{key}"] for line in own] for key in ("change", "change_error"))
         axes.plot(steps, change, f"C{index}-", marker=".", label=label)
         low, high = ([x + sign * dx for x, dx in zip(change, error, strict=True)] for sign in (-1, 1))
         axes.fill_between(steps, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
@@ -74,7 +78,8 @@ def draw_information(workdir: Path, path: Path) -> bool:
     generated = [line for line in logged if _FRACTIONS.keys() & line.keys()]
     panels = 2 + bool(generated)
     figure, axes = plt.subplots(1, panels, figsize=(5 * panels, 4), layout="constrained")
-    names = [key[3 : -len(_CHANGE)] for key in lines[0] if key.startswith("mi/") and key.endswith(_CHANGE)]
+    keys = dict.fromkeys(key for line in lines for key in line if key.startswith("mi/") and key.endswith(_CHANGE))
+    names = [key[3 : -len(_CHANGE)] for key in keys]
     estimators = {name: name for name in names if name not in _OF_LABEL_TASK}
     _draw_changes(axes[0], lines, estimators, _BETWEEN_TASKS)
     _draw_changes(axes[1], lines, _OF_LABEL_TASK, "Label task: input and label")

@@ -67,7 +67,8 @@ def main() -> int:
         study.say(note)
     if _LAUNCHER.value and not _STATUS.value:
         given = _LAUNCHER.value, _LAUNCHER_FLAG.value, _CONFIG.value, study
-        return submit(*given, again=_RETRY_FAILED.value, dry_run=_DRY_RUN.value)
+        again, changed_code = _RETRY_FAILED.value, _CHANGED_CODE.value
+        return submit(*given, again=again, dry_run=_DRY_RUN.value, changed_code=changed_code)
     if _STATUS.value or _DRY_RUN.value:
         print(dry_run(study, _TOPOLOGY.value) if _DRY_RUN.value else status(study.previewed()))
         return 0

@@ -92,6 +92,7 @@ class Command:
                 pass_fds=() if lease is None else (lease,),
                 process_group=0,
             )
+        self._asked = False  # to save and end: the second time would kill it
 
     def wait(self, seconds: float) -> int | None:
         """The exit code, negative for a signal that ended it; None if it is still running after this time."""
@@ -102,5 +103,6 @@ class Command:
 
     def stop(self, *, kill: bool = False) -> None:
         """Ask it to save and end, or end it at once."""
-        if self._process.poll() is None:
+        if self._process.poll() is None and (kill or not self._asked):
+            self._asked = True
             self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)

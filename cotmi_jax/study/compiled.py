@@ -23,8 +23,8 @@ from cotmi_jax.parallel.mesh import batch_shards, make_mesh
 from cotmi_jax.study.plan import PlannedRun
 from cotmi_jax.study.study import Say
 
-# What the compiled step depends on, besides the data.
-_OF_STEP = ("model.", "mi.", "objective.name", "batch_size", "micro_batches", "mesh.", "optimizer.name", "data.dataset")
+# What the compiled step depends on; that of the data gives the shape of its batches.
+_OF_STEP = ("model.", "mi.", "objective.name", "batch_size", "micro_batches", "mesh.", "optimizer.name", "data.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cotmi_jax.config import RESUMABLE_KEYS, base, flatten
+from cotmi_jax.config import RESUMABLE_KEYS, TERM_KEYS, base, flatten
 from cotmi_jax.data.corpus import Loading, corpus_fingerprint
 from cotmi_jax.data.grammar import FILE_KINDS, parse_dataset
 from cotmi_jax.data.run_data import loading_of
@@ -19,7 +19,6 @@ from cotmi_jax.files import Path, absolute, as_path
 from cotmi_jax.workdir.provenance import extension_digests, file_digest, versions
 from cotmi_jax.workdir.record import is_workdir
 
-_OF_TERM = ("mi.", "objective.beta")  # of no effect without a mutual-information term
 _DIGITS = 8  # of the hash in a run's name
 # What training and evaluation compute with. Other packages show results, start runs, or make data beforehand.
 _ROOMS = (
@@ -42,7 +41,7 @@ def result_settings(config: ConfigDict) -> dict[str, Any]:
     """
     ignored: tuple[str, ...] = (*RESUMABLE_KEYS, "extensions", "data.dataset", "data.rationale_weights")
     if not find_objective(config.objective.name).has_mi_term:
-        ignored = (*ignored, *_OF_TERM)
+        ignored = (*ignored, *TERM_KEYS)
     found = {key: value for key, value in changed_settings(config).items() if not key.startswith(ignored)}
     components = parse_dataset(config.data.dataset)
     named = [[each.kind, "" if each.kind in FILE_KINDS else each.argument, each.rate] for each in components]

@@ -14,7 +14,8 @@ from types import FrameType
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.study.commands import evaluate_command, train_command
-from cotmi_jax.study.study import Entry, Study
+from cotmi_jax.study.record import StudyRun
+from cotmi_jax.study.study import ChangedCode, Entry, Study
 
 _ROOT = LocalPath(__file__).parents[2]
 # By --launcher: the script, and its command.
@@ -36,6 +37,8 @@ def launch_commands(launcher: str, flags: Sequence[str], argument: str, study: S
     worker = [f"--config={_in_checkout(argument)}", f"--workdir={study.folder}", f"--only={name}"]
     # The job's image has its own package versions: they are recorded, and change no names.
     worker.append("--changed_code=keep")
+    if entry.run.state == "failed":
+        worker.append("--retry_failed")
     start = ["bash", str(_ROOT / "launch" / script)]
     commands = [[*start, verb, *own[launcher], *flags, "--module=cotmi_jax.study", "--", *worker]]
     if launcher == "queued":
@@ -44,30 +47,49 @@ def launch_commands(launcher: str, flags: Sequence[str], argument: str, study: S
     return commands
 
 
-def submit(launcher: str, flags: Sequence[str], argument: str, study: Study, *, again: bool, dry_run: bool) -> int:
-    """Submit every selected run that is not done and was not submitted; `again`: also those that were.
+def submit(
+    launcher: str,
+    flags: Sequence[str],
+    argument: str,
+    study: Study,
+    *,
+    again: bool,
+    dry_run: bool,
+    changed_code: ChangedCode = "error",
+) -> int:
+    """Submit every selected run that is not done, has not failed, and has no job or worker; `again`: also the others.
 
-    Returns 0, or 1 if a run could not be submitted. Raises UserError where launch/ is not there.
+    A job for a run that another worker still holds ends at once. Returns 0, or 1 if a run could not be submitted.
+    Raises UserError where launch/ is not there, or for other code.
     """
     if not (_ROOT / "launch").is_dir():
         raise UserError(f"--launcher needs a checkout of the repository: {_ROOT} has no launch/")
     if dry_run:
         entries = study.preview()
     else:
-        study.enroll("keep")
+        study.enroll(changed_code)
         entries = study.entries(study.record())
     code = 0
     for entry in entries:
-        if entry.run.state not in ("pending", "failed"):
+        if entry.run.state == "done" and not study.fault(entry):
             continue
-        if entry.run.job and not again:
-            study.say(f"{entry.run.name} was submitted before ({entry.run.job}): --retry_failed submits it again")
+        if (known := _known(entry.run)) and not again:
+            study.say(f"{entry.run.name} {known}: --retry_failed submits it again")
             continue
         for command in launch_commands(launcher, flags, argument, study, entry):
             if dry_run:
                 command.insert(command.index("--") if "--" in command else len(command), "--dry-run")
             code = max(code, _call(command, launcher, study, entry, dry_run=dry_run))
     return code
+
+
+def _known(run: StudyRun) -> str:
+    """Why a run is not submitted without being asked for; "" if it was neither started nor submitted."""
+    if run.state == "failed":
+        return f"has failed ({run.reason})"
+    if run.state == "running":
+        return f"is recorded as running ({run.holder})"
+    return f"was submitted before ({run.job})" if run.job else ""
 
 
 def _call(command: Sequence[str], launcher: str, study: Study, entry: Entry, *, dry_run: bool) -> int:

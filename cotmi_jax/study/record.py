@@ -9,7 +9,8 @@ Events, each with `time` (of the writer's clock, for people alone):
 
     study    version, name, claim, evaluation, code: facts of the study; the last one counts
     run      name, arm, seed, recipe, settings, config, hash: a run that a study file asked for
-    plan     runs: the names of the runs that the study file asks for now; others stay, as removed
+    plan     runs, removed: the names of the runs that the study file asks for now, and of those that it no longer does,
+             as one process sees it: those that it does not name, of a process started with --only, stay as they are
     submitted  name, job: it was given to a scheduler, and is pending until the job starts
     running  name, host, pid; the lease says whether that worker still lives
     stopped  name, seconds: it was interrupted, and is pending again
@@ -100,7 +101,8 @@ def fold(folder: Path, events: Iterable[Event]) -> StudyRecord:
                 )
             facts = event
         elif kind == "plan":
-            planned = list(event["runs"])
+            gone = {*event["runs"], *event.get("removed", planned or ())}
+            planned = [*event["runs"], *(name for name in planned or () if name not in gone)]
         elif kind == "run":
             runs.setdefault(name, _new_run(folder, event))
         elif name in runs:

@@ -58,10 +58,14 @@ class Study:
         return fold(self.folder, self.journal.read())
 
     def replan(self, plan: Plan) -> None:
-        """Follow an edited study file, and record what has changed."""
-        self.plan = plan
+        """Follow an edited study file, and record what has changed. Where that raises UserError, the plan stays."""
+        before, self.plan = self.plan, plan
+        try:
+            self.enroll()
+        except UserError:
+            self.plan = before
+            raise
         self._sound.clear()  # it may ask for another evaluation
-        self.enroll()
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append an event."""
@@ -71,8 +75,9 @@ class Study:
     def enroll(self, changed_code: ChangedCode = "error") -> None:
         """Record the plan: the study, its new runs, and which runs it now has. Raises UserError for other code."""
         record = self.record()
-        pinned = self._enroll_code(record, changed_code)
-        identified = self._identify(record, pinned)
+        code = self._accepted_code(record, changed_code)
+        identified = self._identify(record, str(code["pinned"]))  # may raise: nothing was written yet
+        self._write_facts(record, code)
         known = {run.name for run in (*record.runs, *record.removed)}
         for name, planned in identified.items():
             if name not in known:
@@ -84,7 +89,7 @@ class Study:
             kept = [name for name in before if name in identified or name.rpartition("-")[0] not in selected]
             names = [*kept, *(name for name in names if name not in kept)]
         if names != before or not record.facts:
-            self.write("plan", runs=names)
+            self.write("plan", runs=names, removed=[name for name in before if name not in names])
             self._say_changes(before, names, known)
         self._names = identified
 
@@ -114,7 +119,8 @@ class Study:
         """The record with the runs of `preview` for its own, and all others as removed."""
         record, runs = self.record(), tuple(entry.run for entry in self.preview())
         names = {run.name for run in runs}
-        others = tuple(run for run in (*record.runs, *record.removed) if run.name not in names)
+        # What --only leaves out is in the study nevertheless.
+        others = () if self.only else tuple(run for run in (*record.runs, *record.removed) if run.name not in names)
         return dataclasses.replace(record, name=self.plan.name, claim=self.plan.claim, runs=runs, removed=others)
 
     def fault(self, entry: Entry) -> str:
@@ -143,11 +149,15 @@ class Study:
                 "other code; give the same command again, which says what it does with them"
             )
 
-    def _enroll_code(self, record: StudyRecord, changed_code: ChangedCode) -> str:
-        """Write the event `study` where it is new or has changed; the digest of code that names are made with."""
+    def _accepted_code(self, record: StudyRecord, changed_code: ChangedCode) -> dict[str, Any]:
+        """The digest of code that names are made with (`pinned`), and those that runs may have, this code among them.
+
+        Raises UserError for other code that --changed_code does not accept.
+        """
         code: dict[str, Any] = dict(record.facts.get("code", {"pinned": self.code, "accepted": {}}))
         started = [run for run in record.runs if run.state != "pending" or run.seconds]
-        if self.code not in code["accepted"]:
+        again = changed_code == "rerun" and code["pinned"] != self.code
+        if self.code not in code["accepted"] or again:
             if started and changed_code == "error":
                 raise UserError(self._other_code(code, len(started)))
             if changed_code != "keep" and (not started or changed_code == "rerun"):
@@ -156,12 +166,15 @@ class Study:
             if started:
                 what = "start again under new names" if changed_code == "rerun" else "stay; the others are of this code"
                 self.say(f"the code has changed (now revision {revision()}): the runs that were started {what}")
+        return code
+
+    def _write_facts(self, record: StudyRecord, code: Mapping[str, Any]) -> None:
+        """Write the event `study` where it is new or has changed."""
         evaluation = dataclasses.asdict(self.plan.evaluation)
         facts = {"version": VERSION, "name": self.plan.name, "claim": self.plan.claim, "evaluation": evaluation}
         facts["code"] = code
         if any(record.facts.get(key) != value for key, value in facts.items()):
             self.write("study", **facts)
-        return str(code["pinned"])
 
     def _other_code(self, code: Mapping[str, Any], started: int) -> str:
         theirs = ", ".join(sorted(str(each) for each in code["accepted"].values()))

@@ -194,7 +194,11 @@ class Worker:
 
     def _execute(self, command: list[str], log: Log, lease: Owner) -> Ending:
         """Run a command to its end. Kind "again": it was killed or stopped, or a process of it was lost."""
+        if self._signal:  # it came between two commands
+            return Ending("stopped")
         self._command = Command(command, log, lease.descriptor)
+        if self._signal:  # it came while the command was started
+            self._command.stop()
         try:
             while (code := self._command.wait(self._options.poll)) is None:
                 try:
@@ -202,10 +206,13 @@ class Worker:
                 except UserError as error:
                     self._command.stop(kill=True)
                     return Ending("lost", str(error))
-                self._display.show(self._study.record())
+                with contextlib.suppress(UserError, OSError):  # only shown, and again at the next look
+                    self._display.show(self._study.record())
         except BaseException:
-            self._command.stop(kill=True)
-            self._command.wait(60.0)
+            self._command.stop()
+            if self._command.wait(60.0) is None:
+                self._command.stop(kill=True)
+                self._command.wait(60.0)
             raise
         finally:
             self._command = None
@@ -229,9 +236,8 @@ class Worker:
         if study.plan.is_current():
             return
         try:
-            plan = load_plan(self._argument)
-            study.say(f"{self._argument} has changed, and is read again")
-            study.replan(plan)
+            study.replan(load_plan(self._argument))
+            study.say(f"{self._argument} has changed, and was read again")
             self._unreadable = ""
         except UserError as error:
             if str(error) != self._unreadable:

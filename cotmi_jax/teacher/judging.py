@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class Judging:
         unreadable = [answer for answer in answers if not self._is_readable(answer)]
         missing = [request.id for request in self._requests(records)]
         if len(unreadable) < len(answers):
-            self._write(records, answers, len(unreadable), len(set(missing)))
+            self._write(records, answers, len(unreadable), set(missing))
         self._check_readable(answers, unreadable, found.unreadable)
         if missing:
             raise UserError(
@@ -163,7 +163,8 @@ class Judging:
                 rating_Rx2[repeat, order] = sign * _POSITIONS.get(read_choice(answer) or "", _NAN)
         return rating_Rx2
 
-    def _write(self, records: Records, answers: Sequence[Choice], unreadable: int, missing: int) -> None:
+    def _write(self, records: Records, answers: Sequence[Choice], unreadable: int, missing: Set[str]) -> None:
+        """Write items and summary, and print it. missing: ids of items that lack an answer."""
         judged = [item for item in self.items if item.status == "judged"]
         rating_NxRxO = np.stack([self._ratings(records, item) for item in judged])
         rated_N = np.isfinite(rating_NxRxO if self.other is None else consistent(rating_NxRxO)).any(axis=1)
@@ -175,7 +176,8 @@ class Judging:
             for rationales in zip(*(item.rationales for item in self.items), strict=True)
         ]
         items["empty_by_run"] = empty
-        items |= {"missing": missing, "unreadable": len(judged) - int(rated_N.sum()) - missing}
+        unreadable_N = [not rated and item.id not in missing for item, rated in zip(judged, rated_N, strict=True)]
+        items |= {"missing": len(missing), "unreadable": sum(unreadable_N)}
         result = self._describe(records) | {
             "items": items,
             "answers": {"n": len(answers), "unreadable": unreadable, "cut_by_length": _count_cut(answers)},

@@ -191,6 +191,14 @@ def read_config(workdir: Path) -> ConfigDict:
     return _recorded_config(_read_record(workdir), workdir / RUN_FILE)
 
 
+def read_extensions(workdir: Path) -> tuple[str, ...]:
+    """The extensions of a run, wherever their files were: names, with the beginning of the SHA-256 of a file."""
+    recorded = _read_record(workdir).get("extensions") or {}
+    return tuple(
+        name if digest is None else f"{name.rpartition('/')[2]} {digest[:8]}" for name, digest in recorded.items()
+    )
+
+
 def read_run(workdir: Path, *, extensions: str | None = None) -> tuple[ConfigDict, StudentConfig, Vocabulary]:
     """Config, student shape and vocabulary of a run; imports its extensions, or those given instead.
 

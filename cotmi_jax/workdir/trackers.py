@@ -87,7 +87,8 @@ def _import_extra(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"config.log.trackers needs {module}: pip install -e '.[{extra}]' (in the repository)") from error
+        remedy = f"pip install -e '.[{extra}]' (in the repository)"
+        raise UserError(f"config.log.trackers needs {module}: {remedy}") from error
 
 
 def _read_ids(workdir: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from cotmi_jax.data.run_data import load_data
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.job import accuracy_by_component
+from cotmi_jax.evaluation.metrics import summarize
 from cotmi_jax.experiment import Experiment, with_data_root
 from cotmi_jax.report.terminal import format_scores
 
@@ -226,7 +227,9 @@ def test_a_run_reports_skipped_rows_and_quotas(mixture, tmp_path):
 def test_the_accuracy_of_a_component_is_over_its_own_examples():
     components = (Component("a", 5, 1.0, {"train": 5, "test": 2}), Component("b", 5, 1.0, {"train": 5}))
     components += (Component("c", 5, 1.0, {"train": 5, "test": 3}),)
-    found = accuracy_by_component([True, True, False, False, True], components, "test")
+    correct, clusters = [True, True, False, False, True], ["x", "y", "z", "z", "w"]
+    found = accuracy_by_component(correct, clusters, components, "test")
+    assert found["c"] == summarize(correct[2:], clusters[2:]) != summarize(correct[2:])
     assert {name: (summary["accuracy"], summary["n"]) for name, summary in found.items()} == {
         "a": (1.0, 2),
         "c": (pytest.approx(1 / 3), 3),

@@ -162,7 +162,7 @@ def test_features_of_a_student_are_those_of_both_pairs_of_the_same_input() -> No
         lambda leaf: np.random.default_rng(0).normal(0, 0.5, leaf.shape).astype(np.float32), student.shapes
     )
     with jax.set_mesh(make_mesh()):
-        monitor = CounterfactualMonitor(student, make_mesh(), batch_size=32, seed=0)
+        monitor = CounterfactualMonitor(student, make_mesh(), batch_size=32)
         features = monitor.features(params, splits)
         swapped = monitor.features(params, splits._replace(own=splits.other, other=splits.own))
     for name in ("z_Nx2xD", "v_Nx2xD", "log_label_Nx2", "log_rationale_Nx2"):

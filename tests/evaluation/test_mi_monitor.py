@@ -156,6 +156,16 @@ def test_initial_weights_are_those_that_a_run_started_from(measured: Path) -> No
     runs.assert_same(jax.device_get(initial), jax.device_get(trained.params))
 
 
+def test_estimators_that_changed_at_a_resume_are_plotted_where_they_were_measured(tmp_path: Path) -> None:
+    lines = [
+        {"step": step}
+        | {f"mi/{each}_{key}": 0.1 for each in (name, "x_z", "z_y") for key in ("change", "change_error")}
+        for step, name in ((1, "infonce"), (2, "nwj"), (3, "nwj"))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert draw_information(tmp_path, tmp_path / "picture.png")
+
+
 @pytest.mark.slow
 def test_a_single_measurement_is_not_plotted(measured: Path, tmp_path: Path) -> None:
     lines = (measured / "metrics.jsonl").read_text().splitlines(keepends=True)

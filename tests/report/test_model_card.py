@@ -73,6 +73,16 @@ def test_the_card_states_data_objective_and_the_scores_of_its_checkpoint(
     assert "valid" not in text  # it was another checkpoint that was evaluated there
 
 
+def test_scores_of_another_decoding_are_labelled(trained: TrainedStudent, workdir: Path) -> None:
+    folder = workdir / "evaluation" / "test-beam"
+    folder.mkdir()
+    content = METRICS | {"checkpoint": {"which": "latest", "step": 6}, "decoding": {"method": "beam"}}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    text = model_card("owner/student", "t5", trained, workdir, license="apache-2.0")
+    assert text.count("| arithmetic | test | accuracy |") == 1
+    assert "| arithmetic | test (beam) | accuracy | 0.7500 |" in text
+
+
 def test_what_is_not_known_is_not_stated(trained: TrainedStudent, workdir: Path) -> None:
     shutil.rmtree(workdir / "evaluation")
     (workdir / "run.json").write_text("{}")  # of an older version

@@ -46,6 +46,18 @@ def test_the_numbers_are_those_of_compare_and_the_rest_of_the_document_stays(tmp
     assert all(f"{number} {verdict}" in summary for verdict, number in verdicts.items())
 
 
+def test_the_margin_is_that_of_the_flag(tmp_path: Path) -> None:
+    workdirs = write_arms(tmp_path, data__dataset="esnli")
+    marks = []
+    for margin in ("0.001", "90"):
+        result = runs.command("report", *workdirs, f"--output={tmp_path}/new.md", f"--margin={margin}")
+        assert result.code == 0, result
+        marks.append(
+            [row[1].partition("<br>")[2].startswith("≈") for row in rows((tmp_path / "new.md").read_text()).values()]
+        )
+    assert sum(marks[0]) < sum(marks[1])
+
+
 def test_a_half_done_study_has_a_new_document_that_lists_what_is_missing(tmp_path: Path) -> None:
     write_study(tmp_path / "study")
     result = runs.command("report", str(tmp_path / "study"), f"--output={tmp_path}/new.md")

@@ -18,6 +18,7 @@ from studies import StudyFolder
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.study import launchers
+from cotmi_jax.study import study as study_module
 from cotmi_jax.study.launchers import accompany, rank, submit
 from cotmi_jax.study.record import read_study
 
@@ -75,6 +76,37 @@ def test_each_run_is_a_job_once(study: StudyFolder, fakes: Path) -> None:
     assert list(study.states().values()) == ["done", "pending"]
     assert submit(*arguments, study.study("seed=0"), again=True, dry_run=False) == 0
     assert len(recorded(fakes)) == 3  # a run that is done is no job again
+
+
+def test_a_run_that_failed_or_is_running_is_a_job_only_when_asked(study: StudyFolder, fakes: Path) -> None:
+    said: list[str] = []
+    study.act({"dss-seed0": {"command": "train", "exit": 2, "say": "error: no memory", "times": 1}})
+    assert study.work("dss-seed0") == 1 and study.work("dss-seed1") == 0
+    own = study.study("dss", said.append)
+    own.enroll()
+    name, done = (run.name for run in study.runs().values())
+    arguments = ("slurm", FLAGS["slurm"], str(study.file), own)
+    assert submit(*arguments, again=False, dry_run=False) == 0 and recorded(fakes) == []
+    assert said == [f"{name} has failed (no memory): --retry_failed submits it again"]
+    assert submit(*arguments, again=True, dry_run=False) == 0
+    (job,) = (call["input"] for call in recorded(fakes))
+    assert f"--only={name} --changed_code=keep --retry_failed" in job
+    assert study.work(name, changed_code="keep", retry_failed=True) == 0  # what the job does
+    own.write("running", name=name, host="h", pid=7)
+    assert submit(*arguments, again=False, dry_run=False) == 0 and len(recorded(fakes)) == 1
+    assert said[-1] == f"{name} is recorded as running (h, process 7): --retry_failed submits it again"
+    shutil.rmtree(study.folder / "runs" / done)
+    assert submit("slurm", FLAGS["slurm"], str(study.file), study.study(done), again=False, dry_run=False) == 0
+    assert len(recorded(fakes)) == 2
+
+
+def test_jobs_of_other_code_are_not_submitted_silently(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert study.work("dss-seed0") == 0
+    monkeypatch.setattr(study_module, "code_digest", lambda: "new code")
+    arguments = ("slurm", FLAGS["slurm"], str(study.file), study.study())
+    with pytest.raises(UserError, match="made by other code.*--changed_code=keep"):
+        submit(*arguments, again=False, dry_run=False)
+    assert submit(*arguments, again=False, dry_run=True) == 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 The commands of runs are fakes (support/fake_runs.py), which keep the files and locks of the real ones.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import studies
@@ -17,7 +19,10 @@ from studies import StudyFolder
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.study import study as study_module
-from cotmi_jax.study.record import read_study
+from cotmi_jax.study import worker
+from cotmi_jax.study.plan import load_plan
+from cotmi_jax.study.record import StudyRecord, read_study
+from cotmi_jax.study.study import Study
 from cotmi_jax.workdir.lock import lock
 
 study = studies.study
@@ -71,7 +76,7 @@ def test_a_file_edited_under_a_worker_is_noticed(study: StudyFolder) -> None:
     assert study.work(say=edit) == 0
     text = "\n".join(said)
     assert "two.py has changed and cannot be used, the runs stay as they were: " in text and "SyntaxError" in text
-    assert "two.py has changed, and is read again" in text and "no longer in the study file" in text
+    assert "two.py has changed, and was read again" in text and "no longer in the study file" in text
     assert {label[-1] for label in study.states()} == {"1", "2"} and set(study.states().values()) == {"done"}
 
 
@@ -126,6 +131,69 @@ def test_only_runs_what_it_selects_and_drops_nothing(study: StudyFolder) -> None
     assert study.states() == ALL_DONE and not read_study(study.folder).removed
     with pytest.raises(UserError, match="--only=seed=7 matches no run; there are 4, such as dss-seed0, infonce-seed0"):
         study.work("seed=7")
+
+
+def test_first_workers_with_different_selections_keep_the_runs_of_each_other(study: StudyFolder) -> None:
+    one, other = study.study("dss"), study.study("infonce")
+    empty = other.record()
+    other.record = lambda: empty  # type: ignore[method-assign]  # both read before one has written
+    one.enroll()
+    other.enroll()
+    record = read_study(study.folder)
+    assert sorted(run.name.rpartition("-")[0] for run in record.runs) == sorted(LABELS) and not record.removed
+    assert study.work() == 0 and list(study.states()) == LABELS
+
+
+def test_an_edit_whose_data_cannot_be_read_changes_nothing(study: StudyFolder) -> None:
+    own = study.study()
+    own.enroll()
+    events = (study.folder / "study.jsonl").read_text()
+    study.edit("Evaluation()", 'Evaluation(metrics="agreement")')
+    study.edit("seeds(2), ", 'axis("data.dataset", ["arithmetic", "jsonl:later.jsonl"]), seeds(2), ')
+    with pytest.raises(UserError, match="later.jsonl"):
+        own.replan(load_plan(str(study.file)))
+    assert (study.folder / "study.jsonl").read_text() == events
+    assert own.plan.evaluation.metrics is None and not own.plan.is_current()  # the next look tries again
+
+
+def test_a_display_that_fails_ends_no_command(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def show(display: worker.Display, record: StudyRecord) -> None:
+        if any(run.state == "running" for run in record.runs):
+            shown.append("failed")
+            raise OSError(errno.EIO, "the terminal is gone")
+
+    monkeypatch.setattr(worker.Display, "show", show)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.05")
+    assert study.work("dss-seed0") == 0
+    assert shown and study.states() == {"dss-seed0": "done"} and len(study.done("start")) == 1
+
+
+def test_a_signal_between_two_commands_starts_no_further_one(
+    study: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, command = [], worker.Command
+
+    def start(*arguments: Any) -> worker.Command:
+        os.kill(os.getpid(), signal.SIGTERM)
+        started.append(command(*arguments))  # the signal came before the worker knew the command
+        return started[-1]
+
+    write = Study.write
+
+    def write_and_signal(own: Study, kind: str, **fields: Any) -> None:
+        write(own, kind, **fields)
+        if kind == "running":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "write", write_and_signal)
+        assert study.work("dss-seed0") == 128 + signal.SIGTERM and study.done("start") == []
+    monkeypatch.setattr(worker, "Command", start)
+    assert study.work("dss-seed0") == 128 + signal.SIGTERM
+    assert len(started) == 1 and len(study.done("step")) < 6 and study.states() == {"dss-seed0": "pending"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -224,9 +292,13 @@ def test_runs_of_other_code_are_not_mixed_silently(study: StudyFolder, monkeypat
     assert study.runs()["dss-seed0"].name == name and len(study.done("start")) == 2
     assert "the code has changed" in said[0] and "stay; the others are of this code" in said[0]
     assert study.work("dss") == 0  # this code is accepted now
+    assert study.work("dss", changed_code="rerun") == 0  # and may still make them all
+    assert study.runs()["dss-seed0"].name != name and len(study.done("start")) == 4
+    assert study.work("dss", changed_code="rerun") == 0 and len(study.done("start")) == 4
+    name = study.runs()["dss-seed0"].name
     monkeypatch.setattr(study_module, "code_digest", lambda: "newer code")
     assert study.work("dss", changed_code="rerun") == 0
-    assert study.runs()["dss-seed0"].name != name and len(study.done("start")) == 4
+    assert study.runs()["dss-seed0"].name != name and len(study.done("start")) == 6
     assert name in [run.name for run in read_study(study.folder).removed]
 
 

@@ -219,9 +219,16 @@ def test_a_failed_request_is_retried_and_a_missing_answer_reported(tmp_path):
             judged.judge()
         result, rows = results(judged)
         assert result["items"]["missing"] == 1 and result["values"]["score"]["n"] == 4
+        assert result["items"]["unreadable"] == 0
         assert rows[0]["scores"] == [None]
         assert judged.judge() == 0
     assert results(judged)[0]["items"]["missing"] == 0 and len(server.requests) == 6
+    with FakeTeacher(by_number, faults=[fake.status(500, "out of memory")]) as server:
+        judged = judging(server.url, run, concurrency=1, max_retries=0, temperature=0.5, repeats=2)
+        with pytest.raises(UserError, match="1 of 5 items are missing answers"):
+            judged.judge()  # each item has one answer from before
+    items = results(judged)[0]["items"]
+    assert (items["judged"], items["missing"], items["unreadable"]) == (5, 1, 0)
 
 
 def test_a_server_that_is_unreachable_or_refuses_is_one_line(tmp_path):

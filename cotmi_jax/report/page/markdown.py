@@ -1,11 +1,12 @@
 """The results of a page as Markdown, to be a part of a document: a table for each data set, rows are methods."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.measures import Measure, parse_measures
-from cotmi_jax.evaluation.verdicts import Comparison, Row, compare_all
+from cotmi_jax.evaluation.verdicts import ACCURACY, Comparison, Row, compare_all
 from cotmi_jax.files import Path, replace_file
 from cotmi_jax.report.page import words
 from cotmi_jax.report.page.gather import Gathered, Missing, ResultSet
@@ -15,8 +16,11 @@ MEASURES = "accuracy,agreement,true_steps,label_loss,rationale_loss,log_score,se
 
 
 def markdown(found: Gathered, measures: str, command: str) -> str:
-    """Question, verdicts, tables, what is missing, the command that wrote it. Raises UserError for an unknown measure."""
-    chosen = parse_measures(measures)
+    """Question, verdicts, tables, what is missing, and the command. Raises UserError for an unknown measure."""
+    chosen = [
+        dataclasses.replace(each, margin=each.factor * found.margin) if each is ACCURACY else each
+        for each in parse_measures(measures)
+    ]
     verdicts: Counter[str] = Counter()
     tables: list[str] = []
     for each in found.sets:
