@@ -172,7 +172,8 @@ class Study(NamedTuple):
 
     def name(self, setting: str, seed: int) -> str:
         """Of the files of a run."""
-        return f"{''.join(letter if letter.isalnum() else '_' for letter in setting)}-seed{seed}"
+        safe = "".join(letter if letter.isalnum() else "_" for letter in setting)
+        return f"{safe}-seed{seed}{'-smoke' * self.smoke}"
 
     def result(self, setting: str, seed: int) -> Path:
         """The scores of a complete run."""

@@ -100,7 +100,8 @@ def measure(preset: str, rounds: int, flags: list[str]) -> dict[str, dict[str, l
         (scratch / "line").write_text(_LINE)
         found: dict[str, dict[str, list[dict[str, float]]]] = {each: {} for each in _WHAT}
         for number in range(rounds):
-            environment = {CACHE_VARIABLE: str(scratch / f"cache{number}")}
+            # A compilation cache of the user's would make every start a warm one.
+            environment = {CACHE_VARIABLE: str(scratch / f"cache{number}"), "JAX_COMPILATION_CACHE_DIR": ""}
             for side in SIDES:
                 for each, command in commands(preset, flags, scratch).items():
                     with open(scratch / "line") as line:

@@ -26,7 +26,7 @@ def make_run(arguments: argparse.Namespace, vocabulary: str) -> tuple[dict[str, 
 
     from cotmi_jax.data.run_data import RunData
     from cotmi_jax.data.vocabulary import Vocabulary
-    from cotmi_jax.experiment import find_vocabulary, make_student
+    from cotmi_jax.experiment import OFFICIAL_PIECES, find_vocabulary, make_student
     from cotmi_jax.models.config import T5Config
     from cotmi_jax.models.flops import step_flops
     from cotmi_jax.models.student import StudentDef
@@ -45,7 +45,7 @@ def make_run(arguments: argparse.Namespace, vocabulary: str) -> tuple[dict[str, 
     assert isinstance(student, T5Config)
     lengths = [(np.mean(task.inputs.lengths), np.mean(task.targets.lengths)) for task in tasks.values()]
     facts = {
-        "vocabulary": vocabulary or "T5's",
+        "vocabulary": vocabulary or ("T5's" if file.size == OFFICIAL_PIECES else "the data set's own"),
         "pieces": file.size,
         "input_tokens": float(np.mean(tasks["predict"].inputs.lengths)),
         "label_tokens": float(np.mean(tasks["predict"].targets.lengths)),

@@ -51,16 +51,15 @@ flags.mark_flags_as_mutual_exclusive(["questions", "dataset"], required=True)
 
 def main() -> int:
     """Annotate from the flags; returns the exit code."""
-    from pathlib import Path
-
     from cotmi_jax.teacher.annotate import Annotation, Policy
     from cotmi_jax.teacher.prompt import load_prompt
     from cotmi_jax.teacher.questions import load_questions
+    from cotmi_jax.teacher.session import local_file
 
     prompt = load_prompt(_PROMPT.value or _DATASET.value or "generic").with_source(_RATIONALE.value)
     schema = prompt.schema() if _STRUCTURED.value else None
     source = (_QUESTIONS.value, _DATASET.value, _SPLIT.value, _DATA_ROOT.value)
-    output = Path(_OUTPUT.value)
+    output = local_file(_OUTPUT.value, "output")
     annotation = Annotation(
         load_questions(*source, prompt.rule.kind)[: _LIMIT.value],
         prompt,
@@ -69,7 +68,7 @@ def main() -> int:
         _RATIONALIZE.value,
         Policy(_INCONSISTENT.value, _INCONSISTENT_WEIGHT.value, _RATIONALIZED_WEIGHT.value),
         output,
-        Path(_JOURNAL.value) if _JOURNAL.value else output.with_suffix(".journal.jsonl"),
+        local_file(_JOURNAL.value, "journal") if _JOURNAL.value else output.with_suffix(".journal.jsonl"),
         _MIN_READABLE.value,
         _COUNTERFACTUALS.value,
     )

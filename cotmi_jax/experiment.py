@@ -1,6 +1,7 @@
 """Builds the vocabulary, student, data and objective of a run from its config."""
 
 import dataclasses
+import os
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +16,7 @@ from cotmi_jax.data.run_data import RunData
 from cotmi_jax.data.sources.generated import VOCABULARIES
 from cotmi_jax.data.tasks import PREDICT, find_objective
 from cotmi_jax.data.token_weights import parse_token_weights
-from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer, is_own
+from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer, is_own, parse_own
 from cotmi_jax.errors import UserError, shown
 from cotmi_jax.extensions import with_absolute_files
 from cotmi_jax.files import Path, absolute, as_path
@@ -34,7 +35,7 @@ from cotmi_jax.parallel.sharding import abstract_arrays, param_shardings
 from cotmi_jax.workdir.checkpoint import Saved, restore_params, saved
 from cotmi_jax.workdir.record import is_workdir, read_run
 
-_OFFICIAL_PIECES = 32_000
+OFFICIAL_PIECES = 32_000
 # Keys that are set to choose a term: without one, a value other than the default is a mistake.
 _CHOICES_OF_TERM = ("estimator", "bound", "feature", "distance", "placebo", "log_gradient", "compression.name")
 _VOCAB_MULTIPLE = 128  # so that the tensor axis of the mesh divides the vocabulary
@@ -60,6 +61,23 @@ def find_vocabulary(config: ConfigDict) -> Path:
         init = config.model.init
         return find_tokenizer(as_path(absolute(init)) if is_workdir(init) else resolve_source(init))
     return find_data_root(config.data.root or None) / "t5" / "spiece.model"
+
+
+def embeddings(pieces: int) -> int:
+    """The number of embeddings of a student with random parameters, for a vocabulary of so many pieces."""
+    return T5_VOCAB_SIZE if pieces == OFFICIAL_PIECES else -(-pieces // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+
+
+def expected_embeddings(config: ConfigDict) -> int:
+    """That number from the config alone: neither a checkpoint nor the data is read, nor is a vocabulary trained."""
+    model, vocabulary = config.model, config.data.vocabulary
+    if model.vocab_size or model.init != "random":
+        return model.vocab_size or T5_VOCAB_SIZE
+    if is_own(vocabulary):
+        return embeddings(parse_own(vocabulary))
+    if vocabulary or config.data.dataset in VOCABULARIES:
+        return embeddings(Vocabulary(find_vocabulary(config)).size)
+    return T5_VOCAB_SIZE
 
 
 def check_packing(config: ConfigDict) -> None:
@@ -112,9 +130,7 @@ def make_student(config: ConfigDict, vocabulary: Vocabulary) -> tuple[StudentCon
     network = find_network(model.network)
     student: StudentConfig
     if model.init == "random":
-        padded = -(-vocabulary.size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-        size = model.vocab_size or (T5_VOCAB_SIZE if vocabulary.size == _OFFICIAL_PIECES else padded)
-        student = network.make_config(model, size)
+        student = network.make_config(model, model.vocab_size or embeddings(vocabulary.size))
     elif is_workdir(model.init):
         student, initial = _student_of_run(config, vocabulary)
     else:
@@ -222,7 +238,7 @@ def term_notes(config: ConfigDict) -> list[str]:
 
 
 def with_data_root(config: ConfigDict) -> ConfigDict:
-    """A copy with absolute paths of data and extensions, so that the run can be evaluated from any folder."""
+    """A copy with absolute paths of data, extensions and initial checkpoint: the run is evaluated from any folder."""
     config = config.copy_and_resolve_references()
     config.extensions = with_absolute_files(config.extensions)
     config.data.dataset = with_absolute_paths(config.data.dataset)
@@ -231,6 +247,8 @@ def with_data_root(config: ConfigDict) -> ConfigDict:
     config.data.rationale_weights = with_absolute_file(config.data.rationale_weights)
     if config.data.tfds_dir:
         config.data.tfds_dir = absolute(config.data.tfds_dir)
+    if config.model.init != "random" and os.path.isdir(absolute(config.model.init)):
+        config.model.init = absolute(config.model.init)
     return config
 
 

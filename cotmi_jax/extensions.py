@@ -16,8 +16,15 @@ def extension_names(extensions: str) -> list[str]:
 
 
 def with_absolute_files(extensions: str) -> str:
-    """The same extensions, with absolute paths of files, so that a run's record can be read from any folder."""
-    return ",".join(absolute(name) if name.endswith(".py") else name for name in extension_names(extensions))
+    """The same extensions, with absolute paths of files, so that a run's record can be read from any folder.
+
+    Raises UserError for a path with a comma, which separates extensions.
+    """
+    names = [absolute(name) if name.endswith(".py") else name for name in extension_names(extensions)]
+    for name in names:
+        if "," in name:
+            raise UserError(f"config.extensions: {name}: a path cannot contain a comma: move the file, or link it")
+    return ",".join(names)
 
 
 def load_extensions(extensions: str) -> None:

@@ -321,13 +321,18 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a small text file. Raises what `failures` lists, also where a FIFO or a device is in its place."""
+    """Add a line to a small text file; a last line that a kill or a full disk cut is removed, as readers ignore it.
+
+    Raises what `failures` lists, also where a FIFO or a device is in its place.
+    """
     if is_remote(path):
         replace_file(path, (path.read_text() if path.exists() else "") + line + "\n")
         return
     with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666)) as lines:
         if not stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
+        complete, newline, _ = read_regular(path).rpartition(b"\n")
+        lines.truncate(len(complete + newline))
         lines.write(line + "\n")
 
 

@@ -37,12 +37,11 @@ flags.mark_flag_as_required("workdir")
 
 def main() -> int:
     """Judge from the flags; returns the exit code."""
-    from pathlib import Path
-
     from cotmi_jax.evaluation.methods import read_evaluated
     from cotmi_jax.teacher.judge_items import read_items
     from cotmi_jax.teacher.judging import Judging, default_output
     from cotmi_jax.teacher.rubric import load_rubric
+    from cotmi_jax.teacher.session import local_file
 
     rubric = load_rubric(_RUBRIC.value, "absolute" if _AGAINST.value is None else "pairwise")
     service = _REQUESTS.service()
@@ -50,8 +49,8 @@ def main() -> int:
     other = None if _AGAINST.value is None else read_evaluated(_AGAINST.value, _SPLIT.value)
     items = read_items(run, other, _SPLIT.value, _LIMIT.value, _SEED.value)
     header = service.header(rubric.digest)
-    output = Path(_OUTPUT.value) if _OUTPUT.value else default_output(run, other, _SPLIT.value, header)
-    journal = Path(_JOURNAL.value) if _JOURNAL.value else output.with_suffix(".journal.jsonl")
+    output = local_file(_OUTPUT.value, "output") if _OUTPUT.value else default_output(run, other, _SPLIT.value, header)
+    journal = local_file(_JOURNAL.value, "journal") if _JOURNAL.value else output.with_suffix(".journal.jsonl")
     fixed = (rubric, service, _REPEATS.value, output, journal, _MIN_READABLE.value)
     judging = Judging(run, other, _SPLIT.value, items, _SEED.value, *fixed)
     if _DRY_RUN.value:

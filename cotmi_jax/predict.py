@@ -65,6 +65,7 @@ def main() -> None:
     import jax
 
     from cotmi_jax.compilation_cache import use_compilation_cache
+    from cotmi_jax.config import base
     from cotmi_jax.errors import UserError
     from cotmi_jax.inference.lines import OpenStream, read_lines
     from cotmi_jax.inference.load import load_trained, parse_checkpoint_choice
@@ -96,6 +97,7 @@ def main() -> None:
             task=_TASK.value,
             decoding=decoding,
             seed=_SEED.value,
+            max_input_tokens=(trained.config or base()).data.max_input_tokens,
             num_samples=_NUM_SAMPLES.value,
             scores=_SCORES.value,
             candidates=[candidate.strip() for candidate in _CANDIDATES.value],

@@ -54,7 +54,7 @@ wait_for_all() {
   local child code result=0
   local -a left=("${children[@]}") running
   while ((${#left[@]})); do
-    sleep 0.2
+    sleep 0.2 || true # Ctrl-C ends it too
     running=()
     for child in "${left[@]}"; do
       if kill -0 "$child" 2>/dev/null; then
@@ -80,8 +80,9 @@ if ((processes == 1)); then
   start "$(process)"
 else
   start "$(process 0)"
+  # Ctrl-C must not end what prints the output of processes that are still saving.
   for ((index = 1; index < processes; index++)); do
-    start "$(process "$index") > >(sed -u 's/^/[$index] /') 2> >(sed -u 's/^/[$index] /' >&2)"
+    start "$(process "$index") > >(trap '' INT; sed -u 's/^/[$index] /') 2> >(trap '' INT; sed -u 's/^/[$index] /' >&2)"
   done
 fi
 if [[ $dry_run ]]; then

@@ -53,7 +53,10 @@ running() {
 start() {
   mkdir -p "$dir"
   exec 9>"$dir/lock" # the run inherits it, so that the lock is held as long as any of its processes lives
-  flock --nonblock 9 || die "$(hostname): $dir has a run already: stop it first, or use another --dir"
+  flock --nonblock 9 || {
+    [[ ! $env_file ]] || rm -f "$env_file"
+    die "$(hostname): $dir has a run already: stop it first, or use another --dir"
+  }
   rm -f "$dir/exit" "$dir/stopped" "$dir/pid"
   if [[ $env_file ]]; then
     # shellcheck disable=SC1090

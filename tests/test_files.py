@@ -121,6 +121,9 @@ def test_lines_are_appended_and_folders_created(tmp_path: Path) -> None:
     for line in ("one", "two"):
         files.append_line(folder / "lines", line)
     assert (folder / "lines").read_text() == "one\ntwo\n"
+    (folder / "lines").write_text("one\ntw")  # as a full disk leaves it
+    files.append_line(folder / "lines", "three")
+    assert (folder / "lines").read_text() == "one\nthree\n"
 
 
 @pytest.mark.parametrize("rest", ["", '{"step": 3, "lo', '{"step": 3}', "null"])

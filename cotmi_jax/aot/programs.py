@@ -18,10 +18,10 @@ from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import PREDICT
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import make_terms
-from cotmi_jax.experiment import eval_decoding, make_objective
+from cotmi_jax.experiment import eval_decoding, expected_embeddings, make_objective
 from cotmi_jax.extensions import load_extensions
 from cotmi_jax.inference.generation import Generation
-from cotmi_jax.models.config import T5_VOCAB_SIZE, T5Config, preset, with_execution
+from cotmi_jax.models.config import T5Config, preset, with_execution
 from cotmi_jax.models.flops import forward_flops, step_flops
 from cotmi_jax.models.rng import train_streams
 from cotmi_jax.models.student import StudentDef, count_parameters
@@ -32,6 +32,8 @@ from cotmi_jax.parallel.sharding import PyTree, abstract_arrays, replicated
 from cotmi_jax.training.optimizer import make_optimizers, make_schedule
 from cotmi_jax.training.state import StateDef, TrainState
 from cotmi_jax.training.step import make_train_step
+
+_ANSWER_TOKENS = 16  # of the longest answer of consistency, which only the data gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ def abstract_student(config: ConfigDict) -> T5Config:
         raise UserError(
             f"config.model.network is {model.network!r}, but aot compiles only t5: set config.model.network to t5"
         )
-    return with_execution(preset(model.preset, model.family, vocab_size=model.vocab_size or T5_VOCAB_SIZE), model)
+    return with_execution(preset(model.preset, model.family, vocab_size=expected_embeddings(config)), model)
 
 
 def default_shape(
@@ -80,6 +82,7 @@ def default_shape(
     bound of the shape that `train` prints when it starts. Raises UserError if the rows do not divide over the mesh.
     """
     load_extensions(config.extensions)  # the objective may be defined there
+    validate(config)
     multiple = batch_shards(mesh) * config.micro_batches
     rows = rows or -(-config.batch_size // multiple) * multiple
     if rows % multiple:
@@ -100,10 +103,13 @@ def packed_batch(shape: PackShape, examples: int, objective: Objective, mesh: Me
     inputs, targets, segments = ((shape.rows, n) for n in (shape.input_length, shape.target_length, shape.segments))
     array = _BatchArrays(mesh)
     more_rows, more_examples = {}, {}
+    if objective.mi_term is not None and objective.mi_term.consistent:
+        more_rows["answers"] = array((shape.rows, shape.segments, _ANSWER_TOKENS))
+        more_examples["answer_length"] = array((examples,))
     if objective.counterfactuals:
         columns = array((shape.rows, shape.counterfactual_length))
-        more_rows = {"counterfactuals": columns, "counterfactual_segments": columns}
-        more_examples = {"counterfactuals": array((examples, objective.counterfactuals), jnp.bool_)}
+        more_rows |= {"counterfactuals": columns, "counterfactual_segments": columns}
+        more_examples["counterfactuals"] = array((examples, objective.counterfactuals), jnp.bool_)
     return {
         "rows": {
             "inputs": array(inputs),
@@ -133,6 +139,10 @@ def padded_batch(
     if trains and objective.counterfactuals:
         further = array((examples, objective.counterfactuals, target_length))
         batch["counterfactuals"] = dict.fromkeys(objective.tasks, further)
+    if objective.mi_term is not None and objective.mi_term.consistent:
+        for name in objective.tasks:
+            batch[name]["answers"] = array((examples, _ANSWER_TOKENS))
+        batch["answer_length"] = array((examples,))
     return batch | {"valid": array((examples,), jnp.bool_), "weight": array((examples,), jnp.float32)}
 
 

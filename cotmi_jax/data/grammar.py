@@ -62,7 +62,12 @@ def with_absolute_paths(dataset: str) -> str:
     names = []
     for component in parse_dataset(dataset):
         if component.kind in FILE_KINDS or (component.kind == "hf" and is_folder(component.argument)):
-            name = f"{component.kind}:{absolute(component.argument)}"
+            path = absolute(component.argument)
+            if "," in path:
+                raise UserError(
+                    f"dataset: {one_line(path)}: a path cannot contain a comma: move the files, or link them"
+                )
+            name = f"{component.kind}:{path}"
         else:
             name = component.written
         # A path with "=" needs a rate after it: its own end could be read as one.

@@ -3,6 +3,7 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from cotmi_jax.data.rationale_answer import count_spans
 from cotmi_jax.data.tasks import find_objective
 from cotmi_jax.data.token_weights import parse_token_weights
 from cotmi_jax.data.tokens import TokenizedSplit
@@ -35,6 +36,18 @@ def token_weight_error(config: ConfigDict, train: TokenizedSplit) -> str:
     if all(np.count_nonzero(weights) == len(targets.lengths) for weights, targets in found):
         return f"{given}every token of train but eos has weight 0: raise the weights"
     return ""
+
+
+def answer_error(config: ConfigDict, train: TokenizedSplit) -> str:
+    """Why a train split whose rationales state no label cannot be used; "" if some do, or nothing compares them."""
+    starts = train.answer_starts
+    compares = find_objective(config.objective.name).has_mi_term and config.mi.estimator == "consistency"
+    if not compares or starts is None or ((starts >= 0) & (train.weights > 0)).any():
+        return ""
+    return (
+        f"train: {count_spans(starts)}: mi.estimator consistency compares nothing: set config.data.rationale_answer to "
+        "append, or config.data.label_type to llm"
+    )
 
 
 def counterfactual_error(train: TokenizedSplit) -> str:

@@ -22,7 +22,13 @@ from cotmi_jax.data.order import TrainOrder, make_quotas
 from cotmi_jax.data.packing import PackShape, make_shape
 from cotmi_jax.data.rationale_answer import SpanCount, count_spans
 from cotmi_jax.data.rationale_weights import UNIFORM
-from cotmi_jax.data.run_checks import counterfactual_error, has_rationales, rationale_error, token_weight_error
+from cotmi_jax.data.run_checks import (
+    answer_error,
+    counterfactual_error,
+    has_rationales,
+    rationale_error,
+    token_weight_error,
+)
 from cotmi_jax.data.run_notes import corpus_notes, counterfactual_note, token_notes, token_weight_notes
 from cotmi_jax.data.tasks import ANSWER_MARK, DEFAULT_OBJECTIVE, EXPLAIN, LabelType, find_objective
 from cotmi_jax.data.token_weights import parse_token_weights
@@ -270,6 +276,7 @@ class RunData:
         prepared, found = prepare(folder, identity, recipe, **workers)
         refuse(prepared.facts["refused"])  # the cache may be that of a resumed run
         refuse(rationale_error(config, prepared.train))
+        refuse(answer_error(config, prepared.train))
         refuse(counterfactual_error(prepared.train))
         refuse(token_weight_error(config, prepared.train))
         if processes > 1:

@@ -20,7 +20,10 @@ from cotmi_jax.workdir.record import RUN_FILE
 
 BASELINE_OBJECTIVE = "predict"  # of a checkpoint that is scored as it is: the label task alone, with its prefix
 # Keys of config.data that another data set leaves as they were in training. The others say how to read a certain set.
-_KEPT = ("root", "tfds_dir", "vocabulary", "cache", "packing", "max_input_tokens", "max_target_tokens", "too_long")
+_KEPT = (
+    *("root", "tfds_dir", "vocabulary", "cache", "packing", "max_input_tokens", "max_target_tokens", "too_long"),
+    "rationale_answer",  # the form of the targets
+)
 _MAX_NAME = 60  # characters of a folder's name
 
 

@@ -12,7 +12,7 @@ from cotmi_jax.data.tasks import ObjectiveName
 from cotmi_jax.data.vocabulary import Vocabulary, check_fits, find_tokenizer
 from cotmi_jax.errors import UserError
 from cotmi_jax.files import Path, absolute, as_path
-from cotmi_jax.models.config import StudentConfig
+from cotmi_jax.models.config import StudentConfig, T5Config
 from cotmi_jax.models.hf import load_hf, resolve_source
 from cotmi_jax.models.meshes import inference_mesh
 from cotmi_jax.models.student import Params, StudentDef
@@ -72,7 +72,14 @@ def load_workdir(workdir: Path, which: CheckpointChoice, mesh: Mesh | None = Non
     found = checkpoint.find(workdir, which)
     if len(set(all_gather_text(str(found)))) > 1:
         raise UserError(f"{workdir}: a run replaced its checkpoints meanwhile; run the same command again")
-    student, mesh = StudentDef.of(student_config), mesh or _make_inference_mesh(student_config)
+    mesh = mesh or _make_inference_mesh(student_config)
+    if (
+        isinstance(student_config, T5Config)
+        and student_config.attention == "kernel"
+        and mesh.devices.flat[0].platform != "tpu"
+    ):
+        student_config = dataclasses.replace(student_config, attention="auto")  # it was trained on a TPU
+    student = StudentDef.of(student_config)
     abstract = abstract_arrays(student.shapes, param_shardings(student.shapes, student.axes, mesh))
     params = checkpoint.restore_params(found, {"student": abstract})["student"]
     return TrainedStudent(student, params, mesh, vocabulary, config, found.step)

@@ -56,9 +56,12 @@ def _is_kept(random: Array, rate: float) -> Array:
 
 
 def _select(x: Array, kept: Array, rate: float) -> Array:
-    """A product, since autodiff would keep the zeros of a select, as large as x, for all layers of a loop."""
-    scale = jnp.asarray(2**16 / (2**16 - round(rate * 2**16)), x.dtype)
-    return x * (kept.astype(x.dtype) * scale)
+    """A product, since autodiff would keep the zeros of a select, as large as x, for all layers of a loop.
+
+    The scale is a float32: rounded to bfloat16 it would lower the expectation by .16% at a rate of 0.1.
+    """
+    scale = jnp.float32(2**16 / (2**16 - round(rate * 2**16)))
+    return ((x * kept.astype(x.dtype)).astype(jnp.float32) * scale).astype(x.dtype)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

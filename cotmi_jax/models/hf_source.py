@@ -51,6 +51,12 @@ def resolve_source(source: str | Path, cache_dir: Path | None = None) -> Path:
     except (OSError, HTTP_ERROR) as error:
         if cached is not None:  # complete except for a vocabulary, which not every checkpoint has
             return cached
+        code = getattr(getattr(error, "response", None), "status_code", None)
+        if code in (401, 403, 404):
+            raise UserError(
+                f"{name}: no such directory, and the hub has no model of this name that you may read (HTTP {code}): "
+                "correct it; for a private or gated model accept its terms and run `hf auth login`, or set HF_TOKEN"
+            ) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{name}: neither a directory nor in the cache, and the hub cannot be reached ({reason}): on another "

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from cotmi_jax.data.example import LabelKind
 from cotmi_jax.data.labels import evaluate_expression
-from cotmi_jax.data.sources.released_sets import RELEASED, ParseCompletion, parse_anli
+from cotmi_jax.data.sources.released_sets import RELEASED, ParseCompletion, parse_anli, parse_esnli
 from cotmi_jax.data.tasks import ANSWER_MARK
 from cotmi_jax.teacher.formats import (
     DEFAULT_FIELDS,
@@ -53,8 +53,15 @@ def _parse_anli(completion: str) -> tuple[str, str | None]:
     return parse_anli(text if text.endswith(".") else text + ".")
 
 
+def _parse_esnli(completion: str) -> tuple[str, str | None]:
+    """parse_esnli, whose labels end with the line and have no full stop, as chat models write it."""
+    rationale, label = parse_esnli(completion)
+    return rationale, (label or "").partition("\n")[0].strip().removesuffix(".") or None
+
+
 _FIXED = {released.rule: Rule(released.parse, released.kind) for released in RELEASED.values()} | {
     "anli": Rule(_parse_anli, "text"),
+    "esnli": Rule(_parse_esnli, "text"),
     "generic": Rule(parse_generic, "text"),
 }
 # The rules without settings.

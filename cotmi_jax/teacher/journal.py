@@ -79,6 +79,7 @@ class Journal:
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
                 raise UserError(f"{path}: not a regular file; choose another --journal")
             self._lock()
+            self._check_start()
             self._repair_last_line()
             self.records = read_journal(path, header)
         except BaseException:
@@ -106,6 +107,13 @@ class Journal:
         except OSError as error:
             reason = "another run writes to it" if isinstance(error, BlockingIOError) else error.strerror
             raise UserError(f"{self.path}: {reason}; wait, or choose another --journal") from error
+
+    def _check_start(self) -> None:
+        """Raises UserError for another kind of file, which stays as it is."""
+        first = os.pread(self._file, 1 << 16, 0).partition(b"\n")[0]
+        start = json.dumps({"format": FORMAT}).encode().removesuffix(b"}")
+        if not first.startswith(start) and not start.startswith(first):
+            raise UserError(f"{self.path}:1: not a journal ({FORMAT}); choose another --journal")
 
     def _repair_last_line(self) -> None:
         """Removes an incomplete last line; to a complete one without line end it appends the line end."""

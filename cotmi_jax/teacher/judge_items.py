@@ -87,11 +87,17 @@ def teacher_models(config: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Names of the models that wrote the rationales a run was trained on, and whether they are known of all its data.
 
     That of a released set is in config.data.teacher; those of a file of `annotate` are in the report beside it. No
-    model wrote those of the generated sets.
+    model wrote those of the generated sets. Of a source that an extension registers, which is not imported here, they
+    are not known.
     """
     names: list[str] = []
     known = True
-    for component in parse_dataset(config["data.dataset"]):
+    for written in config["data.dataset"].split(","):
+        try:
+            (component,) = parse_dataset(written)
+        except UserError:
+            known = False
+            continue
         path = as_path(component.argument) if component.kind in FILE_KINDS else None
         report = path and (path / f"train.{component.kind}" if path.is_dir() else path).with_suffix(".report.json")
         if component.kind == "released":

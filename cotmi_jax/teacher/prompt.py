@@ -125,7 +125,7 @@ def load_prompt(name: str) -> Prompt:
     """
     if name in BUILT_IN:
         return parse_prompt(_PROMPTS / f"{name}.toml")
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.exists():
         raise UserError(f"--prompt={name}: no such file, and none of the built-in prompts ({', '.join(BUILT_IN)})")
     return parse_prompt(path)

@@ -34,9 +34,10 @@ def load_questions(
 ) -> list[Question]:
     """The questions of the file at `path` or, if that is None, of a split of a released set."""
     if path is not None:
-        if not Path(path).is_file():
+        file = Path(path).expanduser()
+        if not file.is_file():
             raise UserError(f"--questions={path}: no such file")
-        return read_questions(Path(path), kind)
+        return read_questions(file, kind)
     assert dataset is not None  # the flags require exactly one of the two
     return read_released(data_root, dataset, split)
 

@@ -53,7 +53,7 @@ def load_rubric(name: str, mode: Mode) -> Rubric:
       UserError: no such file, no TOML, no such table, a key that is missing or unknown, or a question without one of
         the rationales.
     """
-    path = _RUBRICS / f"{name}.toml" if name in BUILT_IN else Path(name)
+    path = _RUBRICS / f"{name}.toml" if name in BUILT_IN else Path(name).expanduser()
     if not path.exists():
         raise UserError(f"--rubric={name}: no such file, and none of the built-in rubrics ({', '.join(BUILT_IN)})")
     tables = read_toml(path, "copy cotmi_jax/teacher/rubrics/default.toml and edit the copy")

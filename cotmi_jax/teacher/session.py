@@ -170,6 +170,13 @@ def choices_to(records: Records, name: str, text: str) -> list[Choice]:
     return [choice for record in matching if record.asked == asked for choice in record.choices]
 
 
+def local_file(text: str, flag: str) -> Path:
+    """The file that a flag names. Raises UserError for a URL: only local files are locked and appended to."""
+    if "://" in text:
+        raise UserError(f"--{flag}={text}: give a local path")
+    return Path(text).expanduser()
+
+
 def check_paths(journal: Path, outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raises UserError where the journal would overwrite an input, or an output an input or the journal."""
     sources = {path.resolve() for path in inputs}

@@ -87,8 +87,12 @@ class _Fitter:
         self._batch_size = round_up(batch_size, batch_shards(mesh))
         self._split = tokenize(config, vocabulary, examples, train=False)
         student, objective = StudentDef.of(make_student(config, vocabulary)[0]), make_objective(config)
-        self._initial = jax.device_get(initial_params(config, student, vocabulary, mesh))  # a step consumes its state
+        self._initial = initial_params(config, student, vocabulary, mesh)
         self._state_def = StateDef.of(student, make_optimizers(config), mesh, objective)
+        # A step consumes its state. The copies stay on the devices: no host has all of a sharded student.
+        self._copy: Callable[[Params], Params] = jax.jit(
+            lambda params: jax.tree.map(jnp.copy, params), out_shardings=self._state_def.shardings.params["student"]
+        )
         self._step = make_train_step(self._state_def, objective, make_schedule(config.optimizer, config.steps))
 
         def score(params: Params, batch: Batch) -> tuple[Array, Array]:
@@ -103,7 +107,7 @@ class _Fitter:
     def fit(self, train: np.ndarray, validation: np.ndarray, fold: int) -> Params:
         """The student at the check with the best mean log-probability on the validation rows."""
         config = self._config
-        state = self._state_def.from_student(self._initial, stream_key(config.seed, "init"))
+        state = self._state_def.from_student(self._copy(self._initial), stream_key(config.seed, "init"))
         streams, best, kept = train_streams(config.seed), -math.inf, self._initial
         batches = _passes(train, self._batch_size, np.random.default_rng([config.seed, fold]))
         for step in range(1, config.steps + 1):
@@ -111,8 +115,8 @@ class _Fitter:
             if step % max(config.steps // _CHECKS, 1) == 0 or step == config.steps:
                 reached = float(self.scores(state.params["student"], validation).log_p_N.mean())
                 if reached > best:
-                    best, kept = reached, jax.device_get(state.params["student"])
-        return jax.tree.map(jax.device_put, kept, self._state_def.shardings.params["student"])
+                    best, kept = reached, self._copy(state.params["student"])
+        return kept
 
     def scores(self, params: Params, rows: np.ndarray) -> CrossFitted:
         """Log-probability of each row's label with its eos, nats, and whether greedy decoding gives just that label."""

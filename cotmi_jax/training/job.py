@@ -135,7 +135,9 @@ def _make_run(
     shape = experiment.data.shape(batch_shards(mesh), mesh.devices.flat[0].platform)
     student = state_def.student
     check_selection(config.eval.select_by, experiment.data.prepared.valid_examples[: config.eval.examples or None])
-    state, best = _make_state(state_def, experiment, choice), _best_so_far(choice.best, experiment)
+    state = _make_state(state_def, experiment, choice)
+    # A start from step 0 may have other data at the same paths, so that an earlier best student is none of this run.
+    best = _best_so_far(choice.best if choice.latest else None, experiment)
     initial = recorded_initial(workdir) if choice.latest else _initial_record(experiment)
     record = run_record(config, experiment.student, experiment.vocabulary, initial)
     progress = Progress(start=start, stop=config.steps, silent=not is_main_process())

@@ -54,10 +54,11 @@ def check_selection(select_by: str, valid: Sequence[Example]) -> None:
     if select_by != "log_score":
         return
     for example in valid:
-        if len(example.choices) < 2 or example.label not in example.choices:
+        found = example.label.strip() in [choice.strip() for choice in example.choices]
+        if len(example.choices) < 2 or not found:
             raise UserError(
                 f"config.eval.select_by is log_score, and example {example.id} of valid has {len(example.choices)} "
-                f"choices, {'among them' if example.label in example.choices else 'without'} its label: select by "
+                f"choices, {'among them' if found else 'without'} its label: select by "
                 "accuracy or loss, or give choices"
             )
 

@@ -17,10 +17,15 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers
 
 
 def revision() -> str | None:
-    """The git revision of the package's source, with + where it was changed; None outside a checkout."""
-    here = LocalPath(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    """The git revision of the package's source, with + where it was changed; None outside a checkout.
+
+    A package that is installed within the folder of another repository is not tracked by it.
+    """
+    here = LocalPath(__file__)
+    git = ["git", "-C", str(here.parent)]
+    command = [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -112,6 +112,8 @@ def check_resumable(workdir: Path, config: ConfigDict) -> list[str]:
         digest or name for name, digest in now.items()
     ]:
         recorded.extensions = config.extensions
+    if absolute(recorded.model.init) == config.model.init:  # earlier versions recorded the path as given
+        recorded.model.init = config.model.init
     changed = differences(recorded, config)
     if changed:
         extended = any(change.startswith("steps:") for change in changed)
@@ -146,7 +148,13 @@ def record_start(workdir: Path, record: Record, vocabulary: Vocabulary, step: in
 
 
 def _write_vocabulary(workdir: Path, files: dict[str, bytes]) -> None:
-    """Write a vocabulary's files, and remove those of another kind, which an earlier start can have left."""
+    """Write a vocabulary's files, and remove those of another kind, which an earlier start can have left.
+
+    Raises UserError where they are of no run, but of a model that somebody keeps in this folder.
+    """
+    foreign = [name for name in FILES if name not in files and (workdir / name).exists()]
+    if foreign and not (workdir / RUN_FILE).exists():
+        raise UserError(f"--workdir {workdir} holds {foreign[0]}, which is of no run: take another --workdir")
     for name, content in files.items():
         with user_error_on_write(workdir / name):
             replace_file(workdir / name, content)

@@ -159,6 +159,17 @@ def _refused(service: str, error: Exception, remedy: str) -> UserError:
     return UserError(f"config.log.trackers: {service} does not start the run: {_in_one_line(error)}; {remedy}")
 
 
+class _Ending:
+    """Whether a run has logged its last step."""
+
+    def __init__(self, run: TrackedRun):
+        self._steps, self.is_complete = run.config.get("steps"), False
+
+    def reached(self, step: int) -> None:
+        """Metrics of a step were logged."""
+        self.is_complete = self.is_complete or step == self._steps
+
+
 @register_tracker("wandb")
 class Wandb:
     """A run of Weights & Biases, which resumed starts continue; offline (WANDB_MODE=offline) its files are in
@@ -170,7 +181,7 @@ class Wandb:
 
     def __init__(self, run: TrackedRun):
         self._wandb = wandb = _import_extra("wandb", "wandb")
-        self._say = run.say
+        self._say, self._ending = run.say, _Ending(run)
         try:
             self._run = wandb.init(
                 project=run.project,
@@ -185,6 +196,7 @@ class Wandb:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics at their step."""
+        self._ending.reached(step)
         self._run.log(dict(values), step=step)
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
@@ -198,7 +210,7 @@ class Wandb:
 
     def close(self) -> None:
         """Wait until everything is sent, or written if offline. It also ends other W&B runs of this process."""
-        self._run.finish()
+        self._run.finish(exit_code=0 if self._ending.is_complete else 1)
         try:
             # finish does not wait for the service process, which writes the last 32 KiB of an offline run after it.
             self._wandb.teardown()
@@ -216,7 +228,7 @@ class MLflow:
 
     def __init__(self, run: TrackedRun):
         self._mlflow = mlflow = _import_extra("mlflow", "mlflow")
-        self._say, self._failed = run.say, False
+        self._say, self._failed, self._ending = run.say, False, _Ending(run)
         try:
             self._client = mlflow.MlflowClient()
             self._id = run_id(run.workdir, "mlflow", lambda: self._create(run))
@@ -248,6 +260,7 @@ class MLflow:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics at their step."""
+        self._ending.reached(step)
         now = int(time.time() * 1000)
         metrics = [self._mlflow.entities.Metric(name, value, now, step) for name, value in values.items()]
         self._send(f"the metrics of step {step}", lambda: self._client.log_batch(self._id, metrics=metrics))
@@ -263,8 +276,9 @@ class MLflow:
             self._send(name, functools.partial(self._client.log_image, self._id, _decode(png), f"{name}-{step}.png"))
 
     def close(self) -> None:
-        """Wait until everything is sent."""
-        self._send("the end of the run", lambda: self._client.set_terminated(self._id))
+        """Wait until everything is sent. A run that was interrupted, or failed, is shown as killed until it resumes."""
+        status = "FINISHED" if self._ending.is_complete else "KILLED"
+        self._send("the end of the run", lambda: self._client.set_terminated(self._id, status=status))
         self._thread.shutdown()
         for each in self._sent:
             each.result()  # raises what is no failure of the server

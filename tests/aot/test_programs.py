@@ -22,8 +22,9 @@ from cotmi_jax.data import tasks
 from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.packing import PackShape, make_shape, pack
 from cotmi_jax.data.tokens import gather
+from cotmi_jax.data.vocabulary import Vocabulary
 from cotmi_jax.errors import UserError
-from cotmi_jax.experiment import make_objective
+from cotmi_jax.experiment import find_vocabulary, make_objective, make_student
 from cotmi_jax.inference.generation import Generation
 from cotmi_jax.models.flops import step_flops
 from cotmi_jax.models.student import StudentDef
@@ -104,12 +105,32 @@ def test_arguments_and_resident_state_of_a_device() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"data.packing": False}, {"micro_batches": 2, "objective.name": "dss"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"data.packing": False},
+        {"micro_batches": 2, "objective.name": "dss"},
+        {"mi.estimator": "consistency", "data.rationale_answer": "append"},
+        {"mi.estimator": "consistency", "data.rationale_answer": "append", "data.packing": False},
+    ],
+)
 def test_every_program_lowers(changes: dict) -> None:
     mesh, config = make_mesh(data=4, fsdp=2), recipe(batch_size=16, **changes)
     with jax.set_mesh(mesh):
         for program in programs(config, mesh, default_shape(config, mesh, input_length=16, target_length=8)).values():
             assert program.lower().as_text().startswith("module @jit_")
+
+
+def test_the_student_has_the_embeddings_of_its_vocabulary(data_root: Path) -> None:
+    for changes in ({"data.dataset": "arithmetic"}, {"data.dataset": "cqa"}):
+        config = recipe(**changes, **{"data.root": str(data_root)})
+        student, _ = make_student(config, Vocabulary(find_vocabulary(config)))
+        assert abstract_student(config).vocab_size == student.vocab_size
+    assert abstract_student(recipe(**{"data.vocabulary": "own:4000"})).vocab_size == 4096
+    assert abstract_student(recipe(**{"model.vocab_size": 640})).vocab_size == 640
+    with pytest.raises(UserError, match="config.micro_batches is 0"):
+        default_shape(recipe(micro_batches=0), make_mesh())
 
 
 def test_bytes_per_device_count_its_shards() -> None:

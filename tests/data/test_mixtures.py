@@ -17,6 +17,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.job import accuracy_by_component
 from cotmi_jax.evaluation.metrics import summarize
 from cotmi_jax.experiment import Experiment, with_data_root
+from cotmi_jax.extensions import with_absolute_files
 from cotmi_jax.report.terminal import format_scores
 
 
@@ -222,6 +223,15 @@ def test_a_run_reports_skipped_rows_and_quotas(mixture, tmp_path):
     assert "bad rows skipped: 1 of train" in notes
     assert f"  {tmp_path}/mine/train.jsonl:5: field 'input' holds no text; the row has no fields" in notes
     assert "an epoch draws 5 of the 4 of jsonl:mine, 2 of the 3 of jsonl:other" in notes
+
+
+def test_a_folder_with_a_comma_in_its_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Doe, Jane").mkdir()
+    monkeypatch.chdir(tmp_path / "Doe, Jane")
+    with pytest.raises(UserError, match="a path cannot contain a comma: move the files"):
+        with_absolute_paths("jsonl:mine.jsonl")
+    with pytest.raises(UserError, match="a path cannot contain a comma: move the file"):
+        with_absolute_files("mine.py")
 
 
 def test_the_accuracy_of_a_component_is_over_its_own_examples():

@@ -8,12 +8,14 @@ import pytest
 from answers import answer_split
 from splits import sequence
 
+from cotmi_jax.config import base
 from cotmi_jax.data.cache import Recipe, prepare
 from cotmi_jax.data.codecs import tokenizer_json
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.order import Picks
 from cotmi_jax.data.packing import PackShape, pack
 from cotmi_jax.data.rationale_answer import CUT, NO_SPAN, OTHER_ANSWER, count_spans, find_spans, state_answer
+from cotmi_jax.data.run_checks import answer_error
 from cotmi_jax.data.sources.arithmetic import VOCABULARY_PATH, make_arithmetic
 from cotmi_jax.data.sources.released import ReleasedSource
 from cotmi_jax.data.sources.released_sets import RELEASED, answer_sentence
@@ -37,6 +39,18 @@ def split_of(vocabulary: Vocabulary, examples: tuple[Example, ...] = EXAMPLES, *
     return tokenize_split(
         examples, vocabulary, objective="dss", label_type="gt", limits=allowed, rationale_answer="append"
     )
+
+
+def test_a_split_in_which_no_rationale_states_its_label_is_refused() -> None:
+    config = base()
+    config.objective.name, config.mi.estimator = "cotmi", "consistency"
+    assert answer_error(config, split_of(ARITHMETIC)) == ""
+    silent = split_of(ARITHMETIC, tuple(dataclasses.replace(each, teacher_label=None) for each in EXAMPLES))
+    assert "0 of 40 rationales" in answer_error(config, silent) and "rationale_answer to append" in (
+        answer_error(config, silent)
+    )
+    config.objective.name = "dss"
+    assert answer_error(config, silent) == ""
 
 
 # The text.

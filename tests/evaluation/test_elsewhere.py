@@ -186,6 +186,16 @@ def test_results_of_different_data_and_models_have_different_folders() -> None:
     assert all(len(part) <= 80 for folder in folders for part in folder.parts)
 
 
+def test_targets_have_the_form_of_the_training_on_another_set_too(run: Path, tmp_path: Path) -> None:
+    """consistency reads the answers that rationales state."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    record = json.loads((workdir / "run.json").read_text())
+    record["config"]["data"]["rationale_answer"] = "append"
+    (workdir / "run.json").write_text(json.dumps(record))
+    assert find_subject(str(workdir), dataset="deduction").config.data.rationale_answer == "append"
+
+
 def test_a_run_is_scored_without_the_file_of_its_rationale_weights(run: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)

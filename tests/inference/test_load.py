@@ -1,5 +1,7 @@
 """Loading a student from a workdir: invalid workdirs, and students that one device cannot hold."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,15 @@ def test_an_invalid_run_is_refused(tmp_path: Path, content: bytes | None, messag
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="no run.json in .*/file: give the --workdir"):
         read_run(tmp_path / "file")
+
+
+def test_a_student_trained_with_the_kernel_of_tpus_is_read_elsewhere(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(runs.trained(), workdir)
+    record = json.loads((workdir / "run.json").read_text())
+    record["student"]["attention"] = "kernel"
+    (workdir / "run.json").write_text(json.dumps(record))
+    assert load_trained(str(workdir), "best").student.config.attention == "auto"  # type: ignore[union-attr]
 
 
 def test_parameters_are_sharded_over_as_many_devices_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fake_cluster
@@ -50,8 +51,9 @@ def test_a_tpu_slice_from_create_to_delete(checkout: Path, fakes: Path) -> None:
     ]
     assert "secret" not in json.dumps(recorded(fakes))
     assert list(fakes.glob("worker-*/cotmi_jax_run/env")) == []
-    again = launch(checkout, "tpu_vm", f"run {pod}", TRAIN, variables)
+    again = launch(checkout, "tpu_vm", f"run {pod} --env=HF_TOKEN", TRAIN, variables)
     assert again.returncode != 0 and "has a run already" in again.stderr
+    assert list(fakes.glob("worker-*/cotmi_jax_run/env")) == []  # nor does a refused run leave the secret
     assert launch(checkout, "tpu_vm", f"status {TPU}", [], variables).stdout.count("running pid") == 2
     assert launch(checkout, "tpu_vm", f"stop {TPU}", [], variables).stdout == 2 * "here: stopped\n"
     logs = launch(checkout, "tpu_vm", f"logs {TPU} --worker=1 --no-follow", [], variables).stdout.splitlines()
@@ -271,6 +273,18 @@ def test_local_processes_have_their_ids_and_end_together(checkout: Path, fakes: 
             "JAX_NUM_CPU_DEVICES": "2",
             "HF_TOKEN": SECRET,
         }
+
+
+def test_local_waits_after_ctrl_c_until_every_process_has_saved(checkout: Path, fakes: Path) -> None:
+    """Ctrl-C reaches the whole group, so that it also ends the command with which the launcher waits."""
+    (fakes / "trainer").write_text("wait in 9")
+    command = ["bash", str(checkout / "launch/local.sh"), "--processes=3", "--port=12399", *TRAIN]
+    with background(command, environment(fakes)) as local:
+        until(lambda: len(recorded(fakes, "trainings")) == 3)
+        time.sleep(0.3)
+        os.killpg(local.pid, signal.SIGINT)
+        _, errors = local.communicate(timeout=60)
+    assert local.returncode == 0, errors
 
 
 @pytest.mark.parametrize(("codes", "code"), [("2 75 75", 2), ("75 75 1", 1), ("75 75 75", 75), ("0 0 0", 0)])

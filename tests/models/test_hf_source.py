@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -75,6 +76,15 @@ def test_an_unreachable_name_is_refused_with_a_remedy(checkpoint: Path, cache: P
         fill_cache(cache, "owner/student", {"config.json": (checkpoint / "config.json").read_bytes()})
     for name in ("runs/my/student", "/no/such/place", "-x", "a..b"):
         assert "no such directory" in refused(name)
+
+
+def test_a_name_that_the_hub_does_not_have_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, folder: Path) -> Path:
+        raise huggingface_hub.errors.RepositoryNotFoundError("404", response=mock.Mock(status_code=404))
+
+    monkeypatch.setattr(hf_source, "_download", download)
+    with pytest.raises(UserError, match="the hub has no model of this name that you may read .HTTP 404.: correct"):
+        resolve_source("owner/studnet", cache)
 
 
 def test_a_host_that_never_answers_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_other_settings_are_refused(tmp_path, header, message):
     assert (tmp_path / "j").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ['{"input": "a question"}\n', "[]\n", "text\n"])
+@pytest.mark.parametrize("content", ['{"input": "a question"}\n', "[]\n", "text\n", "[1]", "a\nb"])
 def test_a_file_that_is_not_a_journal_is_refused_and_unchanged(tmp_path, content):
     (tmp_path / "j").write_text(content)
     with pytest.raises(UserError, match="j:1: not a (line of a )?journal"):

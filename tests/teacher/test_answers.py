@@ -95,6 +95,8 @@ def test_without_thinking_there_is_no_rationale_to_take():
         ("boxed", "Two.\n\\[ \\boxed{\\frac{3}{4}} \\]", "Two.", r"\frac{3}{4}"),
         ("boxed", r"It is \boxed{1}, no, \boxed{\text{red}}", "It is", "red"),
         ("boxed", r"Two. \boxed{12", "Two.", None),
+        ("esnli", "A man is outside.\nAnswer: neutral.", "A man is outside.", "neutral"),
+        ("esnli", "A man is outside.\nAnswer: neutral\n\nExplanation: two.", "A man is outside.", "neutral"),
         ("boxed", "Two.", "Two.", None),
         ("json", '{"rationale": "Two.", "answer": "12"}', "Two.", "12"),
         ("json", 'Sure!\n```json\n{"rationale": ["Two.", "Ten."], "answer": 12.50}\n```', "Two. Ten.", "12.50"),

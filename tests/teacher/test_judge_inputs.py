@@ -20,6 +20,7 @@ from cotmi_jax.errors import UserError
 from cotmi_jax.teacher.judge_items import draw, is_same_model, teacher_models
 from cotmi_jax.teacher.prompt import load_prompt
 from cotmi_jax.teacher.rubric import load_rubric
+from cotmi_jax.teacher.session import local_file
 
 
 def four(text: str, sample: int) -> str:
@@ -161,7 +162,12 @@ def test_a_judge_that_is_the_teacher_is_a_warning(tmp_path, capsys, teacher, exp
 
 @pytest.mark.parametrize(
     ("dataset", "teachers", "known"),
-    [("svamp", ["palm"], True), ("arithmetic", [], True), ("svamp=2,hf:mine", ["palm"], False)],
+    [
+        ("svamp", ["palm"], True),
+        ("arithmetic", [], True),
+        ("svamp=2,hf:mine", ["palm"], False),
+        ("svamp,own", ["palm"], False),
+    ],
 )
 def test_the_teacher_is_known_for_released_sets_and_where_there_is_none(dataset, teachers, known):
     assert teacher_models({"data.dataset": dataset, "data.teacher": "palm"}) == (teachers, known)
@@ -228,3 +234,10 @@ def test_a_server_that_returns_one_sample_is_asked_again(tmp_path):
         judged = judging(server.url, make_run(tmp_path / "a", size=3), repeats=3)
         judged.judge()
     assert [row["scores"] for row in results(judged)[1]] == [[1] * 3, [2] * 3, [3] * 3] and len(server.requests) == 9
+
+
+def test_files_are_local(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_file("~/r.jsonl", "output") == tmp_path / "r.jsonl"
+    with pytest.raises(UserError, match="--output=gs://bucket/r.jsonl: give a local path"):
+        local_file("gs://bucket/r.jsonl", "output")

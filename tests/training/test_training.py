@@ -253,7 +253,7 @@ def test_the_loss_that_selects_is_weighted_as_in_training() -> None:
 
 def test_selection_by_log_score_needs_choices_that_hold_the_label() -> None:
     example = Example("own/valid/3", "Is it?", "yes", "", choices=("yes", "no"))
-    loop.check_selection("log_score", [example])
+    loop.check_selection("log_score", [example, dataclasses.replace(example, label="yes ")])
     for changed, message in ((("maybe", "no"), "2 choices, without its label"), ((), "0 choices, without its label")):
         with pytest.raises(
             UserError, match=f"^config.eval.select_by is log_score, and example own/valid/3 .*{message}"

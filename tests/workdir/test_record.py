@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,49 @@ import pytest
 import runs
 
 from cotmi_jax.errors import UserError
+from cotmi_jax.experiment import with_data_root
 from cotmi_jax.models.config import preset
+from cotmi_jax.workdir import provenance
 from cotmi_jax.workdir.metrics import MetricWriter
 from cotmi_jax.workdir.record import check_resumable, is_workdir, read_run
 
 make_run = runs.make_record
+
+
+def test_an_initial_checkpoint_is_recorded_by_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t5").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = with_data_root(runs.tiny_config({"model.init": "t5"}))
+    assert config.model.init == str(tmp_path / "t5")
+    assert with_data_root(runs.tiny_config({"model.init": "google/t5-v1_1-base"})).model.init == "google/t5-v1_1-base"
+    (tmp_path / "run").mkdir()
+    workdir = make_run(tmp_path / "run", {"model.init": "t5"})
+    change(workdir / "run.json", "config.model.init", "t5")  # as earlier versions recorded it
+    assert check_resumable(workdir, config) == []
+
+
+def test_a_folder_with_a_model_of_another_is_no_workdir(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="holds tokenizer.json, which is of no run: take another --workdir"):
+        make_run(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"
+
+
+def test_the_revision_is_not_that_of_a_repository_around_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "venv" / "cotmi_jax" / "workdir" / "provenance.py"
+    installed.parent.mkdir(parents=True)
+    shutil.copy(provenance.__file__, installed)
+    monkeypatch.setattr(provenance, "__file__", str(installed))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "of the user"], check=True)
+    assert provenance.revision() is None
+    subprocess.run([*git, "add", "venv"], check=True)
+    assert (provenance.revision() or "").endswith("+")
 
 
 def change(path: Path, keys: str, value: object) -> None:

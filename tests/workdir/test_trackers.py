@@ -32,7 +32,7 @@ def said() -> list[str]:
 def tracked(tmp_path: Path, said: list[str]) -> TrackedRun:
     workdir = as_path(str(tmp_path / "run"))
     workdir.mkdir()
-    return TrackedRun(workdir, workdir, 0, "distillation", {"seed": 3, "model.preset": "tiny"}, said.append)
+    return TrackedRun(workdir, workdir, 0, "distillation", {"seed": 3, "model.preset": "tiny", "steps": 2}, said.append)
 
 
 def log_two_steps(name: str, run: TrackedRun) -> None:
@@ -98,6 +98,7 @@ def test_a_failing_service_process_of_wandb_is_reported_and_stops_no_run(
     monkeypatch.setattr(wandb, "init", mock.Mock())
     monkeypatch.setattr(wandb, "teardown", mock.Mock(side_effect=SystemExit(3)))
     TRACKERS["wandb"](tracked).close()
+    wandb.init.return_value.finish.assert_called_once_with(exit_code=1)  # no step was logged
     assert said == ["W&B's service process ended with code 3: the end of the run may be missing there"]
 
 
@@ -119,12 +120,16 @@ def test_mlflow_gets_metrics_params_and_artifacts(mlflow: Any, tracked: TrackedR
     assert (run.info.run_name, run.info.status, run.data.params) == (
         "run",
         "FINISHED",
-        {"seed": "3", "model.preset": "tiny"},
+        {"seed": "3", "model.preset": "tiny", "steps": "2"},
     )
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted((metric.step, metric.value) for metric in history) == [(1, 2.0)] * 2 + [(2, 1.0)] * 2
     names = [each.path for each in client.list_artifacts(run.info.run_id)]
     assert names == ["information-2.png", "valid"] and said == []
+    interrupted = TRACKERS["mlflow"](tracked)
+    interrupted.scalars(1, {"train/loss": 2.0})
+    interrupted.close()
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
 
 
 def test_a_failing_mlflow_server_is_reported_once_and_stops_no_run(
