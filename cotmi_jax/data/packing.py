@@ -37,7 +37,8 @@ _SWAPS = 500  # moves or exchanges of sequence pairs in one attempt
 class PackShape:
     """Shape of packed batches over all processes: R rows, lengths S and T, at most N sequence pairs a row.
 
-    counterfactual_length: columns of the targets of counterfactuals.
+    counterfactual_length: columns of the targets of counterfactuals. increment: how many rows a batch gets more, as
+    often as necessary, where the rows do not hold it; 0: that is an error.
     """
 
     rows: int
@@ -45,6 +46,7 @@ class PackShape:
     target_length: int
     segments: int
     counterfactual_length: int = 0
+    increment: int = dataclasses.field(default=0, compare=False)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -194,7 +196,8 @@ def make_shape(
     trials = _trials(split, order, groups)
     for shape in sorted(shapes, key=key):
         if all(_holds(pairs_of_group, shape, shape.rows // groups) for pairs_of_group in trials):
-            return shape
+            # Of several hosts none knows whether the rows of another one hold its examples.
+            return dataclasses.replace(shape, increment=multiple if groups == 1 else 0)
     raise UserError(
         f"no packed rows hold every batch of {order.batch_size} examples on {groups} hosts; the longest "
         f"example has {longest[0]} input tokens: set config.data.packing to False"
@@ -249,12 +252,19 @@ def pack(split: TokenizedSplit, picks: Picks, shape: PackShape, process_rows: Pr
       the segment m · N + its number.
     examples: counterfactuals, which there are, bool [B, M − 1].
 
+    A batch that the rows do not hold, which is rare, has more of them: a step of that shape is compiled once more.
+
     Raises:
-      UserError: the rows do not hold the batch.
+      UserError: the rows do not hold the batch, and several hosts pack it.
     """
-    picks = picks.take(group_picks(split, picks, process_rows))
+    whole, picks = picks, picks.take(group_picks(split, picks, process_rows))
     rows, pairs = process_rows.size(shape.rows), _pairs(split, picks)
     row_P = _search(pairs, shape, rows)
+    if row_P is None and shape.increment:
+        larger = dataclasses.replace(shape, rows=shape.rows + shape.increment)
+        return pack(split, whole, larger, process_rows)
+    if row_P is None:
+        raise UserError(_does_not_fit(pairs, shape, rows))
     segment_P = _segments(row_P)
     slot_P = row_P * shape.segments + segment_P - 1
     slot_by_task = dict(zip(split.tasks, slot_P.reshape(len(split.tasks), -1), strict=True))
@@ -319,15 +329,19 @@ def _pack_counterfactuals(
     return *_write_rows(flat, length_PxM.reshape(-1), row_Q, segment_PxM.reshape(-1), size), present_BxM
 
 
-def _search(pairs: _Pairs, shape: PackShape, rows: int) -> IntArray:
-    """The row of each pair. Raises UserError if no placement is found."""
+def _search(pairs: _Pairs, shape: PackShape, rows: int) -> IntArray | None:
+    """The row of each pair; None if no placement is found."""
     for attempt in range(_ATTEMPTS):
         row_P = _place(pairs.sizes(shape), rows, attempt)
         if row_P is not None:
             return row_P
+    return None
+
+
+def _does_not_fit(pairs: _Pairs, shape: PackShape, rows: int) -> str:
     kinds = "input", "target", "counterfactual"
     tokens = " and ".join(f"{count} {kind}" for count, kind in zip(pairs.tokens.sum(axis=0), kinds, strict=False))
-    raise UserError(
+    return (
         f"a batch of {tokens} tokens does not fit into {rows} rows of {' and '.join(map(str, shape.lengths))}: set "
         "config.data.packing to False, in another --workdir"
     )

@@ -1,6 +1,7 @@
 """Prefetches batches with tf.data, in order, around the pure function `make_batch`. Imports tensorflow."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -22,17 +23,25 @@ def train_batches(
     *,
     shape: PackShape | None = None,
     process_rows: ProcessRows = ALL_ROWS,
-) -> Iterator[Batch]:
-    """The rows of the batches of steps start…stop−1 that a process supplies. Starting at a late step costs nothing."""
+) -> Generator[Batch, None, None]:
+    """The rows of the batches of steps start…stop−1 that a process supplies. Starting at a late step costs nothing.
+
+    Close it, if not all are taken, before the interpreter ends.
+    """
 
     def make(step: int) -> Batch:
         return make_batch(split, order, step, shape, process_rows)
 
     example = make(start)
-    dtypes = [leaf.dtype for leaf in tf.nest.flatten(example)]
+    flat = tf.nest.flatten(example)
+    dtypes = [leaf.dtype for leaf in flat]
     errors: dict[int, UserError] = {}
+    stopped = tf.Variable(False, trainable=False)
+    ends = threading.Event()
 
     def leaves(step: np.ndarray) -> list[np.ndarray]:
+        if ends.is_set():
+            return flat
         try:
             return tf.nest.flatten(make(int(step)))
         except UserError as error:  # tf.data would wrap it in an OpError
@@ -42,12 +51,30 @@ def train_batches(
     def to_batch(step: tf.Tensor) -> Batch:
         return tf.nest.pack_sequence_as(example, tf.numpy_function(leaves, [step], dtypes, stateful=False))
 
-    steps = tf.data.Dataset.range(start, stop)
+    steps = tf.data.Dataset.range(start, stop).take_while(lambda _: tf.logical_not(stopped))
     batches = steps.map(to_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    iterator = batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
     try:
-        yield from batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+        yield from iterator
     except tf.errors.OpError:
         if errors:
             first = min(errors)
             raise UserError(f"step {first + 1}: {errors[first]}") from None
         raise
+    finally:
+        # The destructor of the iterator waits for calls of `leaves` that run. At the end of the interpreter, to which a
+        # traceback can keep it, these do not run any more, and it would wait forever.
+        ends.set()
+        stopped.assign(True)
+        _exhaust(iterator)
+
+
+def _exhaust(iterator: Iterator[Batch]) -> None:
+    """Take what is left, and is of no use."""
+    while True:
+        try:
+            next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError:  # of a batch that nobody wants
+            continue

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -308,8 +308,8 @@ class RunData:
         groups = self.process_rows.groups
         return make_shape(self.train, self.order, multiple=multiple, groups=groups, platform=platform)
 
-    def batches(self, start: int, shape: PackShape | None) -> Iterator[Batch]:
-        """The rows that this process supplies of the batches from step `start` to the last."""
+    def batches(self, start: int, shape: PackShape | None) -> Generator[Batch, None, None]:
+        """The rows that this process supplies of the batches from step `start` to the last; close it."""
         from cotmi_jax.data.pipeline import train_batches  # imports tensorflow
 
         return train_batches(

@@ -1,7 +1,8 @@
 """The training loop: runs the step, fetches its metrics one step later, evaluates and saves."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from cotmi_jax.config import profiled_steps
 from cotmi_jax.data.example import Example
 from cotmi_jax.data.packing import PackShape
 from cotmi_jax.data.tasks import EXPLAIN, PREDICT
+from cotmi_jax.data.tokens import Batch
 from cotmi_jax.errors import UserError
 from cotmi_jax.evaluation.evaluator import Evaluator
 from cotmi_jax.evaluation.examples import markdown_examples
@@ -174,14 +176,17 @@ class Run:
         self.throughput = Throughput(accelerator.flops * self.mesh.size if accelerator else None)
         wanted, starts = profiled_steps(self.config), range(start + 1, self.config.steps + 1)
         folder = self.checkpoints.workdir / "tensorboard"
-        with Profile(wanted, starts, folder, self.throughput, self.progress.say) as profile:
-            reached = self._train(start, interrupt, profile)
+        with (
+            contextlib.closing(self.experiment.data.batches(start, self.shape)) as batches,
+            Profile(wanted, starts, folder, self.throughput, self.progress.say) as profile,
+        ):
+            reached = self._train(start, batches, interrupt, profile)
         with self.throughput.during(CHECKPOINT):
             self.checkpoints.wait()
         self.progress.say(f"steps {start + 1} to {reached} in {self.throughput.summary()}")
         return reached
 
-    def _train(self, start: int, interrupt: Interrupt, profile: Profile) -> int:
+    def _train(self, start: int, batches: Iterator[Batch], interrupt: Interrupt, profile: Profile) -> int:
         config, throughput = self.config, self.throughput
         step_function = make_train_step(
             self.state_def,
@@ -193,10 +198,9 @@ class Run:
         if config.mi.log_gradient and self.experiment.objective.mi_term is not None:
             share = make_gradient_share(self.state_def, self.experiment.objective, micro_batches=config.micro_batches)
         streams = train_streams(config.seed)
-        batches = throughput.feed(self.experiment.data.batches(start, self.shape))
         pending = None
         step = start
-        for step, batch in enumerate(profile.feed(batches, start + 1), start + 1):
+        for step, batch in enumerate(profile.feed(throughput.feed(batches), start + 1), start + 1):
             placed = put_batch(batch, self.mesh)
             shares = {}
             if share is not None and self._logs(step):

@@ -135,10 +135,24 @@ def test_one_shape_holds_every_batch_of_many_epochs() -> None:
         pack(split, order.picks(step), shape)
 
 
-def test_a_batch_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_fit_gets_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its examples are in them; the shape itself stays that of the other batches."""
     monkeypatch.setattr(packing, "_ATTEMPTS", 3)
     split, shape = made()
-    tight = dataclasses.replace(shape, rows=2, input_length=24)
+    assert shape.increment == 2
+    batch = pack(split, picks_of(split), dataclasses.replace(shape, rows=2, input_length=24))
+    assert len(batch["rows"]["inputs"]) > 2
+    whole = pack(split, picks_of(split), shape)
+    assert np.sort(batch["rows"]["inputs"][batch["rows"]["inputs"] != 0]).tolist() == (
+        np.sort(whole["rows"]["inputs"][whole["rows"]["inputs"] != 0]).tolist()
+    )
+
+
+def test_a_batch_that_does_not_fit_the_rows_of_a_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_ATTEMPTS", 3)
+    split, shape = made()
+    assert make_shape(split, make_order(split), multiple=2, groups=2).increment == 0
+    tight = dataclasses.replace(shape, rows=2, input_length=24, increment=0)
     with pytest.raises(
         UserError, match=r"does not fit into 2 rows of 24 and \d+: set config.data.packing to False, in another"
     ):

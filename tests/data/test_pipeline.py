@@ -1,10 +1,14 @@
 """tf.data gives exactly the batches of the pure function, from any step and in any number of processes."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from paths import REPOSITORY
 
 from cotmi_jax.data.order import TrainOrder
 from cotmi_jax.data.pipeline import train_batches
@@ -54,6 +58,39 @@ def test_processes_supply_one_batch_together(split: TokenizedSplit) -> None:
     for step, batches in enumerate(zip(*streams, strict=True), 2):
         joined = jax.tree.map(lambda *arrays: np.concatenate(arrays)[place], *batches)
         assert_same_batch(joined, gather(split, *ORDER.picks(step)))
+
+
+_BUSY = """
+import numpy as np
+from splits import random_split
+from cotmi_jax.data import pipeline
+from cotmi_jax.data.order import TrainOrder
+from cotmi_jax.errors import UserError
+make_batch, split = pipeline.make_batch, random_split(8)
+def busy(split, order, step, *rest):
+    if step > 2:
+        sum(range(10**6))  # needs the lock of the interpreter all the time
+    if step == 20:
+        raise UserError("a batch that fails")
+    return make_batch(split, order, step, *rest)
+pipeline.make_batch = busy
+try:
+    for _ in pipeline.train_batches(split, TrainOrder.of(8, 4, 0), 0, 10**6):
+        pass
+except UserError as error:
+    print(error)
+    np.kept = error  # with the frames of its traceback, until the interpreter ends
+"""
+
+
+def test_the_interpreter_ends_after_an_error_while_further_batches_are_made() -> None:
+    """The destructor of tf.data's iterator waits for them, and threads do not run when the interpreter ends."""
+    paths = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests" / "support")))
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", _BUSY], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "step 21: a batch that fails\n"), done.stderr
 
 
 def test_an_uneven_division_is_a_user_error(split: TokenizedSplit) -> None:
