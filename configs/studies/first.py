@@ -7,8 +7,8 @@ and dss whose alpha goes from labels over both tasks to rationales. Batches are 
 the same examples in each, and the others about as many; those of released, which counts padding, are padded. The best
 student on valid is scored on test, once.
 
-Cost: 130 runs. On two CPU cores, with a worker on each (taskset --cpu-list 0 and 1), about four hours: 80 minutes for
-arithmetic, 35 for e-SNLI, and an estimated 130 for deduction. e-SNLI needs the release (COTMI_DATA_ROOT);
+Cost: 130 runs of one to five minutes of a core: two to four hours on two CPU cores, with a worker on each (taskset
+--cpu-list 0 and 1). e-SNLI needs the release (COTMI_DATA_ROOT);
 --only=recipe=quickstart and --only=recipe=deduction run without.
 
     python -m cotmi_jax.study --config=configs/studies/first.py --workdir=studies/first

@@ -101,7 +101,7 @@ def test_all_measures_are_those_of_compare(tmp_path: Path) -> None:
 def test_a_half_done_study_says_what_is_missing(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study")
     page = report(tmp_path, str(study), baseline="dss")
-    assert "Does the term help?" in page.text and "Study toy, test split" in page.text
+    assert "Does the term help?" in page.text and "Claim of study toy, test split" in page.text
     assert "2 comparisons of label accuracy with dss: all better." in page.text
     difference = points(gather([str(study)], None, "dss", 0.01).sets[1].arms[1].row.contrast.interval.value)
     assert page.rows("cqa") == {"cotmi": {"Method": "cotmi", "esnli": ANY, "cqa": f"{difference}better"}}
