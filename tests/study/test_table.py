@@ -63,7 +63,8 @@ def test_a_dry_run_prints_runs_commands_and_hours_and_writes_nothing(study: Stud
     assert (study.folder / "study.jsonl").read_text() == events
 
 
-def test_a_dry_run_without_the_data_says_so_once(study: StudyFolder) -> None:
+def test_a_dry_run_without_the_data_says_so_once(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COTMI_DATA_ROOT", raising=False)
     study.edit('"arithmetic"', '"svamp"')
     said: list[str] = []
     text = dry_run(study.study(say=said.append))
@@ -102,6 +103,7 @@ def test_a_step_is_that_of_the_named_checkpoint_with_the_batches_of_the_data(
     study: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The compiler of slices has tests of its own (tests/aot)."""
+    monkeypatch.delenv("COTMI_DATA_ROOT", raising=False)
     study.edit("config.steps = 6", "config.steps = 6\n    config.data.size = 8")
     (one,) = (entry.planned for entry in study.study("dss-seed0").preview())
     one.config.unlock()
