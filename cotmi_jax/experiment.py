@@ -69,7 +69,7 @@ def embeddings(pieces: int) -> int:
 
 
 def expected_embeddings(config: ConfigDict) -> int:
-    """That number from the config alone: neither a checkpoint nor the data is read, nor is a vocabulary trained."""
+    """The number of embeddings of a run's student by its config: no checkpoint and no data are read."""
     model, vocabulary = config.model, config.data.vocabulary
     if model.vocab_size or model.init != "random":
         return model.vocab_size or T5_VOCAB_SIZE

@@ -37,8 +37,8 @@ _SWAPS = 500  # moves or exchanges of sequence pairs in one attempt
 class PackShape:
     """Shape of packed batches over all processes: R rows, lengths S and T, at most N sequence pairs a row.
 
-    counterfactual_length: columns of the targets of counterfactuals. increment: how many rows a batch gets more, as
-    often as necessary, where the rows do not hold it; 0: that is an error.
+    counterfactual_length: columns of the targets of counterfactuals. increment: rows that are added, as often as
+    necessary, for a batch that R rows do not hold; 0: such a batch is an error.
     """
 
     rows: int

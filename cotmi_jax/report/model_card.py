@@ -63,7 +63,7 @@ def read_scores(workdir: Path, step: int) -> list[Measured]:
 
 def _measured(fields: dict[str, Any]) -> Iterator[Measured]:
     method = fields.get("decoding", {}).get("method", "greedy")
-    split = fields["split"] if method == "greedy" else f"{fields['split']} ({method})"
+    split = f"{fields['split']}{'' if method == 'greedy' else f' ({method})'}"
     for name, score in fields["metrics"].items():
         interval = score["interval"]
         if interval is not None:

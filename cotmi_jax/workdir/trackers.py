@@ -163,7 +163,7 @@ class _Ending:
     """Whether a run has logged its last step."""
 
     def __init__(self, run: TrackedRun):
-        self._steps, self.is_complete = run.config.get("steps"), False
+        self._steps, self.is_complete = run.config["steps"], False
 
     def reached(self, step: int) -> None:
         """Metrics of a step were logged."""

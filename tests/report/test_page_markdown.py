@@ -7,6 +7,8 @@ from pathlib import Path
 import runs
 from reported import write_arms, write_run, write_study
 
+from cotmi_jax.report.page import words
+
 
 def rows(text: str) -> dict[str, list[str]]:
     """The cells of a table's lines by method."""
@@ -63,13 +65,19 @@ def test_the_margin_is_that_of_the_flag(tmp_path: Path) -> None:
     assert not any(marks[0]) and any(marks[1])
 
 
+def test_verdicts_of_measures_of_which_neither_direction_is_better_are_counted() -> None:
+    assert words.list_verdicts(Counter(higher=2)) == "all higher"
+    assert words.list_verdicts(Counter(lower=1, better=2, undecided=3)) == "2 better, 1 lower and 3 undecided"
+    assert words.list_verdicts(Counter(equivalent=1), "equivalent within ±1 points") == "equivalent within ±1 points"
+
+
 def test_a_half_done_study_has_a_new_document_that_lists_what_is_missing(tmp_path: Path) -> None:
     write_study(tmp_path / "study")
     result = runs.command("report", str(tmp_path / "study"), f"--output={tmp_path}/new.md")
     assert (result.code, result.err) == (0, ""), result
     text = (tmp_path / "new.md").read_text()
     assert text.startswith("<!-- report: begin -->")
-    assert "4 of 12 runs are missing: 1 running; 1 failed (0-standard-1); 2 pending." in text
+    assert "Missing are 4 of 12 runs: 1 running; 1 failed (0-standard-1); 2 pending." in text
 
 
 def test_a_document_without_the_part_is_kept(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def markdown(found: Gathered, measures: str, command: str) -> str:
             "others are undecided."
         )
     if found.missing:
-        blocks.append(f"{len(found.missing)} of {found.total} runs are missing: {_missing(found.missing)}.")
+        blocks.append(f"Missing are {len(found.missing)} of {found.total} runs: {_missing(found.missing)}.")
     time = f" The runs took {duration(found.seconds)} in all." if found.seconds else ""
     return "\n\n".join([*blocks, f"Written by `{command}`.{time}"])
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections import Counter
+from typing import get_args
 
-from cotmi_jax.evaluation.verdicts import Contrast
+from cotmi_jax.evaluation.verdicts import Contrast, Verdict
 from cotmi_jax.report.page.gather import Arm, Gathered, ResultSet
 
 MINUS = "−"
@@ -76,10 +77,13 @@ def baseline_name(found: Gathered) -> str:
 
 
 def list_verdicts(verdicts: Counter[str], equivalent: str = "equivalent") -> str:
-    """How many are better, worse, equivalent (in these words) and undecided, without those that are none."""
+    """The number of each verdict in words, without those that do not occur; `equivalent`: the words for that one."""
     total = sum(verdicts.values())
-    words = {"better": "better", "worse": "worse", "equivalent": equivalent, "undecided": "undecided"}
-    listed = [f"{verdicts[verdict]} {text}" for verdict, text in words.items() if verdicts[verdict]]
+    listed = [
+        f"{verdicts[verdict]} {equivalent if verdict == 'equivalent' else verdict}"
+        for verdict in get_args(Verdict)
+        if verdicts[verdict]
+    ]
     if len(listed) == 1:
         verdict = listed[0].partition(" ")[2]
         return f"{'all ' if total > 1 else ''}{verdict}"
