@@ -139,7 +139,7 @@ def test_a_failing_mlflow_server_is_reported_once_and_stops_no_run(
         raise mlflow.exceptions.MlflowException("503\nService Unavailable")
 
     writer = MetricWriter(
-        tracked.workdir, start=0, trackers=["mlflow"], project="distillation", config={}, say=said.append
+        tracked.workdir, start=0, trackers=["mlflow"], project="distillation", config=tracked.config, say=said.append
     )
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", fails)
     for step in (1, 2):
