@@ -152,11 +152,11 @@ def _model() -> ConfigDict:
     model.init = "random"
     model.dropout = 0.1  # probability
     model.dtype = "float32"  # of activations: float32 or bfloat16
-    model.scan_layers = True  # compile one layer and loop; False compiles each, often faster on CPU
+    model.scan_layers = True  # compile one layer and loop; False compiles each: on a CPU faster, with more memory
     # How attention is computed: auto, plain, blocked (blocks of queries) or kernel (one fused kernel); same result.
     model.attention = "auto"
     # What the backward pass recomputes: none, dots (all but matmuls with parameters and the context of attention), full
-    # (all of a layer); auto: dots on accelerators, none on CPU.
+    # (all of a layer); auto: dots, but none on a CPU for students below 10 million parameters or without scan_layers.
     model.remat = "auto"
     return model
 

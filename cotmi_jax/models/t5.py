@@ -155,7 +155,7 @@ class T5(nnx.Module):
         def body(carry: Array | None, layer: tuple[object, object]) -> tuple[Array | None, object]:
             return apply(nnx.merge(graph, layer[0]), carry, layer[1])
 
-        body = rematerialize(body, self.config.remat, looped=self.config.scan_layers)
+        body = rematerialize(body, self.config)
         # Unrolled inside scan, not by indexing the stack in a Python loop: the gradient of each index operation would
         # be an addition to the whole stack.
         return jax.lax.scan(body, carry, (params, inputs), unroll=1 if self.config.scan_layers else num)

@@ -10,7 +10,8 @@ from jax import Array
 
 from cotmi_jax.data.tasks import PREDICT
 from cotmi_jax.mi.bounds import MineState
-from cotmi_jax.models.module import ModuleDef
+from cotmi_jax.models.module import ModuleDef, count_parameters
+from cotmi_jax.models.remat import step_compiler_options
 from cotmi_jax.models.rng import Stream, step_key
 from cotmi_jax.models.student import Params, StudentDef
 from cotmi_jax.objectives.mi_term import Features
@@ -217,7 +218,8 @@ def make_train_step(
 
     Metrics: `loss`, the mean of every term (nats, or a fraction for accuracies), `grad_norm` of the student before
     clipping, `learning_rate`; with a schedule of alpha also the current `alpha`, and where beta is not constant the
-    current `beta`. Compiled once: all batches have the same shape, and the state keeps its shapes and shardings.
+    current `beta`. Compiled once: all batches have the same shape, and the state keeps its shapes and shardings. Call
+    make_train_step and the step in jax.set_mesh of the state's mesh.
     """
     student, optimizer = state_def.student, state_def.optimizer
 
@@ -242,4 +244,9 @@ def make_train_step(
             metrics["beta"] = objective.beta * ramp
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, mi), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_def.shardings, None))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(state_def.shardings, None),
+        compiler_options=step_compiler_options(count_parameters(student.shapes)),
+    )

@@ -116,14 +116,16 @@ def test_rematerialization_repeats_matmuls() -> None:
     assert matmuls("auto") == matmuls("none") < matmuls("dots") < matmuls("full")
 
 
-def test_auto_recomputes_on_accelerators_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def saves_all(remat: str) -> bool:
+def test_auto_recomputes_on_accelerators_and_in_the_loops_of_large_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saves_all(**changes: Any) -> bool:
         layer = jnp.sin
-        return rematerialize(layer, remat, looped=True) is layer
+        return rematerialize(layer, small_config(**changes)) is layer
 
-    assert [saves_all(remat) for remat in ("auto", "none", "dots", "full")] == [True, True, False, False]
+    assert [saves_all(remat=remat) for remat in ("auto", "none", "dots", "full")] == [True, True, False, False]
+    large = dict(vocab_size=320_000)
+    assert [saves_all(**large, scan_layers=looped) for looped in (True, False)] == [False, True]
     monkeypatch.setattr("cotmi_jax.models.remat.current_platform", lambda: "tpu")
-    assert [saves_all(remat) for remat in ("auto", "none")] == [False, True]
+    assert [saves_all(remat=remat) for remat in ("auto", "none")] == [False, True]
 
 
 @pytest.mark.slow

@@ -19,8 +19,11 @@ from mi_helpers import mi_config
 from ml_collections import ConfigDict
 from paths import REPOSITORY
 
+from cotmi_jax.aot.programs import programs
 from cotmi_jax.config import base
+from cotmi_jax.data.packing import PackShape
 from cotmi_jax.errors import UserError
+from cotmi_jax.models.remat import step_compiler_options
 from cotmi_jax.models.rng import step_key, stream_key, train_streams
 from cotmi_jax.models.student import StudentDef
 from cotmi_jax.objectives.objective import BatchOutputs, Objective
@@ -114,7 +117,7 @@ def test_every_step_and_micro_batch_has_its_own_dropout(micro_batches: int) -> N
     )
 
     def run(rate: float) -> list[float]:
-        student = SimpleNamespace(config=SimpleNamespace(dropout=rate, pad_id=0), bind=lambda params: params)
+        student = SimpleNamespace(config=SimpleNamespace(dropout=rate, pad_id=0), shapes={}, bind=lambda params: params)
         state_def: Any = SimpleNamespace(student=student, networks=None, optimizer=optax.sgd(0.1), shardings=None)
         step = make_train_step(state_def, objective, optax.constant_schedule(0.1), micro_batches=micro_batches)
         params = {"student": jnp.ones(())}
@@ -131,6 +134,27 @@ def test_every_step_and_micro_batch_has_its_own_dropout(micro_batches: int) -> N
         expected = [float(draw(key)) for key in keys]
     np.testing.assert_allclose(run(0.1), expected, rtol=1e-6)
     assert run(0.0) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.slow
+def test_a_large_student_on_a_cpu_holds_few_temporaries() -> None:
+    """By `auto`, which recomputes, in the order that holds the fewest."""
+    config = base()
+    config.model.preset = "small"
+    mesh = make_mesh(devices=jax.devices()[:1])
+    found = {}
+    for remat in ("auto", "none"):
+        config.model.remat = remat
+        with jax.set_mesh(mesh):
+            compiled = programs(config, mesh, PackShape(8, 128, 64, segments=4))["train"].lower().compile()
+        found[remat] = compiled.memory_analysis().temp_size_in_bytes  # type: ignore[union-attr]
+    assert found["auto"] < 0.6 * found["none"]
+    assert found["auto"] < 600 * 2**20  # 503 MiB; in XLA's default order 701
+
+
+def test_small_students_keep_the_default_order_of_xla() -> None:
+    assert not step_compiler_options(10**6)
+    assert step_compiler_options(10**8)
 
 
 class Run(NamedTuple):
