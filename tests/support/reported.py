@@ -19,7 +19,7 @@ CHOICES = ("entailment", "neutral", "contradiction")
 HOSTILE = (
     "</script></style></textarea><script>window.hacked = 1</script><img src=http://example.com/x onerror='hacked = 1'>"
     '"><svg onload=hacked=1>--><!-- ]]> \u2028\u2029 \u202e مرحبا بالعالم \u202c 👩‍👩‍👧‍👦 \ud83d \x00 '
-    "&lt;b&gt; &amp; {{ 7 * 7 }} {% raw %} "
+    "&lt;b&gt; &amp; {{ 7919 * 7927 }} {% raw %} "
 )
 
 
