@@ -343,7 +343,7 @@ def test_a_taken_over_lease_ends_the_command_and_leaves_the_run_to_the_other(
     study: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cotmi_jax.workdir.lock._locked_file", lambda path: None)  # a file system without locks
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.3")
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "1.0")
     said: list[str] = []
     ended = threading.Event()
 
