@@ -33,17 +33,18 @@ def rematerialize(layer: Callable, config: T5Config) -> Callable:
 
 
 def _choose(config: T5Config) -> Remat:
-    """Of layers that are not in a loop, XLA's CPU compiler merges most of what is recomputed with the first time."""
+    """What `auto` stands for. A CPU recomputes in loops only: elsewhere XLA's CPU compiler merges most of the second
+    computation with the first."""
     large = parameter_count(config)[1] >= _LARGE
     return "dots" if current_platform() != "cpu" or (large and config.scan_layers) else "none"
 
 
 def step_compiler_options(parameters: int) -> dict[str, str]:
-    """XLA's options for a training step on the current mesh of a student with so many parameters.
+    """XLA's compiler options for a training step on the current mesh; `parameters`: how many the student has.
 
-    On a CPU, XLA's default order lets independent instructions run at the same time and holds more temporaries, as it
-    computes again what remat left out before it is needed. For large students, whose single instructions occupy every
-    core, it is the order that holds the fewest.
+    XLA's default order of a CPU program lets independent instructions run at the same time. It holds more temporaries,
+    since it recomputes before the results are needed. Single instructions of large students occupy every core anyway:
+    their step takes the order that holds the fewest temporaries.
     """
     if current_platform() != "cpu" or parameters < _LARGE:
         return {}

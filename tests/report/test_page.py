@@ -248,9 +248,8 @@ def test_hostile_texts_are_texts(hostile: tuple[Page, Path]) -> None:
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     links = [value for name, value in page.attributes if name in ("src", "href", "action", "data", "style")]
     assert links and all(str(value).startswith("#") for value in links)
-    assert (
-        "{{ 7919 * 7927 }}" in page.text and "62773913" not in page.text
-    )  # the product: longer than a time or a revision has digits by chance
+    # The product has more digits than a time on the page, or by chance a revision.
+    assert "{{ 7919 * 7927 }}" in page.text and "62773913" not in page.text
     (found,) = block(page)["sets"]
     assert found["input"][0] == f"Premise 0: a dog runs.{HOSTILE}" and len(found["why"][0]) > 10_000
     raw = page.scripts[0]
