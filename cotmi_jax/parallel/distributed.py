@@ -115,14 +115,17 @@ def _process_name() -> str:
     return f"process {global_state.process_id} of {global_state.num_processes}"
 
 
-def _exit(code: int, text: str) -> NoReturn:
+def _exit(code: int, text: str, *, notice_sent: bool = False) -> NoReturn:
     """Print a text and end this process at once; if several threads call this, only the first does.
 
     Exceptions and exit handlers are not run: they would wait for the other processes, which wait for this one.
+    notice_sent: by any process; process 0 serves the store that confirms and delivers it, and so waits before it ends.
     """
     if not _exiting.acquire(blocking=False):
         time.sleep(10 * _NOTICE_SECONDS)  # the first thread ends the process meanwhile
     os.write(2, f"{text}\n".encode())
+    if notice_sent and global_state.process_id == 0:
+        time.sleep(_NOTICE_SECONDS)
     os._exit(code)
 
 
@@ -143,15 +146,14 @@ def _await_notice() -> None:
         return  # the runtime is shut down, or about to abort
     process, _, text = notice.partition(" ")
     if int(process) != global_state.process_id:
-        _exit(EXIT_PEER_LOST, f"error: {_process_name()}: process {process} failed: {text}")
+        _exit(EXIT_PEER_LOST, f"error: {_process_name()}: process {process} failed: {text}", notice_sent=True)
 
 
 def _fail(code: int, text: str, reason: str) -> NoReturn:
     """Send the reason to the other processes, and end this one with a text."""
-    _client().key_value_set(_NOTICE, f"{global_state.process_id} {reason}", allow_overwrite=True)
-    if global_state.process_id == 0:
-        time.sleep(_NOTICE_SECONDS)  # process 0 serves the key-value store that delivers the notice
-    _exit(code, text)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 has ended, and with it all that could be told
+        _client().key_value_set(_NOTICE, f"{global_state.process_id} {reason}", allow_overwrite=True)
+    _exit(code, text, notice_sent=True)
 
 
 class AbortAllOnError:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hosts
 import jax
@@ -204,10 +205,34 @@ def _fail_to_load_data() -> None:
     inputs.load_data = load  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_in_one_process_ends_all(tmp_path: Path, failing: int) -> None:
+def _fail_and_lose_the_confirmation() -> None:
+    """The notice of the error reaches the store, which then answers half a second longer, but not this process."""
+    connect = distributed._client
+
+    class Client:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(connect(), name)
+
+        def key_value_set(self, key: str, value: str, **options: Any) -> None:
+            connect().key_value_set(key, value, **options)
+            if "no such file" in value:
+                time.sleep(0.5)
+                try:
+                    connect().key_value_set("is the store still there", "yes")
+                except jax.errors.JaxRuntimeError as error:
+                    raise AssertionError("process 0 has ended before the other one") from error
+                raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed")
+
+    distributed._client = Client  # type: ignore[assignment]
+    _fail_to_load_data()
+
+
+@pytest.mark.parametrize(
+    ("failing", "fail"), [(0, _fail_to_load_data), (1, _fail_to_load_data), (1, _fail_and_lose_the_confirmation)]
+)
+def test_an_error_in_one_process_ends_all(tmp_path: Path, failing: int, fail: hosts.Hook) -> None:
     hooks: list[hosts.Hook | None] = [None, None]
-    hooks[failing] = _fail_to_load_data
+    hooks[failing] = fail
     results = hosts.run("train", *flags(tmp_path), processes=2, hooks=hooks)
     assert (results[failing].code, results[failing].err) == (2, f"error: process {failing} of 2: no such file\n")
     other = results[1 - failing]
