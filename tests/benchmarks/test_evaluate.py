@@ -19,14 +19,19 @@ def two_revisions(baseline: str) -> Iterator[dict[str, Path]]:
     yield {"ours": Path("/ours"), "baseline": Path("/theirs")}
 
 
+caches: list[str] = []  # of the commands of `measured`
+
+
 def measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *flags: str
 ) -> tuple[Any, list[list[str]]]:
     """The report, and the commands; ours takes 3 s and 2 GiB, the baseline 2 s and 1 GiB."""
     commands: list[list[str]] = []
+    caches.clear()
 
     def spend(command: Sequence[str], *, folder: Path, environment: dict[str, str]) -> Spent:
         commands.append([*command])
+        caches.append(environment["COTMI_CACHE"])
         output = Path(next(each for each in command if each.startswith("--output=")).removeprefix("--output="))
         output.mkdir(exist_ok=True)
         line = {"predicted_label": "a b", "predicted_rationale": "c"}
@@ -44,7 +49,7 @@ def test_a_student_is_scored_on_its_own_data(monkeypatch: pytest.MonkeyPatch, ca
     report, commands = measured(monkeypatch, capsys, "--own_data")
     assert len(commands) == 6 and all("--workdir=runs/it" in command for command in commands)
     assert not any(each.startswith(("--dataset", "--model")) for command in commands for each in command)
-    assert report["ratio"] == {"cpu_seconds": 1.5, "seconds": 1.5, "peak_gib": 2.0}
+    assert report["ratio"]["ours"] == {"cpu_seconds": 1.5, "seconds": 1.5, "peak_gib": 2.0}
     assert (report["examples"], report["label_words"], report["ours"]["seconds"]) == (1, 2, [3.0, 3.0])
     with mock.patch.object(sys, "argv", ["evaluate", "--own_data"]), pytest.raises(SystemExit, match="2"):
         evaluate.main()
@@ -57,7 +62,26 @@ def test_rows_of_a_data_set_have_choices_and_clusters(
     write = Path.write_text
     monkeypatch.setattr(Path, "write_text", lambda path, text: (written.append(text), write(path, text))[1])
     _, commands = measured(monkeypatch, capsys, "--dataset=arithmetic", "--examples=3")
-    (rows,) = [text for text in written if '"rationale": ' in text]
+    (rows,) = {text for text in written if '"rationale": ' in text}
     lines = [json.loads(each) for each in rows.splitlines()]
     assert len(lines) == 3 and all(each["cluster"] for each in lines)
     assert all("--model=runs/it" in each and "--noinformation" in each for each in commands)
+
+
+def test_one_side_of_ours_computes_what_the_baseline_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    written: dict[str, str] = {}
+    write = Path.write_text
+    monkeypatch.setattr(
+        Path, "write_text", lambda path, text: (written.setdefault(path.name, text), write(path, text))[1]
+    )
+    report, commands = measured(monkeypatch, capsys, "--dataset=deduction", "--examples=3", "--cold")
+    with_choices, without = (
+        [json.loads(line) for line in written[name].splitlines()] for name in ("test.jsonl", "bare.jsonl")
+    )
+    assert all(each.pop("choices") for each in with_choices) and with_choices == without
+    files = [command[-1].rpartition("/")[2] for command in commands]
+    assert files == ["test.jsonl", "bare.jsonl", "test.jsonl"] * 2
+    assert report["ratio"]["equal"]["seconds"] == 1.5 and len(report["equal"]["seconds"]) == 2
+    assert len(set(caches)) == 6  # each compiles
