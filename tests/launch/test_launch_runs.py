@@ -281,7 +281,7 @@ def test_local_waits_after_ctrl_c_until_every_process_has_saved(checkout: Path, 
     command = ["bash", str(checkout / "launch/local.sh"), "--processes=3", "--port=12399", *TRAIN]
     with background(command, environment(fakes)) as local:
         until(lambda: len(recorded(fakes, "trainings")) == 3)
-        time.sleep(1.5)  # until the launcher waits, also on a busy machine
+        time.sleep(0.3)
         os.killpg(local.pid, signal.SIGINT)
         _, errors = local.communicate(timeout=60)
     assert local.returncode == 0, errors

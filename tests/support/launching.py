@@ -78,9 +78,20 @@ def until(condition: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def background(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, which is killed on exit."""
-    quiet, heard = subprocess.DEVNULL, subprocess.PIPE
-    process = subprocess.Popen(command, env=dict(variables), stdout=quiet, stderr=heard, text=True, process_group=0)
+    """A process in a group of its own, which is killed on exit.
+
+    It gets SIGINT, also where a shell runs the tests in its background and has them ignore SIGINT: bash cannot trap a
+    signal that was ignored when it started.
+    """
+    process = subprocess.Popen(
+        command,
+        env=dict(variables),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         yield process
     finally:
