@@ -2,17 +2,18 @@
 
     python -m benchmarks.evaluate --dataset=esnli --examples=1024 --baseline=REVISION
 
-The sides are `ours`, `equal` and `baseline`. Of labels from a closed set, `ours` also scores every choice, which early
-revisions do not; `equal` is our code on the same examples without choices, so that it computes what they compute.
+The sides are `ours`, `baseline` and `no_choices`. Of labels from a closed set, `ours` also scores every choice, which
+early revisions do not; `no_choices` is our code on the same examples without them, so that it computes what they
+compute. All score the first examples of the test split with `python -m cotmi_jax.evaluate`, in turn. Times are those of
+the whole command, with compiled programs from a cache that a first pass fills, unmeasured; with --cold there is no such
+pass, and every command compiles its programs.
 
-All score the same examples, the first ones of the test split, with `python -m cotmi_jax.evaluate`, in turn.
-Times are those of the whole command, with compiled programs from a cache that a first pass fills, unmeasured; with
---cold there is no such pass, and every command compiles its programs. The student is trained for --steps small batches
-from random parameters, enough that it ends most of its labels and rationales as a trained one does: on their lengths
-the time of decoding depends. --student names the workdir of another one, which the baseline can read. With --own_data
-it is scored on the test split of its own data, as --workdir does, where recalibration answers valid too. The result is
-printed as JSON, with the mean lengths of what was generated and, beside a baseline, the median over rounds of the
-ratio to it. The root of the data is --data_root or $COTMI_DATA_ROOT.
+The student is trained for --steps small batches from random parameters, enough that it ends most of its labels and
+rationales as a trained one does: the time of decoding depends on their lengths. --student names the workdir of another
+one, which the baseline can read. With --own_data it is scored on the test split of its own data, as --workdir does,
+where recalibration answers valid too, and there is no side `no_choices`. The result is printed as JSON, with the mean
+lengths of what was generated and, beside a baseline, the median over rounds of the ratio to it. The root of the data is
+--data_root or $COTMI_DATA_ROOT.
 """
 
 import argparse
@@ -30,22 +31,21 @@ from cotmi_jax.config import base
 from cotmi_jax.data.run_data import load_data
 
 
-def write_examples(arguments: argparse.Namespace, path: Path, *, choices: bool) -> None:
-    """The first examples of the test split as rows of one's own, with or without the choices of each."""
+def write_examples(arguments: argparse.Namespace, folder: Path) -> None:
+    """The first examples of the test split as rows of one's own: test.jsonl, and no_choices.jsonl without choices."""
     config = base()
     config.data.dataset, config.data.root = arguments.dataset, arguments.data_root or ""
     config.data.empty_rationale = "drop"
     examples = load_data(config, {"test"}).corpus.splits["test"][: arguments.examples]
-    lines = (
+    rows = [
         # Revisions that do not know choices and clusters ignore them.
-        json.dumps(
-            {"input": each.input, "label": each.label, "rationale": each.rationale, "cluster": each.cluster or each.id}
-            | ({"choices": each.choices} if choices and each.choices else {})
-        )
-        + "\n"
+        {"input": each.input, "label": each.label, "rationale": each.rationale, "cluster": each.cluster or each.id}
+        | ({"choices": each.choices} if each.choices else {})
         for each in examples
-    )
-    path.write_text("".join(lines))
+    ]
+    for name, left_out in (("test", ()), ("no_choices", ("choices",))):
+        kept = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
 def train_student(arguments: argparse.Namespace, code: Path, workdir: Path, home: Path) -> None:
@@ -83,27 +83,22 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Cost of every evaluation, by side and round."""
     with tempfile.TemporaryDirectory() as folder, revisions(arguments.baseline) as code:
         temporary = Path(folder)
-        homes = {side: temporary / f"cache-{side}" for side in (*code, "equal")}
         student, oldest = arguments.student, list(code)[-1]
         if student is None:
             student = str(temporary / "student")
-            train_student(arguments, code[oldest], Path(student), homes[oldest])
+            train_student(arguments, code[oldest], Path(student), temporary / "cache-training")
         sides = {side: (tree, [f"--workdir={student}"]) for side, tree in code.items()}
         if not arguments.own_data:
-            write_examples(arguments, temporary / "test.jsonl", choices=True)
-            write_examples(arguments, temporary / "bare.jsonl", choices=False)
-            files = {"ours": "test.jsonl", "equal": "bare.jsonl", "baseline": "test.jsonl"}
-            sides = {
-                side: (code.get(side, code["ours"]), [f"--model={student}", f"--dataset=jsonl:{temporary / file}"])
-                for side, file in files.items()
-                if side != "baseline" or arguments.baseline
-            }
+            write_examples(arguments, temporary)
+            scored = [f"--model={student}", f"--dataset=jsonl:{temporary}/test.jsonl"]
+            without = [f"--model={student}", f"--dataset=jsonl:{temporary}/no_choices.jsonl"]
+            sides = {side: (tree, scored) for side, tree in code.items()} | {"no_choices": (code["ours"], without)}
         report: dict[str, Any] = {side: {"cpu_seconds": [], "seconds": [], "peak_gib": []} for side in sides}
         for round_ in range(1 if arguments.cold else 0, arguments.rounds + 1):
-            for side, (tree, scored) in sides.items():
+            for side, (tree, given) in sides.items():
                 command = [sys.executable, "-m", "cotmi_jax.evaluate", f"--output={temporary / side}", "--split=test"]
-                command += ["--checkpoint=latest", "--noinformation", *scored]
-                home = temporary / f"cache-{side}-{round_}" if arguments.cold else homes[side]
+                command += ["--checkpoint=latest", "--noinformation", *given]
+                home = temporary / (f"cache-{side}-{round_}" if arguments.cold else f"cache-{side}")
                 spent = spend(command, folder=tree, environment={"COTMI_CACHE": str(home)})
                 print(f"round {round_}: {side} {spent.seconds:.1f} s", file=sys.stderr, flush=True)
                 if round_:
@@ -144,7 +139,7 @@ def rows(options: Options) -> list[Row]:
             peer_name=f"revision {options.baseline}" if options.baseline else "",
             note=note,
         )
-        for side, what in (("equal", "labels and rationales"), ("ours", "labels, rationales and choices"))
+        for side, what in (("no_choices", "labels and rationales"), ("ours", "labels, rationales and choices"))
         for name, label in (("seconds", "wall clock"), ("cpu_seconds", "processor time"))
     ]
 

@@ -151,7 +151,7 @@ def _await_notice() -> None:
 
 def _fail(code: int, text: str, reason: str) -> NoReturn:
     """Send the reason to the other processes, and end this one with a text."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 has ended, and with it all that could be told
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 has ended, and the others end with it
         _client().key_value_set(_NOTICE, f"{global_state.process_id} {reason}", allow_overwrite=True)
     _exit(code, text, notice_sent=True)
 

@@ -78,10 +78,10 @@ def test_one_side_of_ours_computes_what_the_baseline_does(
     )
     report, commands = measured(monkeypatch, capsys, "--dataset=deduction", "--examples=3", "--cold")
     with_choices, without = (
-        [json.loads(line) for line in written[name].splitlines()] for name in ("test.jsonl", "bare.jsonl")
+        [json.loads(line) for line in written[name].splitlines()] for name in ("test.jsonl", "no_choices.jsonl")
     )
     assert all(each.pop("choices") for each in with_choices) and with_choices == without
     files = [command[-1].rpartition("/")[2] for command in commands]
-    assert files == ["test.jsonl", "bare.jsonl", "test.jsonl"] * 2
-    assert report["ratio"]["equal"]["seconds"] == 1.5 and len(report["equal"]["seconds"]) == 2
+    assert files == ["test.jsonl", "test.jsonl", "no_choices.jsonl"] * 2
+    assert report["ratio"]["no_choices"]["seconds"] == 1.5 and len(report["no_choices"]["seconds"]) == 2
     assert len(set(caches)) == 6  # each compiles
